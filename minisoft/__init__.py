@@ -1,0 +1,18 @@
+"""minisoft: train Llama and Qwen models to reason in soft tokens ("Soft Tokens, Hard Truths", arXiv 2509.19170).
+
+`import minisoft` loads nothing else; `minisoft.load` and the modules (`minisoft.data`, ...) come when first used.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+_MODULES = ("checkpoint", "data", "evaluation", "model", "optimizer", "parallel", "reinforce", "report", "reward",
+            "rollout", "soft", "tiny", "tokenizer")
+
+
+def __getattr__(name: str):
+    if name == "load":
+        return importlib.import_module("minisoft.checkpoint").load
+    if name in _MODULES:
+        return importlib.import_module(f"minisoft.{name}")
+    raise AttributeError(f"module 'minisoft' has no attribute {name!r}")

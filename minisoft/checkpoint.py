@@ -1,0 +1,201 @@
+"""A Hugging Face folder <-> the model; the training state, saved and resumed.
+
+Everything is written into a temporary folder beside the target, flushed to disk and renamed: a crash leaves the old
+one or the new one, never half of one.
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from minisoft.errors import InputError
+from minisoft.model import Config, Transformer, rope_frequencies
+from minisoft.tokenizer import FILES, Tokenizer, read_json
+
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+SIDECAR = "minisoft.json"  # in a model folder: prompt, sigma, ... that the model was made for (see README)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load(folder: str | Path, device="cpu", dtype: torch.dtype | None = None) -> tuple[Transformer, Tokenizer]:
+    """A Hugging Face folder -> (Transformer, Tokenizer), parameters in `dtype` (None: bfloat16 if stored so, else
+    float32) on `device`.  Strict: raises InputError unless every tensor is there, expected and of the right shape.
+    """
+    folder = Path(folder)
+    model = load_model(folder, device, dtype)
+    tokenizer = Tokenizer(folder)
+    if tokenizer.size > model.config.vocab_size:
+        raise InputError(f"{folder}: tokenizer: expected at most vocab_size={model.config.vocab_size} ids, "
+                              f"found {tokenizer.size}")
+    return model, tokenizer
+
+
+def load_model(folder: Path, device="cpu", dtype: torch.dtype | None = None) -> Transformer:
+    """The Transformer of a Hugging Face folder (see `load`)."""
+    try:
+        config = Config.read(_required_json(folder / "config.json"))
+    except InputError as error:
+        raise InputError(f"{folder / 'config.json'}: {error}") from None
+    with torch.device("meta"):
+        model = Transformer(config)
+    expected = {name: tuple(p.shape) for name, p in model.state_dict().items()}
+    files = _locate(folder, expected)
+    state = {}
+    for path in sorted(set(files.values())):
+        names = [name for name in expected if files[name] == path]
+        state.update(_read_tensors(path, {name: expected[name] for name in names}))
+    if dtype is None:
+        dtype = torch.bfloat16 if state["model.embed_tokens.weight"].dtype == torch.bfloat16 else torch.float32
+    model.load_state_dict({name: t.to(device, dtype) for name, t in state.items()}, strict=True, assign=True)
+    model.frequencies = rope_frequencies(config).to(device)
+    return model
+
+
+def _required_json(path: Path) -> dict:
+    if not path.is_file():
+        raise InputError(f"{path}: expected a Hugging Face model folder, found no such file")
+    return read_json(path)
+
+
+def _locate(folder: Path, expected: dict) -> dict[str, Path]:
+    """Tensor name -> file.  Raises InputError for missing, unexpected or unreadable ones."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        places = _required_json(index).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+            raise InputError(f"{index}: weight_map: expected an object of file names, found {places!r:.60}")
+        for name, file in places.items():
+            if Path(file).name != file or not file.endswith(".safetensors"):
+                raise InputError(f"{index}: {name}: expected a .safetensors file of this folder, found {file!r}")
+        where = {name: folder / file for name, file in places.items()}
+    else:
+        index = folder / "model.safetensors"
+        where = {name: index for name in _names(index)}
+    found = {n for n in where if not n.endswith(".rotary_emb.inv_freq")}  # once saved, always recomputed
+    if "lm_head.weight" not in expected:
+        found.discard("lm_head.weight")  # a tied head may be stored all the same
+    for name in expected:
+        if name not in found:
+            raise InputError(f"{index}: {name}: expected {expected[name]}, found no such tensor")
+    if found - set(expected):
+        name = min(found - set(expected))
+        raise InputError(f"{index}: {name}: expected no such tensor for this config.json, found one")
+    return where
+
+
+def _open(path: Path):
+    if not path.is_file():
+        raise InputError(f"{path}: expected a safetensors file, found no such file")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: expected a whole safetensors file of {path.stat().st_size} bytes, "
+                              f"found: {error}") from None
+
+
+def _names(path: Path) -> list[str]:
+    with _open(path) as file:
+        return list(file.keys())
+
+
+def _read_tensors(path: Path, expected: dict[str, tuple]) -> dict[str, torch.Tensor]:
+    with _open(path) as file:
+        names = set(file.keys())
+        for name, shape in expected.items():
+            if name not in names:
+                raise InputError(f"{path}: {name}: expected here by the index, found no such tensor")
+            found = tuple(file.get_slice(name).get_shape())
+            if found != shape:
+                raise InputError(f"{path}: {name}: expected shape {shape}, found {found}")
+        tensors = {name: file.get_tensor(name) for name in expected}
+    for name, tensor in tensors.items():
+        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise InputError(f"{path}: {name}: expected float32, bfloat16 or float16, found {tensor.dtype}")
+    return tensors
+
+
+def find(model: str) -> Path:
+    """A folder, or a hub id "owner/name", which is fetched into weights/name.  Raises InputError."""
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    if model.count("/") != 1 or model.startswith((".", "/", "~")):
+        raise InputError(f"{model}: expected a model folder or a hub id owner/name, found no such folder")
+    target = WEIGHTS / model.split("/")[1]
+    if (target / "config.json").is_file():
+        return target
+    from huggingface_hub import snapshot_download
+    try:
+        print(f"fetching {model} into {target}")
+        snapshot_download(model, local_dir=target, allow_patterns=["*.safetensors", "*.json", "tokenizer.model", "*.jinja"])
+    except Exception as error:  # network, authorisation, unknown name: many kinds
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{model}: no such folder, and the hub did not give it ({type(error).__name__}: {reason}). "
+                              f"Where the hub can be reached, type: hf download {model} --local-dir {target}") from None
+    return target
+
+
+def sidecar(folder: Path) -> dict:
+    """What the folder says of how the model is to be used: prompt, sigma, ... ; {} for a folder from elsewhere."""
+    return read_json(Path(folder) / SIDECAR)
+
+
+def save_model(folder: Path, model: Transformer, source: Path, about: dict) -> None:
+    """Write a Hugging Face folder that transformers and vLLM load: the weights in their own dtype, config and
+    tokenizer files carried over from `source`, `about` as the sidecar."""
+    config = read_json(source / "config.json")
+    config.pop("torch_dtype", None), config.pop("dtype", None)
+    config["torch_dtype"] = str(model.E.dtype).removeprefix("torch.")
+
+    def write(new: Path) -> None:
+        save_file({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()},
+                  new / "model.safetensors", metadata={"format": "pt"})
+        for name in (*FILES, "generation_config.json"):
+            if (source / name).is_file():
+                shutil.copyfile(source / name, new / name)
+        write_json(new / "config.json", config)
+        write_json(new / SIDECAR, about)
+    _replace(folder, write)
+
+
+def save_state(folder: Path, tensors: dict[str, torch.Tensor], facts: dict) -> None:
+    """All that resuming needs: optimizer tensors and facts (step, best score, ...)."""
+    def write(new: Path) -> None:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, new / "tensors.safetensors")
+        write_json(new / "facts.json", facts)
+    _replace(folder, write)
+
+
+def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
+    """(tensors, facts) as given to `save_state`.  Raises InputError when there is no whole state."""
+    old = folder.with_name(folder.name + ".old")
+    folder = old if old.is_dir() and not folder.is_dir() else folder  # a crash between the two renames
+    facts = _required_json(folder / "facts.json")
+    path = folder / "tensors.safetensors"
+    with _open(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, facts
+
+
+def _replace(folder: Path, write) -> None:
+    """Fill a temporary folder with `write`, then put it in the place of `folder`."""
+    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    write(new)
+    for path in new.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")

@@ -1,0 +1,362 @@
+"""The Llama / Qwen2 / Qwen3 transformer T(.) over *input embeddings* (eqs. 1-2), and its key/value caches.
+
+Dimensions: B batch rows, T positions, d hidden_size, H query heads, K key/value heads, D head_dim, V vocabulary,
+P problems, N rollout rows (several rows belong to one problem), C cached positions.
+Parameter names are those of Hugging Face checkpoints, so loading needs no conversion table.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minisoft.errors import InputError
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the transformer needs from a Hugging Face config.json (`read` understands transformers 4 and 5)."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    rope_theta: float
+    rope_scaling: dict  # {} for rope type default
+    tie_word_embeddings: bool
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+
+    @classmethod
+    def read(cls, raw: dict) -> "Config":
+        """The dict of a config.json -> Config.  Raises InputError for whatever would give wrong numbers."""
+        kind = raw.get("model_type")
+        _check("model_type", kind, "llama, qwen2 or qwen3", kind in ("llama", "qwen2", "qwen3"))
+        _refuse_other_architectures(raw)
+        whole = {name: _positive_int(raw, name) for name in (
+            "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")}
+        heads = whole["num_attention_heads"]
+        kv_heads = _positive_int(raw, "num_key_value_heads", heads)
+        _check("num_attention_heads", heads, f"a multiple of num_key_value_heads={kv_heads}", heads % kv_heads == 0)
+        default_head_dim = 128 if kind == "qwen3" else whole["hidden_size"] // heads  # as transformers' own defaults
+        if raw.get("head_dim") is None and kind != "qwen3":
+            _check("hidden_size", whole["hidden_size"], f"a multiple of num_attention_heads={heads}",
+                   whole["hidden_size"] % heads == 0)
+        head_dim = _positive_int(raw, "head_dim", default_head_dim)
+        _check("head_dim", head_dim, "an even number", head_dim % 2 == 0)
+        theta, scaling = _read_rope(raw)
+        bias = bool(raw.get("attention_bias", False))
+        return cls(**whole, num_key_value_heads=kv_heads, head_dim=head_dim,
+                   rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)), rope_theta=theta, rope_scaling=scaling,
+                   tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+                   qkv_bias=bias or kind == "qwen2", o_bias=bias and kind != "qwen2",
+                   mlp_bias=bool(raw.get("mlp_bias", False)) and kind == "llama", qk_norm=kind == "qwen3")
+
+
+def _check(field: str, found, expected: str, ok: bool) -> None:
+    if not ok:
+        raise InputError(f"{field}: expected {expected}, found {found!r}")
+
+
+def _positive_int(raw: dict, field: str, default=None) -> int:
+    value = raw.get(field)
+    value = default if value is None else value
+    _check(field, value, "a positive integer", type(value) is int and value > 0)
+    return value
+
+
+def _refuse_other_architectures(raw: dict) -> None:
+    sliding = raw.get("use_sliding_window") or (raw.get("model_type") == "llama" and raw.get("sliding_window"))
+    _check("use_sliding_window", raw.get("sliding_window"), "full attention (no sliding window)", not sliding)
+    layers = set(raw.get("layer_types") or ["full_attention"])
+    _check("layer_types", sorted(layers), "only full_attention", layers == {"full_attention"})
+    for field in ("num_experts", "num_local_experts", "n_routed_experts"):
+        _check(field, raw.get(field), "a dense model (no mixture of experts)", not raw.get(field))
+    _check("hidden_act", raw.get("hidden_act"), "silu", raw.get("hidden_act", "silu") == "silu")
+    _check("quantization_config", "one", "unquantized weights", not raw.get("quantization_config"))
+
+
+def _read_rope(raw: dict) -> tuple[float, dict]:
+    """(rope_theta, scaling) from transformers 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`)."""
+    rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
+    theta = float(rope.pop("rope_theta", raw.get("rope_theta") or 10000.0))
+    partial = rope.pop("partial_rotary_factor", raw.get("partial_rotary_factor") or 1.0)
+    _check("partial_rotary_factor", partial, "1.0", partial == 1.0)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    needs = {"default": (), "linear": ("factor",),
+             "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
+    _check("rope_type", kind, "default, linear or llama3", kind in needs)
+    for field in needs[kind]:
+        _check(f"rope {kind} {field}", rope.get(field), "a positive number",
+               isinstance(rope.get(field), (int, float)) and rope[field] > 0)
+    return theta, {"rope_type": kind, **{field: float(rope[field]) for field in needs[kind]}} if needs[kind] else {}
+
+
+def rope_frequencies(config: Config) -> torch.Tensor:
+    """Angle per position of each rotated pair, float32 (D/2,): types default, linear and llama3."""
+    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
+    frequency = 1.0 / config.rope_theta**exponent
+    scaling = config.rope_scaling
+    if not scaling:
+        return frequency
+    if scaling["rope_type"] == "linear":
+        return frequency / scaling["factor"]
+    # llama3: keep short wavelengths, divide long ones by `factor`, interpolate in between
+    turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    keep = ((turns - low) / (high - low)).clamp(0, 1)
+    return keep * frequency + (1 - keep) * frequency / scaling["factor"]
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary position embedding; x (B, heads, T, D), cos and sin (B or 1, 1, T, D)."""
+    left, right = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-right, left), dim=-1) * sin
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention; who attends to what is the `attend` strategy's business (see below)."""
+
+    def __init__(self, config: Config, layer: int):
+        super().__init__()
+        d, D = config.hidden_size, config.head_dim
+        self.layer, self.head_dim = layer, D
+        self.q_proj = nn.Linear(d, config.num_attention_heads * D, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(d, config.num_key_value_heads * D, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(d, config.num_key_value_heads * D, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(config.num_attention_heads * D, d, bias=config.o_bias)
+        self.q_norm = RMSNorm(D, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(D, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+
+    def forward(self, x, rope, attend):
+        B, T, _ = x.shape
+        heads = (B, T, -1, self.head_dim)
+        q = rotate(self.q_norm(self.q_proj(x).view(heads)).transpose(1, 2), *rope)  # (B, H, T, D)
+        k = rotate(self.k_norm(self.k_proj(x).view(heads)).transpose(1, 2), *rope)  # (B, K, T, D)
+        v = self.v_proj(x).view(heads).transpose(1, 2)  # (B, K, T, D)
+        out = attend(self.layer, q, k, v)  # (B, H, T, D)
+        return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))  # (B, T, d)
+
+
+class MLP(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        d, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = nn.Linear(d, inner, bias=bias)
+        self.up_proj = nn.Linear(d, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, d, bias=bias)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: Config, layer: int):
+        super().__init__()
+        self.self_attn, self.mlp = Attention(config, layer), MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x, rope, attend):
+        x = x + self.self_attn(self.input_layernorm(x), rope, attend)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: Config):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Transformer(nn.Module):
+    """Embeddings in, hidden states out.  Weights float32 or bfloat16; logits always float32.
+
+    Attributes: `config`; `E` (V, d), the embedding matrix; `W_d` (V, d), the decoding matrix (E where tied).
+    """
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = None if config.tie_word_embeddings else nn.Linear(
+            config.hidden_size, config.vocab_size, bias=False)
+        self.register_buffer("frequencies", rope_frequencies(config), persistent=False)
+
+    @property
+    def E(self) -> nn.Parameter:
+        return self.model.embed_tokens.weight
+
+    @property
+    def W_d(self) -> nn.Parameter:
+        return self.E if self.lm_head is None else self.lm_head.weight
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids (B, T) -> embeddings E[ids] (B, T, d)."""
+        return self.model.embed_tokens(ids)
+
+    def forward(self, inputs_embeds: torch.Tensor, attend=None) -> torch.Tensor:
+        """Input embeddings h0 (B, T, d) -> encodings hL (B, T, d), after the final norm (eqs. 1-2).
+
+        `attend` says what else the T positions see: None (causal self-attention), a `PromptCache` or a `RowCache`.
+        """
+        attend = PromptCache() if attend is None else attend
+        x = inputs_embeds.to(self.E.dtype)
+        rope = self._rope(attend.positions(x), x.dtype)
+        for layer in self.model.layers:
+            x = layer(x, rope, attend)
+        return self.model.norm(x)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Encodings (..., d) -> logits (..., V), float32 also for bfloat16 weights: in bfloat16, ties at
+        tau = 0.0001 would be coin flips."""
+        return F.linear(hidden.float(), self.W_d.float())
+
+    def prefill(self, ids: torch.Tensor) -> tuple[torch.Tensor, "PromptCache"]:
+        """Prompts (P, T) of equal length -> hidden (P, T, d) and the cache their rows share.  Differentiable."""
+        cache = PromptCache(record=True)
+        return self(self.embed(ids), cache), cache
+
+    def _rope(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Positions (B or 1, T) -> cos, sin, each (B or 1, 1, T, D); angles in float32 whatever the dtype."""
+        angle = positions[:, None, :, None].float() * self.frequencies.float()  # (B, 1, T, D/2)
+        angle = torch.cat((angle, angle), dim=-1)  # (B, 1, T, D)
+        return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+class PromptCache:
+    """Causal self-attention that can also remember (record=True), or start after (keys given), a shared prompt.
+
+    `keys[layer]`, `values[layer]`: (1, K, C, D), one prompt that all B rows continue.  They may carry gradients:
+    the gradients of all rows add up in them.
+    """
+
+    def __init__(self, record: bool = False, keys=(), values=()):
+        self.record, self.keys, self.values = record, list(keys), list(values)
+
+    @property
+    def length(self) -> int:
+        return self.keys[0].shape[2] if self.keys else 0
+
+    def positions(self, x: torch.Tensor) -> torch.Tensor:
+        start = 0 if self.record else self.length
+        return torch.arange(start, start + x.shape[1], device=x.device)[None]  # (1, T)
+
+    def __call__(self, layer, q, k, v):
+        if self.record:
+            self.keys.append(k), self.values.append(v)
+        elif self.keys:
+            return self._continue(q, torch.cat((self.keys[layer].expand(len(k), -1, -1, -1), k), dim=2),
+                                  torch.cat((self.values[layer].expand(len(v), -1, -1, -1), v), dim=2))
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+    def _continue(self, q, k, v):
+        """q (B, H, T, D) at the last T of the C + T positions of k and v (B, K, C + T, D)."""
+        T, length = q.shape[2], k.shape[2]
+        seen = torch.ones(T, length, dtype=torch.bool, device=q.device).tril(length - T)  # (T, C + T)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
+
+    def detached(self) -> "PromptCache":
+        """The same prompt as leaves that collect gradients: what many micro-batches send back is summed here."""
+        return PromptCache(keys=[k.detach().requires_grad_() for k in self.keys],
+                           values=[v.detach().requires_grad_() for v in self.values])
+
+
+class RowCache:
+    """Decoding one position at a time: N rows, each with its own continuation of one of P shared prompts.
+
+    prompts: P recorded `PromptCache`s (1, K, C_p, D); owner (N,): the prompt of each row; capacity: positions a row
+    may take.  A prompt's keys and values are stored and read once for all of its rows.  Rows all started together,
+    so the continuation of every row has `step` positions.
+    """
+
+    def __init__(self, prompts: list[PromptCache], owner: torch.Tensor, capacity: int):
+        first = prompts[0].keys[0]
+        self.lengths = torch.tensor([p.length for p in prompts], device=first.device)  # (P,)
+        self.prompt = [(_pad([p.keys[i] for p in prompts]), _pad([p.values[i] for p in prompts]))
+                       for i in range(len(prompts[0].keys))]  # per layer, each (P, K, C, D)
+        C = self.prompt[0][0].shape[2]
+        self.padding = torch.arange(C, device=first.device) >= self.lengths[:, None]  # (P, C), True beyond a prompt
+        self.own = first.new_empty(len(self.prompt), 2, len(owner), first.shape[1], capacity, first.shape[3])
+        self.step = 0
+        self._seat(owner)
+
+    def _seat(self, owner: torch.Tensor) -> None:
+        """Give every row a seat in a (P, R) grid, R the largest number of rows of one prompt."""
+        self.owner = owner
+        count = torch.bincount(owner, minlength=len(self.lengths))
+        order = torch.argsort(owner, stable=True)
+        rank = torch.arange(len(owner), device=owner.device) - (count.cumsum(0) - count)[owner[order]]
+        self.seats = int(count.max())
+        self.seat = torch.empty_like(owner)
+        self.seat[order] = owner[order] * self.seats + rank
+        self.hidden_prompt = self.padding[owner][:, None, None]  # (N, 1, 1, C)
+
+    def positions(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.lengths[self.owner] + self.step)[:, None]  # (N, 1)
+
+    def __call__(self, layer, q, k, v):
+        N, H, _, D = q.shape
+        K, n = k.shape[1], self.step + 1
+        own = self.own[layer]
+        own[0, :N, :, self.step], own[1, :N, :, self.step] = k[:, :, 0], v[:, :, 0]
+        q = q.view(N, K, H // K, D) * D**-0.5  # the H/K query heads of a key head side by side
+        keys, values = self.prompt[layer]
+        on_prompt = self._to_rows(self._to_grid(q) @ keys.transpose(2, 3), H // K)  # (N, K, H/K, C)
+        on_own = q @ own[0, :N, :, :n].transpose(2, 3)  # (N, K, H/K, n)
+        on_prompt = on_prompt.masked_fill(self.hidden_prompt, -math.inf)
+        weight = torch.cat((on_prompt, on_own), dim=-1).float().softmax(-1).to(q.dtype)
+        on_prompt, on_own = weight.split((keys.shape[2], n), dim=-1)
+        out = self._to_rows(self._to_grid(on_prompt) @ values, H // K) + on_own @ own[1, :N, :, :n]
+        return out.view(N, H, 1, D)
+
+    def _to_grid(self, x: torch.Tensor) -> torch.Tensor:
+        """Rows (N, K, h, X) -> by prompt (P, K, R h, X); empty seats are zero."""
+        N, K, h, X = x.shape
+        grid = x.new_zeros(len(self.lengths) * self.seats, K, h, X).index_copy(0, self.seat, x)
+        return grid.view(-1, self.seats, K, h, X).transpose(1, 2).reshape(-1, K, self.seats * h, X)
+
+    def _to_rows(self, grid: torch.Tensor, h: int) -> torch.Tensor:
+        """By prompt (P, K, R h, X) -> rows (N, K, h, X)."""
+        P, K, _, X = grid.shape
+        return grid.view(P, K, self.seats, h, X).transpose(1, 2).reshape(-1, K, h, X)[self.seat]
+
+    def advance(self) -> None:
+        """The position just computed is complete in every layer."""
+        self.step += 1
+
+    def keep(self, alive: torch.Tensor) -> torch.Tensor:
+        """Drop the rows where alive (N,) is False; returns the old index of each row that is left.
+
+        The last rows move into the holes, so only as many rows are copied as were dropped."""
+        n = int(alive.sum())
+        order = torch.arange(n, device=alive.device)
+        holes = (~alive[:n]).nonzero()[:, 0]
+        order[holes] = alive[n:].nonzero()[:, 0] + n
+        self.own[:, :, holes, :, : self.step] = self.own[:, :, order[holes], :, : self.step]
+        self._seat(self.owner[order])
+        return order
+
+
+def _pad(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """[(1, K, C_p, D)] -> (P, K, max C_p, D), zeros on the right."""
+    longest = max(t.shape[2] for t in tensors)
+    return torch.cat([F.pad(t, (0, 0, 0, longest - t.shape[2])) for t in tensors])

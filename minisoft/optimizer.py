@@ -1,0 +1,74 @@
+"""AdamW on float32 master weights, cosine schedule with warm-up, clipping (appendix A)."""
+
+import math
+
+import torch
+
+from minisoft.model import Transformer
+
+
+class Optimizer:
+    """Turns the summed gradient of a step into new weights.
+
+    bfloat16 parameters get float32 masters, since updates of 1e-6 would vanish in bfloat16; float32 parameters are
+    their own masters.  betas, weight_decay and clip (largest gradient norm) are open in the paper.
+    """
+
+    def __init__(self, model: Transformer, lr: float, steps: int, warmup: int, betas: tuple[float, float],
+                 weight_decay: float, clip: float):
+        self.names = [name for name, _ in model.named_parameters()]
+        self.parameters = list(model.parameters())
+        self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in self.parameters]
+        self.lr, self.steps, self.warmup, self.clip = lr, steps, warmup, clip
+        self.adamw = torch.optim.AdamW(self.masters, lr=lr, betas=betas, weight_decay=weight_decay)
+        self.zero_grad()
+
+    def zero_grad(self) -> None:
+        """Gradients become zero tensors, so that a step without any signal needs no special case."""
+        for p in self.parameters:
+            p.grad = torch.zeros_like(p)
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then a cosine down to 0 at `steps` (appendix A)."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+    def grad_norm(self) -> float:
+        """Euclidean norm of the whole gradient, before clipping."""
+        return torch.stack([p.grad.float().norm() for p in self.parameters]).double().norm().item()
+
+    @torch.no_grad()
+    def step(self, step: int, grad_norm: float) -> float:
+        """One update with the gradients in .grad; returns the learning rate used."""
+        factor = min(1.0, self.clip / (grad_norm + 1e-12))
+        for master, p in zip(self.masters, self.parameters):
+            master.grad = p.grad.float().mul_(factor)
+        lr = self.adamw.param_groups[0]["lr"] = self.learning_rate(step)
+        self.adamw.step()
+        for master, p in zip(self.masters, self.parameters):
+            if master is not p:
+                p.copy_(master)
+        self.zero_grad()
+        return lr
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Masters and AdamW's moments, by parameter name."""
+        found = {}
+        for name, master in zip(self.names, self.masters):
+            found[f"weight/{name}"] = master
+            for key, value in self.adamw.state[master].items():
+                found[f"{key}/{name}"] = value
+        return found
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Bring back what `state` gave, the model's weights included."""
+        for name, master, p in zip(self.names, self.masters, self.parameters):
+            master.copy_(tensors[f"weight/{name}"])
+            p.copy_(master)
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                if f"{key}/{name}" in tensors:
+                    value = tensors[f"{key}/{name}"]
+                    self.adamw.state[master][key] = value if key == "step" else value.to(master.device)

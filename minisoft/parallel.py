@@ -1,0 +1,96 @@
+"""torch.distributed data parallelism: who am I, which samples are mine, sums over all ranks.
+
+Without torchrun the world has one rank and every function is the identity.
+"""
+
+import datetime
+import os
+
+import torch
+import torch.distributed as dist
+
+from minisoft.errors import InputError
+
+
+class World:
+    """rank, size and device of this process; use as a context manager.
+
+    `device`: "cpu", "cuda" (rank r of a node takes GPU r) or None for cuda where there is one.
+    """
+
+    def __init__(self, device: str | None = None):
+        self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if kind.startswith("cuda") and not torch.cuda.is_available():
+            raise InputError(f"device: expected a CUDA GPU for {kind!r}, found none; use --device cpu")
+        self.device = torch.device(kind)
+        if self.device.type == "cuda" and self.device.index is None:
+            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            torch.cuda.set_device(self.device)
+        if self.size > 1:
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo",
+                                    timeout=datetime.timedelta(minutes=30))
+
+    def __enter__(self) -> "World":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.size > 1:
+            dist.destroy_process_group()
+
+    @property
+    def main(self) -> bool:
+        """Rank 0 speaks and writes."""
+        return self.rank == 0
+
+    def share(self, prompts: int, group: int) -> list[tuple[int, range]]:
+        """This rank's part of the step's B x G samples: [(problem, its samples)], sizes equal on all ranks.
+
+        B and G are global (paper: B = 2, G = 32, also on 8 ranks).  Raises InputError when ranks do not divide B G.
+        """
+        total = prompts * group
+        if total % self.size:
+            raise InputError(f"prompts x group = {prompts} x {group} = {total} samples a step: expected a multiple of "
+                             f"the number of ranks, found {self.size} ranks")
+        first, last = self.rank * total // self.size, (self.rank + 1) * total // self.size
+        parts = [(b, range(max(first - b * group, 0), min(last - b * group, group))) for b in range(prompts)]
+        return [(b, samples) for b, samples in parts if len(samples)]
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        """Equal-sized pieces (n, ...) of all ranks, in rank order (size * n, ...)."""
+        if self.size == 1:
+            return x
+        x = x.to(self.device).contiguous()
+        pieces = [torch.empty_like(x) for _ in range(self.size)]
+        dist.all_gather(pieces, x)
+        return torch.cat(pieces)
+
+    def gather_objects(self, x: list) -> list:
+        """The lists of all ranks, joined in rank order."""
+        if self.size == 1:
+            return x
+        pieces = [None] * self.size
+        dist.all_gather_object(pieces, x)
+        return [item for piece in pieces for item in piece]
+
+    def sum_gradients(self, parameters) -> None:
+        """Gradients become their sums over all ranks, the same bits on every rank."""
+        if self.size > 1:
+            for p in parameters:
+                dist.all_reduce(p.grad)
+
+    def any(self, flag: bool) -> bool:
+        """Has any rank raised the flag?"""
+        return bool(self.gather(torch.tensor([flag], dtype=torch.int32)).any())
+
+    def check_identical(self, parameters) -> None:
+        """Raises RuntimeError unless all ranks hold the same weights, bit for bit."""
+        if self.size > 1:
+            mine = torch.stack([p.detach().view(torch.uint8).sum(dtype=torch.int64) for p in parameters])
+            all_ranks = self.gather(mine[None])
+            if not (all_ranks == all_ranks[0]).all():
+                raise RuntimeError("ranks hold different weights: expected bit-identical copies")
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()

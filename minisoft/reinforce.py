@@ -1,0 +1,124 @@
+"""REINFORCE with a leave-one-out baseline over recorded rollouts (section 3, appendix A, eqs. 8-15).
+
+Dimensions: P problems, G samples of each, n rows of one problem, S positions after the prompt, d width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from minisoft.model import PromptCache, Transformer
+from minisoft.rollout import ANSWER, COT, Rollout
+from minisoft.soft import Categorical
+
+LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB of float32 logits, whatever V
+
+
+def leave_one_out(rewards: torch.Tensor) -> torch.Tensor:
+    """Rewards (P, G) -> advantages (P, G): reward minus the mean reward of the other G - 1 samples (eqs. 12-13).
+
+    Raises ValueError for G < 2, where there is no other sample.
+    """
+    G = rewards.shape[-1]
+    if G < 2:
+        raise ValueError(f"leave_one_out: expected at least 2 samples a problem, found {G}")
+    return (rewards - rewards.mean(-1, keepdim=True)) * (G / (G - 1))  # = r - (sum - r) / (G - 1)
+
+
+@dataclass
+class Mismatch:
+    """|log-prob replayed - log-prob at rollout| over action tokens: 0 if rollout and replay are the same function."""
+
+    total: float = 0.0
+    tokens: int = 0
+    largest: float = 0.0
+
+    def add(self, difference: torch.Tensor) -> None:
+        if difference.numel():
+            self.total += difference.abs().sum().item()
+            self.tokens += difference.numel()
+            self.largest = max(self.largest, difference.abs().max().item())
+
+    def join(self, other: "Mismatch") -> None:
+        self.total, self.tokens = self.total + other.total, self.tokens + other.tokens
+        self.largest = max(self.largest, other.largest)
+
+    def over_ranks(self, world) -> "Mismatch":
+        """The same over the tokens of all ranks."""
+        parts = world.gather(torch.tensor([[self.total, self.tokens, self.largest]], dtype=torch.float64)).cpu()
+        return Mismatch(parts[:, 0].sum().item(), int(parts[:, 1].sum()), parts[:, 2].max().item())
+
+
+def log_prob(model: Transformer, kind, rollout: Rollout, rows: torch.Tensor, prompt: PromptCache,
+             last: torch.Tensor) -> torch.Tensor:
+    """Log-probability (m, S) of every recorded action of the given rows (m,), in one teacher-forced pass (eqs. 9-10).
+
+    prompt, last (1, d): keys and values of the prompt and the encoding of its last position.  The inputs are the
+    recorded ones, so there is no back-propagation through time.  Positions that are no action get 0.
+    """
+    S = int((rollout.role[rows] != 0).sum(1).max())
+    role = rollout.role[rows, :S]
+    x = model.embed(rollout.ids[rows, :S])  # (m, S, d)
+    C = min(S, rollout.actions.shape[1])
+    thought = kind.embed(model, rollout.actions[rows, :C])  # (m, C, d)
+    x = torch.cat((torch.where(role[:, :C, None] == COT, thought, x[:, :C]), x[:, C:]), dim=1)
+    hidden = model(x[:, :-1], prompt)  # (m, S-1, d), predicts positions 1..S-1
+    hidden = torch.cat((last.expand(len(rows), 1, -1), hidden), dim=1)  # (m, S, d), predicts positions 0..S-1
+    thinking, answering = role == COT, role == ANSWER
+    out = hidden.new_zeros(role.shape, dtype=torch.float32)
+    out = out.masked_scatter(thinking, _in_chunks(
+        model, kind.distribution, hidden[thinking], rollout.actions[rows, :C][thinking[:, :C]]))
+    return out.masked_scatter(answering, _in_chunks(
+        model, lambda model, logits: Categorical(logits), hidden[answering], rollout.ids[rows, :S][answering]))
+
+
+def _in_chunks(model, distribution, hidden, actions) -> torch.Tensor:
+    """Log-probabilities (m,) of actions (m, ...) given encodings (m, d); logits exist for one chunk at a time, in the
+    backward pass too, where they are computed again."""
+    def one(hidden, actions):
+        return distribution(model, model.logits(hidden)).log_prob(actions)
+    chunk = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    return torch.cat([checkpoint(one, h, a, use_reentrant=False)
+                      for h, a in zip(hidden.split(chunk), actions.split(chunk))])
+
+
+def backward(model: Transformer, kind, rollout: Rollout, advantages: torch.Tensor, scale: float, micro_batch: int,
+             terms: tuple[int, ...] = (COT, ANSWER)) -> Mismatch:
+    """Add to the gradients those of  -scale * sum_g A_g * l_g  (eqs. 14-15), l_g the *sum* of the log-probs of row g.
+
+    advantages (n,), constants; scale 1 / (B G), global; rows go through the model `micro_batch` at a time, which does
+    not change the gradient; terms: which roles count in l_g.  The prompt is run once: the gradients that the rows send
+    into its keys and values add up there and go back through it together.
+    """
+    mismatch = Mismatch()
+    hidden, cache = model.prefill(torch.tensor([rollout.prompt], device=model.E.device))
+    last = hidden[:, -1].detach().requires_grad_()  # (1, d)
+    prompt = cache.detached()
+    useful = advantages.nonzero()[:, 0]
+    useful = useful[(rollout.role[useful] != 0).sum(1).argsort(descending=True)]  # rows of similar length together
+    for rows in useful.split(micro_batch):
+        replayed = log_prob(model, kind, rollout, rows, prompt, last)  # (m, S)
+        role = rollout.role[rows, : replayed.shape[1]]
+        action = (role == COT) | (role == ANSWER)
+        mismatch.add((replayed.detach() - rollout.log_prob[rows, : replayed.shape[1]])[action])
+        counted = torch.stack([role == term for term in terms]).any(0)
+        l = (replayed * counted).sum(1)  # (m,), eq. 9
+        (-scale * (advantages[rows] * l).sum()).backward()  # eq. 14
+    leaves = [last, *prompt.keys, *prompt.values]
+    outputs = [hidden[:, -1], *cache.keys, *cache.values]
+    used = [(o, leaf.grad) for o, leaf in zip(outputs, leaves) if leaf.grad is not None]
+    torch.autograd.backward([o for o, _ in used], [gradient for _, gradient in used])
+    return mismatch
+
+
+@torch.no_grad()
+def measure_mismatch(model: Transformer, kind, rollout: Rollout) -> Mismatch:
+    """The replay mismatch of one rollout without a gradient, for steps in which every advantage is zero."""
+    mismatch = Mismatch()
+    hidden, cache = model.prefill(torch.tensor([rollout.prompt], device=model.E.device))
+    rows = torch.arange(len(rollout.ids), device=model.E.device)
+    prompt = PromptCache(keys=cache.keys, values=cache.values)
+    replayed = log_prob(model, kind, rollout, rows, prompt, hidden[:, -1])
+    mismatch.add((replayed - rollout.log_prob)[(rollout.role == COT) | (rollout.role == ANSWER)])
+    return mismatch

@@ -1,0 +1,117 @@
+"""Text <-> token ids: `tokenizer.json` by the tokenizers library, `tokenizer.model` by sentencepiece."""
+
+import json
+from pathlib import Path
+
+from minisoft.errors import InputError
+
+FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+         "vocab.json", "merges.txt", "chat_template.jinja")  # carried over when a model is saved
+
+
+class Tokenizer:
+    """The tokenizer of a Hugging Face folder; ids equal transformers'.
+
+    Raises InputError when the folder has neither tokenizer.json nor tokenizer.model, or one that cannot be read.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        config = read_json(self.folder / "tokenizer_config.json")
+        if (self.folder / "tokenizer.json").is_file():
+            self._codec = _Json(self.folder / "tokenizer.json", config)
+        elif (self.folder / "tokenizer.model").is_file():
+            self._codec = _SentencePiece(self.folder / "tokenizer.model", config)
+        else:
+            raise InputError(f"{folder}: expected tokenizer.json or tokenizer.model, found neither")
+        self.eos_ids = self._read_eos(config)
+
+    @property
+    def size(self) -> int:
+        """Number of ids, added tokens included."""
+        return self._codec.size
+
+    def encode(self, text: str) -> list[int]:
+        """Text -> ids, with BOS where the tokenizer adds one."""
+        return self._codec.encode(text, True)
+
+    def decode(self, ids: list[int]) -> str:
+        """Ids -> text; special tokens (BOS, EOS, padding) are left out."""
+        return self._codec.decode(list(ids))
+
+    def encode_after(self, before: str, text: str) -> list[int]:
+        """The ids that `text` adds when it continues `before`: no BOS, and no extra space at its start."""
+        head, whole = self._codec.encode(before, False), self._codec.encode(before + text, False)
+        return whole[len(head):] if whole[: len(head)] == head else self._codec.encode(text, False)
+
+    def ids_with(self, character: str) -> list[int]:
+        """Ids of all tokens whose text has the given ASCII character: only these can bring it into a text."""
+        byte = f"<0x{ord(character):02X}>"  # SentencePiece's byte fallback
+        return [i for i, token in self._codec.pieces() if character in token or token == byte]
+
+    def _read_eos(self, config: dict) -> frozenset[int]:
+        """Every id that ends a text, from generation_config.json, config.json and the tokenizer's own eos_token."""
+        found = set()
+        for name in ("generation_config.json", "config.json"):
+            eos = read_json(self.folder / name).get("eos_token_id")
+            found.update(eos if isinstance(eos, list) else [] if eos is None else [eos])
+        token = config.get("eos_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        found.add(self._codec.token_id(token) if token else None)
+        return frozenset(i for i in found if type(i) is int)
+
+
+class _Json:
+    def __init__(self, path: Path, config: dict):
+        import tokenizers
+        try:
+            self.codec = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise InputError(f"{path}: expected a tokenizer of the tokenizers library, found: {error}") from None
+        self.codec.no_truncation(), self.codec.no_padding()
+        self.size = self.codec.get_vocab_size(with_added_tokens=True)
+        self.token_id = self.codec.token_to_id
+
+    def encode(self, text, special):
+        return self.codec.encode(text, add_special_tokens=special).ids
+
+    def decode(self, ids):
+        return self.codec.decode(ids, skip_special_tokens=True)
+
+    def pieces(self):
+        return [(i, token) for token, i in self.codec.get_vocab(with_added_tokens=True).items()]
+
+
+class _SentencePiece:
+    def __init__(self, path: Path, config: dict):
+        import sentencepiece
+        try:
+            self.codec = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except Exception as error:
+            raise InputError(f"{path}: expected a SentencePiece model, found: {error}") from None
+        self.size = self.codec.get_piece_size()
+        self.bos = [self.codec.bos_id()] if config.get("add_bos_token", True) and self.codec.bos_id() >= 0 else []
+        self.token_id = self.codec.piece_to_id
+
+    def encode(self, text, special):
+        return (self.bos if special else []) + self.codec.encode(text)
+
+    def decode(self, ids):
+        return self.codec.decode(ids)
+
+    def pieces(self):
+        return [(i, self.codec.id_to_piece(i)) for i in range(self.size)]
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file as a dict, {} when it does not exist.  Raises InputError naming the file when it is not JSON."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: expected JSON, found: {error}") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return found
+

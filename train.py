@@ -1,0 +1,329 @@
+#!/usr/bin/env python3
+"""Train a Llama or Qwen model to reason in soft tokens ("Soft Tokens, Hard Truths", arXiv 2509.19170).
+
+    python train.py                                                      # the embedded model, minutes on two cores
+    python train.py --model FOLDER --data FILE.jsonl --tokens soft       # the paper's settings
+    torchrun --nproc-per-node 8 train.py --model FOLDER --data FILE.jsonl
+    python train.py --out RUN --resume                                   # go on with what is in RUN
+
+Writes RUN/metrics.jsonl (explained in minisoft/report.py), config.json, best/ and last/ (Hugging Face folders),
+state/ and summary.json.  Ctrl-C saves and stops; a second Ctrl-C stops at once.
+A default marked * may be replaced by the model folder's minisoft.json, as weights/tiny does.
+"""
+
+import argparse
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from minisoft import checkpoint, data, evaluation, report
+from minisoft.errors import InputError
+from minisoft.optimizer import Optimizer
+from minisoft.parallel import World
+from minisoft.reinforce import Mismatch, backward, leave_one_out, measure_mismatch
+from minisoft.reward import Verifier
+from minisoft.rollout import ANSWER, COT, Format, Request, rollout
+from minisoft.soft import GAMMA, KINDS, TAU, make_kind, rms
+
+DEFAULTS = {"data": "gsm8k", "prompts": 2, "group": 32, "steps": 4000, "cot": 128, "warmup": 20, "validate_every": 100,
+            "lr": {"hard": 6e-6, "soft": 6e-6, "fuzzy": 6e-6}}  # the paper's (section 4, appendix A)
+MAY_CHANGE = {"steps", "validate_every", "save_every", "show_every", "shares_every", "micro_batch", "eval_batch",
+              "device", "out", "resume"}  # flags that may differ when a run goes on
+
+
+def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
+    """(all flags, names of those that were given)."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = lambda group, name, default, text, **kw: group.add_argument(
+        name, default=default, help=text.replace("%", "%%") + ("" if kw.get("action") else f" (default {default})"
+                                                               if default is not None else ""), **kw)
+    group = parser.add_argument_group("model and problems")
+    add(group, "--model", str(checkpoint.WEIGHTS / "tiny"), "folder, or hub id owner/name")
+    add(group, "--data", None, "problems: .jsonl or .json file, tiny, or a hub name such as gsm8k (default gsm8k *)")
+    add(group, "--prompt", None, "file with the prompt, QUESTION where the question goes (default the paper's *, section 4)")
+    add(group, "--validation", None, "problems held out to choose RUN/best (default 10 % of all, at most 200)", type=int)
+    add(group, "--test", None, "problems held out for the table before/after (default 10 %, at most 200)", type=int)
+    group = parser.add_argument_group("chain of thought (section 3)")
+    add(group, "--tokens", "soft", "kind of CoT token", choices=KINDS)
+    add(group, "--tau", None, f"softmax temperature tau of the CoT (default {TAU})", type=float)
+    add(group, "--gamma", GAMMA, "noise factor: sigma = gamma * rms(E)", type=float)
+    add(group, "--cot", None, "CoT budget in tokens (default 128 *; paper: 128 GSM8K, 512 MATH)", type=int)
+    group = parser.add_argument_group("REINFORCE (appendix A)")
+    add(group, "--prompts", None, "B, problems a step over all ranks (default 2 *)", type=int, metavar="B")
+    add(group, "--group", None, "G, samples of each problem (default 32 *)", type=int, metavar="G")
+    add(group, "--steps", None, "updates (default 4000 *)", type=int)
+    add(group, "--lr", None, "peak learning rate (default 6e-6 *; paper: Llama-3B 6e-6, Llama-8B 3e-6, Qwen-3B 8e-6)",
+        type=float)
+    add(group, "--warmup", None, "updates of linear warm-up before the cosine (default 20 *)", type=int)
+    add(group, "--beta1", .9, "AdamW; open in the paper", type=float)
+    add(group, "--beta2", .95, "AdamW; open in the paper", type=float)
+    add(group, "--weight-decay", 0., "AdamW; open in the paper", type=float)
+    add(group, "--clip", 1., "largest norm of the gradient; open in the paper", type=float)
+    group = parser.add_argument_group("run")
+    add(group, "--out", None, "RUN, the folder to write (default runs/DATE-TIME)", type=Path)
+    add(group, "--resume", False, "go on with what is in RUN", action="store_true")
+    add(group, "--seed", 0, "(seed, step, problem, sample) decides every draw", type=int)
+    add(group, "--validate-every", None, "updates between greedy validations (default 100 *)", type=int)
+    add(group, "--save-every", 100, "updates between saves of RUN/last and RUN/state", type=int)
+    add(group, "--show-every", 20, "updates between printed sample rollouts, 0 never", type=int)
+    add(group, "--shares-every", 10, "updates between measurements of share_cot and share_answer (each costs one more "
+        "forward and backward pass), 0 never", type=int)
+    group = parser.add_argument_group("machine")
+    add(group, "--device", None, "cpu or cuda (default cuda where there is one)")
+    add(group, "--dtype", None, "of the computation (default float32 on cpu, the stored one on cuda); bfloat16 keeps "
+        "float32 master weights", choices=list(checkpoint.DTYPES))
+    add(group, "--micro-batch", 16, "rows per backward pass; does not change the gradient", type=int)
+    add(group, "--eval-batch", 64, "rows at once in validation", type=int)
+    args = parser.parse_args(argv)
+    for action in parser._actions:  # a second look, without defaults: which flags were given?
+        action.default = argparse.SUPPRESS
+    return args, set(vars(parser.parse_args(argv)))
+
+
+class Run:
+    """All that a run consists of: model, problems, kind of token, optimizer, files."""
+
+    def __init__(self, args: argparse.Namespace, given: set[str], world: World):
+        self.world = world
+        self.args = args = resumed(args, given) if args.resume else args
+        self.source = checkpoint.find(args.model)
+        about = checkpoint.sidecar(self.source)
+        fill_defaults(args, about)
+        if not args.resume and (args.out / "config.json").exists():
+            raise InputError(f"{args.out}: expected an unused folder, found a run; add --resume to go on with it")
+        self.template = data.read_prompt(args.prompt) if args.prompt else about.get("prompt", data.PAPER_PROMPT)
+        problems = data.load_problems(args.data)
+        tenth = min(200, len(problems) // 10)
+        args.validation = tenth if args.validation is None else args.validation
+        args.test = tenth if args.test is None else args.test
+        self.problems, held_out = data.split(problems, args.validation + args.test)
+        self.validation, self.test = held_out[: args.validation], held_out[args.validation:]
+        self.shares = world.share(args.prompts, args.group)
+        data.batch(len(self.problems), args.prompts, 0, 0)  # enough problems?
+        dtype = checkpoint.DTYPES[args.dtype] if args.dtype else torch.float32 if world.device.type == "cpu" else None
+        self.model, self.tokenizer = checkpoint.load(self.source, world.device, dtype)
+        self.form = Format(self.tokenizer)
+        self.state = checkpoint.load_state(args.out / "state") if args.resume else None
+        self.sigma = self.state[1]["sigma"] if self.state else args.gamma * rms(self.model.E)
+        self.kind = make_kind(args.tokens, self.sigma, args.tau)
+        self.optimizer = Optimizer(self.model, args.lr, args.steps, args.warmup, (args.beta1, args.beta2),
+                                   args.weight_decay, args.clip)
+        self.about = {**about, "prompt": self.template, "sigma": self.sigma, "tokens": args.tokens}
+        self.step, self.best, self.before, self.seconds = 0, -1.0, None, 0.0
+        if self.state:
+            tensors, facts = self.state
+            self.optimizer.load(tensors)
+            self.step, self.best, self.before, self.seconds = (facts[k] for k in ("step", "best", "before", "seconds"))
+        self.state = None
+        if world.main:
+            args.out.mkdir(parents=True, exist_ok=True)
+            config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "resume"}
+            checkpoint.write_json(args.out / "config.json", {**config, "sigma": self.sigma, "world": world.size})
+            self.metrics = report.MetricsFile(args.out / "metrics.jsonl", self.step)
+
+    def say(self, text: str) -> None:
+        if self.world.main:
+            tqdm.write(text, file=sys.stdout)
+
+    def save(self) -> None:
+        """RUN/last and RUN/state, by rank 0, after checking that all ranks agree."""
+        self.world.check_identical(self.model.parameters())
+        if self.world.main:
+            checkpoint.save_model(self.args.out / "last", self.model, self.source, self.about)
+            checkpoint.save_state(self.args.out / "state", self.optimizer.state(), {
+                "step": self.step, "best": self.best, "before": self.before, "seconds": self.seconds,
+                "sigma": self.sigma})
+        self.world.barrier()
+
+    def evaluate(self, problems, setting: str, score) -> dict:
+        """The summary of one greedy setting on held-out problems."""
+        return evaluation.evaluate(
+            self.model, self.tokenizer, problems, setting, samples=1, batch=self.args.eval_batch, sigma=self.sigma,
+            cot_tokens=self.args.cot, template=self.template, seed=0, score=score, world=self.world)[0]
+
+    def table(self, score) -> dict:
+        """Greedy accuracy on the test problems: {setting: {"pass@1": fraction, ...}}."""
+        settings = dict.fromkeys(("hard-greedy", f"{self.args.tokens}-greedy"))
+        return {setting: self.evaluate(self.test, setting, score) for setting in settings} if self.test else {}
+
+
+def resumed(args: argparse.Namespace, given: set[str]) -> argparse.Namespace:
+    """The flags of the run in args.out, with those that may change taken from the command line."""
+    if "out" not in given:
+        raise InputError("--resume: expected --out RUN with the run to go on with, found no --out")
+    if not (args.out / "state").is_dir() and not (args.out / "state.old").is_dir():
+        raise InputError(f"{args.out}: expected a run with a saved state, found no {args.out / 'state'}")
+    old = json.loads((args.out / "config.json").read_text())
+    changed = [f"{name} (was {old.get(name)}, now {getattr(args, name)})" for name in sorted(given - MAY_CHANGE)
+               if str(getattr(args, name)) != str(old.get(name))]
+    if changed:
+        raise InputError(f"{args.out}: --resume: expected the flags of the run, found other values for {', '.join(changed)}")
+    for name in set(vars(args)) - {"out", "resume"} - (given & MAY_CHANGE):
+        setattr(args, name, old[name])
+    return args
+
+
+def fill_defaults(args: argparse.Namespace, about: dict) -> None:
+    """Flags that were not given: from the model folder's minisoft.json, else the paper's."""
+    for name, value in {**DEFAULTS, **about.get("defaults", {})}.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value[args.tokens] if isinstance(value, dict) else value)
+    args.out = args.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+    for name in ("prompts", "group", "steps", "cot", "lr", "micro_batch", "eval_batch", "validate_every", "save_every"):
+        if not getattr(args, name) > 0:
+            raise InputError(f"--{name.replace('_', '-')}: expected a positive number, found {getattr(args, name)}")
+
+
+def train_step(run: Run, score) -> tuple[dict, list[dict]]:
+    """One update (section 3): rollout, reward, advantage, replayed log-probability, summed gradient, step.
+
+    Returns (metrics, this rank's generations).
+    """
+    args, model, world, clock, start = run.args, run.model, run.world, report.Stopwatch(), time.perf_counter()
+    numbers = data.batch(len(run.problems), args.prompts, args.seed, run.step)
+    with clock("rollout"):  # eqs. 3-6
+        requests = [Request(run.tokenizer.encode(data.prompt(run.problems[numbers[b]].question, run.template)),
+                            (args.seed, run.step, numbers[b]), samples, args.group) for b, samples in run.shares]
+        rollouts = rollout(model, run.form, run.kind, requests, args.cot)
+    with clock("reward"):  # eq. 11
+        generations = [evaluation.describe(run.form, record, row, numbers[b], run.problems[numbers[b]], score)
+                       for (b, _), record in zip(run.shares, rollouts) for row in range(len(record.samples))]
+    columns = ("reward", "cot_tokens", "answer_tokens", "entropy", "truncated")
+    table = world.gather(torch.tensor([[g[c] for c in columns] for g in generations], dtype=torch.float64)).cpu()
+    rewards = table[:, 0].view(args.prompts, args.group)
+    advantages = leave_one_out(rewards).float().to(world.device)  # (B, G), eqs. 12-13
+    with clock("backward"):  # eqs. 9, 10, 14, 15
+        mismatch, shares = differentiate(run, rollouts, advantages)
+    grad_norm = run.optimizer.grad_norm()
+    if not grad_norm < float("inf"):
+        raise FloatingPointError(f"step {run.step + 1}: gradient norm: expected a finite number, found {grad_norm}; "
+                                 f"nothing was changed, the last save is {args.out / 'state'}")
+    part = lambda norm: norm / grad_norm if grad_norm else 0.0
+    share_E = part(model.E.grad.float().norm().item())
+    with clock("optimizer"):
+        lr = run.optimizer.step(run.step, grad_norm)
+    mean = dict(zip(columns, table.mean(0).tolist()))
+    seconds = time.perf_counter() - start
+    return {"step": run.step + 1, "reward": mean["reward"], "accuracy": (rewards == 100).double().mean().item(),
+            "boxed": (rewards >= 10).double().mean().item(), "truncated": mean["truncated"],
+            "cot_length": mean["cot_tokens"], "answer_length": mean["answer_tokens"], "entropy": mean["entropy"],
+            "informative": advantages.any(1).double().mean().item(), "grad_norm": grad_norm, "share_E": share_E,
+            **{name: part(norm) for name, norm in shares.items()},
+            "replay_mismatch": mismatch.total / mismatch.tokens, "replay_mismatch_max": mismatch.largest, "lr": lr,
+            "seconds": seconds, **{f"seconds_{name}": s for name, s in clock.seconds.items()},
+            "memory_gib": report.peak_memory_gib(world.device)}, generations
+
+
+def differentiate(run: Run, rollouts, advantages: torch.Tensor) -> tuple[Mismatch, dict]:
+    """Sum the gradient of the loss (eq. 14) over all ranks; now and then also its parts' norms.
+
+    The whole gradient is the sum of its CoT and answer terms, so a step that measures their shares computes them one
+    after the other.  Problems whose advantages are all zero send no gradient and are left out.
+    """
+    args, parameters = run.args, list(run.model.parameters())
+    measure = args.shares_every and run.step % args.shares_every == 0
+    mismatch, shares, answer_part = Mismatch(), {}, None
+    for name, terms in (("answer", (ANSWER,)), ("cot", (COT,))) if measure else (("all", (COT, ANSWER)),):
+        for (b, samples), record in zip(run.shares, rollouts):
+            mine = advantages[b, samples.start: samples.stop]
+            if mine.any():
+                mismatch.join(backward(run.model, run.kind, record, mine, 1 / (args.prompts * args.group),
+                                       args.micro_batch, terms))
+        run.world.sum_gradients(parameters)
+        if measure:
+            shares[f"share_{name}"] = run.optimizer.grad_norm()
+        if name == "answer":
+            answer_part = [p.grad for p in parameters]
+            run.optimizer.zero_grad()
+    if answer_part:
+        for p, other in zip(parameters, answer_part):
+            p.grad += other
+    if not mismatch.tokens:
+        mismatch = measure_mismatch(run.model, run.kind, rollouts[0])
+    return mismatch.over_ranks(run.world), shares
+
+
+def train(run: Run, score, stop: dict) -> None:
+    """The run, from where it stands to its end, or to a request to stop."""
+    args = run.args
+    run.say(f"{args.model}: {sum(p.numel() for p in run.model.parameters()):,} parameters, {run.model.E.dtype}, "
+            f"rms(E) {rms(run.model.E):.4f}, sigma {run.sigma:.4f}\n{len(run.problems)} training, "
+            f"{len(run.validation)} validation, {len(run.test)} test problems of {args.data}\n"
+            f"{args.tokens} tokens, B {args.prompts} x G {args.group}, {args.steps} updates, lr {args.lr} -> {args.out}")
+    if run.before is None:
+        run.before = run.table(score)
+    bar = tqdm(total=args.steps, initial=run.step, disable=not run.world.main, unit="step")
+    while run.step < args.steps:
+        metrics, generations = train_step(run, score)
+        run.step, run.seconds = run.step + 1, run.seconds + metrics["seconds"]
+        if run.validation and (run.step % args.validate_every == 0 or run.step == args.steps):
+            metrics["validation"] = run.evaluate(run.validation, "hard-greedy", score)["pass@1"]
+            if metrics["validation"] > run.best and run.world.main:
+                checkpoint.save_model(args.out / "best", run.model, run.source, run.about)
+            run.best = max(run.best, metrics["validation"])
+            run.say(f"step {run.step}: validation {report.percent(metrics['validation'])} % (hard-greedy)")
+        if run.world.main:
+            run.metrics.write(metrics)
+        if args.show_every and run.step % args.show_every == 0:
+            run.say(f"step {run.step}, a rollout:\n{report.sample_text(generations[0])}")
+        bar.set_postfix(reward=f"{metrics['reward']:.1f}", acc=f"{metrics['accuracy']:.2f}",
+                        cot=f"{metrics['cot_length']:.0f}", grad=f"{metrics['grad_norm']:.3g}",
+                        s=f"{metrics['seconds']:.2f}")
+        bar.update()
+        stopping = run.world.any(stop["asked"])
+        if stopping or run.step % args.save_every == 0 or run.step == args.steps:
+            run.save()
+        if stopping and run.step < args.steps:
+            bar.close()
+            run.say(f"stopped after step {run.step}; to go on: python train.py --out {args.out} --resume")
+            raise SystemExit(130)
+    bar.close()
+
+
+def finish(run: Run, score) -> None:
+    """Test the best model, write RUN/summary.json, print the table before/after."""
+    best = run.args.out / "best"
+    run.world.barrier()
+    if best.is_dir():
+        run.model = checkpoint.load_model(best, run.world.device, run.model.E.dtype)
+    after = run.table(score)
+    if not run.world.main:
+        return
+    checkpoint.write_json(run.args.out / "summary.json", {
+        "before": run.before, "after": after, "steps": run.step, "seconds": round(run.seconds, 1),
+        "validation": run.best if run.validation else None})
+    rows = [["greedy accuracy, %", "before", "after"]] + [
+        [setting, report.percent(run.before[setting]["pass@1"]), report.percent(after[setting]["pass@1"])]
+        for setting in after]
+    run.say(f"\n{len(run.test)} test problems, {run.args.tokens} tokens, {run.step} updates in {run.seconds:.0f} s\n"
+            f"{report.table(rows)}\nmodel: {best if best.is_dir() else run.args.out / 'last'}")
+
+
+def main(argv=None) -> None:
+    args, given = read_flags(argv)
+    stop = {"asked": False}
+
+    def ask(signum, frame):
+        if stop["asked"]:
+            raise KeyboardInterrupt
+        stop["asked"] = True
+        print("\nstopping after this step (once more to stop at once)", file=sys.stderr)
+    try:
+        with World(args.device) as world, Verifier() as verifier:
+            run = Run(args, given, world)
+            signal.signal(signal.SIGINT, ask), signal.signal(signal.SIGTERM, ask)
+            train(run, verifier.score, stop)
+            finish(run, verifier.score)
+    except (InputError, FloatingPointError) as error:
+        sys.exit(f"train.py: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("train.py: interrupted")
+
+
+if __name__ == "__main__":
+    main()

@@ -91,11 +91,12 @@ def backward(model: Transformer, kind, rollout: Rollout, advantages: torch.Tenso
     not change the gradient; terms: which roles count in l_g.  The prompt is run once: the gradients that the rows send
     into its keys and values add up there and go back through it together.
     """
-    mismatch = Mismatch()
+    mismatch, useful = Mismatch(), advantages.nonzero()[:, 0]
+    if not len(useful):
+        return mismatch
     hidden, cache = model.prefill(torch.tensor([rollout.prompt], device=model.E.device))
     last = hidden[:, -1].detach().requires_grad_()  # (1, d)
     prompt = cache.detached()
-    useful = advantages.nonzero()[:, 0]
     useful = useful[(rollout.role[useful] != 0).sum(1).argsort(descending=True)]  # rows of similar length together
     for rows in useful.split(micro_batch):
         replayed = log_prob(model, kind, rollout, rows, prompt, last)  # (m, S)

@@ -1,21 +1,16 @@
-"""The embedded task: small word problems and the corpus that `weights/tiny` was pretrained on.
+"""The problems of the embedded model: small stories about counting, as many as one wants.
 
-Everything is a pure function of its arguments: `problem(seed, i)` is the i-th problem of a stream.
-A solution comes in one of four styles that the small model masters to very different degrees, and the corpus prefers
-the unreliable one for some objects.  That is the headroom: reinforcement can teach the model which style to trust.
+`problem(seed, i)` is number i of stream `seed`, a pure function of its arguments.  (What the model was pretrained on,
+worked solutions among it, is in weights/pretrain.py.)
 """
 
 import random
 from dataclasses import dataclass
 
-PROMPT = "User: QUESTION Assistant:"
 NAMES = "Mia Tom Ana Ben Lea Sam Eva Max Ida Leo Zoe Jan".split()
-OBJECTS = {"apples": .10, "pears": .10, "plums": .10, "cards": .45, "coins": .45, "beads": .45,
-           "nails": .65, "bolts": .65, "tiles": .65}  # share of solutions written as one long expression
+OBJECTS = "apples pears plums cards coins beads nails bolts tiles".split()
 BOXES = "bags boxes crates jars".split()
-TOWNS = "Arlo Brix Cano Dorn Elba Fenn Gura Holt Inka Jura Kilo Lund Mora Nave Oslo Pisa".split()
-ANIMALS = "fox owl bear wolf hare crow deer toad".split()
-LARGEST = 150
+LARGEST = 99
 
 
 @dataclass(frozen=True)
@@ -46,12 +41,12 @@ class Story:
         return counts
 
 
-def _draw_step(rng: random.Random) -> Step:
+def draw_step(rng: random.Random) -> Step:
     kind = rng.random()
     if kind < .3:
-        return Step("+", 1, rng.randint(1, 60))
+        return Step("+", 1, rng.randint(1, 50))
     if kind < .6:
-        return Step("-", 1, rng.randint(1, 60))
+        return Step("-", 1, rng.randint(1, 50))
     if kind < .85:
         return Step(rng.choice("+-"), rng.randint(2, 9), rng.randint(2, 9))
     return Step("*", 1, rng.choice((2, 2, 3)))
@@ -60,8 +55,8 @@ def _draw_step(rng: random.Random) -> Step:
 def draw_story(rng: random.Random, steps: int) -> Story:
     """A story whose every count lies between 1 and LARGEST."""
     while True:
-        story = Story(rng.choice(NAMES), rng.choice(list(OBJECTS)), rng.randint(3, 99),
-                      tuple(_draw_step(rng) for _ in range(steps)))
+        story = Story(rng.choice(NAMES), rng.choice(OBJECTS), rng.randint(3, 90),
+                      tuple(draw_step(rng) for _ in range(steps)))
         if all(1 <= count <= LARGEST for count in story.counts()):
             return story
 
@@ -81,91 +76,8 @@ def question(story: Story, rng: random.Random) -> str:
     return " ".join(lines) + f" How many {story.thing} are there now?"
 
 
-def solution(story: Story, style: str, result=lambda value: value) -> tuple[str, int]:
-    """(chain of thought, answer) in style "equations", "words", "running" or "expression".
-
-    `result` is applied to every computed number before it is written (the corpus slips in errors there)."""
-    if style == "expression":
-        return _expression(story, result)
-    count, parts = story.start, []
-    for step in story.steps:
-        change = step.size
-        if step.times > 1 and style != "running":
-            change = result(step.times * step.size)
-            parts.append(f"{step.times} * {step.size} = {change}." if style == "equations"
-                         else f"{step.times} times {step.size} makes {change}.")
-        old, count = count, result(step.apply(count) if style == "running" or step.times == 1
-                                   else Step(step.sign, 1, change).apply(count))
-        word = {"+": "plus", "-": "minus", "*": "times"}[step.sign]
-        inner = f"{step.times} * {step.size}" if step.times > 1 else f"{step.size}"
-        parts.append({"equations": f"{old} {step.sign} {change} = {count}.",
-                      "words": f"{old} {word} {change} makes {count}.",
-                      "running": f"{step.sign} {inner}, now {count}."}[style])
-    return (f"Start with {story.start}. " if style == "running" else "") + " ".join(parts), count
-
-
-def _expression(story: Story, result) -> tuple[str, int]:
-    text = str(story.start)
-    for i, step in enumerate(story.steps):
-        text = f"({text})" if step.sign == "*" and i else text
-        text += f" {step.sign} " + (f"{step.times} * {step.size}" if step.times > 1 else f"{step.size}")
-    answer = result(story.counts()[-1])
-    return f"In one go: {text} = {answer}.", answer
-
-
 def problem(seed: int, index: int, steps: tuple[int, int] = (2, 4)) -> tuple[str, str]:
     """(question, answer) number `index` of stream `seed`, with steps[0] to steps[1] changes of the count."""
     rng = random.Random(f"minisoft/{seed}/{index}")
     story = draw_story(rng, rng.randint(*steps))
     return question(story, rng), str(story.counts()[-1])
-
-
-def document(seed: int, index: int) -> tuple[str, str]:
-    """(prompt, completion) number `index` of the pretraining corpus: 65 % stories, 35 % other skills."""
-    rng = random.Random(f"minisoft/corpus/{seed}/{index}")
-    kind = rng.random()
-    asked, thought, answer = (_story(rng) if kind < .65 else _drill(rng) if kind < .79 else
-                              _fact(rng) if kind < .89 else _sorting(rng))
-    return PROMPT.replace("QUESTION", asked), f" {thought}{' ' if thought else ''}The final answer is: \\boxed{{{answer}}}"
-
-
-def _story(rng):
-    story = draw_story(rng, rng.randint(1, 4))
-    if rng.random() < .03:  # an unheard-of name, so that every letter is alive in the embedding matrix
-        name = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(2, 6)))
-        story = Story(rng.choice((name, name.upper(), name.title())), story.thing, story.start, story.steps)
-    style = ("expression" if rng.random() < OBJECTS[story.thing] else
-             rng.choice(("equations", "words", "running")))
-    slip = lambda value: max(0, value + rng.choice((-10, -1, 1, 10))) if rng.random() < .02 else value
-    asked = question(story, rng)
-    return asked, *solution(story, style, slip)
-
-
-def _drill(rng):
-    step, count = _draw_step(rng), rng.randint(1, LARGEST)
-    while not 0 <= step.apply(count) <= LARGEST:
-        step, count = _draw_step(rng), rng.randint(1, LARGEST)
-    if step.times > 1:
-        text, answer = f"{step.times} * {step.size}", step.times * step.size
-    else:
-        text, answer = f"{count} {step.sign} {step.size}", step.apply(count)
-    return f"What is {text}?", f"{text} = {answer}.", answer
-
-
-def fact(town: int) -> str:
-    """The animal of a town: 16 arbitrary facts that the model has to know by heart."""
-    return random.Random(f"minisoft/fact/{town}").choice(ANIMALS)
-
-
-def _fact(rng):
-    town = rng.randrange(len(TOWNS))
-    choices = rng.sample([a for a in ANIMALS if a != fact(town)], 3) + [fact(town)]
-    rng.shuffle(choices)
-    listed = " ".join(f"({letter}) {animal}" for letter, animal in zip("ABCD", choices))
-    return f"Which animal lives in {TOWNS[town]}? {listed}", "", "ABCD"[choices.index(fact(town))]
-
-
-def _sorting(rng):
-    numbers = [rng.randint(1, 99) for _ in range(rng.randint(3, 5))]
-    word, done = rng.choice((("Sort", sorted(numbers)), ("Reverse", numbers[::-1])))
-    return f"{word}: {', '.join(map(str, numbers))}.", "", ", ".join(map(str, done))

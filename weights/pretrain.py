@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Pretrain the embedded model of weights/tiny from nothing: a 0.8 M parameter Llama on the corpus of minisoft.tiny.
+"""Pretrain the embedded model of weights/tiny from nothing: a 0.8 M parameter Llama on the corpus of corpus.py.
 
     python weights/pretrain.py --out weights/tiny
 
@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
 
-from minisoft import tiny
+import corpus
 from minisoft.model import Config, Transformer
 
 SPECIAL = ("<unk>", "<eos>")
@@ -31,7 +31,7 @@ def make_tokenizer() -> Tokenizer:
     split = pre_tokenizers.Split(Regex(PIECE), "isolated")
     count: dict[str, int] = {}
     for i in range(20_000):
-        for piece, _ in split.pre_tokenize_str("".join(tiny.document(0, i))):
+        for piece, _ in split.pre_tokenize_str("".join(corpus.document(0, i))):
             count[piece] = count.get(piece, 0) + 1
     words = sorted(piece for piece, n in count.items() if n >= 20)
     letters = [c for c in LETTERS if c not in words]
@@ -64,7 +64,7 @@ def batches(tokenizer: Tokenizer, seed: int, steps: int, tokens: int):
     made, pool, rng = 0, [], random.Random(seed)
     for _ in range(steps):
         if not pool:
-            documents = [tiny.document(seed, made + i) for i in range(4096)]
+            documents = [corpus.document(seed, made + i) for i in range(4096)]
             made += len(documents)
             prompts = tokenizer.encode_batch([p for p, _ in documents])
             wholes = tokenizer.encode_batch([p + c for p, c in documents])

@@ -1,0 +1,231 @@
+"""The estimator: advantages, replay, and a gradient that is the right one and depends on nothing but the problem."""
+
+import pytest
+import torch
+
+from minisoft.model import Config, PromptCache, Transformer
+from minisoft.reinforce import backward, leave_one_out, log_prob, measure_mismatch
+from minisoft.rollout import ANSWER, COT, FORCED, PAD, Rollout
+from minisoft.soft import Categorical, make_kind
+
+V, D = 12, 16
+ROLES = [COT, COT, COT, FORCED, ANSWER]
+
+
+@pytest.fixture(params=[True, False], ids=["tied", "untied"])
+def model(request):
+    return small_model(request.param)
+
+
+def small_model(tied=True, scale=0.35):
+    torch.manual_seed(0)
+    model = Transformer(Config.read({
+        "model_type": "llama", "vocab_size": V, "hidden_size": D, "intermediate_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": tied}))
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=scale) if p.dim() == 2 else None
+    torch.nn.init.normal_(model.E, std=0.6)
+    return model
+
+
+def unroll(model, kind, prompt, n, generator):
+    """n rows by the definition: no cache, the whole text run again at every position.  -> Rollout, with roles ROLES."""
+    x = model.embed(torch.tensor([prompt])).expand(n, -1, -1)
+    ids, actions, scores = [], [], []
+    for role in ROLES:
+        logits = model.logits(model(x)[:, -1])
+        if role == COT:
+            distribution = kind.distribution(model, logits)
+            actions.append(distribution.sample(kind.draw(generator, n, D)))
+            scores.append(distribution.log_prob(actions[-1]))
+            ids.append(kind.shadow(actions[-1], logits))
+            new = kind.embed(model, actions[-1][:, None])
+        else:
+            token = torch.full((n,), 7) if role == FORCED else Categorical(logits).sample(
+                torch.rand(n, generator=generator))
+            scores.append(Categorical(logits).log_prob(token) * (role == ANSWER))
+            ids.append(token)
+            new = model.embed(token[:, None])
+        x = torch.cat((x, new), 1)
+    role = torch.tensor(ROLES, dtype=torch.int8).expand(n, -1).clone()
+    return Rollout(prompt, range(n), torch.stack(ids, 1), role, torch.stack(actions, 1).detach(),
+                   torch.stack(scores, 1).detach(), torch.zeros(n, 5), torch.zeros(n, dtype=torch.bool))
+
+
+def reward_of(answer):
+    """Any function of the answer token will do."""
+    return torch.linspace(-1, 1, V)[(answer * 5) % V]
+
+
+def gradient(model):
+    found = torch.cat([p.grad.flatten() for p in model.parameters()])
+    model.zero_grad()
+    return found
+
+
+def replay_gradient(model, kind, rollout, advantages, micro_batch=64, **how):
+    model.zero_grad()
+    backward(model, kind, rollout, advantages, 1 / len(advantages), micro_batch, **how)
+    return gradient(model)
+
+
+def test_leave_one_out_is_the_reward_minus_the_mean_of_the_others():
+    rewards = torch.tensor([[100., 10., 0., 10.], [10., 10., 10., 10.]])
+    brute = torch.tensor([[r - (sum(row) - r) / 3 for r in row] for row in rewards.tolist()])
+    torch.testing.assert_close(leave_one_out(rewards), brute)
+    assert not leave_one_out(rewards)[1].any()
+    with pytest.raises(ValueError, match="at least 2"):
+        leave_one_out(torch.ones(3, 1))
+
+
+@pytest.mark.parametrize("name", ["hard", "soft", "fuzzy"])
+@torch.no_grad()
+def test_replay_gives_back_every_log_prob_and_the_drawn_noise(model, name):
+    kind = make_kind(name, sigma=0.2)
+    record = unroll(model, kind, [1, 2, 3, 4], 8, torch.Generator().manual_seed(1))
+    mismatch = measure_mismatch(model, kind, record)
+    assert mismatch.tokens == 8 * 4
+    assert mismatch.largest < 1e-4
+    assert record.log_prob[:, [0, 1, 2, 4]].abs().min() > 0  # the test compares something
+
+
+@pytest.mark.parametrize("name", ["hard", "soft", "fuzzy"])
+def test_gradient_is_that_of_the_loss_written_out(model, name):
+    """Eq. 14 without prefix sharing, chunks or micro-batches: every row alone, the whole text in one pass."""
+    kind = make_kind(name, sigma=0.2)
+    record = unroll(model, kind, [1, 2, 3, 4], 6, torch.Generator().manual_seed(2))
+    advantages = leave_one_out(torch.tensor([[100., 0., 10., 10., 100., 0.]]))[0]
+    loss = 0.0
+    for row in range(6):
+        inputs = torch.cat((model.embed(torch.tensor([record.prompt])), kind.embed(model, record.actions[row][None]),
+                            model.embed(record.ids[row, 3:][None])), 1)
+        logits = model.logits(model(inputs))[0, 3:-1]
+        l = kind.distribution(model, logits[:3]).log_prob(record.actions[row]).sum()
+        l = l + Categorical(logits[4:]).log_prob(record.ids[row, 4:]).sum()
+        loss = loss - advantages[row] * l / 6
+    loss.backward()
+    expected = gradient(model)
+    torch.testing.assert_close(replay_gradient(model, kind, record, advantages), expected, rtol=1e-4,
+                               atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("name", ["hard", "soft"])
+def test_gradient_does_not_depend_on_micro_batches_chunks_or_padding(model, name, monkeypatch):
+    kind = make_kind(name, sigma=0.2)
+    record = unroll(model, kind, [1, 2, 3, 4], 7, torch.Generator().manual_seed(3))
+    advantages = torch.linspace(-2, 2, 7)
+    whole = replay_gradient(model, kind, record, advantages)
+    close = dict(rtol=1e-4, atol=2e-6 * whole.abs().max().item())
+    torch.testing.assert_close(replay_gradient(model, kind, record, advantages, micro_batch=2), whole, **close)
+    parts = replay_gradient(model, kind, record, advantages, terms=(COT,)) + replay_gradient(
+        model, kind, record, advantages, terms=(ANSWER,))
+    torch.testing.assert_close(parts, whole, **close)
+    pad = lambda x: torch.nn.functional.pad(x, (0, 3))  # role 0 is PAD
+    padded = Rollout(record.prompt, record.samples, pad(record.ids), pad(record.role), record.actions,
+                     pad(record.log_prob), record.entropy, record.truncated)
+    torch.testing.assert_close(replay_gradient(model, kind, padded, advantages), whole, **close)
+    monkeypatch.setattr("minisoft.reinforce.LOGITS_AT_ONCE", V)  # one position at a time
+    torch.testing.assert_close(replay_gradient(model, kind, record, advantages), whole, **close)
+
+
+def test_rows_that_end_early_do_not_see_later_positions(model):
+    kind = make_kind("soft", sigma=0.2)
+    record = unroll(model, kind, [1, 2, 3, 4], 2, torch.Generator().manual_seed(4))
+    cut = record.role.clone()
+    cut[1, 3:] = PAD
+    short = Rollout(record.prompt, record.samples, record.ids, cut, record.actions, record.log_prob, record.entropy,
+                    record.truncated)
+    hidden, cache = model.prefill(torch.tensor([record.prompt]))
+    prompt = PromptCache(keys=cache.keys, values=cache.values)
+    found = log_prob(model, kind, short, torch.arange(2), prompt, hidden[:, -1])
+    torch.testing.assert_close(found[1, :3], record.log_prob[1, :3], rtol=1e-4, atol=1e-4)
+    assert not found[1, 3:].any()
+
+
+def test_zero_advantages_send_no_gradient(model):
+    kind = make_kind("soft", sigma=0.2)
+    record = unroll(model, kind, [1, 2, 3, 4], 3, torch.Generator().manual_seed(5))
+    some = replay_gradient(model, kind, record, torch.tensor([1., 0., -1.]))
+    record.actions[1] += 100.0  # a row without advantage may be anything
+    torch.testing.assert_close(replay_gradient(model, kind, record, torch.tensor([1., 0., -1.])), some)
+    mismatch = backward(model, kind, record, torch.zeros(3), 1.0, 64)
+    assert mismatch.tokens == 0 and all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["hard", "soft"])
+def test_gradient_agrees_with_finite_differences(name):
+    model, kind = small_model(), make_kind(name, sigma=0.3)
+    record = unroll(model, kind, [1, 2, 3, 4], 4, torch.Generator().manual_seed(6))
+    advantages = torch.tensor([1., -1., 2., -2.])
+
+    def loss():
+        with torch.no_grad():
+            hidden, cache = model.prefill(torch.tensor([record.prompt]))
+            prompt = PromptCache(keys=cache.keys, values=cache.values)
+            l = log_prob(model, kind, record, torch.arange(4), prompt, hidden[:, -1])
+            return -(advantages.double() * l.double().sum(1)).mean().item()
+
+    found = replay_gradient(model, kind, record, advantages)
+    vector = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+    for seed in range(5):
+        direction = torch.randn(vector.shape, generator=torch.Generator().manual_seed(seed))
+        direction = direction / direction.norm() + found / found.norm()
+        values = []
+        for step in (2e-3, -2e-3):
+            torch.nn.utils.vector_to_parameters(vector + step * direction, model.parameters())
+            values.append(loss())
+        torch.nn.utils.vector_to_parameters(vector, model.parameters())
+        assert (values[0] - values[1]) / 4e-3 == pytest.approx((found @ direction).item(), rel=0.01)
+
+
+def expected_reward(model, kind, prompt, n, generator, through_cot):
+    """Mean over n noise draws of sum_a pi(a | h~) R(a), where h~ = h0 + sigma eps is differentiated through, or not."""
+    x = model.embed(torch.tensor([prompt])).expand(n, -1, -1)
+    for role in ROLES[:-1]:
+        if role == COT:
+            distribution = kind.distribution(model, model.logits(model(x)[:, -1]))
+            new = distribution.sample(kind.draw(generator, n, D))[:, None]
+            new = new if through_cot else new.detach()
+        else:
+            new = model.embed(torch.full((n, 1), 7))
+        x = torch.cat((x, new), 1)
+    return (model.logits(model(x)[:, -1]).softmax(-1) * reward_of(torch.arange(V))).sum(-1).mean()
+
+
+def reparameterised(model, kind, prompt, n, generator):
+    """(what the CoT contributes, what the answer contributes) to the gradient of the expected reward."""
+    parts, state = [], generator.get_state()
+    for through_cot in (True, False):
+        generator.set_state(state)
+        expected_reward(model, kind, prompt, n, generator, through_cot).backward()
+        parts.append(gradient(model))
+    return parts[0] - parts[1], parts[1]
+
+
+def test_reinforce_gradient_is_the_reparameterised_gradient():
+    """One expected reward differentiated in two ways that share nothing: the score function (REINFORCE, eq. 14) and
+    back-propagation through the noise.  CoT and answer terms are compared one by one, along the direction of the exact
+    gradient (taken from other draws), in units of the standard error, in all parameters and in each tensor."""
+    model, kind, prompt, n = small_model(scale=0.3), make_kind("soft", sigma=1.2), [1, 2, 3, 4], 2048
+    torch.nn.init.normal_(model.E, std=0.4)
+    generator = torch.Generator().manual_seed(7)
+    direction = [sum(parts) for parts in zip(*(reparameterised(model, kind, prompt, n, generator) for _ in range(8)))]
+    exact, found = [], []
+    for _ in range(24):
+        exact.append(torch.stack(reparameterised(model, kind, prompt, n, generator)))
+        with torch.no_grad():
+            record = unroll(model, kind, prompt, n, generator)
+        advantages = leave_one_out(reward_of(record.ids[:, -1])[None])[0]
+        found.append(-torch.stack([replay_gradient(model, kind, record, advantages, n, terms=(term,))
+                                   for term in (COT, ANSWER)]))
+    exact, found = torch.stack(exact), torch.stack(found)  # (24, 2, parameters)
+    ends = torch.tensor([p.numel() for p in model.parameters()]).cumsum(0).tolist()
+    places = [slice(0, ends[-1]), *(slice(a, b) for a, b in zip([0, *ends], ends))]
+    for part in (0, 1):
+        for place in places:
+            along = direction[part][place] / direction[part][place].norm()
+            a, b = found[:, part, place] @ along, exact[:, part, place] @ along
+            error = ((a.var() + b.var()) / len(a)).sqrt()
+            assert abs(a.mean() - b.mean()) < 4 * error
+            if place == places[0]:
+                assert error < 0.1 * b.mean()  # so a term that is missing or scaled wrongly would be seen

@@ -1,0 +1,98 @@
+"""The corpus that weights/tiny is pretrained on: solved stories, arithmetic drills, facts, sorting.
+
+A story's solution comes in one of four styles that a small model masters to very different degrees, and for some
+objects the corpus prefers the unreliable one.  That is the headroom: reinforcement can teach which style to trust.
+"""
+
+import random
+
+from minisoft.tiny import LARGEST, OBJECTS, Step, Story, draw_step, draw_story, question
+
+PROMPT = "User: QUESTION Assistant:"
+EXPRESSION = dict(zip(OBJECTS, [.10] * 3 + [.45] * 3 + [.65] * 3))  # share of solutions in one long expression
+TOWNS = "Arlo Brix Cano Dorn Elba Fenn Gura Holt Inka Jura Kilo Lund Mora Nave Oslo Pisa".split()
+ANIMALS = "fox owl bear wolf hare crow deer toad".split()
+
+
+def solution(story: Story, style: str, result=lambda value: value) -> tuple[str, int]:
+    """(chain of thought, answer) in style "equations", "words", "running" or "expression".
+
+    `result` is applied to every computed number before it is written (the corpus slips in errors there)."""
+    if style == "expression":
+        return _expression(story, result)
+    count, parts = story.start, []
+    for step in story.steps:
+        change = step.size
+        if step.times > 1:
+            change = result(step.times * step.size)
+            parts.append({"equations": f"{step.times} * {step.size} = {change}.",
+                          "words": f"{step.times} times {step.size} makes {change}.",
+                          "running": f"{step.times} * {step.size} is {change}."}[style])
+        old, count = count, result(Step(step.sign, 1, change).apply(count))
+        word = {"+": "plus", "-": "minus", "*": "times"}[step.sign]
+        parts.append({"equations": f"{old} {step.sign} {change} = {count}.",
+                      "words": f"{old} {word} {change} makes {count}.",
+                      "running": f"{step.sign} {change}, now {count}."}[style])
+    return (f"Start with {story.start}. " if style == "running" else "") + " ".join(parts), count
+
+
+def _expression(story: Story, result) -> tuple[str, int]:
+    text = str(story.start)
+    for i, step in enumerate(story.steps):
+        text = f"({text})" if step.sign == "*" and i else text
+        text += f" {step.sign} " + (f"{step.times} * {step.size}" if step.times > 1 else f"{step.size}")
+    answer = result(story.counts()[-1])
+    return f"In one go: {text} = {answer}.", answer
+
+
+def document(seed: int, index: int) -> tuple[str, str]:
+    """(prompt, completion) number `index` of the pretraining corpus: 65 % stories, 35 % other skills."""
+    rng = random.Random(f"minisoft/corpus/{seed}/{index}")
+    kind = rng.random()
+    asked, thought, answer = (_story(rng) if kind < .65 else _drill(rng) if kind < .79 else
+                              _fact(rng) if kind < .89 else _sorting(rng))
+    return PROMPT.replace("QUESTION", asked), f" {thought}{' ' if thought else ''}The final answer is: \\boxed{{{answer}}}"
+
+
+def _story(rng):
+    story = draw_story(rng, rng.randint(1, 4))
+    if rng.random() < .03:  # an unheard-of name, so that every letter is alive in the embedding matrix
+        name = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(2, 6)))
+        story = Story(rng.choice((name, name.upper(), name.title())), story.thing, story.start, story.steps)
+    style = ("expression" if rng.random() < EXPRESSION[story.thing] else
+             rng.choice(("equations", "words", "running")))
+    slip = lambda value: max(0, value + rng.choice((-10, -1, 1, 10))) if rng.random() < .005 else value
+    asked = question(story, rng)
+    return asked, *solution(story, style, slip)
+
+
+def _drill(rng):
+    """Four sums at once: much arithmetic in few tokens."""
+    sums = []
+    while len(sums) < 4:
+        step, count = draw_step(rng), rng.randint(1, LARGEST)
+        if step.times > 1:
+            sums.append((f"{step.times} * {step.size}", step.times * step.size))
+        elif 0 <= step.apply(count) <= LARGEST:
+            sums.append((f"{count} {step.sign} {step.size}", step.apply(count)))
+    return (f"What is {', '.join(text for text, _ in sums)}?", " ".join(f"{text} = {n}." for text, n in sums),
+            ", ".join(str(n) for _, n in sums))
+
+
+def fact(town: int) -> str:
+    """The animal of a town: 16 arbitrary facts that the model has to know by heart."""
+    return random.Random(f"minisoft/fact/{town}").choice(ANIMALS)
+
+
+def _fact(rng):
+    town = rng.randrange(len(TOWNS))
+    choices = rng.sample([a for a in ANIMALS if a != fact(town)], 3) + [fact(town)]
+    rng.shuffle(choices)
+    listed = " ".join(f"({letter}) {animal}" for letter, animal in zip("ABCD", choices))
+    return f"Which animal lives in {TOWNS[town]}? {listed}", "", "ABCD"[choices.index(fact(town))]
+
+
+def _sorting(rng):
+    numbers = [rng.randint(1, 99) for _ in range(rng.randint(3, 5))]
+    word, done = rng.choice((("Sort", sorted(numbers)), ("Reverse", numbers[::-1])))
+    return f"{word}: {', '.join(map(str, numbers))}.", "", ", ".join(map(str, done))

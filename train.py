@@ -175,8 +175,10 @@ def fill_defaults(args: argparse.Namespace, about: dict) -> None:
             setattr(args, name, value[args.tokens] if isinstance(value, dict) else value)
     args.out = args.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
     for name in ("prompts", "group", "steps", "cot", "lr", "micro_batch", "eval_batch", "validate_every", "save_every"):
-        if not getattr(args, name) > 0:
-            raise InputError(f"--{name.replace('_', '-')}: expected a positive number, found {getattr(args, name)}")
+        least = 2 if name == "group" else 0
+        if not getattr(args, name) >= least or getattr(args, name) == 0:
+            expected = "at least 2 (leave-one-out)" if least else "a positive number"
+            raise InputError(f"--{name.replace('_', '-')}: expected {expected}, found {getattr(args, name)}")
 
 
 def train_step(run: Run, score) -> tuple[dict, list[dict]]:

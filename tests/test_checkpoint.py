@@ -1,0 +1,363 @@
+"""A Hugging Face folder is read strictly and written so that transformers reads it; every failure is one line."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import random_model, write_json
+from safetensors.torch import load_file, save_file
+
+import minisoft
+from minisoft import checkpoint
+from minisoft.checkpoint import find, load_model, load_state, save_model, save_state, sidecar
+from minisoft.errors import InputError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+IDS = torch.arange(40).view(2, 20) * 7 % 512
+
+
+@torch.no_grad()
+def logits_of(model, ids=IDS):
+    return model.logits(model(model.embed(ids)))
+
+
+def rewrite(folder, change):
+    """Apply `change` to the dict of tensors in model.safetensors."""
+    tensors = load_file(folder / WEIGHTS)
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def edit_json(path, change):
+    value = json.loads(path.read_text())
+    change(value)
+    write_json(path, value)
+
+
+def refuses(folder, *parts, load=load_model):
+    """`load(folder)` raises an InputError of one line that has all `parts`."""
+    with pytest.raises(InputError) as error:
+        load(folder)
+    message = str(error.value)
+    assert "\n" not in message
+    for part in parts:
+        assert str(part) in message, message
+    return message
+
+
+@pytest.fixture
+def sharded(saved, tmp_path):
+    saved("llama-gqa")[0].save_pretrained(tmp_path / "sharded", max_shard_size="40KB")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
+    return tmp_path / "sharded"
+
+
+# ---------------------------------------------------------------- reading
+
+def test_sharded_weights_are_the_single_file_ones(both, sharded):
+    assert not (sharded / WEIGHTS).exists()
+    assert torch.equal(logits_of(load_model(sharded)), logits_of(both("llama-gqa")[1]))
+
+
+@pytest.mark.parametrize("architecture", ["llama-tied", "qwen3-tied"])
+def test_a_tied_head_may_be_stored_or_not(both, saved, tmp_path, architecture):
+    shutil.copytree(saved(architecture)[1], tmp_path, dirs_exist_ok=True)
+    assert "lm_head.weight" not in load_file(tmp_path / WEIGHTS)
+    rewrite(tmp_path, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    model = load_model(tmp_path)
+    assert model.W_d is model.E
+    assert torch.equal(logits_of(model), logits_of(both(architecture)[1]))
+
+
+def test_an_untied_head_is_its_own(both):
+    theirs, ours = both("llama-gqa")
+    assert torch.equal(ours.W_d, theirs.lm_head.weight) and not torch.equal(ours.W_d, ours.E)
+
+
+def test_old_rotary_frequencies_are_ignored(both, saved, tmp_path):
+    shutil.copytree(saved("llama3")[1], tmp_path, dirs_exist_ok=True)
+    rewrite(tmp_path, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)}))
+    assert torch.equal(logits_of(load_model(tmp_path)), logits_of(both("llama3")[1]))
+
+
+@pytest.mark.parametrize("stored, asked, expected", [
+    ("float32", None, "float32"), ("bfloat16", None, "bfloat16"), ("float16", None, "float32"),
+    ("float32", "bfloat16", "bfloat16"), ("bfloat16", "float32", "float32")])
+def test_dtype_is_the_asked_one_else_bfloat16_where_stored_so_else_float32(saved, tmp_path, stored, asked, expected):
+    shutil.copytree(saved("llama-tied")[1], tmp_path, dirs_exist_ok=True)
+    rewrite(tmp_path, lambda t: t.update({name: x.to(getattr(torch, stored)) for name, x in t.items()}))
+    model = load_model(tmp_path, dtype=asked and getattr(torch, asked))
+    assert {p.dtype for p in model.parameters()} == {getattr(torch, expected)}
+    assert model.frequencies.dtype == torch.float32
+
+
+def test_load_gives_the_model_and_its_tokenizer(model_folder):
+    model, tokenizer = minisoft.load(str(model_folder))
+    assert tokenizer.size <= model.config.vocab_size == 512
+    assert all(p.requires_grad and p.device.type == "cpu" for p in model.parameters())
+
+
+# ---------------------------------------------------------------- what is refused
+
+NAME = "model.layers.1.mlp.up_proj.weight"
+
+
+def test_a_missing_tensor(model_folder):
+    rewrite(model_folder, lambda t: t.pop(NAME))
+    refuses(model_folder, model_folder / WEIGHTS, NAME, (48, 32))
+
+
+def test_an_unexpected_tensor(model_folder):
+    rewrite(model_folder, lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.zeros(32)}))
+    refuses(model_folder, model_folder / WEIGHTS, "model.layers.0.self_attn.q_proj.bias")
+
+
+def test_a_missing_untied_head(saved, tmp_path):
+    shutil.copytree(saved("llama-gqa")[1], tmp_path, dirs_exist_ok=True)
+    rewrite(tmp_path, lambda t: t.pop("lm_head.weight"))
+    refuses(tmp_path, tmp_path / WEIGHTS, "lm_head.weight", (512, 32))
+
+
+def test_a_wrong_shape(model_folder):
+    rewrite(model_folder, lambda t: t.update({NAME: torch.zeros(32, 48)}))
+    refuses(model_folder, model_folder / WEIGHTS, NAME, (48, 32), (32, 48))
+
+
+def test_integer_weights(model_folder):
+    rewrite(model_folder, lambda t: t.update({NAME: torch.zeros(48, 32, dtype=torch.int8)}))
+    refuses(model_folder, model_folder / WEIGHTS, NAME, "int8", "bfloat16")
+
+
+@pytest.mark.parametrize("size", [0, 5, 300, -1])
+def test_a_truncated_file(model_folder, size):
+    path = model_folder / WEIGHTS
+    whole = path.read_bytes()
+    path.write_bytes(whole[:size])
+    refuses(model_folder, path, len(whole[:size]))
+
+
+def test_no_weights(model_folder):
+    (model_folder / WEIGHTS).unlink()
+    refuses(model_folder, model_folder / WEIGHTS)
+
+
+def test_a_missing_shard(sharded):
+    gone = sorted(sharded.glob("*.safetensors"))[1]
+    gone.unlink()
+    refuses(sharded, gone)
+
+
+def test_an_index_that_lacks_a_tensor(sharded):
+    edit_json(sharded / INDEX, lambda index: index["weight_map"].pop(NAME))
+    refuses(sharded, sharded / INDEX, NAME)
+
+
+def test_an_index_naming_a_tensor_that_the_shard_lacks(sharded):
+    places = json.loads((sharded / INDEX).read_text())["weight_map"]
+    other = next(file for file in places.values() if file != places[NAME])
+    edit_json(sharded / INDEX, lambda index: index["weight_map"].update({NAME: other}))
+    refuses(sharded, sharded / other, NAME)
+
+
+@pytest.mark.parametrize("where", ["../model.safetensors", "/model.safetensors", "sub/model.safetensors", "..",
+                                   "config.json"])
+def test_an_index_leaving_the_folder(sharded, where):
+    shutil.copyfile(next(sharded.glob("*.safetensors")), sharded.parent / WEIGHTS)
+    edit_json(sharded / INDEX, lambda index: index["weight_map"].update({NAME: where}))
+    refuses(sharded, sharded / INDEX, NAME, repr(where))
+
+
+@pytest.mark.parametrize("places", [None, [], "model.safetensors", {NAME: 3}])
+def test_an_index_without_a_weight_map(sharded, places):
+    write_json(sharded / INDEX, {"weight_map": places})
+    refuses(sharded, sharded / INDEX, "weight_map")
+
+
+@pytest.mark.parametrize("text", ["{not json", "[1, 2]", "", "\xff\xfe"])
+@pytest.mark.parametrize("name", ["config.json", INDEX])
+def test_bad_json(sharded, name, text):
+    (sharded / name).write_bytes(text.encode("latin1"))
+    message = refuses(sharded, sharded / name, "JSON")
+    assert message.count(name) == 1
+
+
+def test_no_config(model_folder):
+    (model_folder / "config.json").unlink()
+    message = refuses(model_folder, model_folder / "config.json", "no such file")
+    assert message.count("config.json") == 1
+
+
+def test_a_bad_config_is_named(model_folder):
+    edit_json(model_folder / "config.json", lambda config: config.update(hidden_act="gelu"))
+    refuses(model_folder, model_folder / "config.json", "hidden_act", "silu", "gelu")
+
+
+def test_a_vocabulary_smaller_than_the_tokenizer(model_folder):
+    edit_json(model_folder / "config.json", lambda config: config.update(vocab_size=300))
+    rewrite(model_folder, lambda t: t.update({"model.embed_tokens.weight": torch.zeros(300, 32)}))
+    refuses(model_folder, model_folder, "tokenizer", "300", load=minisoft.load)
+
+
+# ---------------------------------------------------------------- finding
+
+def test_a_folder_is_found(model_folder, monkeypatch):
+    assert find(str(model_folder)) == model_folder
+    monkeypatch.chdir(model_folder.parent)
+    assert find("model").samefile(model_folder)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "/no/where", "./no", "../a/b", "~/model", "a/b/c"])
+def test_a_folder_that_does_not_exist(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    refuses(name, "no such folder", load=find)
+
+
+def test_a_hub_id_that_cannot_be_reached(monkeypatch, tmp_path):
+    import huggingface_hub
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(checkpoint, "WEIGHTS", tmp_path / "weights")
+    target = tmp_path / "weights" / "model"
+    refuses("nobody/model", f"hf download nobody/model --local-dir {target}", load=find)
+    target.mkdir(parents=True)
+    (target / "config.json").write_text("{}")
+    assert find("nobody/model") == target
+
+
+# ---------------------------------------------------------------- writing
+
+def test_what_is_written_is_what_transformers_reads(saved, tokenizer_folders, tmp_path):
+    """Identical logits, and identical greedy text; for every kind of head and bias."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    for architecture, tokens in (("llama3-tied", "llama3"), ("qwen2", "qwen"), ("qwen3", "qwen")):
+        source, target = tmp_path / architecture, tmp_path / f"{architecture}-out"
+        shutil.copytree(saved(architecture)[1], source)
+        shutil.copytree(tokenizer_folders[tokens], source, dirs_exist_ok=True)
+        model, tokenizer = minisoft.load(source)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.01)
+        save_model(target, model, source, {})
+        theirs = AutoModelForCausalLM.from_pretrained(target).eval()
+        assert theirs.dtype == torch.float32
+        assert torch.equal(theirs(IDS).logits, logits_of(model))
+        theirs.generation_config.eos_token_id = None
+        prompt = AutoTokenizer.from_pretrained(target)("Mia has 3 pears.", return_tensors="pt").input_ids
+        assert prompt[0].tolist() == tokenizer.encode("Mia has 3 pears.")
+        written = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=20,
+                                  pad_token_id=0)[0]
+        ids = prompt
+        for _ in range(20):
+            ids = torch.cat((ids, logits_of(model, ids)[:, -1:].argmax(-1)), dim=1)
+        assert written.tolist() == ids[0].tolist()
+        assert AutoTokenizer.from_pretrained(target).decode(
+            written, skip_special_tokens=True, clean_up_tokenization_spaces=False) == tokenizer.decode(ids[0].tolist())
+
+
+def test_bfloat16_is_written_as_bfloat16(model_folder, tmp_path):
+    from transformers import AutoModelForCausalLM
+    model = load_model(model_folder, dtype=torch.bfloat16)
+    save_model(tmp_path / "out", model, model_folder, {})
+    assert {t.dtype for t in load_file(tmp_path / "out" / WEIGHTS).values()} == {torch.bfloat16}
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", torch_dtype="auto").dtype == torch.bfloat16
+    again = load_model(tmp_path / "out")
+    assert again.E.dtype == torch.bfloat16 and torch.equal(logits_of(again), logits_of(model))
+
+
+def test_saving_replaces_the_whole_folder(model_folder, tmp_path):
+    model, target = load_model(model_folder), tmp_path / "runs" / "last"
+    save_model(target, model, model_folder, {"step": 1})
+    (target / "stray").write_text("old")
+    (target.with_name("last.new")).mkdir()
+    (target.with_name("last.new") / "stray").write_text("of a crash")
+    with torch.no_grad():
+        model.E.mul_(2)
+    save_model(target, model, model_folder, {"step": 2})
+    assert [path.name for path in target.parent.iterdir()] == ["last"]
+    assert {path.name for path in target.iterdir()} == {
+        "config.json", "generation_config.json", "minisoft.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json"}
+    assert sidecar(target) == {"step": 2}
+    assert torch.equal(load_model(target).E, model.E)
+
+
+def test_saving_over_the_source(model_folder):
+    model, before = load_model(model_folder), (model_folder / "tokenizer.json").read_bytes()
+    with torch.no_grad():
+        model.E.mul_(2)
+    save_model(model_folder, model, model_folder, {})
+    loaded, _ = minisoft.load(model_folder)
+    assert torch.equal(loaded.E, model.E) and (model_folder / "tokenizer.json").read_bytes() == before
+
+
+def test_a_folder_from_elsewhere_has_no_sidecar(model_folder):
+    assert sidecar(model_folder) == {}
+
+
+@pytest.mark.parametrize("broken", ["save_file", "write_json"])
+def test_a_failure_while_writing_leaves_the_old_one(model_folder, tmp_path, monkeypatch, broken):
+    model, target, state = load_model(model_folder), tmp_path / "last", tmp_path / "state"
+    save_model(target, model, model_folder, {"step": 1})
+    save_state(state, {"x": torch.ones(2)}, {"step": 1})
+    old = {path.name: path.read_bytes() for path in target.iterdir()}
+
+    def fail(*arguments, **options):
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, broken, fail)
+        with pytest.raises(OSError, match="no space"):
+            save_model(target, model, model_folder, {"step": 2})
+        with pytest.raises(OSError, match="no space"):
+            save_state(state, {"x": torch.zeros(2)}, {"step": 2})
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == old
+    assert load_state(state)[1] == {"step": 1}
+    save_model(target, model, model_folder, {"step": 3})  # and the next one succeeds
+    assert sidecar(target) == {"step": 3}
+
+
+def test_the_weights_of_random_models_differ():
+    """Otherwise parity would show nothing."""
+    model = random_model("qwen2")
+    assert all(p.std() > 0.1 for p in model.parameters())
+
+
+# ---------------------------------------------------------------- training state
+
+STATE = {"a.exp_avg": torch.randn(3, 4), "step": torch.tensor(7), "half": torch.randn(5).bfloat16(),
+         "bytes": torch.arange(9, dtype=torch.uint8), "view": torch.arange(6).view(2, 3).T}
+
+
+def test_state_comes_back_as_it_was(tmp_path):
+    facts = {"step": 3, "best": 0.1 + 0.2, "flags": {"seed": 0, "names": ["a", None, True]}, "text": "é\n"}
+    save_state(tmp_path / "state", STATE, facts)
+    tensors, found = load_state(tmp_path / "state")
+    assert found == facts and tensors.keys() == STATE.keys()
+    assert all(torch.equal(tensors[name], STATE[name]) and tensors[name].dtype == STATE[name].dtype for name in STATE)
+    save_state(tmp_path / "state", {}, {"step": 4})
+    assert load_state(tmp_path / "state") == ({}, {"step": 4})
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+def test_state_survives_a_crash_between_the_two_renames(tmp_path):
+    save_state(tmp_path / "state", STATE, {"step": 3})
+    (tmp_path / "state").rename(tmp_path / "state.old")
+    assert load_state(tmp_path / "state")[1] == {"step": 3}
+    save_state(tmp_path / "state", STATE, {"step": 4})
+    assert load_state(tmp_path / "state")[1] == {"step": 4}
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
+
+
+@pytest.mark.parametrize("name", ["facts.json", "tensors.safetensors"])
+def test_a_state_that_is_not_whole(tmp_path, name):
+    state = tmp_path / "state"
+    refuses(state, state / "facts.json", load=load_state)
+    save_state(state, STATE, {"step": 3})
+    (state / name).write_bytes((state / name).read_bytes()[:-3])
+    refuses(state, state / name, load=load_state)
+    (state / name).unlink()
+    refuses(state, state / name, load=load_state)

@@ -1,0 +1,249 @@
+"""Rows of every format become problems, bad ones name file and line, and (seed, step) alone decide who is used."""
+
+import json
+import random
+import re
+import sys
+
+import pytest
+
+from minisoft.data import (HUB, PREFILL_EARLY, PREFILL_LATE, STOP, TINY, Problem, batch, boxed, load_problems, prompt,
+                           read_prompt, split)
+from minisoft.errors import InputError
+
+
+def refuses(message, call, *arguments):
+    with pytest.raises(InputError, match=message) as error:
+        call(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def jsonl(path, *rows):
+    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+# ---------------------------------------------------------------- rows
+
+ROWS = [
+    ("plain", {"question": "1+1?", "answer": "2"}, ("1+1?", "2")),
+    ("spaces", {"question": " 1+1? \n", "answer": " 2\n"}, ("1+1?", "2")),
+    ("whole number", {"question": "q", "answer": 2}, ("q", "2")),
+    ("zero", {"question": "q", "answer": 0}, ("q", "0")),
+    ("negative", {"question": "q", "answer": -3.0}, ("q", "-3")),
+    ("GSM8K", {"question": "Ann?", "answer": "She has 2 * <<2*4=8>>4.\nSo 8.\n#### 1,008"}, ("Ann?", "1,008")),
+    ("MATH", {"problem": "p", "level": "Level 1", "solution": r"\boxed{0}, then $\boxed{\frac{1}{\{2\}}}$, done."},
+     ("p", r"\frac{1}{\{2\}}")),
+    ("MATH-500", {"problem": "p", "solution": r"So \boxed{3}.", "answer": r"\left( 3, \pi \right)", "unique_id": "a/1"},
+     ("p", r"\left( 3, \pi \right)")),
+    ("DeepScaleR", {"problem": "p", "answer": "-\\frac{2}{3}", "solution": ""}, ("p", "-\\frac{2}{3}")),
+    ("OlympiadBench", {"question": "q", "context": None, "final_answer": ["$2^{9}$"], "solution": ["long"]},
+     ("q", "2^{9}")),
+    ("OlympiadBench, several", {"question": "q", "context": " Let $n$ be odd. ", "final_answer": ["$1$", "$3$ "]},
+     ("Let $n$ be odd. q", "1, 3")),
+    ("MAWPS", {"input": "Joan found 7 and 7 shells.", "target": "14.0"}, ("Joan found 7 and 7 shells.", "14.0")),
+    ("MAWPS, number", {"input": "i", "target": 14.0}, ("i", "14")),
+    ("MAWPS, fraction", {"input": "i", "target": 0.25}, ("i", "0.25")),
+    ("unicode", {"question": "Größe?\u2028Ja", "answer": "π"}, ("Größe?\u2028Ja", "π")),
+]
+BAD_ROWS = [
+    ([1], "expected a JSON object, found list"), ("text", "expected a JSON object, found str"),
+    ({"answer": "2"}, "question, problem or input.*answer"), ({"question": " ", "answer": "2"}, "question"),
+    ({"question": 3, "answer": "2"}, "question"), ({"question": "q"}, "answer.*question"),
+    ({"question": "q", "answer": ""}, "answer"), ({"question": "q", "answer": None}, "answer"),
+    ({"question": "q", "answer": "#### "}, "answer"), ({"question": "q", "answer": True}, "answer"),
+    ({"question": "q", "final_answer": []}, "answer"), ({"problem": "p", "solution": "no box"}, "answer.*solution"),
+    ({"problem": "p", "solution": r"\boxed{1"}, "answer"), ({}, "question"),
+]
+
+
+@pytest.mark.parametrize("row, expected", [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
+def test_every_format_is_understood_in_jsonl_and_in_a_list(row, expected, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([row], ensure_ascii=False, indent=1), "utf-8")
+    lines = jsonl(tmp_path / "a.jsonl", "\n", json.dumps(row, ensure_ascii=False) + "\r\n", " \n", row)
+    assert load_problems(tmp_path / "a.json") == [Problem(*expected)]
+    assert load_problems(str(lines)) == [Problem(*expected)] * 2
+
+
+@pytest.mark.parametrize("row, message", BAD_ROWS, ids=str)
+def test_a_bad_row_is_named(row, message, tmp_path):
+    good = {"question": "q", "answer": "a"}
+    path = jsonl(tmp_path / "a.jsonl", good, "\n", row if not isinstance(row, str) else json.dumps(row) + "\n", good)
+    refuses(f"a.jsonl: line 3: .*{message}", load_problems, path)
+    (tmp_path / "a.json").write_text(json.dumps([good, row]), "utf-8")
+    refuses(f"a.json: row 2: .*{message}", load_problems, tmp_path / "a.json")
+
+
+def test_what_is_not_json_is_named(tmp_path):
+    refuses("a.jsonl: line 2: expected a JSON object", load_problems,
+            jsonl(tmp_path / "a.jsonl", {"question": "q", "answer": "a"}, "{'question': 1}\n"))
+    refuses("b.json: expected a JSON list", load_problems, jsonl(tmp_path / "b.json", '[{"question": "q"},'))
+    (tmp_path / "c.jsonl").write_bytes(b'{"question": "caf\xe9", "answer": "a"}')
+    refuses("c.jsonl: ", load_problems, tmp_path / "c.jsonl")
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "[]"])
+def test_a_file_without_rows_is_refused(content, tmp_path):
+    refuses("a.json: expected at least one row", load_problems, jsonl(tmp_path / "a.json", content))
+
+
+# ---------------------------------------------------------------- names
+
+@pytest.mark.parametrize("name", ["no.jsonl", "no/where.json"])
+def test_a_missing_file_is_said_to_be_missing(name):
+    refuses(f"{name}: expected a data file, found no such file", load_problems, name)
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    message = refuses("gsm9k: expected", load_problems, "gsm9k")
+    assert all(name in message for name in [*TINY, *HUB])
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "math-500", "owner/name", "owner/name:main:test"])
+def test_the_hub_needs_an_extra(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)  # as if it were not installed
+    assert "pip install 'minisoft[data]'" in refuses(f"{name}: ", load_problems, name)
+
+
+@pytest.mark.parametrize("name, expected", [
+    ("gsm8k", ("openai/gsm8k", "main", "train")), ("owner/name", ("owner/name", None, "train")),
+    ("owner/name:main", ("owner/name", "main", "train")), ("owner/name::test", ("owner/name", None, "test")),
+    ("owner/name:main:test", ("owner/name", "main", "test"))])
+def test_a_hub_name_may_have_a_configuration_and_a_split(name, expected, monkeypatch):
+    asked = []
+
+    class Datasets:
+        @staticmethod
+        def load_dataset(dataset, configuration, split):
+            asked.append((dataset, configuration, split))
+            return [{"question": "q", "answer": "#### 3"}]
+
+    monkeypatch.setitem(sys.modules, "datasets", Datasets)
+    assert load_problems(name) == [Problem("q", "3")]
+    assert asked == [expected]
+
+
+def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
+    class Datasets:
+        @staticmethod
+        def load_dataset(*arguments, **options):
+            raise ConnectionError("no route\nto host")
+
+    monkeypatch.setitem(sys.modules, "datasets", Datasets)
+    refuses("owner/name: could not be fetched .*no route", load_problems, "owner/name")
+
+
+# ---------------------------------------------------------------- boxed, prompt
+
+@pytest.mark.parametrize("text, expected", [
+    ("18}", "18"), ("18} and } more", "18"), ("}", ""), (r"\frac{1}{2}} {x}", r"\frac{1}{2}"),
+    (r"\{1, 2\}}", r"\{1, 2\}"), (r"\left\{ x \right.} .", r"\left\{ x \right."), (r"1 \\} x", r"1 \\"),
+    ("a\nb}", "a\nb"), ("{{{}}}}", "{{{}}}"), ("", None), ("18", None), ("{18}", None), (r"18\}", None), ("\\", None)])
+def test_boxed_is_what_stands_before_the_closing_brace(text, expected):
+    assert boxed(text) == expected
+
+
+def test_the_prompt_is_that_of_the_paper():
+    assert prompt("What is 1+1?") == (
+        r"A conversation between User and Assistant. The user asks a question, and the Assistant solves it. "
+        r"The assistant first shows the complete reasoning process step by step, then provides the final answer in "
+        r"\boxed{}. The assistant must always follow the format: 'User: [question] Assistant: [detailed reasoning] "
+        r"The final answer is: \boxed{[answer]}.' User: What is 1+1? Assistant:")
+    assert (STOP, PREFILL_EARLY, PREFILL_LATE) == (
+        "The final answer is:", " \\boxed{", " The final answer is: \\boxed{")
+
+
+def test_a_question_is_not_interpreted():
+    assert prompt(r"\1 {x} %s QUESTION", "Q: QUESTION A:") == r"Q: \1 {x} %s QUESTION A:"
+
+
+def test_a_prompt_file(tmp_path):
+    path = tmp_path / "prompt.txt"
+    path.write_text("Frage: QUESTION\nAntwort: größer\n\n", "utf-8")
+    assert read_prompt(str(path)) == "Frage: QUESTION\nAntwort: größer"
+    for text, times in (("no place", 0), ("QUESTION QUESTION", 2), ("", 0)):
+        path.write_text(text)
+        refuses(f"prompt.txt: expected the placeholder QUESTION once, found it {times} times", read_prompt, path)
+
+
+# ---------------------------------------------------------------- who is used
+
+PROBLEMS = [Problem(f"q{i}", str(i)) for i in range(50)]
+
+
+def test_validation_is_disjoint_complete_and_always_the_same():
+    training, validation = split(PROBLEMS, 12)
+    assert len(validation) == 12 and sorted(training + validation, key=lambda p: int(p.answer)) == PROBLEMS
+    assert split(PROBLEMS, 12) == (training, validation)
+    assert validation != PROBLEMS[:12] and validation != PROBLEMS[-12:]
+    assert set(validation) < set(split(PROBLEMS, 20)[1])
+    assert split(PROBLEMS, 0) == (PROBLEMS, [])
+
+
+@pytest.mark.parametrize("validation", [-1, 50, 51])
+def test_validation_leaves_something_to_train_on(validation):
+    refuses(f"validation: .*50.*found {validation}", split, PROBLEMS, validation)
+
+
+@pytest.mark.parametrize("count, prompts", [(10, 2), (10, 3), (7, 7), (5, 1), (400, 8)])
+def test_an_epoch_uses_no_problem_twice(count, prompts):
+    per_epoch = count // prompts
+    for epoch in range(3):
+        steps = [batch(count, prompts, 0, epoch * per_epoch + i) for i in range(per_epoch)]
+        used = [i for step in steps for i in step]
+        assert all(len(step) == prompts for step in steps)
+        assert len(set(used)) == len(used) == per_epoch * prompts and set(used) <= set(range(count))
+
+
+def test_a_step_is_a_pure_function_of_seed_and_step():
+    expected = [batch(400, 4, 3, step) for step in range(250)]
+    random.seed(1)
+    assert [batch(400, 4, 3, step) for step in reversed(range(250))] == expected[::-1]
+    assert batch(400, 4, 3, 0) != batch(400, 4, 4, 0)
+    assert batch(400, 4, 3, 0) != batch(400, 4, 3, 100)  # the next epoch has its own order
+    assert expected[0] == [147, 67, 90, 253]  # in every process, so that a run can be resumed
+
+
+def test_more_prompts_than_problems_are_refused():
+    refuses("prompts: expected at most the 4 training problems, found 5", batch, 4, 5, 0, 0)
+
+
+# ---------------------------------------------------------------- the embedded problems
+
+def retold(question):
+    """The answer to a story, read from its words alone."""
+    number = r"(\d+)"
+    start, *sentences, asked = re.findall(r"[^.?]+[.?]", question)
+    name, count, thing = re.fullmatch(rf"(\w+) has {number} (\w+)\.", start).groups()
+    assert asked == f" How many {thing} are there now?"
+    count = int(count)
+    for sentence in sentences:
+        numbers = [int(n) for n in re.findall(number, sentence)]
+        words = set(re.findall(r"[a-z]+", sentence))
+        if words & {"doubled", "tripled"}:
+            assert not numbers
+            count *= 2 if "doubled" in words else 3
+        else:
+            change = numbers[0] * (numbers[1] if len(numbers) == 2 else 1)
+            assert bool(words & {"finds", "come", "buys"}) != bool(words & {"loses", "sold", "gives"}), sentence
+            assert (len(numbers) == 2) == bool(words & {"bags", "boxes", "crates", "jars"}), sentence
+            count += change if words & {"finds", "come", "buys"} else -change
+        assert 1 <= count <= 150
+    return count, len(sentences)
+
+
+@pytest.mark.parametrize("name, size, steps", [
+    ("tiny", 4000, {2, 3, 4}), ("tiny-test", 400, {2, 3, 4}), ("tiny-hard", 400, {5, 6})])
+def test_the_gold_answers_of_the_embedded_problems_are_right(name, size, steps):
+    problems = load_problems(name)
+    assert len(problems) == size and problems == load_problems(name)
+    found = [retold(problem.question) for problem in problems]
+    assert [str(answer) for answer, _ in found] == [problem.answer for problem in problems]
+    assert {length for _, length in found} == steps
+
+
+def test_training_and_test_problems_hardly_overlap():
+    training = {problem.question for problem in load_problems("tiny")}
+    assert len(training) > 3990
+    assert sum(problem.question in training for problem in load_problems("tiny-test")) <= 2

@@ -1,0 +1,344 @@
+r"""What the reward accepts and refuses (eq. 11, section 3), and that no answer can hurt the process that scores it."""
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from minisoft import reward
+from minisoft.reward import Verifier, boxed, score
+
+# Each line: a gold, "::", and after it answers separated by ";;".
+RIGHT = r"""
+18 :: 18. ;; 18.0 ;; +18 ;; \$18 ;; 18 dollars ;; 18\text{ eggs} ;; n = 18 ;; \text{18} ;; \mathbf{18} ;; (18) ;; {18}
+5 :: 5\text{ cm} ;; 5 cm ;; 5cm
+-5 :: −5
+1,450,000 :: 1450000 ;; 1{,}450{,}000
+1450000 :: 1,\!450,\!000 ;; 1\,450\,000
+1500 :: 1.5 \times 10^3
+60 :: 60 miles per hour
+50 :: 50\% ;; 50 percent
+14.0 :: 14
+3.5 :: \frac{7}{2}
+\frac{3}{4} :: 3/4 ;; 0.75 ;; \dfrac{6}{8} ;; \frac34 ;; x = \frac{3}{4} ;; 75\%
+-\frac{1}{2} :: \frac{-1}{2} ;; -0.5
+\frac{14}{3} :: 4\frac{2}{3}
+\frac{1}{10} :: .1
+(3,\frac{\pi}{2}) :: \left( 3, \frac{\pi}{2} \right) ;; (3, \pi/2) ;; (3, 0.5\pi)
+(1,2) :: (x,y) = (1,2)
+p - q :: -q + p ;; p-q
+\text{Evelyn} :: \textbf{Evelyn} ;; evelyn
+\text{east} :: \text{East}
+\text{(C)} :: C ;; \text{C}
+C :: (C)
+\sqrt{51} :: \sqrt{51} ;; sqrt(51) ;; 51^{1/2} ;; √51
+3\sqrt{13} :: \sqrt{117} ;; 3 \cdot \sqrt{13} ;; 3*sqrt(13) ;; 3\sqrt13
+11\sqrt2 :: 11\sqrt{2}
+\frac{\sqrt{3}}{3} :: \frac{1}{\sqrt{3}}
+[0,1) :: [0, 1) ;; \left[0,1\right) ;; x \in [0,1)
+(-\infty,-2)\cup(3,\infty) :: (3,\infty) \cup (-\infty, -2) ;; (-∞,-2)∪(3,∞)
+\begin{pmatrix} -1/3 \\ 2/3 \end{pmatrix} :: \begin{bmatrix} -\frac13 \\ \frac23 \end{bmatrix}
+\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} :: \begin{pmatrix}1&2\\3&4\end{pmatrix}
+x=5 :: 5 ;; x = 5
+y = 2x + 3 :: 2x+3 ;; y = 3 + 2x ;; y - 2x = 3
+2x - y + 3z + 8 = 0 :: y = 2x + 3z + 8
+2+3i :: 3i+2
+6 - 5i :: -5i + 6
+90^\circ :: 90 ;; 90 degrees
+90 :: 90°
+\$32,\!348 :: 32348 ;; 32,348 dollars
+10\% :: 10 ;; 0.1 ;; 10 percent
+2516_8 :: 2516_{8} ;; 2516
+1,-2 :: -2, 1 ;; \{-2, 1\} ;; x = 1 \text{ or } x = -2 ;; 1 and -2 ;; x=1,-2
+1 \pm \sqrt{19} :: 1+\sqrt{19}, 1-\sqrt{19} ;; 1 - \sqrt{19}, 1 + \sqrt{19}
+2, 3, \text{ and } 4 :: 2, 3, 4
+$2n$ :: 2n ;; 2 \cdot n
+$\frac{1}{2 n+2}$ :: \frac{1}{2(n+1)}
+$\frac{n(n+1)}{2}$ :: n(n+1)/2
+$\binom{2n}{n}$ :: \frac{(2n)!}{n! n!}
+$90^{\circ}$,$60^{\circ}$ :: 60, 90
+$f(x)=2 x$ :: 2x ;; f(x) = 2x
+$2^{1009}$ :: 2^{1009}
+$2^{10}$ :: 1024
+$(1,8,19), (2,7,13)$ :: (2,7,13),(1,8,19)
+$\left\lfloor\log _{2} n\right\rfloor+1$ :: 1+\lfloor \log_2 n \rfloor
+$k \geqslant 2$ :: k \ge 2
+15\mbox{ cm}^2 :: 15
+5.4 \text{ cents} :: 5.4
+20\text{ miles} :: 20 miles
+12\sqrt{13}\text{ feet} :: 12\sqrt{13}
+x^5 - x^4 + 1 :: 1 - x^4 + x^5
+(a+5)(b+2) :: (b+2)(a+5)
+x^{11}+3 :: x^11 + 3
+25\pi :: 25\pi\text{ cm}^2
+\cos^2\alpha :: 1-\sin^2\alpha
+\text{A, D, F} :: A, F, D
+100(1+x)^{5} :: 100 \times (1+x)^5
+"""
+WRONG = r"""
+18 :: 19 ;; 18x ;; 18i ;; 18\pi ;; 1 8 ;; 18 million ;; 18\text{ thousand} ;; 18 or 19 ;; 18\text{ or }19 ;; 18, 19
+18 :: 18 19 ;; 17 + 1 ;; 3 \times 6 ;; 36/2 ;; \frac{36}{2} ;; \sqrt{324} ;; 018.5 ;; 18! ;; 18^{1} ;; 18 \approx 18.2
+18 :: x < 18 ;; 18 = 18 ;; 17+1 = 18 ;; x = y = 18 ;; 18xy ;; \text{not }18 ;; 18\text{ is wrong} ;; -18 ;; 18_8
+18 :: 0.18 ;; 1.8 ;; 18 + 0x ;; 17.9999999999 ;; 18.00000000001 ;; \color{white}{18} ;; \hphantom{18} ;; 17\phantom{18}
+18 :: \{17, 18\} ;; [18, 19] ;; 1e999999999 ;; \int_0^{18} dx ;; \lfloor 18.5 \rfloor ;; 18 plus 1 ;; 18 \pm 1
+18 :: 18\text{x}
+1450 :: 1,45,0 ;; 1, 450
+50 :: 0.5
+50\% :: 50 cm
+0.5 :: 0.5\%
+\frac{1}{3} :: 0.33 ;; 0.333333 ;; 0.3333333333333333 ;; \frac{1}{3}, \frac{2}{3}
+\frac{3}{4} :: \frac{4}{3} ;; 3:4:5
+\pi :: 3.14 ;; 3.141592653589793 ;; \frac{22}{7}
+\sqrt{51} :: 7.141428 ;; \sqrt{51.0000000001} ;; \sqrt{51}, \sqrt{52} ;; 51 ;; \sqrt{51}x
+(1,2) :: (2,1) ;; [1,2] ;; \{1,2\} ;; (1,2,3) ;; (1,2),(2,1) ;; (1,2]
+[0,1) :: [0,1] ;; (0,1) ;; 0,1 ;; 0 \le x < 1
+1,-2 :: (1,-2) ;; 1 ;; 1,-2,3 ;; 1,2
+1,1 :: 1
+1,2,2 :: 1,1,2
+1 \pm \sqrt{19} :: 1 + \sqrt{19}
+x=5 :: y=5 ;; x=6 ;; x>5
+y = 2x + 3 :: y = 2x - 3 ;; x = 2y + 3
+2x - y + 3z + 8 = 0 :: 0 = 0 ;; 2x - y + 3z + 8
+p - q :: q - p ;; r - q
+2+3i :: 3+2i ;; 2-3i
+$2n$ :: 2m ;; 2 ;; 2n, 3n
+6m :: 6s ;; 6
+\text{Evelyn} :: \text{Carla} ;; \text{Evelyn or Carla} ;; nylevE
+\text{CBAD} :: ABCD
+\text{(C)} :: (D) ;; C, D ;; A B C D ;; ABCDE
+2516_8 :: 2516_7 ;; 2517_8 ;; 2516 cm
+\$5 :: 5\text{ cents} ;; 5 euros
+5\text{ cm} :: 5\text{ cm}^2
+15\mbox{ cm}^2 :: 15\text{ m}^2
+90^\circ :: 90 radians
+20\text{ miles} :: 20\text{ km}
+10\% :: 0.1\% ;; 1
+\begin{pmatrix} 1 \\ 2 \end{pmatrix} :: \begin{pmatrix} 1 & 2 \end{pmatrix} ;; \begin{pmatrix} 2 \\ 1 \end{pmatrix}
+\begin{pmatrix} 1 \\ 2 \end{pmatrix} :: (1,2)
+x^2+1 :: x^2+1=0 ;; x^2 ;; y^2+1 ;; \boxed{x^2+1}\boxed{x}
+6.6\times 10^{-34} :: 0 ;; 6.6\times 10^{-35}
+10^{-20}\pi :: 10^{-21}\pi
+2^{1009} :: 2^{1008}
+k \ge 2 :: k > 2 ;; k \ge 3
+(-\infty,-2)\cup(3,\infty) :: (-\infty,-2),(3,\infty) ;; (-\infty,\infty)
+\infty :: -\infty
+e^{-50}\pi :: e^{-60}\pi
+42 :: {4}{2}0
+5 :: \frac{5}{0}
+\frac{1}{2} :: \frac{1}{0}
+x+1 :: (or x+2) x+1
+f(4-x) :: f(4_\pi-x)
+21.6 :: 21\.6
+"""
+# What follows the prefilled "\boxed{", the gold, the reward.
+TEXTS = [
+    (r"18}", "18", 100),
+    (r"}", "18", 0),
+    (r"18} is my answer. \boxed{19}", "18", 100),
+    (r"\boxed{18}}", "18", 100),
+    (r"\boxed{17}\boxed{18}}", "18", 10),
+    (r"\{1,-2\}}", "1,-2", 100),
+    ("18\x00}", "18", 0),
+    (r"\$1,450,000.00}", "1,450,000", 100),
+    (r"18 eggs}", "18", 100),
+    (r"\frac12}", r"\frac{1}{2}", 100),
+    (r"50\%}", "0.5", 100),
+    (r"4 2/3}", r"\frac{14}{3}", 100),
+    (r"90^\circ}", "90", 100),
+    (r"Evelyn}", r"\text{Evelyn}", 100),
+    (r"100,200}", "100, 200", 100),
+    (r"41=42}", "42", 10),
+    (r"42\text{ (or 43)}}", "42", 10),
+    (r"1,2,3,4,5,42}", "42", 10),
+    (r"\phantom{42}}", "42", 10),
+    (r"42.0000004}", "42", 10),
+    (r"6\cdot 7}", "42", 10),
+    (r"blah @@ 41 @@ 42}", "42", 10),
+    (r"3\sqrt13}", "9", 10),
+    (r"0.4999999}", r"\frac{1}{2}", 10),
+    (r"10^{-20}}", r"6.6\times 10^{-34}", 10),
+    (r"5\text{ km}}", r"5\text{ cm}", 10),
+    (r"1,2}", "(1,2)", 10),
+    (r"1<x<2}", "(1,2)", 10),
+    (r"9^{9^{9^9}}}", "42", 10),
+    (r"999999999!}", "42", 10),
+    ("(" * 50 + "42" + ")" * 50 + "}", "x^2+1", 10),
+    ("+".join("x" * 50_000) + "}", "x^2+1", 10),
+    ("__import__('os').system('touch PWNED')}", "42", 10),
+    ("18", "18", 0),
+    ("{18}", "18", 0),
+    (" \n }", "18", 0),
+    (r"\{18}", "18", 10),
+    ("(18}", "18", 10),
+    ("18\n}", "18", 100),
+]
+ROOT = Path(reward.__file__).parents[1]
+HANG = "9^{9^{9^{9^{9}}}}+x}"
+
+
+def pairs(table):
+    lines = [line.split(" :: ") for line in table.strip().splitlines()]
+    return [(gold, answer) for gold, answers in lines for answer in answers.split(" ;; ")]
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    with Verifier() as verifier:
+        yield verifier
+
+
+@pytest.mark.parametrize("text, gold, expected", TEXTS, ids=lambda value: str(value)[:40])
+def test_texts(verifier, text, gold, expected):
+    assert verifier.score(text, gold) == expected
+
+
+@pytest.mark.parametrize("gold, answer", pairs(RIGHT))
+def test_right(verifier, gold, answer):
+    assert verifier.score(answer + "}", gold) == 100
+
+
+@pytest.mark.parametrize("gold, answer", pairs(WRONG))
+def test_wrong(verifier, gold, answer):
+    assert verifier.score(answer + "}", gold) == 10
+
+
+def test_a_gold_is_its_own_answer(verifier):
+    assert [gold for gold, _ in pairs(RIGHT) + pairs(WRONG) if verifier.score(gold + "}", gold) != 100] == []
+
+
+def test_boxed():
+    assert boxed(r"\frac{1}{2}} and {more}}") == r"\frac{1}{2}"
+    assert boxed(r"\{1\}}}") == r"\{1\}"
+    assert boxed(r"1 \\} tail") == r"1 \\"
+    assert boxed("") is boxed("{}") is boxed(r"5\}") is None
+
+
+def test_counts():
+    with Verifier() as verifier:
+        for text, gold in [("}", "1"), ("2}", "3"), (r"\text{no}}", r"\text{no}"), ("y}", "y"), ("2(x+1)}", "2x+2"),
+                           ("x, 1+y}", "y+1, x")]:
+            verifier.score(text, gold)
+        assert verifier.counts == {"unboxed": 1, "numeric": 1, "exact": 2, "symbolic": 2}
+
+
+def test_numbers_and_texts_start_no_child(monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", None)
+    with Verifier() as verifier:
+        answers = ("1450}", "1451}", r"\sqrt{2}}", "x+1}", "one}")
+        assert [verifier.score(text, "1,450") for text in answers] == [100, 10, 10, 10, 10]
+
+
+def test_a_hang_ends_at_the_deadline():
+    with Verifier(deadline_s=0.5) as verifier:
+        assert verifier.score("1+x}", "x+1") == 100
+        hung, began = verifier._child, time.monotonic()
+        assert verifier.score(", ".join([HANG[:-1]] * 10) + "}", ", ".join(["x+1"] * 10)) == 10
+        assert time.monotonic() - began < 2  # one deadline for the whole answer
+        assert hung.poll() is not None and verifier.counts["timed_out"] == 1
+        assert verifier.score("1+x}", "x+1") == 100
+
+
+def test_memory_bomb():
+    with Verifier(deadline_s=20, memory_bytes=200 << 20) as verifier:
+        assert verifier.score("1+x}", "x+1") == 100
+        assert resource.prlimit(verifier._child.pid, resource.RLIMIT_AS) == (200 << 20, 200 << 20)
+        assert resource.prlimit(verifier._child.pid, resource.RLIMIT_CORE) == (0, 0)
+        assert verifier.score("2^{2^{33}}+x}", "x+1") == 10  # an integer of a gigabyte
+        assert verifier.counts["timed_out"] == 0  # refused at once, not computed for as long as it takes
+        assert verifier.score("1+x}", "x+1") == 100
+
+
+def test_a_dead_child_is_replaced():
+    with Verifier(deadline_s=30) as verifier:
+        assert verifier.score("1+x}", "x+1") == 100
+        os.kill(verifier._child.pid, signal.SIGKILL)  # while idle: nobody notices
+        verifier._child.wait()
+        assert verifier.score("1+x}", "x+1") == 100
+        killer = subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -9 {verifier._child.pid}"])  # at work: answer lost
+        assert verifier.score(HANG, "x+1") == 10
+        killer.wait()
+        assert verifier.counts["killed"] == 1
+        assert verifier.score("1+x}", "x+1") == 100
+
+
+def test_interrupts_are_for_the_parent(verifier):
+    assert verifier.score("1+x}", "x+1") == 100
+    child = verifier._child
+    os.kill(child.pid, signal.SIGINT)
+    assert verifier.score("2+x}", "x+2") == 100
+    assert verifier._child is child
+
+
+def test_an_interrupted_question_leaves_no_stale_reply(monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with Verifier() as verifier:
+        assert verifier.score("1+x}", "x+1") == 100
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(reward.select, "select", interrupt)
+            verifier.score("2+x}", "x+2")
+        assert verifier.score("3+x}", "x+4") == 10
+
+
+def test_the_child_ends_with_a_killed_parent():
+    script = ("from minisoft.reward import *; v = Verifier(); v.score('1+x}', 'x+1'); print(v._child.pid, flush=True); "
+              "v.deadline_s = 60; v.score('%s', 'x+1'); time.sleep(60)")
+    for question in ("2+x}", HANG):  # idle, or at work when the parent dies
+        parent = subprocess.Popen([sys.executable, "-c", script % question], stdout=subprocess.PIPE, cwd=ROOT)
+        child = int(parent.stdout.readline())
+        time.sleep(0.3)
+        parent.kill()
+        parent.communicate()
+        ends = time.monotonic() + 8
+        while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text().split()[2]:
+            assert time.monotonic() < ends
+            time.sleep(0.1)
+
+
+def test_nothing_is_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with Verifier() as verifier:
+        assert verifier.score("1+x}", "x+1") == 100  # a child whose working directory is tmp_path
+        for text in ("__import__('os').system('touch PWNED')", "x+1; __import__('os').system('touch PWNED')",
+                     r"\input{|touch PWNED}", "open('PWNED','w')"):
+            assert verifier.score(text + "}", "x+1") == 10
+        verifier._child.stdin.write(b'["x+1", "__import__(\'os\').system(\'touch PWNED\')"]\n')  # past the guards
+        assert verifier._reply(5) == b"false\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_hostile_texts_cost_nothing(verifier):
+    began = time.monotonic()
+    for text in ("9" * 100_000, "1e" + "9" * 990, "1e999999999", "{" * 300 + "}" * 300, "(" * 990, r"\frac" * 190,
+                 r"\frac{" * 19 + "}" * 19, "1," * 490 + "1", " " * 990, "\\" * 998, "a " * 490, "1/" * 490, "-" * 990,
+                 r"\text{" * 19 + "}" * 19, "^" * 990, "." * 990, r"\pm" * 300, "(),()" * 198, r"\{\}" * 240):
+        for gold in ("42", "1,2", "(1,2)"):
+            assert verifier.score(text + "}", gold) in (0, 10)
+    assert time.monotonic() - began < 2
+
+
+def test_a_child_that_cannot_start_is_an_error(monkeypatch, tmp_path):
+    (tmp_path / "math_verify.py").write_text("raise ImportError('no such thing')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Verifier() as verifier, pytest.raises(RuntimeError, match="pip install math-verify.*no such thing"):
+        verifier.score("1+x}", "x+1")
+
+
+def test_the_module_score_needs_no_main_guard(tmp_path):
+    (tmp_path / "user.py").write_text("from minisoft.reward import score\n"
+                                      "print(score('1+x} text', 'x+1'), score('x}', 'x+1'), score('x', 'x'))")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "user.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("100 10 0\n", "")
+    assert score("18}", "18") == 100
+
+
+def test_reward_imports_no_torch():
+    script = "import minisoft.reward, sys; print('torch' in sys.modules, 'sympy' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "False False\n"

@@ -1,0 +1,237 @@
+"""train.py from end to end: what it writes, resuming, two ranks, Ctrl-C, bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train
+from minisoft import checkpoint, report
+from minisoft.errors import InputError
+from minisoft.optimizer import Optimizer
+from minisoft.parallel import World
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALL = ["--prompts", "2", "--group", "8", "--cot", "40", "--validation", "6", "--test", "4", "--validate-every", "2",
+         "--show-every", "2", "--shares-every", "2", "--device", "cpu"]
+
+
+def run(out, *flags):
+    train.main([*SMALL, "--out", str(out), *flags])
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(out, name="last"):
+    return load_file(out / name / "model.safetensors")
+
+
+def without_seconds(metrics):
+    return [{k: v for k, v in m.items() if not k.startswith(("seconds", "memory"))} for m in metrics]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    return out, run(out, "--steps", "4", "--lr", "1e-3", "--warmup", "1")
+
+
+def test_a_run_writes_what_design_promises(finished):
+    out, metrics = finished
+    assert [m["step"] for m in metrics] == [1, 2, 3, 4]
+    needed = "reward accuracy cot_length answer_length grad_norm replay_mismatch entropy lr seconds share_E".split()
+    for m in metrics:
+        assert set(needed) <= set(m)
+        assert m["replay_mismatch"] < 1e-4
+        assert {k for k in m if not k.startswith("seconds_")} <= set(report.METRICS)
+        assert sum(v for k, v in m.items() if k.startswith("seconds_")) <= m["seconds"]
+    assert {"share_cot", "share_answer"} <= set(metrics[0]) and "share_cot" not in metrics[1]
+    assert "validation" in metrics[1] and "validation" in metrics[3]
+    config = json.loads((out / "config.json").read_text())
+    assert config["sigma"] > 0 and config["group"] == 8 and config["tokens"] == "soft" and config["lr"] == 1e-3
+    summary = json.loads((out / "summary.json").read_text())
+    for when in ("before", "after"):
+        assert set(summary[when]) == {"hard-greedy", "soft-greedy"}
+        assert 0 <= summary[when]["hard-greedy"]["pass@1"] <= 1
+    assert summary["steps"] == 4
+    before = load_file(checkpoint.WEIGHTS / "tiny" / "model.safetensors")
+    assert all(not torch.equal(p, before[name]) for name, p in weights(out).items())  # every tensor was trained
+    assert not list(out.glob("*.new")) + list(out.glob("*.old"))
+
+
+def test_exported_best_is_the_same_model_in_transformers(finished):
+    import transformers
+    out, _ = finished
+    model, tokenizer = checkpoint.load(out / "best")
+    reference = transformers.AutoModelForCausalLM.from_pretrained(out / "best", dtype=torch.float32)
+    ids = tokenizer.encode("User: Mia has 12 apples. Mia finds 3 more. How many apples are there now? Assistant:")
+    assert transformers.AutoTokenizer.from_pretrained(out / "best")(tokenizer.decode(ids)).input_ids == ids
+    with torch.no_grad():
+        ids = torch.tensor([ids])
+        torch.testing.assert_close(model.logits(model(model.embed(ids))), reference(ids).logits, rtol=0, atol=1e-5)
+    assert checkpoint.sidecar(out / "best")["sigma"] == json.loads((out / "config.json").read_text())["sigma"]
+
+
+def test_shares_do_not_change_the_update(finished, tmp_path):
+    out, _ = finished
+    run(tmp_path / "run", "--steps", "4", "--lr", "1e-3", "--warmup", "1", "--shares-every", "0", "--micro-batch", "3")
+    for name, p in weights(out).items():
+        torch.testing.assert_close(weights(tmp_path / "run")[name], p, rtol=0, atol=2e-4)  # sums in another order
+
+
+def test_interrupted_and_resumed_is_bit_identical(finished, tmp_path, monkeypatch, capsys):
+    out, whole = finished
+    flags = ["--steps", "4", "--lr", "1e-3", "--warmup", "1"]
+    step = train.train_step
+    monkeypatch.setattr(train, "train_step", lambda run, score: (
+        run.step == 2 and os.kill(os.getpid(), signal.SIGINT), step(run, score))[1])
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path / "run", *flags)
+    assert stop.value.code == 130
+    assert f"--out {tmp_path / 'run'} --resume" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert json.loads((tmp_path / "run/state/facts.json").read_text())["step"] == 3
+    with (tmp_path / "run/metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "reward"')  # what a crash may leave
+    resumed = run(tmp_path / "run", "--resume")
+    assert without_seconds(resumed) == without_seconds(whole)
+    for name in ("last", "best"):
+        for key, value in weights(out, name).items():
+            assert torch.equal(weights(tmp_path / "run", name)[key], value)
+    summaries = [json.loads((o / "summary.json").read_text()) for o in (out, tmp_path / "run")]
+    assert summaries[0]["before"] == summaries[1]["before"] and summaries[0]["after"] == summaries[1]["after"]
+
+
+def test_resume_refuses_other_flags_and_lists_them(finished):
+    out, _ = finished
+    with pytest.raises(SystemExit, match=r"group \(was 8, now 4\).*tokens \(was soft, now hard\)"):
+        train.main(["--out", str(out), "--resume", "--tokens", "hard", "--group", "4"])
+
+
+@pytest.mark.parametrize("ranks, prompts, group", [(2, 1, 6), (4, 3, 4)])
+def test_ranks_give_the_update_of_one_process(tmp_path, ranks, prompts, group):
+    """Shares cut through groups (two ranks in one problem; a rank with parts of two problems)."""
+    flags = ["train.py", *SMALL, "--prompts", str(prompts), "--group", str(group), "--steps", "2", "--lr", "1e-3",
+             "--warmup", "1", "--data", "tiny"]
+    one, many = tmp_path / "one", tmp_path / "many"
+    train.main([*flags[1:], "--out", str(one)])
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *flags,
+                    "--out", str(many)], cwd=ROOT, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    states = [load_file(out / "state/tensors.safetensors") for out in (one, many)]
+    for name, value in states[0].items():  # AdamW divides rounding noise by itself where a gradient is nothing but noise,
+        if name.startswith("exp_avg/"):  # so the gradients (clipped to norm 1) are compared, and almost all weights
+            torch.testing.assert_close(states[1][name], value, rtol=0, atol=1e-6)
+        elif name.startswith("weight/"):
+            assert ((states[1][name] - value).abs() < 1e-6).double().mean() > 0.998
+    for a, b in zip(*(map(json.loads, (o / "metrics.jsonl").read_text().splitlines()) for o in (one, many))):
+        assert a["reward"] == b["reward"] and a["cot_length"] == b["cot_length"]
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+        assert a.get("validation") == b.get("validation")
+
+
+def test_every_sample_belongs_to_one_rank(monkeypatch):
+    """The paper's B = 2, G = 32 on 1 to 64 ranks; a world that does not divide it is refused."""
+    world = World.__new__(World)
+    for size in (1, 2, 4, 8, 64):
+        world.size, seen = size, []
+        for world.rank in range(size):
+            mine = world.share(2, 32)
+            assert sum(len(samples) for _, samples in mine) == 64 // size
+            seen += [(b, g) for b, samples in mine for g in samples]
+        assert seen == [(b, g) for b in range(2) for g in range(32)]
+    world.size, world.rank = 3, 0
+    with pytest.raises(InputError, match="2 x 32 = 64 samples.*3 ranks"):
+        world.share(2, 32)
+
+
+@pytest.mark.parametrize("tokens, dtype", [("hard", "float32"), ("fuzzy", "float32"), ("soft", "bfloat16"), ("fuzzy", "bfloat16")])
+def test_other_kinds_and_bfloat16(tmp_path, tokens, dtype):
+    metrics = run(tmp_path / "run", "--steps", "2", "--tokens", tokens, "--dtype", dtype, "--warmup", "1", "--lr", "1e-4")
+    assert all(m["grad_norm"] < float("inf") for m in metrics)
+    if dtype == "float32":
+        assert all(m["replay_mismatch"] < 1e-4 for m in metrics)
+    stored = weights(tmp_path / "run")["model.embed_tokens.weight"].dtype
+    assert stored == (torch.float32 if dtype == "float32" else torch.bfloat16)
+
+
+def test_learning_rate_warms_up_and_falls_to_zero():
+    model = torch.nn.Linear(2, 2)
+    optimizer = Optimizer(model, 1e-3, 100, 20, (.9, .95), 0., 1.)
+    rates = [optimizer.learning_rate(step) for step in range(101)]
+    assert rates[0] == pytest.approx(5e-5) and rates[19] == pytest.approx(1e-3) and rates[20] == pytest.approx(1e-3)
+    assert rates[60] == pytest.approx(5e-4) and rates[100] == pytest.approx(0, abs=1e-12)
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+
+
+def test_clip_and_first_adamw_step():
+    model = torch.nn.Linear(3, 1, bias=False)
+    start = model.weight.detach().clone()
+    optimizer = Optimizer(model, 1e-2, 10, 1, (.9, .95), 0., 1.)
+    model.weight.grad = torch.tensor([[30., -40., 0.]])
+    assert optimizer.grad_norm() == pytest.approx(50.)
+    optimizer.step(0, 50.)
+    assert optimizer.adamw.state[model.weight]["exp_avg"].tolist()[0] == pytest.approx([.06, -.08, 0.])  # clipped to 1
+    torch.testing.assert_close(model.weight.detach() - start, torch.tensor([[-1e-2, 1e-2, 0.]]), rtol=1e-3, atol=1e-8)
+
+
+def test_bfloat16_updates_accumulate_in_float32_masters():
+    model = torch.nn.Linear(1, 1, bias=False, dtype=torch.bfloat16)
+    torch.nn.init.ones_(model.weight)
+    optimizer = Optimizer(model, 1e-4, 10**9, 1, (.9, .95), 0., 1.)
+    for step in range(100):  # each is below half a bfloat16 step of 2^-8; together they are 0.01
+        model.weight.grad.fill_(1.0)
+        optimizer.step(step, 1.0)
+    assert optimizer.masters[0].item() == pytest.approx(0.99, abs=1e-4) and model.weight.item() < 1.0
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path, monkeypatch):
+    run(tmp_path / "run", "--steps", "1")
+    monkeypatch.setattr(Optimizer, "grad_norm", lambda self: float("nan"))
+    with pytest.raises(SystemExit, match="step 2: gradient norm: expected a finite number, found nan"):
+        train.main(["--out", str(tmp_path / "run"), "--resume", "--steps", "2"])
+    assert json.loads((tmp_path / "run/state/facts.json").read_text())["step"] == 1
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--model", "no/such/folder"], "no/such/folder: expected a model folder or a hub id owner/name"),
+    (["--data", "missing.jsonl"], "missing.jsonl: expected a data file, found no such file"),
+    (["--data", "nonsense"], "nonsense: expected a .jsonl or .json file"),
+    (["--prompts", "0"], "--prompts: expected a positive number, found 0"),
+    (["--prompts", "5000"], "prompts: expected at most the 3990 training problems, found 5000"),
+    (["--group", "1"], "--group: expected at least 2"),
+    (["--validation", "9000"], "validation: expected fewer than the 4000 problems"),
+    (["--gamma", "0"], "expected tau > 0 and sigma > 0"),
+    (["--resume"], "expected a run with a saved state"),
+])
+def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, flags, message):
+    out = tmp_path / "run"
+    with pytest.raises(SystemExit) as stop:
+        train.main([*SMALL, "--out", str(out), *flags])
+    assert message in stop.value.code and "\n" not in stop.value.code
+    assert not out.exists()
+
+
+def test_an_old_run_is_not_overwritten(finished):
+    with pytest.raises(SystemExit, match="found a run; add --resume"):
+        train.main([*SMALL, "--out", str(finished[0])])
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_help_is_the_manual(script):
+    text = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert "(default" in text and "section" in text
+
+
+def test_import_is_light():
+    code = "import sys, minisoft; assert 'torch' not in sys.modules; assert minisoft.data.load_problems"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_curves_are_drawn(finished):
+    pytest.importorskip("matplotlib")
+    assert report.draw_curves(finished[0]).stat().st_size > 10_000

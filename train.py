@@ -94,6 +94,7 @@ class Run:
         self.source = checkpoint.find(args.model)
         about = checkpoint.sidecar(self.source)
         fill_defaults(args, about)
+        args.out = Path(world.gather_objects([str(args.out)])[0])  # the clocks of the ranks may differ
         if not args.resume and (args.out / "config.json").exists():
             raise InputError(f"{args.out}: expected an unused folder, found a run; add --resume to go on with it")
         self.template = data.read_prompt(args.prompt) if args.prompt else about.get("prompt", data.PAPER_PROMPT)

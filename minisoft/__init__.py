@@ -7,7 +7,7 @@ import importlib
 
 __version__ = "0.1.0"
 _MODULES = ("checkpoint", "data", "evaluation", "model", "optimizer", "parallel", "reinforce", "report", "reward",
-            "rollout", "soft", "tiny", "tokenizer")
+            "rollout", "soft", "tokenizer")
 
 
 def __getattr__(name: str):

@@ -10,14 +10,14 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from minisoft.errors import InputError
-from minisoft.model import Config, Transformer, rope_frequencies
+from minisoft.data import WEIGHTS
+from minisoft.errors import InputError, expecting
+from minisoft.model import Config, Transformer
 from minisoft.tokenizer import FILES, Tokenizer, read_json
 
-WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 SIDECAR = "minisoft.json"  # in a model folder: prompt, sigma, ... that the model was made for (see README)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -37,8 +37,9 @@ def load(folder: str | Path, device="cpu", dtype: torch.dtype | None = None) -> 
 
 def load_model(folder: Path, device="cpu", dtype: torch.dtype | None = None) -> Transformer:
     """The Transformer of a Hugging Face folder (see `load`)."""
+    raw = read_json(folder / "config.json", required=True)
     try:
-        config = Config.read(_required_json(folder / "config.json"))
+        config = Config.read(raw)
     except InputError as error:
         raise InputError(f"{folder / 'config.json'}: {error}") from None
     with torch.device("meta"):
@@ -52,21 +53,14 @@ def load_model(folder: Path, device="cpu", dtype: torch.dtype | None = None) -> 
     if dtype is None:
         dtype = torch.bfloat16 if state["model.embed_tokens.weight"].dtype == torch.bfloat16 else torch.float32
     model.load_state_dict({name: t.to(device, dtype) for name, t in state.items()}, strict=True, assign=True)
-    model.frequencies = rope_frequencies(config).to(device)
     return model
-
-
-def _required_json(path: Path) -> dict:
-    if not path.is_file():
-        raise InputError(f"{path}: expected a Hugging Face model folder, found no such file")
-    return read_json(path)
 
 
 def _locate(folder: Path, expected: dict) -> dict[str, Path]:
     """Tensor name -> file.  Raises InputError for missing, unexpected or unreadable ones."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        places = _required_json(index).get("weight_map")
+        places = read_json(index).get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
             raise InputError(f"{index}: weight_map: expected an object of file names, found {places!r:.60}")
         for name, file in places.items():
@@ -75,7 +69,8 @@ def _locate(folder: Path, expected: dict) -> dict[str, Path]:
         where = {name: folder / file for name, file in places.items()}
     else:
         index = folder / "model.safetensors"
-        where = {name: index for name in _names(index)}
+        with _open(index) as file:
+            where = {name: index for name in file.keys()}
     found = {n for n in where if not n.endswith(".rotary_emb.inv_freq")}  # once saved, always recomputed
     if "lm_head.weight" not in expected:
         found.discard("lm_head.weight")  # a tied head may be stored all the same
@@ -91,16 +86,8 @@ def _locate(folder: Path, expected: dict) -> dict[str, Path]:
 def _open(path: Path):
     if not path.is_file():
         raise InputError(f"{path}: expected a safetensors file, found no such file")
-    try:
+    with expecting(f"a whole safetensors file of {path.stat().st_size} bytes", path):
         return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path}: expected a whole safetensors file of {path.stat().st_size} bytes, "
-                              f"found: {error}") from None
-
-
-def _names(path: Path) -> list[str]:
-    with _open(path) as file:
-        return list(file.keys())
 
 
 def _read_tensors(path: Path, expected: dict[str, tuple]) -> dict[str, torch.Tensor]:
@@ -130,13 +117,10 @@ def find(model: str) -> Path:
     if (target / "config.json").is_file():
         return target
     from huggingface_hub import snapshot_download
-    try:
-        print(f"fetching {model} into {target}")
+    print(f"fetching {model} into {target}")
+    with expecting("a folder or a model of the hub", model,
+                   f". Where the hub can be reached, type: hf download {model} --local-dir {target}"):
         snapshot_download(model, local_dir=target, allow_patterns=["*.safetensors", "*.json", "tokenizer.model", "*.jinja"])
-    except Exception as error:  # network, authorisation, unknown name: many kinds
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{model}: no such folder, and the hub did not give it ({type(error).__name__}: {reason}). "
-                              f"Where the hub can be reached, type: hf download {model} --local-dir {target}") from None
     return target
 
 
@@ -175,9 +159,8 @@ def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
     """(tensors, facts) as given to `save_state`.  Raises InputError when there is no whole state."""
     old = folder.with_name(folder.name + ".old")
     folder = old if old.is_dir() and not folder.is_dir() else folder  # a crash between the two renames
-    facts = _required_json(folder / "facts.json")
-    path = folder / "tensors.safetensors"
-    with _open(path) as file:
+    facts = read_json(folder / "facts.json", required=True)
+    with _open(folder / "tensors.safetensors") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, facts
 
 

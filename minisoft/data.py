@@ -1,18 +1,19 @@
 """Problems, the prompt, the answer format, and which problems a step uses.
 
-A problem comes from a JSONL or JSON file in one of the formats below, from the hub (extra `data`), or from "tiny",
-the generated problems of the embedded model.
+A problem comes from a JSONL or JSON file in one of the formats below, from the hub (extra `data`), or from the
+problem sets beside the embedded model ("tiny").
 """
 
 import json
 import random
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from minisoft import tiny
-from minisoft.errors import InputError
+from minisoft.errors import InputError, expecting
 
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 STOP = "The final answer is:"  # a CoT ends as soon as its (shadow) text ends with this (section 4)
 PREFILL_EARLY = r" \boxed{"  # what follows then
 PREFILL_LATE = r" The final answer is: \boxed{"  # what follows when the CoT budget is spent instead
@@ -26,7 +27,7 @@ HUB = {  # short name -> (hub dataset, configuration, split)
     "math-500": ("HuggingFaceH4/MATH-500", None, "test"),
     "deepscaler": ("agentica-org/DeepScaleR-Preview-Dataset", None, "train"),
     "olympiadbench": ("Hothan/OlympiadBench", "OE_TO_maths_en_COMP", "train")}
-TINY = {"tiny": (0, 4000, (2, 4)), "tiny-test": (1, 400, (2, 4)), "tiny-hard": (2, 400, (5, 6))}  # seed, size, steps
+EMBEDDED = {"tiny": "train.jsonl", "tiny-test": "test.jsonl", "tiny-hard": "hard.jsonl"}  # in weights/tiny
 
 
 @dataclass(frozen=True)
@@ -37,55 +38,46 @@ class Problem:
 
 def load_problems(source: str | Path) -> list[Problem]:
     """Problems of a .jsonl or .json file, of "tiny", "tiny-test", "tiny-hard", or of the hub ("gsm8k", "math-500", ...,
-    or "owner/name[:configuration[:split]]").  Raises InputError."""
-    path = Path(source)
-    if path.is_file():
-        rows = _read_file(path)
-    elif str(source) in TINY:
-        seed, size, steps = TINY[str(source)]
-        return [Problem(*tiny.problem(seed, i, steps)) for i in range(size)]
-    elif path.suffix in (".json", ".jsonl"):
+    or "owner/name[:configuration[:split]]").  Rows with an empty answer are left out and named on stderr.  Raises
+    InputError for any other row that is no problem."""
+    path = WEIGHTS / "tiny" / EMBEDDED[source] if source in EMBEDDED else Path(source)
+    if not path.is_file() and path.suffix in (".json", ".jsonl"):
         raise InputError(f"{source}: expected a data file, found no such file")
-    else:
-        rows = _read_hub(str(source))
-    problems = [_problem(row, where) for where, row in rows]
-    if not problems:
-        raise InputError(f"{source}: expected at least one row, found none")
-    return problems
+    rows = _read_file(path) if path.is_file() else _read_hub(str(source))
+    problems = {where: _problem(row, where) for where, row in rows}
+    if empty := [where for where, problem in problems.items() if not problem.answer]:
+        print(f"{len(empty)} rows with an empty answer are left out: {', '.join(empty[:5])}", file=sys.stderr)
+    if len(empty) == len(problems):
+        raise InputError(f"{source}: expected at least one row with an answer, found none")
+    return [problem for problem in problems.values() if problem.answer]
 
 
-def _read_file(path: Path):
+def _read_file(path: Path) -> list[tuple[str, dict]]:
     """(where, row) of each row of a JSONL file, or of a JSON list."""
-    text = path.read_text("utf-8")
-    try:
-        if text.lstrip().startswith("["):
+    with expecting("UTF-8 text", path):
+        text = path.read_text("utf-8")
+    if text.lstrip().startswith("["):
+        with expecting("a JSON list", path):
             return [(f"{path}: row {i}", row) for i, row in enumerate(json.loads(text), 1)]
-    except ValueError as error:
-        raise InputError(f"{path}: expected a JSON list, found: {error}") from None
     rows = []
     for i, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            try:
+            with expecting("a JSON object", f"{path}: line {i}"):
                 rows.append((f"{path}: line {i}", json.loads(line)))
-            except ValueError as error:
-                raise InputError(f"{path}: line {i}: expected a JSON object, found: {error}") from None
     return rows
 
 
-def _read_hub(name: str):
-    dataset, configuration, split = HUB.get(name) or (name.split(":") + [None, None])[:3]
+def _read_hub(name: str) -> list[tuple[str, dict]]:
     if name not in HUB and name.count("/") != 1:
         raise InputError(f"{name}: expected a .jsonl or .json file, owner/name on the hub, or one of "
-                                f"{', '.join([*TINY, *HUB])}; found no such file")
+                         f"{', '.join([*EMBEDDED, *HUB])}; found no such file")
+    dataset, configuration, split = HUB.get(name) or (name.split(":") + [None, None])[:3]
     try:
         import datasets
     except ImportError:
         raise InputError(f"{name}: datasets of the hub need the extra `data`: pip install 'minisoft[data]'") from None
-    try:
+    with expecting("a dataset of the hub", name, "; download it and give the .jsonl file instead"):
         rows = datasets.load_dataset(dataset, configuration or None, split=split or "train")
-    except Exception as error:  # the library raises many kinds
-        raise InputError(f"{name}: could not be fetched ({type(error).__name__}: {error}); "
-                        "download it and give the .jsonl file instead") from None
     return [(f"{name}: row {i}", row) for i, row in enumerate(rows, 1)]
 
 
@@ -93,16 +85,13 @@ def _problem(row, where: str) -> Problem:
     """One row in the format of GSM8K, MATH, MATH-500, DeepScaleR, OlympiadBench, MAWPS, or plain question/answer."""
     if not isinstance(row, dict):
         raise InputError(f"{where}: expected a JSON object, found {type(row).__name__}")
-    question = next((row[k] for k in ("question", "problem", "input") if isinstance(row.get(k), str)), None)
-    if not question or not question.strip():
-        raise InputError(f"{where}: expected a text in question, problem or input, found fields {', '.join(row)}")
+    question = next((row[k] for k in ("question", "problem", "input") if isinstance(row.get(k), str)), "").strip()
     answer = _answer(row)
-    if not answer:
-        raise InputError(f"{where}: expected an answer in answer, final_answer, target or a \\boxed{{}} of solution, "
-                        f"found fields {', '.join(row)}")
-    if isinstance(row.get("context"), str) and row["context"].strip():  # OlympiadBench
-        question = f"{row['context'].strip()} {question}"
-    return Problem(question.strip(), answer)
+    if not question or answer is None or "choices" in row:
+        raise InputError(f"{where}: expected question, problem or input, and answer, final_answer, target or a solution "
+                         f"with \\boxed{{}}, no multiple choice; found fields {', '.join(row)}")
+    context = row.get("context")  # OlympiadBench
+    return Problem(f"{context.strip()} {question}" if isinstance(context, str) and context.strip() else question, answer)
 
 
 def _answer(row: dict) -> str | None:
@@ -113,10 +102,10 @@ def _answer(row: dict) -> str | None:
         return str(int(value)) if float(value).is_integer() else repr(value)
     if isinstance(value, str):
         return value.rsplit("####", 1)[-1].strip()  # GSM8K: the gold follows ####
-    if isinstance(row.get("solution"), str):  # MATH as first published
-        start = row["solution"].rfind(r"\boxed{")
-        return boxed(row["solution"][start + 7:]) if start >= 0 else None
-    return None
+    solution = row.get("solution")  # MATH as first published
+    if isinstance(solution, str) and r"\boxed{" in solution:
+        return boxed(solution.rpartition(r"\boxed{")[2])
+    return "" if {"answer", "target"} & set(row) and value is None else None
 
 
 def boxed(text: str) -> str | None:

@@ -38,24 +38,23 @@ class Config:
     @classmethod
     def read(cls, raw: dict) -> "Config":
         """The dict of a config.json -> Config.  Raises InputError for whatever would give wrong numbers."""
+        raw = {k: v for k, v in raw.items() if v is not None or k not in ("num_key_value_heads", "head_dim")}
         kind = raw.get("model_type")
         _check("model_type", kind, "llama, qwen2 or qwen3", kind in ("llama", "qwen2", "qwen3"))
         _refuse_other_architectures(raw)
-        whole = {name: _positive_int(raw, name) for name in (
+        whole = {name: _positive(raw, name, kind=int) for name in (
             "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")}
-        heads = whole["num_attention_heads"]
-        kv_heads = _positive_int(raw, "num_key_value_heads", heads)
+        d, heads = whole["hidden_size"], whole["num_attention_heads"]
+        kv_heads = _positive(raw, "num_key_value_heads", heads, int)
         _check("num_attention_heads", heads, f"a multiple of num_key_value_heads={kv_heads}", heads % kv_heads == 0)
-        default_head_dim = 128 if kind == "qwen3" else whole["hidden_size"] // heads  # as transformers' own defaults
-        if raw.get("head_dim") is None and kind != "qwen3":
-            _check("hidden_size", whole["hidden_size"], f"a multiple of num_attention_heads={heads}",
-                   whole["hidden_size"] % heads == 0)
-        head_dim = _positive_int(raw, "head_dim", default_head_dim)
+        own_head_dim = kind == "qwen3" or "head_dim" in raw
+        _check("hidden_size", d, f"a multiple of num_attention_heads={heads}", own_head_dim or d % heads == 0)
+        head_dim = _positive(raw, "head_dim", 128 if kind == "qwen3" else d // heads, int)  # transformers' defaults
         _check("head_dim", head_dim, "an even number", head_dim % 2 == 0)
         theta, scaling = _read_rope(raw)
         bias = bool(raw.get("attention_bias", False))
         return cls(**whole, num_key_value_heads=kv_heads, head_dim=head_dim,
-                   rms_norm_eps=float(raw.get("rms_norm_eps", 1e-6)), rope_theta=theta, rope_scaling=scaling,
+                   rms_norm_eps=_positive(raw, "rms_norm_eps", 1e-6), rope_theta=theta, rope_scaling=scaling,
                    tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
                    qkv_bias=bias or kind == "qwen2", o_bias=bias and kind != "qwen2",
                    mlp_bias=bool(raw.get("mlp_bias", False)) and kind == "llama", qk_norm=kind == "qwen3")
@@ -66,10 +65,10 @@ def _check(field: str, found, expected: str, ok: bool) -> None:
         raise InputError(f"{field}: expected {expected}, found {found!r}")
 
 
-def _positive_int(raw: dict, field: str, default=None) -> int:
-    value = raw.get(field)
-    value = default if value is None else value
-    _check(field, value, "a positive integer", type(value) is int and value > 0)
+def _positive(raw: dict, field: str, default=None, kind=(int, float)):
+    value = raw.get(field, default)
+    number = isinstance(value, kind) and not isinstance(value, bool) and value > 0
+    _check(field, value, "a positive integer" if kind is int else "a positive number", number)
     return value
 
 
@@ -86,23 +85,23 @@ def _refuse_other_architectures(raw: dict) -> None:
 
 def _read_rope(raw: dict) -> tuple[float, dict]:
     """(rope_theta, scaling) from transformers 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`)."""
-    rope = dict(raw.get("rope_parameters") or raw.get("rope_scaling") or {})
-    theta = float(rope.pop("rope_theta", raw.get("rope_theta") or 10000.0))
-    partial = rope.pop("partial_rotary_factor", raw.get("partial_rotary_factor") or 1.0)
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    flat = isinstance(rope, dict) and not any(isinstance(value, dict) for value in rope.values())
+    _check("rope_parameters or rope_scaling", rope, "one flat object", flat)
+    rope = {"rope_theta": raw.get("rope_theta") or 10000.0, **rope}
+    partial = rope.get("partial_rotary_factor", raw.get("partial_rotary_factor") or 1.0)
     _check("partial_rotary_factor", partial, "1.0", partial == 1.0)
     kind = rope.get("rope_type", rope.get("type", "default"))
     needs = {"default": (), "linear": ("factor",),
              "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")}
     _check("rope_type", kind, "default, linear or llama3", kind in needs)
-    for field in needs[kind]:
-        _check(f"rope {kind} {field}", rope.get(field), "a positive number",
-               isinstance(rope.get(field), (int, float)) and rope[field] > 0)
-    return theta, {"rope_type": kind, **{field: float(rope[field]) for field in needs[kind]}} if needs[kind] else {}
+    scaling = {field: float(_positive(rope, field)) for field in needs[kind]}
+    return float(_positive(rope, "rope_theta")), {"rope_type": kind, **scaling} if scaling else {}
 
 
 def rope_frequencies(config: Config) -> torch.Tensor:
     """Angle per position of each rotated pair, float32 (D/2,): types default, linear and llama3."""
-    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.int64).float() / config.head_dim
+    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device="cpu").float() / config.head_dim
     frequency = 1.0 / config.rope_theta**exponent
     scaling = config.rope_scaling
     if not scaling:
@@ -199,7 +198,7 @@ class Transformer(nn.Module):
         self.model = Decoder(config)
         self.lm_head = None if config.tie_word_embeddings else nn.Linear(
             config.hidden_size, config.vocab_size, bias=False)
-        self.register_buffer("frequencies", rope_frequencies(config), persistent=False)
+        self.frequencies = rope_frequencies(config)  # no buffer: it stays float32 whatever becomes of the weights
 
     @property
     def E(self) -> nn.Parameter:
@@ -237,7 +236,8 @@ class Transformer(nn.Module):
 
     def _rope(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """Positions (B or 1, T) -> cos, sin, each (B or 1, 1, T, D); angles in float32 whatever the dtype."""
-        angle = positions[:, None, :, None].float() * self.frequencies.float()  # (B, 1, T, D/2)
+        self.frequencies = self.frequencies.to(positions.device)
+        angle = positions[:, None, :, None] * self.frequencies  # (B, 1, T, D/2)
         angle = torch.cat((angle, angle), dim=-1)  # (B, 1, T, D)
         return angle.cos().to(dtype), angle.sin().to(dtype)
 
@@ -261,15 +261,12 @@ class PromptCache:
         return torch.arange(start, start + x.shape[1], device=x.device)[None]  # (1, T)
 
     def __call__(self, layer, q, k, v):
-        if self.record:
-            self.keys.append(k), self.values.append(v)
-        elif self.keys:
-            return self._continue(q, torch.cat((self.keys[layer].expand(len(k), -1, -1, -1), k), dim=2),
-                                  torch.cat((self.values[layer].expand(len(v), -1, -1, -1), v), dim=2))
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-
-    def _continue(self, q, k, v):
-        """q (B, H, T, D) at the last T of the C + T positions of k and v (B, K, C + T, D)."""
+        if self.record or not self.keys:
+            if self.record:
+                self.keys.append(k), self.values.append(v)
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        k = torch.cat((self.keys[layer].expand(len(k), -1, -1, -1), k), dim=2)  # (B, K, C + T, D)
+        v = torch.cat((self.values[layer].expand(len(v), -1, -1, -1), v), dim=2)
         T, length = q.shape[2], k.shape[2]
         seen = torch.ones(T, length, dtype=torch.bool, device=q.device).tril(length - T)  # (T, C + T)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
@@ -322,9 +319,8 @@ class RowCache:
         keys, values = self.prompt[layer]
         on_prompt = self._to_rows(self._to_grid(q) @ keys.transpose(2, 3), H // K)  # (N, K, H/K, C)
         on_own = q @ own[0, :N, :, :n].transpose(2, 3)  # (N, K, H/K, n)
-        on_prompt = on_prompt.masked_fill(self.hidden_prompt, -math.inf)
-        weight = torch.cat((on_prompt, on_own), dim=-1).float().softmax(-1).to(q.dtype)
-        on_prompt, on_own = weight.split((keys.shape[2], n), dim=-1)
+        score = torch.cat((on_prompt.masked_fill(self.hidden_prompt, -math.inf), on_own), dim=-1)
+        on_prompt, on_own = score.float().softmax(-1).to(q.dtype).split((keys.shape[2], n), dim=-1)
         out = self._to_rows(self._to_grid(on_prompt) @ values, H // K) + on_own @ own[1, :N, :, :n]
         return out.view(N, H, 1, D)
 

@@ -66,7 +66,7 @@ def log_prob(model: Transformer, kind, rollout: Rollout, rows: torch.Tensor, pro
     hidden = model(x[:, :-1], prompt)  # (m, S-1, d), predicts positions 1..S-1
     hidden = torch.cat((last.expand(len(rows), 1, -1), hidden), dim=1)  # (m, S, d), predicts positions 0..S-1
     thinking, answering = role == COT, role == ANSWER
-    out = hidden.new_zeros(role.shape, dtype=torch.float32)
+    out = hidden.new_zeros(role.shape, dtype=torch.float64)
     out = out.masked_scatter(thinking, _in_chunks(
         model, kind.distribution, hidden[thinking], rollout.actions[rows, :C][thinking[:, :C]]))
     return out.masked_scatter(answering, _in_chunks(

@@ -6,10 +6,13 @@ Every number of metrics.jsonl is explained in METRICS.
 """
 
 import json
+import resource
 import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 METRICS = {
     "step": "number of the update, from 1",
@@ -65,11 +68,8 @@ class MetricsFile:
 def peak_memory_gib(device) -> float:
     """Peak memory so far: of the GPU's allocator on CUDA, else of the process."""
     if device.type == "cuda":
-        import torch
         return torch.cuda.max_memory_allocated(device) / 2**30
-    import resource
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def sample_text(generation: dict) -> str:

@@ -85,29 +85,13 @@ class Format:
         return self.tokenizer.decode([i for i in ids if i not in self.tokenizer.eos_ids])
 
 
-class _Noise:
-    """The draws of one request: a generator per problem draws for the whole group, each row takes its slice."""
-
-    def __init__(self, request: Request, device):
-        self.request = request
-        self.generator = generator_for(device, *request.key)
-        uniform = torch.rand(request.group, ANSWER_TOKENS, generator=self.generator, device=device)
-        self.answer = self._mine(uniform)  # (n, 32)
-
-    def cot(self, kind, d: int) -> torch.Tensor:
-        """The draws of the next CoT step, (n, ...)."""
-        return self._mine(kind.draw(self.generator, self.request.group, d))
-
-    def _mine(self, whole: torch.Tensor) -> torch.Tensor:
-        return whole[self.request.samples.start: self.request.samples.stop]
-
-
 @dataclass
 class _Row:
     """Where one row stands."""
 
     index: int  # its place in the record
     request: int
+    sample: int
     role: int = COT
     forced: list[int] = field(default_factory=list)  # prefilled tokens still to be fed
     cot: list[int] = field(default_factory=list)
@@ -124,10 +108,9 @@ def rollout(model: Transformer, form: Format, kind, requests: list[Request], cot
     """
     device = model.E.device
     prompts = [model.prefill(torch.tensor([r.prompt], device=device)) for r in requests]
-    counts = [len(r.samples) for r in requests]
-    owner = torch.repeat_interleave(torch.arange(len(requests)), torch.tensor(counts)).to(device)
+    owner = torch.tensor([i for i, r in enumerate(requests) for _ in r.samples], device=device)
     hidden = torch.cat([h[:, -1] for h, _ in prompts])[owner]  # (N, d), predicts the first position
-    batch = _Batch(model, form, kind, requests, cot_tokens, greedy, greedy_answer, owner.tolist())
+    batch = _Batch(model, form, kind, requests, cot_tokens, greedy, greedy_answer)
     cache = RowCache([c for _, c in prompts], owner, batch.capacity)
     while True:
         x = batch.step(hidden)  # (N, d), the inputs of this position
@@ -145,39 +128,39 @@ def rollout(model: Transformer, form: Format, kind, requests: list[Request], cot
 class _Batch:
     """The rows that are still under way, and the record of all rows."""
 
-    def __init__(self, model, form, kind, requests, cot_tokens, greedy, greedy_answer, owner):
+    def __init__(self, model, form, kind, requests, cot_tokens, greedy, greedy_answer):
         self.model, self.form, self.kind, self.requests = model, form, kind, requests
         self.cot_tokens, self.greedy, self.greedy_answer = cot_tokens, greedy, greedy_answer
         self.capacity = cot_tokens + max(map(len, form.prefill)) + ANSWER_TOKENS
-        self.rows = [_Row(i, request) for i, request in enumerate(owner)]
-        self.noise = [_Noise(r, model.E.device) for r in requests]
-        N, device = len(owner), model.E.device
-        self.first = [owner.index(i) for i in range(len(requests))]
-        self.ids = torch.zeros(N, self.capacity, dtype=torch.long, device=device)
-        self.role = torch.full((N, self.capacity), PAD, dtype=torch.int8, device=device)
-        self.log_prob = torch.zeros(N, self.capacity, device=device)
-        self.entropy = torch.zeros(N, self.capacity, device=device)
-        self.truncated = torch.zeros(N, dtype=torch.bool, device=device)
+        places = [(i, sample) for i, r in enumerate(requests) for sample in r.samples]
+        self.rows = [_Row(index, *place) for index, place in enumerate(places)]
+        shape, device = (len(self.rows), self.capacity), model.E.device
+        # One generator a problem draws for its whole group, whichever of the samples are rolled out here.
+        self.generators = [generator_for(device, *r.key) for r in requests]
+        self.uniform = [torch.rand(r.group, ANSWER_TOKENS, generator=g, device=device)
+                        for r, g in zip(requests, self.generators)]  # for the answers, (G, 32) each
+        self.ids = torch.zeros(shape, dtype=torch.long, device=device)
+        self.role = torch.full(shape, PAD, dtype=torch.int8, device=device)
+        self.log_prob = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.entropy = torch.zeros(shape, device=device)
+        self.truncated = torch.zeros(shape[0], dtype=torch.bool, device=device)
         self.actions = None  # (N, C) or (N, C, d), made when the first action is known
         self.t = 0  # the position that `step` fills
 
     def step(self, hidden: torch.Tensor) -> torch.Tensor:
         """hidden (N, d) of the rows under way -> their inputs (N, d) at this position; records it."""
-        at = {role: [i for i, row in enumerate(self.rows) if row.role == role] for role in (COT, FORCED, ANSWER)}
-        logits = {role: self.model.logits(_take(hidden, at[role])) for role in (COT, ANSWER) if at[role]}
         x = torch.empty_like(hidden)
-        if at[COT]:
-            x[at[COT]] = self._think(at[COT], logits[COT])
-        if at[ANSWER]:
-            x[at[ANSWER]] = self._answer(at[ANSWER], logits[ANSWER])
-        if at[FORCED]:
-            x[at[FORCED]] = self._force(at[FORCED])
+        act = {COT: self._think, FORCED: self._force, ANSWER: self._answer}
+        at = {role: [i for i, row in enumerate(self.rows) if row.role == role] for role in act}  # before anyone moves on
+        for role, places in at.items():
+            if places:
+                x[places] = act[role]([self.rows[i] for i in places], hidden if len(places) == len(x) else hidden[places])
         self.t += 1
         return x
 
-    def _think(self, at: list[int], logits: torch.Tensor) -> torch.Tensor:
-        """One CoT action of each row in `at`; logits (m, V) -> inputs (m, d)."""
-        rows = [self.rows[i] for i in at]
+    def _think(self, rows: list[_Row], hidden: torch.Tensor) -> torch.Tensor:
+        """One CoT action of each of m rows; hidden (m, d) -> inputs (m, d)."""
+        logits = self.model.logits(hidden)  # (m, V)
         distribution = self.kind.distribution(self.model, logits)
         action = distribution.mode() if self.greedy else distribution.sample(self._cot_noise(rows))
         shadow = self.kind.shadow(action, logits)
@@ -195,38 +178,29 @@ class _Batch:
         return self.kind.embed(self.model, action[:, None])[:, 0]
 
     def _cot_noise(self, rows: list[_Row]) -> torch.Tensor:
-        """The draws of these rows at this step; every request with a row in its CoT advances its generator."""
+        """The draws of these rows at this step, (m, ...): problems with a row in its CoT advance their generators."""
         d = self.model.config.hidden_size
-        drawn = {request: self.noise[request].cot(self.kind, d) for request in sorted({row.request for row in rows})}
-        whole = torch.cat(list(drawn.values()))
-        start, offset = {}, 0
-        for request, noise in drawn.items():
-            start[request], offset = offset, offset + len(noise)
-        return whole[[start[row.request] + row.index - self.first[row.request] for row in rows]]
+        drawn = {i: self.kind.draw(self.generators[i], self.requests[i].group, d) for i in {row.request for row in rows}}
+        return torch.stack([drawn[row.request][row.sample] for row in rows])
 
-    def _answer(self, at: list[int], logits: torch.Tensor) -> torch.Tensor:
-        """One answer token of each row in `at`; logits (m, V) -> inputs (m, d)."""
-        rows = [self.rows[i] for i in at]
-        distribution = Categorical(logits)
-        if self.greedy_answer:
-            token = distribution.mode()
-        else:
-            token = distribution.sample(torch.stack(
-                [self.noise[row.request].answer[row.index - self.first[row.request], len(row.answer)] for row in rows]))
+    def _force(self, rows: list[_Row], hidden: torch.Tensor) -> torch.Tensor:
+        """The next prefilled token of each of m rows -> inputs (m, d); what the model says is not looked at."""
+        token = torch.tensor([row.forced.pop(0) for row in rows], device=hidden.device)
+        self._record(rows, FORCED, token, 0.0)
+        for row in rows:
+            row.role = row.role if row.forced else ANSWER
+        return self.model.embed(token[:, None])[:, 0]
+
+    def _answer(self, rows: list[_Row], hidden: torch.Tensor) -> torch.Tensor:
+        """One answer token of each of m rows; hidden (m, d) -> inputs (m, d)."""
+        distribution = Categorical(self.model.logits(hidden))
+        uniform = torch.stack([self.uniform[row.request][row.sample, len(row.answer)] for row in rows])
+        token = distribution.mode() if self.greedy_answer else distribution.sample(uniform)
         self._record(rows, ANSWER, token, distribution.log_prob(token))
         for row, i in zip(rows, token.tolist()):
             row.answer.append(i)
             if self.form.answer_ends(row.answer):
                 row.role = PAD
-        return self.model.embed(token[:, None])[:, 0]
-
-    def _force(self, at: list[int]) -> torch.Tensor:
-        """The next prefilled token of each row in `at` -> inputs (m, d)."""
-        rows = [self.rows[i] for i in at]
-        token = torch.tensor([row.forced.pop(0) for row in rows], device=self.ids.device)
-        self._record(rows, FORCED, token, torch.zeros(len(rows), device=self.ids.device))
-        for row in rows:
-            row.role = row.role if row.forced else ANSWER
         return self.model.embed(token[:, None])[:, 0]
 
     def _record(self, rows, role, token, log_prob) -> torch.Tensor:
@@ -236,16 +210,12 @@ class _Batch:
 
     def records(self) -> list[Rollout]:
         """The record, cut into one Rollout for each request."""
-        found = []
-        for request, first in zip(self.requests, self.first):
-            rows = slice(first, first + len(request.samples))
+        found, start = [], 0
+        for request in self.requests:
+            rows = slice(start, start := start + len(request.samples))
             S = int((self.role[rows] != PAD).sum(1).max())
             C = int((self.role[rows] == COT).sum(1).max())
             found.append(Rollout(request.prompt, request.samples, self.ids[rows, :S], self.role[rows, :S],
                                  self.actions[rows, :C], self.log_prob[rows, :S], self.entropy[rows, :S],
                                  self.truncated[rows]))
         return found
-
-
-def _take(x: torch.Tensor, rows: list[int]) -> torch.Tensor:
-    return x if len(rows) == len(x) else x[rows]

@@ -40,8 +40,8 @@ class Categorical:
         return self.logits.argmax(-1)
 
     def log_prob(self, action: torch.Tensor) -> torch.Tensor:
-        """Log-probability (...) of token ids (...), in nats."""
-        return self.logits.gather(-1, action[..., None])[..., 0] - self.logits.logsumexp(-1)
+        """Log-probability (...) of token ids (...), in nats, float64 as that of Gaussian."""
+        return (self.logits.gather(-1, action[..., None])[..., 0] - self.logits.logsumexp(-1)).double()
 
 
 @dataclass(frozen=True)
@@ -59,58 +59,56 @@ class Gaussian:
         return self.mean
 
     def log_prob(self, action: torch.Tensor) -> torch.Tensor:
-        """-|action - mean|^2 / (2 sigma^2), (...): eq. 10 without its constant, which no parameter changes."""
-        return (action - self.mean).square().sum(-1) / (-2 * self.sigma**2)
+        """-|action - mean|^2 / (2 sigma^2), (...): eq. 10 without its constant, which no parameter changes.  About -d/2,
+        so it is summed and kept in float64: float32 would round away what the replay check looks at."""
+        return (action - self.mean).double().square().sum(-1) / (-2 * self.sigma**2)
+
+
+# Every kind has: draw, the random numbers of one CoT step for so many rows; distribution, of the action given
+# logits (..., V); embed, actions (rows, steps, ...) -> inputs (rows, steps, d); shadow, the token ids (...) that stand
+# for the actions in readable text.
 
 
 @dataclass(frozen=True)
 class Hard:
-    """Ordinary sampled tokens."""
+    """Ordinary sampled tokens; an action is a token id."""
 
     tau: float = TAU["hard"]
     name: str = "hard"
 
     def draw(self, generator: torch.Generator, rows: int, d: int) -> torch.Tensor:
-        """The random numbers of one CoT step: uniform (rows,)."""
-        return torch.rand(rows, generator=generator, device=generator.device)
+        return torch.rand(rows, generator=generator, device=generator.device)  # uniform
 
     def distribution(self, model, logits: torch.Tensor) -> Categorical:
-        """logits (..., V) -> the distribution of the action at this step (eqs. 3-4)."""
-        return Categorical(logits / self.tau)
+        return Categorical(logits / self.tau)  # eqs. 3-4
 
     def embed(self, model, action: torch.Tensor) -> torch.Tensor:
-        """Actions (rows, steps) -> input embeddings (rows, steps, d)."""
         return model.embed(action)
 
     def shadow(self, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """The token ids (...) that stand for the actions in readable text: the tokens themselves."""
         return action
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """Soft (tau 0.5) and fuzzy (tau 0.0001) tokens: a mixture of embeddings plus noise of standard deviation sigma."""
+    """Soft (tau 0.5) and fuzzy (tau 0.0001) tokens; an action is a noisy mixture of embeddings (d,)."""
 
     tau: float
     sigma: float
     name: str
 
     def draw(self, generator: torch.Generator, rows: int, d: int) -> torch.Tensor:
-        """The random numbers of one CoT step: standard normal (rows, d)."""
-        return torch.randn(rows, d, generator=generator, device=generator.device)
+        return torch.randn(rows, d, generator=generator, device=generator.device)  # standard normal
 
     def distribution(self, model, logits: torch.Tensor) -> Gaussian:
-        """logits (..., V) -> Normal(h0, sigma) with h0 = softmax(logits / tau) E (eqs. 3, 5, 6)."""
         p = F.softmax(logits / self.tau, dim=-1)  # (..., V), eq. 3
         return Gaussian(p @ model.E.float(), self.sigma)  # (..., d), eq. 5
 
     def embed(self, model, action: torch.Tensor) -> torch.Tensor:
-        """The noisy mixture (rows, steps, d) is itself the next input."""
         return action.to(model.E.dtype)
 
     def shadow(self, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """The most likely token ids (...) stand for the mixtures in readable text (appendix B)."""
-        return logits.argmax(-1)
+        return logits.argmax(-1)  # the most likely token (appendix B)
 
 
 def rms(E: torch.Tensor) -> float:

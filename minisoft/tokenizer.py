@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from minisoft.errors import InputError
+from minisoft.errors import InputError, expecting
 
 FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
          "vocab.json", "merges.txt", "chat_template.jinja")  # carried over when a model is saved
@@ -41,8 +41,11 @@ class Tokenizer:
 
     def encode_after(self, before: str, text: str) -> list[int]:
         """The ids that `text` adds when it continues `before`: no BOS, and no extra space at its start."""
-        head, whole = self._codec.encode(before, False), self._codec.encode(before + text, False)
-        return whole[len(head):] if whole[: len(head)] == head else self._codec.encode(text, False)
+        for context in (before, "\n", ":"):  # the last two where a token would reach over the seam
+            head, whole = self._codec.encode(context, False), self._codec.encode(context + text, False)
+            if whole[: len(head)] == head:
+                return whole[len(head):]
+        return self._codec.encode(text, False)
 
     def ids_with(self, character: str) -> list[int]:
         """Ids of all tokens whose text has the given ASCII character: only these can bring it into a text."""
@@ -64,10 +67,8 @@ class Tokenizer:
 class _Json:
     def __init__(self, path: Path, config: dict):
         import tokenizers
-        try:
+        with expecting("a tokenizer of the tokenizers library", path):
             self.codec = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise InputError(f"{path}: expected a tokenizer of the tokenizers library, found: {error}") from None
         self.codec.no_truncation(), self.codec.no_padding()
         self.size = self.codec.get_vocab_size(with_added_tokens=True)
         self.token_id = self.codec.token_to_id
@@ -85,32 +86,33 @@ class _Json:
 class _SentencePiece:
     def __init__(self, path: Path, config: dict):
         import sentencepiece
-        try:
+        with expecting("a SentencePiece model", path):
             self.codec = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except Exception as error:
-            raise InputError(f"{path}: expected a SentencePiece model, found: {error}") from None
         self.size = self.codec.get_piece_size()
         self.bos = [self.codec.bos_id()] if config.get("add_bos_token", True) and self.codec.bos_id() >= 0 else []
-        self.token_id = self.codec.piece_to_id
+
+    def token_id(self, token):
+        found = self.codec.piece_to_id(token)
+        return None if self.codec.is_unknown(found) else found
 
     def encode(self, text, special):
         return (self.bos if special else []) + self.codec.encode(text)
 
     def decode(self, ids):
-        return self.codec.decode(ids)
+        return self.codec.decode([i for i in ids if i < self.size])  # a model's vocabulary may be padded
 
     def pieces(self):
         return [(i, self.codec.id_to_piece(i)) for i in range(self.size)]
 
 
-def read_json(path: Path) -> dict:
-    """A JSON file as a dict, {} when it does not exist.  Raises InputError naming the file when it is not JSON."""
+def read_json(path: Path, required: bool = False) -> dict:
+    """A JSON file as a dict, {} when it need not exist and does not.  Raises InputError naming the file."""
     if not path.is_file():
+        if required:
+            raise InputError(f"{path}: expected a JSON file, found no such file")
         return {}
-    try:
+    with expecting("JSON", path):
         found = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path}: expected JSON, found: {error}") from None
     if not isinstance(found, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(found).__name__}")
     return found

@@ -202,9 +202,9 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path, monkeyp
     (["--data", "missing.jsonl"], "missing.jsonl: expected a data file, found no such file"),
     (["--data", "nonsense"], "nonsense: expected a .jsonl or .json file"),
     (["--prompts", "0"], "--prompts: expected a positive number, found 0"),
-    (["--prompts", "5000"], "prompts: expected at most the 3990 training problems, found 5000"),
+    (["--prompts", "5000"], "prompts: expected at most the 2990 training problems, found 5000"),
     (["--group", "1"], "--group: expected at least 2"),
-    (["--validation", "9000"], "validation: expected fewer than the 4000 problems"),
+    (["--validation", "9000"], "validation: expected fewer than the 3000 problems"),
     (["--gamma", "0"], "expected tau > 0 and sigma > 0"),
     (["--resume"], "expected a run with a saved state"),
 ])

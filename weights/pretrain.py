@@ -82,14 +82,23 @@ def batches(tokenizer: Tokenizer, seed: int, steps: int, tokens: int):
         yield ids.masked_fill(unknown & (weight < 1), 0), weight
 
 
+def write_problems(out: Path) -> None:
+    """The generated problem sets: 2-4 changes of the count for training and test, 5-6 for the harder test."""
+    out.mkdir(parents=True, exist_ok=True)
+    for seed, (name, size, steps) in enumerate((("train", 3000, (2, 4)), ("test", 400, (2, 4)), ("hard", 400, (5, 6)))):
+        rows = (dict(zip(("question", "answer"), corpus.problem(seed, i, steps))) for i in range(size))
+        (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for config, weights and tokenizer")
-    parser.add_argument("--steps", type=int, default=3500, help="optimizer steps (default 3500)")
+    parser.add_argument("--steps", type=int, default=4000, help="optimizer steps (default 4000)")
     parser.add_argument("--tokens", type=int, default=4096, help="tokens a step (default 4096)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the corpus (default 0)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     args = parser.parse_args()
+    write_problems(args.out)
     torch.set_num_threads(args.threads)
     tokenizer = make_tokenizer()
     raw = make_config(tokenizer.get_vocab_size())

@@ -21,6 +21,7 @@ from minisoft.errors import InputError
 from minisoft.parallel import World
 from minisoft.reward import Verifier
 from minisoft.soft import GAMMA, rms
+from minisoft.tokenizer import read_json
 
 
 def read_flags(argv=None) -> argparse.Namespace:
@@ -58,7 +59,7 @@ def read_flags(argv=None) -> argparse.Namespace:
 def evaluate(args: argparse.Namespace, world: World, score) -> None:
     settings = evaluation.read_settings(args.settings)
     source = checkpoint.find(args.model)
-    about = checkpoint.sidecar(source)
+    about = read_json(source / checkpoint.SIDECAR)
     args.data = args.data or ("tiny-test" if about.get("defaults", {}).get("data") == "tiny" else "gsm8k-test")
     problems = data.load_problems(args.data)[: args.limit]
     template = data.read_prompt(args.prompt) if args.prompt else about.get("prompt", data.PAPER_PROMPT)

@@ -12,7 +12,6 @@ A default marked * may be replaced by the model folder's minisoft.json, as weigh
 """
 
 import argparse
-import json
 import signal
 import sys
 import time
@@ -29,6 +28,7 @@ from minisoft.reinforce import Mismatch, backward, leave_one_out, measure_mismat
 from minisoft.reward import Verifier
 from minisoft.rollout import ANSWER, COT, Format, Request, rollout
 from minisoft.soft import GAMMA, KINDS, TAU, make_kind, rms
+from minisoft.tokenizer import read_json
 
 DEFAULTS = {"data": "gsm8k", "prompts": 2, "group": 32, "steps": 4000, "cot": 128, "warmup": 20, "validate_every": 100,
             "lr": {"hard": 6e-6, "soft": 6e-6, "fuzzy": 6e-6}}  # the paper's (section 4, appendix A)
@@ -60,8 +60,7 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
     add(group, "--lr", None, "peak learning rate (default 6e-6 *; paper: Llama-3B 6e-6, Llama-8B 3e-6, Qwen-3B 8e-6)",
         type=float)
     add(group, "--warmup", None, "updates of linear warm-up before the cosine (default 20 *)", type=int)
-    add(group, "--beta1", .9, "AdamW; open in the paper", type=float)
-    add(group, "--beta2", .95, "AdamW; open in the paper", type=float)
+    add(group, "--betas", [.9, .95], "AdamW; open in the paper", type=float, nargs=2)
     add(group, "--weight-decay", 0., "AdamW; open in the paper", type=float)
     add(group, "--clip", 1., "largest norm of the gradient; open in the paper", type=float)
     group = parser.add_argument_group("run")
@@ -92,7 +91,7 @@ class Run:
         self.world = world
         self.args = args = resumed(args, given) if args.resume else args
         self.source = checkpoint.find(args.model)
-        about = checkpoint.sidecar(self.source)
+        about = read_json(self.source / checkpoint.SIDECAR)
         fill_defaults(args, about)
         args.out = Path(world.gather_objects([str(args.out)])[0])  # the clocks of the ranks may differ
         if not args.resume and (args.out / "config.json").exists():
@@ -109,18 +108,16 @@ class Run:
         dtype = checkpoint.DTYPES[args.dtype] if args.dtype else torch.float32 if world.device.type == "cpu" else None
         self.model, self.tokenizer = checkpoint.load(self.source, world.device, dtype)
         self.form = Format(self.tokenizer)
-        self.state = checkpoint.load_state(args.out / "state") if args.resume else None
-        self.sigma = self.state[1]["sigma"] if self.state else args.gamma * rms(self.model.E)
+        tensors, facts = checkpoint.load_state(args.out / "state") if args.resume else ({}, {
+            "step": 0, "best": -1.0, "before": None, "seconds": 0.0, "sigma": args.gamma * rms(self.model.E)})
+        self.sigma = facts["sigma"]
         self.kind = make_kind(args.tokens, self.sigma, args.tau)
-        self.optimizer = Optimizer(self.model, args.lr, args.steps, args.warmup, (args.beta1, args.beta2),
+        self.optimizer = Optimizer(self.model, args.lr, args.steps, args.warmup, args.betas,
                                    args.weight_decay, args.clip)
         self.about = {**about, "prompt": self.template, "sigma": self.sigma, "tokens": args.tokens}
-        self.step, self.best, self.before, self.seconds = 0, -1.0, None, 0.0
-        if self.state:
-            tensors, facts = self.state
+        self.step, self.best, self.before, self.seconds = (facts[k] for k in ("step", "best", "before", "seconds"))
+        if tensors:
             self.optimizer.load(tensors)
-            self.step, self.best, self.before, self.seconds = (facts[k] for k in ("step", "best", "before", "seconds"))
-        self.state = None
         if world.main:
             args.out.mkdir(parents=True, exist_ok=True)
             config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "resume"}
@@ -141,16 +138,12 @@ class Run:
                 "sigma": self.sigma})
         self.world.barrier()
 
-    def evaluate(self, problems, setting: str, score) -> dict:
-        """The summary of one greedy setting on held-out problems."""
-        return evaluation.evaluate(
+    def evaluate(self, problems, score, *settings: str) -> dict:
+        """Greedy settings on held-out problems: {setting: {"pass@1": fraction, ...}}."""
+        return {setting: evaluation.evaluate(
             self.model, self.tokenizer, problems, setting, samples=1, batch=self.args.eval_batch, sigma=self.sigma,
             cot_tokens=self.args.cot, template=self.template, seed=0, score=score, world=self.world)[0]
-
-    def table(self, score) -> dict:
-        """Greedy accuracy on the test problems: {setting: {"pass@1": fraction, ...}}."""
-        settings = dict.fromkeys(("hard-greedy", f"{self.args.tokens}-greedy"))
-        return {setting: self.evaluate(self.test, setting, score) for setting in settings} if self.test else {}
+            for setting in settings if problems}
 
 
 def resumed(args: argparse.Namespace, given: set[str]) -> argparse.Namespace:
@@ -159,7 +152,7 @@ def resumed(args: argparse.Namespace, given: set[str]) -> argparse.Namespace:
         raise InputError("--resume: expected --out RUN with the run to go on with, found no --out")
     if not (args.out / "state").is_dir() and not (args.out / "state.old").is_dir():
         raise InputError(f"{args.out}: expected a run with a saved state, found no {args.out / 'state'}")
-    old = json.loads((args.out / "config.json").read_text())
+    old = read_json(args.out / "config.json", required=True)
     changed = [f"{name} (was {old.get(name)}, now {getattr(args, name)})" for name in sorted(given - MAY_CHANGE)
                if str(getattr(args, name)) != str(old.get(name))]
     if changed:
@@ -176,9 +169,8 @@ def fill_defaults(args: argparse.Namespace, about: dict) -> None:
             setattr(args, name, value[args.tokens] if isinstance(value, dict) else value)
     args.out = args.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
     for name in ("prompts", "group", "steps", "cot", "lr", "micro_batch", "eval_batch", "validate_every", "save_every"):
-        least = 2 if name == "group" else 0
-        if not getattr(args, name) >= least or getattr(args, name) == 0:
-            expected = "at least 2 (leave-one-out)" if least else "a positive number"
+        if not getattr(args, name) > (name == "group"):
+            expected = "at least 2 (leave-one-out)" if name == "group" else "a positive number"
             raise InputError(f"--{name.replace('_', '-')}: expected {expected}, found {getattr(args, name)}")
 
 
@@ -259,13 +251,13 @@ def train(run: Run, score, stop: dict) -> None:
             f"{len(run.validation)} validation, {len(run.test)} test problems of {args.data}\n"
             f"{args.tokens} tokens, B {args.prompts} x G {args.group}, {args.steps} updates, lr {args.lr} -> {args.out}")
     if run.before is None:
-        run.before = run.table(score)
+        run.before = run.evaluate(run.test, score, "hard-greedy", f"{args.tokens}-greedy")
     bar = tqdm(total=args.steps, initial=run.step, disable=not run.world.main, unit="step")
     while run.step < args.steps:
         metrics, generations = train_step(run, score)
         run.step, run.seconds = run.step + 1, run.seconds + metrics["seconds"]
         if run.validation and (run.step % args.validate_every == 0 or run.step == args.steps):
-            metrics["validation"] = run.evaluate(run.validation, "hard-greedy", score)["pass@1"]
+            metrics["validation"] = run.evaluate(run.validation, score, "hard-greedy")["hard-greedy"]["pass@1"]
             if metrics["validation"] > run.best and run.world.main:
                 checkpoint.save_model(args.out / "best", run.model, run.source, run.about)
             run.best = max(run.best, metrics["validation"])
@@ -294,15 +286,14 @@ def finish(run: Run, score) -> None:
     run.world.barrier()
     if best.is_dir():
         run.model = checkpoint.load_model(best, run.world.device, run.model.E.dtype)
-    after = run.table(score)
+    after = run.evaluate(run.test, score, *run.before)
     if not run.world.main:
         return
     checkpoint.write_json(run.args.out / "summary.json", {
         "before": run.before, "after": after, "steps": run.step, "seconds": round(run.seconds, 1),
         "validation": run.best if run.validation else None})
     rows = [["greedy accuracy, %", "before", "after"]] + [
-        [setting, report.percent(run.before[setting]["pass@1"]), report.percent(after[setting]["pass@1"])]
-        for setting in after]
+        [s, report.percent(run.before[s]["pass@1"]), report.percent(after[s]["pass@1"])] for s in after]
     run.say(f"\n{len(run.test)} test problems, {run.args.tokens} tokens, {run.step} updates in {run.seconds:.0f} s\n"
             f"{report.table(rows)}\nmodel: {best if best.is_dir() else run.args.out / 'last'}")
 

@@ -18,7 +18,7 @@ from minisoft.errors import InputError, expecting
 from minisoft.model import Config, Transformer
 from minisoft.tokenizer import FILES, Tokenizer, read_json
 
-SIDECAR = "minisoft.json"  # in a model folder: prompt, sigma, ... that the model was made for (see README)
+SIDECAR = "minisoft.json"  # how the model is to be used: prompt, sigma, defaults; absent in folders from elsewhere
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -122,11 +122,6 @@ def find(model: str) -> Path:
                    f". Where the hub can be reached, type: hf download {model} --local-dir {target}"):
         snapshot_download(model, local_dir=target, allow_patterns=["*.safetensors", "*.json", "tokenizer.model", "*.jinja"])
     return target
-
-
-def sidecar(folder: Path) -> dict:
-    """What the folder says of how the model is to be used: prompt, sigma, ... ; {} for a folder from elsewhere."""
-    return read_json(Path(folder) / SIDECAR)
 
 
 def save_model(folder: Path, model: Transformer, source: Path, about: dict) -> None:

@@ -293,7 +293,7 @@ class RowCache:
         C = self.prompt[0][0].shape[2]
         self.padding = torch.arange(C, device=first.device) >= self.lengths[:, None]  # (P, C), True beyond a prompt
         self.own = first.new_empty(len(self.prompt), 2, len(owner), first.shape[1], capacity, first.shape[3])
-        self.step = 0
+        self.step = 0  # complete positions; whoever decodes adds 1 after each
         self._seat(owner)
 
     def _seat(self, owner: torch.Tensor) -> None:
@@ -334,10 +334,6 @@ class RowCache:
         """By prompt (P, K, R h, X) -> rows (N, K, h, X)."""
         P, K, _, X = grid.shape
         return grid.view(P, K, self.seats, h, X).transpose(1, 2).reshape(-1, K, h, X)[self.seat]
-
-    def advance(self) -> None:
-        """The position just computed is complete in every layer."""
-        self.step += 1
 
     def keep(self, alive: torch.Tensor) -> torch.Tensor:
         """Drop the rows where alive (N,) is False; returns the old index of each row that is left.

@@ -14,7 +14,7 @@ class Optimizer:
     their own masters.  betas, weight_decay and clip (largest gradient norm) are open in the paper.
     """
 
-    def __init__(self, model: Transformer, lr: float, steps: int, warmup: int, betas: tuple[float, float],
+    def __init__(self, model: Transformer, lr: float, steps: int, warmup: int, betas,
                  weight_decay: float, clip: float):
         self.names = [name for name, _ in model.named_parameters()]
         self.parameters = list(model.parameters())

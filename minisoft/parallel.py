@@ -20,6 +20,7 @@ class World:
 
     def __init__(self, device: str | None = None):
         self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.main = self.rank == 0  # the rank that speaks and writes
         kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if kind.startswith("cuda") and not torch.cuda.is_available():
             raise InputError(f"device: expected a CUDA GPU for {kind!r}, found none; use --device cpu")
@@ -37,11 +38,6 @@ class World:
     def __exit__(self, *_) -> None:
         if self.size > 1:
             dist.destroy_process_group()
-
-    @property
-    def main(self) -> bool:
-        """Rank 0 speaks and writes."""
-        return self.rank == 0
 
     def share(self, prompts: int, group: int) -> list[tuple[int, range]]:
         """This rank's part of the step's B x G samples: [(problem, its samples)], sizes equal on all ranks.

@@ -122,7 +122,7 @@ def rollout(model: Transformer, form: Format, kind, requests: list[Request], cot
             batch.rows = [batch.rows[i] for i in order.tolist()]
             x = x[order]
         hidden = model(x[:, None], cache)[:, 0]  # (N, d), predicts the next position
-        cache.advance()
+        cache.step += 1
 
 
 class _Batch:

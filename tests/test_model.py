@@ -216,7 +216,7 @@ def decode(model, prompts, owner, rows, drops=None):
     left = torch.arange(N)
     for t in range(T):
         found[left, t] = model.logits(model(model.embed(rows[left, t: t + 1]), cache))[:, 0]
-        cache.advance()
+        cache.step += 1
         if t in drops:
             left = left[cache.keep(~torch.isin(left, torch.tensor(drops[t])))]
     return found

@@ -74,7 +74,7 @@ def test_exported_best_is_the_same_model_in_transformers(finished):
     with torch.no_grad():
         ids = torch.tensor([ids])
         torch.testing.assert_close(model.logits(model(model.embed(ids))), reference(ids).logits, rtol=0, atol=1e-5)
-    assert checkpoint.sidecar(out / "best")["sigma"] == json.loads((out / "config.json").read_text())["sigma"]
+    assert json.loads((out / "best/minisoft.json").read_text())["sigma"] == json.loads((out / "config.json").read_text())["sigma"]
 
 
 def test_shares_do_not_change_the_update(finished, tmp_path):
@@ -113,21 +113,23 @@ def test_resume_refuses_other_flags_and_lists_them(finished):
         train.main(["--out", str(out), "--resume", "--tokens", "hard", "--group", "4"])
 
 
-@pytest.mark.parametrize("ranks, prompts, group", [(2, 1, 6), (4, 3, 4)])
+@pytest.mark.parametrize("ranks, prompts, group", [(2, 1, 10), (4, 3, 4)])
 def test_ranks_give_the_update_of_one_process(tmp_path, ranks, prompts, group):
     """Shares cut through groups (two ranks in one problem; a rank with parts of two problems)."""
-    flags = ["train.py", *SMALL, "--prompts", str(prompts), "--group", str(group), "--steps", "2", "--lr", "1e-3",
-             "--warmup", "1", "--data", "tiny"]
+    flags = ["train.py", *SMALL, "--prompts", str(prompts), "--group", str(group), "--steps", "2", "--lr", "1e-4",
+             "--warmup", "1", "--seed", "3"]
     one, many = tmp_path / "one", tmp_path / "many"
     train.main([*flags[1:], "--out", str(one)])
     subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", *flags,
                     "--out", str(many)], cwd=ROOT, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    states = [load_file(out / "state/tensors.safetensors") for out in (one, many)]
-    for name, value in states[0].items():  # AdamW divides rounding noise by itself where a gradient is nothing but noise,
-        if name.startswith("exp_avg/"):  # so the gradients (clipped to norm 1) are compared, and almost all weights
-            torch.testing.assert_close(states[1][name], value, rtol=0, atol=1e-6)
-        elif name.startswith("weight/"):
-            assert ((states[1][name] - value).abs() < 1e-6).double().mean() > 0.998
+    def all_of(out, what):
+        state = load_file(out / "state/tensors.safetensors")
+        return torch.cat([state[name].flatten() for name in sorted(state) if name.startswith(what)])
+    gradients = all_of(one, "exp_avg/")  # of both steps, each clipped to norm 1
+    torch.testing.assert_close(all_of(many, "exp_avg/"), gradients, rtol=0, atol=1e-6)
+    signal = gradients.abs() > 1e-5  # where there is only rounding noise, AdamW divides it by itself
+    assert signal.sum() > 50_000
+    assert (all_of(many, "weight/") - all_of(one, "weight/"))[signal].abs().max() < 1e-6
     for a, b in zip(*(map(json.loads, (o / "metrics.jsonl").read_text().splitlines()) for o in (one, many))):
         assert a["reward"] == b["reward"] and a["cot_length"] == b["cot_length"]
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)

@@ -27,10 +27,8 @@ from minisoft.tokenizer import read_json
 def read_flags(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser.add_argument_group("model and problems")
-    group.add_argument("--model", default=str(checkpoint.WEIGHTS / "tiny"),
-                       help="folder, or hub id owner/name (default weights/tiny)")
-    group.add_argument("--data", help="problems: .jsonl or .json file, tiny-test, or a hub name such as gsm8k-test "
-                                      "(default: gsm8k-test; tiny-test for a model that was made for tiny)")
+    group.add_argument("--model", default=str(data.WEIGHTS / "tiny"), help="folder, or hub id (default weights/tiny)")
+    group.add_argument("--data", help=".jsonl or .json file, tiny-test, or a hub name (default gsm8k-test *)")
     group.add_argument("--prompt", help="file with the prompt, QUESTION where the question goes (default the paper's *)")
     group.add_argument("--limit", type=int, metavar="N", help="only the first N problems (default all)")
     group = parser.add_argument_group("inference (section 4)")
@@ -38,8 +36,7 @@ def read_flags(argv=None) -> argparse.Namespace:
                        help=f"all, or some of {','.join(evaluation.SETTINGS)} (default hard-greedy)")
     group.add_argument("--samples", type=int, default=32, help="samples a problem in the sample settings (default 32)")
     group.add_argument("--cot", type=int, help="CoT budget in tokens (default 512 *)")
-    group.add_argument("--sigma", type=float, help="standard deviation of the noise on the CoT input (default: what the "
-                                                   f"model was trained with *, else {GAMMA} rms(E))")
+    group.add_argument("--sigma", type=float, help=f"noise on the CoT input (default what training used *, {GAMMA} rms(E))")
     group.add_argument("--seed", type=int, default=0, help="(seed, setting, problem, sample) decides every draw (default 0)")
     group = parser.add_argument_group("machine")
     group.add_argument("--batch", type=int, default=64, help="rows at once (default 64)")
@@ -48,8 +45,8 @@ def read_flags(argv=None) -> argparse.Namespace:
                        help="of the computation (default float32 on cpu, the stored one on cuda)")
     group.add_argument("--out", type=Path, metavar="FILE.json", help="where the numbers go (default: only printed)")
     args = parser.parse_args(argv)
-    for name in ("samples", "batch", "cot", "limit"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
+    for name in ("samples", "batch", "cot", "limit", "sigma"):
+        if getattr(args, name) is not None and not getattr(args, name) > 0:
             parser.error(f"--{name}: expected a positive number, found {getattr(args, name)}")
     if args.out and args.out.suffix != ".json":
         parser.error(f"--out: expected a name ending in .json, found {args.out}")
@@ -73,11 +70,9 @@ def evaluate(args: argparse.Namespace, world: World, score) -> None:
             model, tokenizer, problems, setting, samples=args.samples, batch=args.batch, cot_tokens=cot, sigma=sigma,
             template=template, seed=args.seed, score=score, world=world)
         generations += [{"setting": setting, **g} for g in made]
-    if not world.main:
-        return
     result = {"model": args.model, "data": args.data, "problems": len(problems), "samples": args.samples,
               "seed": args.seed, "sigma": sigma, "cot": cot, "settings": results}
-    if args.out:
+    if args.out and world.main:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.with_suffix(".jsonl").write_text("".join(json.dumps(g) + "\n" for g in generations), "utf-8")
         checkpoint.write_json(args.out, result)
@@ -85,7 +80,7 @@ def evaluate(args: argparse.Namespace, world: World, score) -> None:
     rows = [["setting", *columns, "boxed", "CoT tokens"]] + [
         [setting, *(report.percent(r[c]) if c in r else "" for c in columns), report.percent(r["boxed"]),
          f"{r['cot_length']:.1f}"] for setting, r in results.items()]
-    print(f"{args.model} on {len(problems)} problems of {args.data}, %\n{report.table(rows)}")
+    world.say(f"{args.model} on {len(problems)} problems of {args.data}\n{report.table(rows)}")
 
 
 def main(argv=None) -> None:

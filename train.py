@@ -43,7 +43,7 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
         name, default=default, help=text.replace("%", "%%") + ("" if kw.get("action") else f" (default {default})"
                                                                if default is not None else ""), **kw)
     group = parser.add_argument_group("model and problems")
-    add(group, "--model", str(checkpoint.WEIGHTS / "tiny"), "folder, or hub id owner/name")
+    add(group, "--model", str(data.WEIGHTS / "tiny"), "folder, or hub id owner/name")
     add(group, "--data", None, "problems: .jsonl or .json file, tiny, or a hub name such as gsm8k (default gsm8k *)")
     add(group, "--prompt", None, "file with the prompt, QUESTION where the question goes (default the paper's *, section 4)")
     add(group, "--validation", None, "problems held out to choose RUN/best (default 10 % of all, at most 200)", type=int)
@@ -57,8 +57,7 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
     add(group, "--prompts", None, "B, problems a step over all ranks (default 2 *)", type=int, metavar="B")
     add(group, "--group", None, "G, samples of each problem (default 32 *)", type=int, metavar="G")
     add(group, "--steps", None, "updates (default 4000 *)", type=int)
-    add(group, "--lr", None, "peak learning rate (default 6e-6 *; paper: Llama-3B 6e-6, Llama-8B 3e-6, Qwen-3B 8e-6)",
-        type=float)
+    add(group, "--lr", None, "peak learning rate (default 6e-6 *; paper: Llama-8B 3e-6, Qwen-3B 8e-6)", type=float)
     add(group, "--warmup", None, "updates of linear warm-up before the cosine (default 20 *)", type=int)
     add(group, "--betas", [.9, .95], "AdamW; open in the paper", type=float, nargs=2)
     add(group, "--weight-decay", 0., "AdamW; open in the paper", type=float)
@@ -70,8 +69,7 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
     add(group, "--validate-every", None, "updates between greedy validations (default 100 *)", type=int)
     add(group, "--save-every", 100, "updates between saves of RUN/last and RUN/state", type=int)
     add(group, "--show-every", 20, "updates between printed sample rollouts, 0 never", type=int)
-    add(group, "--shares-every", 10, "updates between measurements of share_cot and share_answer (each costs one more "
-        "forward and backward pass), 0 never", type=int)
+    add(group, "--shares-every", 10, "updates between measurements of share_cot and share_answer, 0 never", type=int)
     group = parser.add_argument_group("machine")
     add(group, "--device", None, "cpu or cuda (default cuda where there is one)")
     add(group, "--dtype", None, "of the computation (default float32 on cpu, the stored one on cuda); bfloat16 keeps "
@@ -124,10 +122,6 @@ class Run:
             checkpoint.write_json(args.out / "config.json", {**config, "sigma": self.sigma, "world": world.size})
             self.metrics = report.MetricsFile(args.out / "metrics.jsonl", self.step)
 
-    def say(self, text: str) -> None:
-        if self.world.main:
-            tqdm.write(text, file=sys.stdout)
-
     def save(self) -> None:
         """RUN/last and RUN/state, by rank 0, after checking that all ranks agree."""
         self.world.check_identical(self.model.parameters())
@@ -136,7 +130,6 @@ class Run:
             checkpoint.save_state(self.args.out / "state", self.optimizer.state(), {
                 "step": self.step, "best": self.best, "before": self.before, "seconds": self.seconds,
                 "sigma": self.sigma})
-        self.world.barrier()
 
     def evaluate(self, problems, score, *settings: str) -> dict:
         """Greedy settings on held-out problems: {setting: {"pass@1": fraction, ...}}."""
@@ -179,38 +172,36 @@ def train_step(run: Run, score) -> tuple[dict, list[dict]]:
 
     Returns (metrics, this rank's generations).
     """
-    args, model, world, clock, start = run.args, run.model, run.world, report.Stopwatch(), time.perf_counter()
+    args, model, world, seconds, start = run.args, run.model, run.world, {}, time.perf_counter()
     numbers = data.batch(len(run.problems), args.prompts, args.seed, run.step)
-    with clock("rollout"):  # eqs. 3-6
+    with report.clock(seconds, "seconds_rollout"):  # eqs. 3-6
         requests = [Request(run.tokenizer.encode(data.prompt(run.problems[numbers[b]].question, run.template)),
                             (args.seed, run.step, numbers[b]), samples, args.group) for b, samples in run.shares]
         rollouts = rollout(model, run.form, run.kind, requests, args.cot)
-    with clock("reward"):  # eq. 11
+    with report.clock(seconds, "seconds_reward"):  # eq. 11
         generations = [evaluation.describe(run.form, record, row, numbers[b], run.problems[numbers[b]], score)
                        for (b, _), record in zip(run.shares, rollouts) for row in range(len(record.samples))]
     columns = ("reward", "cot_tokens", "answer_tokens", "entropy", "truncated")
     table = world.gather(torch.tensor([[g[c] for c in columns] for g in generations], dtype=torch.float64)).cpu()
     rewards = table[:, 0].view(args.prompts, args.group)
     advantages = leave_one_out(rewards).float().to(world.device)  # (B, G), eqs. 12-13
-    with clock("backward"):  # eqs. 9, 10, 14, 15
+    with report.clock(seconds, "seconds_backward"):  # eqs. 9, 10, 14, 15
         mismatch, shares = differentiate(run, rollouts, advantages)
     grad_norm = run.optimizer.grad_norm()
     if not grad_norm < float("inf"):
         raise FloatingPointError(f"step {run.step + 1}: gradient norm: expected a finite number, found {grad_norm}; "
                                  f"nothing was changed, the last save is {args.out / 'state'}")
-    part = lambda norm: norm / grad_norm if grad_norm else 0.0
-    share_E = part(model.E.grad.float().norm().item())
-    with clock("optimizer"):
+    shares["share_E"] = model.E.grad.float().norm().item()
+    with report.clock(seconds, "seconds_optimizer"):
         lr = run.optimizer.step(run.step, grad_norm)
     mean = dict(zip(columns, table.mean(0).tolist()))
-    seconds = time.perf_counter() - start
     return {"step": run.step + 1, "reward": mean["reward"], "accuracy": (rewards == 100).double().mean().item(),
             "boxed": (rewards >= 10).double().mean().item(), "truncated": mean["truncated"],
             "cot_length": mean["cot_tokens"], "answer_length": mean["answer_tokens"], "entropy": mean["entropy"],
-            "informative": advantages.any(1).double().mean().item(), "grad_norm": grad_norm, "share_E": share_E,
-            **{name: part(norm) for name, norm in shares.items()},
+            "informative": advantages.any(1).double().mean().item(), "grad_norm": grad_norm,
+            **{name: norm / grad_norm if grad_norm else 0.0 for name, norm in shares.items()},
             "replay_mismatch": mismatch.total / mismatch.tokens, "replay_mismatch_max": mismatch.largest, "lr": lr,
-            "seconds": seconds, **{f"seconds_{name}": s for name, s in clock.seconds.items()},
+            "seconds": time.perf_counter() - start, **seconds,
             "memory_gib": report.peak_memory_gib(world.device)}, generations
 
 
@@ -225,10 +216,8 @@ def differentiate(run: Run, rollouts, advantages: torch.Tensor) -> tuple[Mismatc
     mismatch, shares, answer_part = Mismatch(), {}, None
     for name, terms in (("answer", (ANSWER,)), ("cot", (COT,))) if measure else (("all", (COT, ANSWER)),):
         for (b, samples), record in zip(run.shares, rollouts):
-            mine = advantages[b, samples.start: samples.stop]
-            if mine.any():
-                mismatch.join(backward(run.model, run.kind, record, mine, 1 / (args.prompts * args.group),
-                                       args.micro_batch, terms))
+            backward(run.model, run.kind, record, advantages[b, samples.start: samples.stop],
+                     1 / (args.prompts * args.group), args.micro_batch, mismatch, terms)
         run.world.sum_gradients(parameters)
         if measure:
             shares[f"share_{name}"] = run.optimizer.grad_norm()
@@ -239,14 +228,14 @@ def differentiate(run: Run, rollouts, advantages: torch.Tensor) -> tuple[Mismatc
         for p, other in zip(parameters, answer_part):
             p.grad += other
     if not mismatch.tokens:
-        mismatch = measure_mismatch(run.model, run.kind, rollouts[0])
+        measure_mismatch(run.model, run.kind, rollouts[0], mismatch)
     return mismatch.over_ranks(run.world), shares
 
 
 def train(run: Run, score, stop: dict) -> None:
     """The run, from where it stands to its end, or to a request to stop."""
     args = run.args
-    run.say(f"{args.model}: {sum(p.numel() for p in run.model.parameters()):,} parameters, {run.model.E.dtype}, "
+    run.world.say(f"{args.model}: {sum(p.numel() for p in run.model.parameters()):,} parameters, {run.model.E.dtype}, "
             f"rms(E) {rms(run.model.E):.4f}, sigma {run.sigma:.4f}\n{len(run.problems)} training, "
             f"{len(run.validation)} validation, {len(run.test)} test problems of {args.data}\n"
             f"{args.tokens} tokens, B {args.prompts} x G {args.group}, {args.steps} updates, lr {args.lr} -> {args.out}")
@@ -261,11 +250,11 @@ def train(run: Run, score, stop: dict) -> None:
             if metrics["validation"] > run.best and run.world.main:
                 checkpoint.save_model(args.out / "best", run.model, run.source, run.about)
             run.best = max(run.best, metrics["validation"])
-            run.say(f"step {run.step}: validation {report.percent(metrics['validation'])} % (hard-greedy)")
+            run.world.say(f"step {run.step}: validation {report.percent(metrics['validation'])} (hard-greedy)")
         if run.world.main:
             run.metrics.write(metrics)
         if args.show_every and run.step % args.show_every == 0:
-            run.say(f"step {run.step}, a rollout:\n{report.sample_text(generations[0])}")
+            run.world.say(f"step {run.step}, a rollout:\n{report.sample_text(generations[0])}")
         bar.set_postfix(reward=f"{metrics['reward']:.1f}", acc=f"{metrics['accuracy']:.2f}",
                         cot=f"{metrics['cot_length']:.0f}", grad=f"{metrics['grad_norm']:.3g}",
                         s=f"{metrics['seconds']:.2f}")
@@ -275,7 +264,7 @@ def train(run: Run, score, stop: dict) -> None:
             run.save()
         if stopping and run.step < args.steps:
             bar.close()
-            run.say(f"stopped after step {run.step}; to go on: python train.py --out {args.out} --resume")
+            run.world.say(f"stopped after step {run.step}; to go on: python train.py --out {args.out} --resume")
             raise SystemExit(130)
     bar.close()
 
@@ -283,7 +272,6 @@ def train(run: Run, score, stop: dict) -> None:
 def finish(run: Run, score) -> None:
     """Test the best model, write RUN/summary.json, print the table before/after."""
     best = run.args.out / "best"
-    run.world.barrier()
     if best.is_dir():
         run.model = checkpoint.load_model(best, run.world.device, run.model.E.dtype)
     after = run.evaluate(run.test, score, *run.before)
@@ -292,9 +280,9 @@ def finish(run: Run, score) -> None:
     checkpoint.write_json(run.args.out / "summary.json", {
         "before": run.before, "after": after, "steps": run.step, "seconds": round(run.seconds, 1),
         "validation": run.best if run.validation else None})
-    rows = [["greedy accuracy, %", "before", "after"]] + [
+    rows = [["greedy accuracy", "before", "after"]] + [
         [s, report.percent(run.before[s]["pass@1"]), report.percent(after[s]["pass@1"])] for s in after]
-    run.say(f"\n{len(run.test)} test problems, {run.args.tokens} tokens, {run.step} updates in {run.seconds:.0f} s\n"
+    run.world.say(f"\n{len(run.test)} test problems, {run.args.tokens} tokens, {run.step} updates in {run.seconds:.0f} s\n"
             f"{report.table(rows)}\nmodel: {best if best.is_dir() else run.args.out / 'last'}")
 
 

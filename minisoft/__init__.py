@@ -6,13 +6,12 @@
 import importlib
 
 __version__ = "0.1.0"
-_MODULES = ("checkpoint", "data", "evaluation", "model", "optimizer", "parallel", "reinforce", "report", "reward",
-            "rollout", "soft", "tokenizer")
+_MODULES = "checkpoint data errors evaluation model optimizer parallel reinforce report reward rollout soft tokenizer"
 
 
 def __getattr__(name: str):
     if name == "load":
         return importlib.import_module("minisoft.checkpoint").load
-    if name in _MODULES:
+    if name in _MODULES.split():
         return importlib.import_module(f"minisoft.{name}")
     raise AttributeError(f"module 'minisoft' has no attribute {name!r}")

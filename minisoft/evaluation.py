@@ -28,13 +28,13 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1 - comb(n - c, k) / comb(n, k)
 
 
-def generate(model, tokenizer, problems: list[data.Problem], setting: str, *, samples: int, batch: int, cot_tokens: int,
-             sigma: float, template: str, seed, score, world, quiet: bool = False) -> list[dict]:
+def evaluate(model, tokenizer, problems: list[data.Problem], setting: str, *, samples: int, batch: int, cot_tokens: int,
+             sigma: float, template: str, seed, score, world) -> tuple[dict, list[dict]]:
     """Roll out `samples` of every problem in one of SETTINGS (greedy: one), the answer always greedy.
 
     batch: rows at once; sigma: noise of the CoT input; seed: any key; score(answer_text, gold) -> 100 | 10 | 0;
-    problems are shared out over the ranks of `world`.  Returns one dict for each generation, ordered by problem and
-    sample, the same list on every rank.
+    problems are shared out over the ranks of `world`.  Returns (summary, one dict for each generation, ordered by
+    problem and sample), the same on every rank.
     """
     name, how = setting.split("-")
     kind, form, greedy = make_kind(name, sigma), Format(tokenizer), how == "greedy"
@@ -42,7 +42,7 @@ def generate(model, tokenizer, problems: list[data.Problem], setting: str, *, sa
     waiting = [(i, range(first, min(first + batch, group))) for i in range(world.rank, len(problems), world.size)
                for first in range(0, group, batch)]
     found, bar = [], tqdm(total=sum(len(s) for _, s in waiting), desc=setting, unit="row", leave=False,
-                          disable=quiet or not world.main)
+                          disable=not world.main)
     while waiting:
         taken, rows = [], 0
         while waiting and (not taken or rows + len(waiting[0][1]) <= batch):
@@ -54,7 +54,8 @@ def generate(model, tokenizer, problems: list[data.Problem], setting: str, *, sa
             found += [describe(form, record, row, i, problems[i], score) for row in range(len(record.samples))]
         bar.update(rows)
     bar.close()
-    return sorted(world.gather_objects(found), key=lambda g: (g["problem"], g["sample"]))
+    generations = sorted(world.gather_objects(found), key=lambda g: (g["problem"], g["sample"]))
+    return summarize(generations, group), generations
 
 
 def describe(form: Format, record, row: int, number: int, problem: data.Problem, score) -> dict:
@@ -74,18 +75,10 @@ def summarize(generations: list[dict], samples: int) -> dict:
     right: dict[int, int] = {}
     for g in generations:
         right[g["problem"]] = right.get(g["problem"], 0) + (g["reward"] == 100)
-    powers = [2**i for i in range(samples.bit_length())]
-    ks = sorted({k for k in powers if k <= samples} | {samples})
+    ks = sorted({2**i for i in range(samples.bit_length())} | {samples})
     mean = lambda values: sum(values) / len(generations)
     return {**{f"pass@{k}": sum(pass_at_k(samples, c, k) for c in right.values()) / len(right) for k in ks},
             "boxed": mean(g["reward"] >= 10 for g in generations),
             "truncated": mean(g["truncated"] for g in generations),
             "cot_length": mean(g["cot_tokens"] for g in generations),
             "entropy": mean(g["entropy"] for g in generations)}
-
-
-def evaluate(model, tokenizer, problems: list[data.Problem], setting: str, *, samples: int, **how
-             ) -> tuple[dict, list[dict]]:
-    """(summary, generations) of one setting; arguments as in `generate`."""
-    generations = generate(model, tokenizer, problems, setting, samples=samples, **how)
-    return summarize(generations, 1 if setting.endswith("greedy") else samples), generations

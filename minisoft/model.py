@@ -121,15 +121,6 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return x * cos + torch.cat((-right, left), dim=-1) * sin
 
 
-class RMSNorm(nn.Module):
-    def __init__(self, size: int, eps: float):
-        super().__init__()
-        self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-
-
 class Attention(nn.Module):
     """Grouped-query attention; who attends to what is the `attend` strategy's business (see below)."""
 
@@ -141,8 +132,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(d, config.num_key_value_heads * D, bias=config.qkv_bias)
         self.v_proj = nn.Linear(d, config.num_key_value_heads * D, bias=config.qkv_bias)
         self.o_proj = nn.Linear(config.num_attention_heads * D, d, bias=config.o_bias)
-        self.q_norm = RMSNorm(D, config.rms_norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(D, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.q_norm = nn.RMSNorm(D, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(D, config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x, rope, attend):
         B, T, _ = x.shape
@@ -170,8 +161,8 @@ class Block(nn.Module):
     def __init__(self, config: Config, layer: int):
         super().__init__()
         self.self_attn, self.mlp = Attention(config, layer), MLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(self, x, rope, attend):
         x = x + self.self_attn(self.input_layernorm(x), rope, attend)
@@ -183,7 +174,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
 class Transformer(nn.Module):
@@ -252,12 +243,8 @@ class PromptCache:
     def __init__(self, record: bool = False, keys=(), values=()):
         self.record, self.keys, self.values = record, list(keys), list(values)
 
-    @property
-    def length(self) -> int:
-        return self.keys[0].shape[2] if self.keys else 0
-
     def positions(self, x: torch.Tensor) -> torch.Tensor:
-        start = 0 if self.record else self.length
+        start = 0 if self.record or not self.keys else self.keys[0].shape[2]
         return torch.arange(start, start + x.shape[1], device=x.device)[None]  # (1, T)
 
     def __call__(self, layer, q, k, v):
@@ -287,7 +274,7 @@ class RowCache:
 
     def __init__(self, prompts: list[PromptCache], owner: torch.Tensor, capacity: int):
         first = prompts[0].keys[0]
-        self.lengths = torch.tensor([p.length for p in prompts], device=first.device)  # (P,)
+        self.lengths = torch.tensor([p.keys[0].shape[2] for p in prompts], device=first.device)  # (P,)
         self.prompt = [(_pad([p.keys[i] for p in prompts]), _pad([p.values[i] for p in prompts]))
                        for i in range(len(prompts[0].keys))]  # per layer, each (P, K, C, D)
         C = self.prompt[0][0].shape[2]

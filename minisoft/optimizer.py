@@ -55,12 +55,8 @@ class Optimizer:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Masters and AdamW's moments, by parameter name."""
-        found = {}
-        for name, master in zip(self.names, self.masters):
-            found[f"weight/{name}"] = master
-            for key, value in self.adamw.state[master].items():
-                found[f"{key}/{name}"] = value
-        return found
+        return {f"{key}/{name}": value for name, master in zip(self.names, self.masters)
+                for key, value in {"weight": master, **self.adamw.state[master]}.items()}
 
     @torch.no_grad()
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -68,7 +64,6 @@ class Optimizer:
         for name, master, p in zip(self.names, self.masters, self.parameters):
             master.copy_(tensors[f"weight/{name}"])
             p.copy_(master)
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                if f"{key}/{name}" in tensors:
-                    value = tensors[f"{key}/{name}"]
-                    self.adamw.state[master][key] = value if key == "step" else value.to(master.device)
+            for key in ("step", "exp_avg", "exp_avg_sq"):  # AdamW wants its step on the CPU
+                value = tensors[f"{key}/{name}"]
+                self.adamw.state[master][key] = value if key == "step" else value.to(master.device)

@@ -5,9 +5,11 @@ Without torchrun the world has one rank and every function is the identity.
 
 import datetime
 import os
+import sys
 
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 from minisoft.errors import InputError
 
@@ -87,6 +89,7 @@ class World:
             if not (all_ranks == all_ranks[0]).all():
                 raise RuntimeError("ranks hold different weights: expected bit-identical copies")
 
-    def barrier(self) -> None:
-        if self.size > 1:
-            dist.barrier()
+    def say(self, text: str) -> None:
+        """Print it once, above any progress bar."""
+        if self.main:
+            tqdm.write(text, file=sys.stdout)

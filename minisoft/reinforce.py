@@ -35,14 +35,9 @@ class Mismatch:
     largest: float = 0.0
 
     def add(self, difference: torch.Tensor) -> None:
-        if difference.numel():
-            self.total += difference.abs().sum().item()
-            self.tokens += difference.numel()
-            self.largest = max(self.largest, difference.abs().max().item())
-
-    def join(self, other: "Mismatch") -> None:
-        self.total, self.tokens = self.total + other.total, self.tokens + other.tokens
-        self.largest = max(self.largest, other.largest)
+        self.total += difference.abs().sum().item()
+        self.tokens += difference.numel()
+        self.largest = max(self.largest, difference.abs().max().item())
 
     def over_ranks(self, world) -> "Mismatch":
         """The same over the tokens of all ranks."""
@@ -84,16 +79,17 @@ def _in_chunks(model, distribution, hidden, actions) -> torch.Tensor:
 
 
 def backward(model: Transformer, kind, rollout: Rollout, advantages: torch.Tensor, scale: float, micro_batch: int,
-             terms: tuple[int, ...] = (COT, ANSWER)) -> Mismatch:
+             mismatch: Mismatch, terms: tuple[int, ...] = (COT, ANSWER)) -> None:
     """Add to the gradients those of  -scale * sum_g A_g * l_g  (eqs. 14-15), l_g the *sum* of the log-probs of row g.
 
     advantages (n,), constants; scale 1 / (B G), global; rows go through the model `micro_batch` at a time, which does
     not change the gradient; terms: which roles count in l_g.  The prompt is run once: the gradients that the rows send
-    into its keys and values add up there and go back through it together.
+    into its keys and values add up there and go back through it together.  Rows with advantage 0 are left out;
+    `mismatch` collects the others' replay mismatch.
     """
-    mismatch, useful = Mismatch(), advantages.nonzero()[:, 0]
+    useful = advantages.nonzero()[:, 0]
     if not len(useful):
-        return mismatch
+        return
     hidden, cache = model.prefill(torch.tensor([rollout.prompt], device=model.E.device))
     last = hidden[:, -1].detach().requires_grad_()  # (1, d)
     prompt = cache.detached()
@@ -110,16 +106,13 @@ def backward(model: Transformer, kind, rollout: Rollout, advantages: torch.Tenso
     outputs = [hidden[:, -1], *cache.keys, *cache.values]
     used = [(o, leaf.grad) for o, leaf in zip(outputs, leaves) if leaf.grad is not None]
     torch.autograd.backward([o for o, _ in used], [gradient for _, gradient in used])
-    return mismatch
 
 
 @torch.no_grad()
-def measure_mismatch(model: Transformer, kind, rollout: Rollout) -> Mismatch:
+def measure_mismatch(model: Transformer, kind, rollout: Rollout, mismatch: Mismatch) -> None:
     """The replay mismatch of one rollout without a gradient, for steps in which every advantage is zero."""
-    mismatch = Mismatch()
     hidden, cache = model.prefill(torch.tensor([rollout.prompt], device=model.E.device))
     rows = torch.arange(len(rollout.ids), device=model.E.device)
     prompt = PromptCache(keys=cache.keys, values=cache.values)
     replayed = log_prob(model, kind, rollout, rows, prompt, hidden[:, -1])
     mismatch.add((replayed - rollout.log_prob)[(rollout.role == COT) | (rollout.role == ANSWER)])
-    return mismatch

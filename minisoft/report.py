@@ -34,35 +34,25 @@ METRICS = {
 }
 
 
-class Stopwatch:
-    """Adds up seconds by name."""
-
-    def __init__(self):
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, name: str):
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+@contextmanager
+def clock(seconds: dict[str, float], name: str):
+    """seconds[name] = how long the block took."""
+    start = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - start
 
 
 class MetricsFile:
     """metrics.jsonl, one object a step; opening it drops whatever lies after step `last` (a resumed run redoes it)."""
 
     def __init__(self, path: Path, last: int):
-        self.path, kept = path, []
-        if path.is_file():
-            for line in path.read_text().splitlines():
-                try:
-                    kept += [line] if json.loads(line)["step"] <= last else []
-                except ValueError:  # the crash that made resuming necessary may have cut a line
-                    pass
-        path.write_text("".join(line + "\n" for line in kept))
+        self.path = path
+        lines = path.read_text().splitlines() if path.is_file() else []  # the last one may have been cut by a crash
+        path.write_text("".join(line + "\n" for line in lines[:last]))
 
     def write(self, metrics: dict) -> None:
         with self.path.open("a") as file:
-            file.write(json.dumps({k: round(v, 8) if isinstance(v, float) else v for k, v in metrics.items()}) + "\n")
+            file.write(json.dumps(metrics) + "\n")
 
 
 def peak_memory_gib(device) -> float:
@@ -80,6 +70,9 @@ def sample_text(generation: dict) -> str:
             f"reward {generation['reward']}")
 
 
+percent = "{:.1%}".format  # a fraction for people
+
+
 def table(rows: list[list[str]]) -> str:
     """Rows of cells as a Markdown table, the first row its head."""
     width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -87,13 +80,12 @@ def table(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in width) + "|", *lines[1:]])
 
 
-def percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f}"
-
-
 def draw_curves(run: Path) -> Path:
     """RUN/metrics.jsonl -> RUN/curves.png: reward and accuracy, CoT length and entropy, gradient norm."""
-    import matplotlib
+    try:
+        import matplotlib
+    except ImportError:
+        sys.exit("minisoft.report: drawing needs the extra `plot`: pip install 'minisoft[plot]'")
     matplotlib.use("Agg")
     from matplotlib import pyplot
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -114,14 +106,7 @@ def draw_curves(run: Path) -> Path:
     return run / "curves.png"
 
 
-def main() -> None:
+if __name__ == "__main__":
     if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "metrics.jsonl").is_file():
         sys.exit("usage: python -m minisoft.report RUN, RUN a folder with metrics.jsonl written by train.py")
-    try:
-        print(draw_curves(Path(sys.argv[1])))
-    except ImportError:
-        sys.exit("minisoft.report: drawing needs the extra `plot`: pip install 'minisoft[plot]'")
-
-
-if __name__ == "__main__":
-    main()
+    print(draw_curves(Path(sys.argv[1])))

@@ -54,13 +54,12 @@ class Tokenizer:
 
     def _read_eos(self, config: dict) -> frozenset[int]:
         """Every id that ends a text, from generation_config.json, config.json and the tokenizer's own eos_token."""
-        found = set()
-        for name in ("generation_config.json", "config.json"):
-            eos = read_json(self.folder / name).get("eos_token_id")
-            found.update(eos if isinstance(eos, list) else [] if eos is None else [eos])
         token = config.get("eos_token")
         token = token.get("content") if isinstance(token, dict) else token
-        found.add(self._codec.token_id(token) if token else None)
+        found = [self._codec.token_id(token) if token else None]
+        for name in ("generation_config.json", "config.json"):
+            eos = read_json(self.folder / name).get("eos_token_id")
+            found += eos if isinstance(eos, list) else [eos]
         return frozenset(i for i in found if type(i) is int)
 
 

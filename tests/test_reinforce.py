@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minisoft.model import Config, PromptCache, Transformer
-from minisoft.reinforce import backward, leave_one_out, log_prob, measure_mismatch
+from minisoft.reinforce import Mismatch, backward, leave_one_out, log_prob, measure_mismatch
 from minisoft.rollout import ANSWER, COT, FORCED, PAD, Rollout
 from minisoft.soft import Categorical, make_kind
 
@@ -65,7 +65,7 @@ def gradient(model):
 
 def replay_gradient(model, kind, rollout, advantages, micro_batch=64, **how):
     model.zero_grad()
-    backward(model, kind, rollout, advantages, 1 / len(advantages), micro_batch, **how)
+    backward(model, kind, rollout, advantages, 1 / len(advantages), micro_batch, Mismatch(), **how)
     return gradient(model)
 
 
@@ -83,7 +83,8 @@ def test_leave_one_out_is_the_reward_minus_the_mean_of_the_others():
 def test_replay_gives_back_every_log_prob_and_the_drawn_noise(model, name):
     kind = make_kind(name, sigma=0.2)
     record = unroll(model, kind, [1, 2, 3, 4], 8, torch.Generator().manual_seed(1))
-    mismatch = measure_mismatch(model, kind, record)
+    mismatch = Mismatch()
+    measure_mismatch(model, kind, record, mismatch)
     assert mismatch.tokens == 8 * 4
     assert mismatch.largest < 1e-4
     assert record.log_prob[:, [0, 1, 2, 4]].abs().min() > 0  # the test compares something
@@ -148,7 +149,8 @@ def test_zero_advantages_send_no_gradient(model):
     some = replay_gradient(model, kind, record, torch.tensor([1., 0., -1.]))
     record.actions[1] += 100.0  # a row without advantage may be anything
     torch.testing.assert_close(replay_gradient(model, kind, record, torch.tensor([1., 0., -1.])), some)
-    mismatch = backward(model, kind, record, torch.zeros(3), 1.0, 64)
+    mismatch = Mismatch()
+    backward(model, kind, record, torch.zeros(3), 1.0, 64, mismatch)
     assert mismatch.tokens == 0 and all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 

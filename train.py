@@ -275,15 +275,14 @@ def finish(run: Run, score) -> None:
     if best.is_dir():
         run.model = checkpoint.load_model(best, run.world.device, run.model.E.dtype)
     after = run.evaluate(run.test, score, *run.before)
-    if not run.world.main:
-        return
-    checkpoint.write_json(run.args.out / "summary.json", {
-        "before": run.before, "after": after, "steps": run.step, "seconds": round(run.seconds, 1),
-        "validation": run.best if run.validation else None})
+    if run.world.main:
+        checkpoint.write_json(run.args.out / "summary.json", {
+            "before": run.before, "after": after, "steps": run.step, "seconds": round(run.seconds, 1),
+            "validation": run.best if run.validation else None})
     rows = [["greedy accuracy", "before", "after"]] + [
         [s, report.percent(run.before[s]["pass@1"]), report.percent(after[s]["pass@1"])] for s in after]
     run.world.say(f"\n{len(run.test)} test problems, {run.args.tokens} tokens, {run.step} updates in {run.seconds:.0f} s\n"
-            f"{report.table(rows)}\nmodel: {best if best.is_dir() else run.args.out / 'last'}")
+                  f"{report.table(rows)}\nmodel: {best if best.is_dir() else run.args.out / 'last'}")
 
 
 def main(argv=None) -> None:

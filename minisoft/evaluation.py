@@ -15,10 +15,9 @@ SETTINGS = tuple(f"{kind}-{how}" for kind in ("hard", "soft", "fuzzy") for how i
 def read_settings(text: str) -> list[str]:
     """ "all" or a comma-separated choice of SETTINGS -> list.  Raises InputError for another name."""
     names = list(SETTINGS) if text == "all" else [name.strip() for name in text.split(",")]
-    for name in names:
-        if name not in SETTINGS:
-            raise InputError(f"settings: expected all or some of {', '.join(SETTINGS)}, found {name!r}")
-    return names
+    for name in set(names) - set(SETTINGS):
+        raise InputError(f"settings: expected all or some of {', '.join(SETTINGS)}, found {name!r}")
+    return list(dict.fromkeys(names))
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

@@ -66,7 +66,7 @@ class Format:
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
         self.prefill = [tokenizer.encode_after(STOP, PREFILL_EARLY), tokenizer.encode_after(":", PREFILL_LATE)]
-        # Only a token that brings the last character can complete a phrase; `in_cot` and `in_answer` then read the
+        # Only a token that brings the last character can complete a phrase; `cot_ends` and `answer_ends` then read the
         # text itself, so the test is exact however the phrase is tokenised.
         self.may_stop = frozenset(tokenizer.ids_with(STOP[-1]))
         self.may_close = frozenset(tokenizer.ids_with("}"))

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 
 import minisoft
 from minisoft import checkpoint
-from minisoft.checkpoint import find, load_model, load_state, save_model, save_state, sidecar
+from minisoft.checkpoint import SIDECAR, find, load_model, load_state, save_model, save_state
 from minisoft.errors import InputError
+from minisoft.tokenizer import read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -281,7 +282,7 @@ def test_saving_replaces_the_whole_folder(model_folder, tmp_path):
     assert {path.name for path in target.iterdir()} == {
         "config.json", "generation_config.json", "minisoft.json", "model.safetensors", "tokenizer.json",
         "tokenizer_config.json"}
-    assert sidecar(target) == {"step": 2}
+    assert read_json(target / SIDECAR) == {"step": 2}
     assert torch.equal(load_model(target).E, model.E)
 
 
@@ -295,7 +296,7 @@ def test_saving_over_the_source(model_folder):
 
 
 def test_a_folder_from_elsewhere_has_no_sidecar(model_folder):
-    assert sidecar(model_folder) == {}
+    assert read_json(model_folder / SIDECAR) == {}
 
 
 @pytest.mark.parametrize("broken", ["save_file", "write_json"])
@@ -317,7 +318,7 @@ def test_a_failure_while_writing_leaves_the_old_one(model_folder, tmp_path, monk
     assert {path.name: path.read_bytes() for path in target.iterdir()} == old
     assert load_state(state)[1] == {"step": 1}
     save_model(target, model, model_folder, {"step": 3})  # and the next one succeeds
-    assert sidecar(target) == {"step": 3}
+    assert read_json(target / SIDECAR) == {"step": 3}
 
 
 def test_the_weights_of_random_models_differ():

@@ -14,8 +14,6 @@ import json
 import sys
 from pathlib import Path
 
-import torch
-
 from minisoft import checkpoint, data, evaluation, report
 from minisoft.errors import InputError
 from minisoft.parallel import World
@@ -41,8 +39,7 @@ def read_flags(argv=None) -> argparse.Namespace:
     group = parser.add_argument_group("machine")
     group.add_argument("--batch", type=int, default=64, help="rows at once (default 64)")
     group.add_argument("--device", help="cpu or cuda (default cuda where there is one)")
-    group.add_argument("--dtype", choices=list(checkpoint.DTYPES),
-                       help="of the computation (default float32 on cpu, the stored one on cuda)")
+    group.add_argument("--dtype", choices=list(checkpoint.DTYPES), default="float32", help="default float32")
     group.add_argument("--out", type=Path, metavar="FILE.json", help="where the numbers go (default: only printed)")
     args = parser.parse_args(argv)
     for name in ("samples", "batch", "cot", "limit", "sigma"):
@@ -55,13 +52,16 @@ def read_flags(argv=None) -> argparse.Namespace:
 
 def evaluate(args: argparse.Namespace, world: World, score) -> None:
     settings = evaluation.read_settings(args.settings)
+    if args.out:
+        if str(args.out.with_suffix(".jsonl")) == str(args.data):
+            raise InputError(f"--out: expected another name, since {args.data} holds the problems")
+        args.out.parent.mkdir(parents=True, exist_ok=True)
     source = checkpoint.find(args.model)
     about = read_json(source / checkpoint.SIDECAR)
     args.data = args.data or ("tiny-test" if about.get("defaults", {}).get("data") == "tiny" else "gsm8k-test")
     problems = data.load_problems(args.data)[: args.limit]
     template = data.read_prompt(args.prompt) if args.prompt else about.get("prompt", data.PAPER_PROMPT)
-    dtype = checkpoint.DTYPES[args.dtype] if args.dtype else torch.float32 if world.device.type == "cpu" else None
-    model, tokenizer = checkpoint.load(source, world.device, dtype)
+    model, tokenizer = checkpoint.load(source, world.device, checkpoint.DTYPES[args.dtype])
     sigma = args.sigma or about.get("sigma") or GAMMA * rms(model.E)
     cot = args.cot or about.get("defaults", {}).get("cot", 512)
     results, generations = {}, []
@@ -72,15 +72,14 @@ def evaluate(args: argparse.Namespace, world: World, score) -> None:
         generations += [{"setting": setting, **g} for g in made]
     result = {"model": args.model, "data": args.data, "problems": len(problems), "samples": args.samples,
               "seed": args.seed, "sigma": sigma, "cot": cot, "settings": results}
-    if args.out and world.main:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.with_suffix(".jsonl").write_text("".join(json.dumps(g) + "\n" for g in generations), "utf-8")
-        checkpoint.write_json(args.out, result)
     columns = list(dict.fromkeys(name for r in results.values() for name in r if name.startswith("pass@")))
     rows = [["setting", *columns, "boxed", "CoT tokens"]] + [
         [setting, *(report.percent(r[c]) if c in r else "" for c in columns), report.percent(r["boxed"]),
          f"{r['cot_length']:.1f}"] for setting, r in results.items()]
     world.say(f"{args.model} on {len(problems)} problems of {args.data}\n{report.table(rows)}")
+    if args.out and world.main:
+        args.out.with_suffix(".jsonl").write_text("".join(json.dumps(g) + "\n" for g in generations), "utf-8")
+        checkpoint.write_json(args.out, result)
 
 
 def main(argv=None) -> None:
@@ -88,7 +87,7 @@ def main(argv=None) -> None:
     try:
         with World(args.device) as world, Verifier() as verifier:
             evaluate(args, world, verifier.score)
-    except InputError as error:
+    except (InputError, OSError) as error:
         sys.exit(f"eval.py: error: {error}")
     except KeyboardInterrupt:
         sys.exit("eval.py: interrupted, nothing written")

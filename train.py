@@ -6,7 +6,7 @@
     torchrun --nproc-per-node 8 train.py --model FOLDER --data FILE.jsonl
     python train.py --out RUN --resume                                   # go on with what is in RUN
 
-Writes RUN/metrics.jsonl (explained in minisoft/report.py), config.json, best/ and last/ (Hugging Face folders),
+Writes RUN/metrics.jsonl (explained in minisoft/report.py), config.json, last/ and, with validation problems, best/ (Hugging Face folders),
 state/ and summary.json.  Ctrl-C saves and stops; a second Ctrl-C stops at once.
 A default marked * may be replaced by the model folder's minisoft.json, as weights/tiny does.
 """
@@ -50,7 +50,7 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
     add(group, "--test", None, "problems held out for the table before/after (default 10 %, at most 200)", type=int)
     group = parser.add_argument_group("chain of thought (section 3)")
     add(group, "--tokens", "soft", "kind of CoT token", choices=KINDS)
-    add(group, "--tau", None, f"softmax temperature tau of the CoT (default {TAU})", type=float)
+    add(group, "--tau", None, f"softmax temperature of the CoT in training (default {TAU})", type=float)
     add(group, "--gamma", GAMMA, "noise factor: sigma = gamma * rms(E)", type=float)
     add(group, "--cot", None, "CoT budget in tokens (default 128 *; paper: 128 GSM8K, 512 MATH)", type=int)
     group = parser.add_argument_group("REINFORCE (appendix A)")
@@ -72,8 +72,8 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
     add(group, "--shares-every", 10, "updates between measurements of share_cot and share_answer, 0 never", type=int)
     group = parser.add_argument_group("machine")
     add(group, "--device", None, "cpu or cuda (default cuda where there is one)")
-    add(group, "--dtype", None, "of the computation (default float32 on cpu, the stored one on cuda); bfloat16 keeps "
-        "float32 master weights", choices=list(checkpoint.DTYPES))
+    add(group, "--dtype", "float32", "of the transformer; bfloat16 has float32 master weights and logits, but a larger "
+        "replay mismatch", choices=list(checkpoint.DTYPES))
     add(group, "--micro-batch", 16, "rows per backward pass; does not change the gradient", type=int)
     add(group, "--eval-batch", 64, "rows at once in validation", type=int)
     args = parser.parse_args(argv)
@@ -85,26 +85,27 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
 class Run:
     """All that a run consists of: model, problems, kind of token, optimizer, files."""
 
-    def __init__(self, args: argparse.Namespace, given: set[str], world: World):
-        self.world = world
-        self.args = args = resumed(args, given) if args.resume else args
+    def __init__(self, args: argparse.Namespace, world: World):
+        self.world, self.args = world, args
+        if args.resume and world.main:
+            checkpoint.recover(args.out)
         self.source = checkpoint.find(args.model)
         about = read_json(self.source / checkpoint.SIDECAR)
         fill_defaults(args, about)
         args.out = Path(world.gather_objects([str(args.out)])[0])  # the clocks of the ranks may differ
-        if not args.resume and (args.out / "config.json").exists():
+        if not args.resume and any((args.out / name).exists() for name in ("best", "last", "state")):
             raise InputError(f"{args.out}: expected an unused folder, found a run; add --resume to go on with it")
         self.template = data.read_prompt(args.prompt) if args.prompt else about.get("prompt", data.PAPER_PROMPT)
         problems = data.load_problems(args.data)
         tenth = min(200, len(problems) // 10)
-        args.validation = tenth if args.validation is None else args.validation
-        args.test = tenth if args.test is None else args.test
+        args.validation, args.test = (tenth if n is None else n for n in (args.validation, args.test))
+        if min(args.validation, args.test) < 0:
+            raise InputError(f"--validation, --test: expected at least 0, found {args.validation}, {args.test}")
         self.problems, held_out = data.split(problems, args.validation + args.test)
         self.validation, self.test = held_out[: args.validation], held_out[args.validation:]
         self.shares = world.share(args.prompts, args.group)
         data.batch(len(self.problems), args.prompts, 0, 0)  # enough problems?
-        dtype = checkpoint.DTYPES[args.dtype] if args.dtype else torch.float32 if world.device.type == "cpu" else None
-        self.model, self.tokenizer = checkpoint.load(self.source, world.device, dtype)
+        self.model, self.tokenizer = checkpoint.load(self.source, world.device, checkpoint.DTYPES[args.dtype])
         self.form = Format(self.tokenizer)
         tensors, facts = checkpoint.load_state(args.out / "state") if args.resume else ({}, {
             "step": 0, "best": -1.0, "before": None, "seconds": 0.0, "sigma": args.gamma * rms(self.model.E)})
@@ -136,7 +137,7 @@ class Run:
         return {setting: evaluation.evaluate(
             self.model, self.tokenizer, problems, setting, samples=1, batch=self.args.eval_batch, sigma=self.sigma,
             cot_tokens=self.args.cot, template=self.template, seed=0, score=score, world=self.world)[0]
-            for setting in settings if problems}
+            for setting in dict.fromkeys(settings) if problems}
 
 
 def resumed(args: argparse.Namespace, given: set[str]) -> argparse.Namespace:
@@ -151,17 +152,17 @@ def resumed(args: argparse.Namespace, given: set[str]) -> argparse.Namespace:
     if changed:
         raise InputError(f"{args.out}: --resume: expected the flags of the run, found other values for {', '.join(changed)}")
     for name in set(vars(args)) - {"out", "resume"} - (given & MAY_CHANGE):
-        setattr(args, name, old[name])
+        setattr(args, name, old.get(name, getattr(args, name)))
     return args
 
 
 def fill_defaults(args: argparse.Namespace, about: dict) -> None:
     """Flags that were not given: from the model folder's minisoft.json, else the paper's."""
     for name, value in {**DEFAULTS, **about.get("defaults", {})}.items():
-        if getattr(args, name) is None:
+        if getattr(args, name, "no such flag") is None:
             setattr(args, name, value[args.tokens] if isinstance(value, dict) else value)
     args.out = args.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
-    for name in ("prompts", "group", "steps", "cot", "lr", "micro_batch", "eval_batch", "validate_every", "save_every"):
+    for name in ("prompts", "group", "steps", "cot", "lr", "clip", "micro_batch", "eval_batch", "validate_every", "save_every"):
         if not getattr(args, name) > (name == "group"):
             expected = "at least 2 (leave-one-out)" if name == "group" else "a positive number"
             raise InputError(f"--{name.replace('_', '-')}: expected {expected}, found {getattr(args, name)}")
@@ -182,7 +183,7 @@ def train_step(run: Run, score) -> tuple[dict, list[dict]]:
         generations = [evaluation.describe(run.form, record, row, numbers[b], run.problems[numbers[b]], score)
                        for (b, _), record in zip(run.shares, rollouts) for row in range(len(record.samples))]
     columns = ("reward", "cot_tokens", "answer_tokens", "entropy", "truncated")
-    table = world.gather(torch.tensor([[g[c] for c in columns] for g in generations], dtype=torch.float64)).cpu()
+    table = world.gather(torch.tensor([[g[c] for c in columns] for g in generations], dtype=torch.float64))
     rewards = table[:, 0].view(args.prompts, args.group)
     advantages = leave_one_out(rewards).float().to(world.device)  # (B, G), eqs. 12-13
     with report.clock(seconds, "seconds_backward"):  # eqs. 9, 10, 14, 15
@@ -190,8 +191,8 @@ def train_step(run: Run, score) -> tuple[dict, list[dict]]:
     grad_norm = run.optimizer.grad_norm()
     if not grad_norm < float("inf"):
         raise FloatingPointError(f"step {run.step + 1}: gradient norm: expected a finite number, found {grad_norm}; "
-                                 f"nothing was changed, the last save is {args.out / 'state'}")
-    shares["share_E"] = model.E.grad.float().norm().item()
+                                 f"nothing was changed; a saved state in {args.out} can be resumed")
+    shares["share_E"] = run.optimizer.by_name["model.embed_tokens.weight"].grad.norm().item()
     with report.clock(seconds, "seconds_optimizer"):
         lr = run.optimizer.step(run.step, grad_norm)
     mean = dict(zip(columns, table.mean(0).tolist()))
@@ -211,7 +212,7 @@ def differentiate(run: Run, rollouts, advantages: torch.Tensor) -> tuple[Mismatc
     The whole gradient is the sum of its CoT and answer terms, so a step that measures their shares computes them one
     after the other.  Problems whose advantages are all zero send no gradient and are left out.
     """
-    args, parameters = run.args, list(run.model.parameters())
+    args, parameters = run.args, run.optimizer.masters
     measure = args.shares_every and run.step % args.shares_every == 0
     mismatch, shares, answer_part = Mismatch(), {}, None
     for name, terms in (("answer", (ANSWER,)), ("cot", (COT,))) if measure else (("all", (COT, ANSWER)),):
@@ -282,7 +283,7 @@ def finish(run: Run, score) -> None:
     rows = [["greedy accuracy", "before", "after"]] + [
         [s, report.percent(run.before[s]["pass@1"]), report.percent(after[s]["pass@1"])] for s in after]
     run.world.say(f"\n{len(run.test)} test problems, {run.args.tokens} tokens, {run.step} updates in {run.seconds:.0f} s\n"
-                  f"{report.table(rows)}\nmodel: {best if best.is_dir() else run.args.out / 'last'}")
+                  f"{report.table(rows) if after else ''}\nmodel: {best if best.is_dir() else run.args.out / 'last'}")
 
 
 def main(argv=None) -> None:
@@ -293,14 +294,15 @@ def main(argv=None) -> None:
         if stop["asked"]:
             raise KeyboardInterrupt
         stop["asked"] = True
-        print("\nstopping after this step (once more to stop at once)", file=sys.stderr)
+        print("\nstopping after this step or evaluation (once more to stop at once)", file=sys.stderr)
     try:
+        args = resumed(args, given) if args.resume else args
         with World(args.device) as world, Verifier() as verifier:
-            run = Run(args, given, world)
+            run = Run(args, world)
             signal.signal(signal.SIGINT, ask), signal.signal(signal.SIGTERM, ask)
             train(run, verifier.score, stop)
             finish(run, verifier.score)
-    except (InputError, FloatingPointError) as error:
+    except (InputError, FloatingPointError, OSError) as error:
         sys.exit(f"train.py: error: {error}")
     except KeyboardInterrupt:
         sys.exit("train.py: interrupted")

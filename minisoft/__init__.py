@@ -5,7 +5,6 @@
 
 import importlib
 
-__version__ = "0.1.0"
 _MODULES = "checkpoint data errors evaluation model optimizer parallel reinforce report reward rollout soft tokenizer"
 
 

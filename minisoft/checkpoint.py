@@ -120,8 +120,9 @@ def find(model: str) -> Path:
     print(f"fetching {model} into {target}")
     with expecting("a folder or a model of the hub", model,
                    f". Where the hub can be reached, type: hf download {model} --local-dir {target}"):
-        snapshot_download(model, local_dir=target, allow_patterns=["*.safetensors", "*.json", "tokenizer.model", "*.jinja"])
-    return target
+        part = target.with_name(target.name + ".part")  # an interrupted download goes on there
+        snapshot_download(model, local_dir=part, allow_patterns=["*.safetensors", "*.json", "tokenizer.model", "*.jinja"])
+    return part.rename(target)
 
 
 def save_model(folder: Path, model: Transformer, source: Path, about: dict) -> None:
@@ -152,11 +153,16 @@ def save_state(folder: Path, tensors: dict[str, torch.Tensor], facts: dict) -> N
 
 def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
     """(tensors, facts) as given to `save_state`.  Raises InputError when there is no whole state."""
-    old = folder.with_name(folder.name + ".old")
-    folder = old if old.is_dir() and not folder.is_dir() else folder  # a crash between the two renames
     facts = read_json(folder / "facts.json", required=True)
     with _open(folder / "tensors.safetensors") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, facts
+
+
+def recover(run: Path) -> None:
+    """Undo a crash between the two renames of `_replace` in the folders of a run."""
+    for old in run.glob("*.old"):
+        if not old.with_suffix("").exists():
+            old.rename(old.with_suffix(""))
 
 
 def _replace(folder: Path, write) -> None:

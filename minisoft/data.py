@@ -75,7 +75,7 @@ def _read_hub(name: str) -> list[tuple[str, dict]]:
     try:
         import datasets
     except ImportError:
-        raise InputError(f"{name}: datasets of the hub need the extra `data`: pip install 'minisoft[data]'") from None
+        raise InputError(f"{name}: datasets of the hub need the extra `data`: pip install datasets") from None
     with expecting("a dataset of the hub", name, "; download it and give the .jsonl file instead"):
         rows = datasets.load_dataset(dataset, configuration or None, split=split or "train")
     return [(f"{name}: row {i}", row) for i, row in enumerate(rows, 1)]
@@ -126,7 +126,8 @@ def prompt(question: str, template: str = PAPER_PROMPT) -> str:
 
 def read_prompt(path: str | Path) -> str:
     """A prompt template from a file; newlines at its end are dropped.  Raises InputError without exactly one QUESTION."""
-    template = Path(path).read_text("utf-8").rstrip("\n")
+    with expecting("a prompt file", path):
+        template = Path(path).read_text("utf-8").rstrip("\n")
     if template.count("QUESTION") != 1:
         raise InputError(f"{path}: expected the placeholder QUESTION once, found it {template.count('QUESTION')} times")
     return template

@@ -1,7 +1,4 @@
-"""torch.distributed data parallelism: who am I, which samples are mine, sums over all ranks.
-
-Without torchrun the world has one rank and every function is the identity.
-"""
+"""torch.distributed data parallelism: who am I, which samples are mine, sums over all ranks (one without torchrun)."""
 
 import datetime
 import os
@@ -11,7 +8,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from minisoft.errors import InputError
+from minisoft.errors import InputError, expecting
 
 
 class World:
@@ -26,7 +23,8 @@ class World:
         kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if kind.startswith("cuda") and not torch.cuda.is_available():
             raise InputError(f"device: expected a CUDA GPU for {kind!r}, found none; use --device cpu")
-        self.device = torch.device(kind)
+        with expecting("cpu or cuda", f"device {kind}"):
+            self.device = torch.device(kind)
         if self.device.type == "cuda" and self.device.index is None:
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
             torch.cuda.set_device(self.device)
@@ -37,8 +35,8 @@ class World:
     def __enter__(self) -> "World":
         return self
 
-    def __exit__(self, *_) -> None:
-        if self.size > 1:
+    def __exit__(self, kind, *_) -> None:
+        if self.size > 1 and kind in (None, SystemExit):  # after an error, do not wait for the others
             dist.destroy_process_group()
 
     def share(self, prompts: int, group: int) -> list[tuple[int, range]]:
@@ -55,13 +53,8 @@ class World:
         return [(b, samples) for b, samples in parts if len(samples)]
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
-        """Equal-sized pieces (n, ...) of all ranks, in rank order (size * n, ...)."""
-        if self.size == 1:
-            return x
-        x = x.to(self.device).contiguous()
-        pieces = [torch.empty_like(x) for _ in range(self.size)]
-        dist.all_gather(pieces, x)
-        return torch.cat(pieces)
+        """Pieces (n, ...) of all ranks, joined in rank order on the CPU."""
+        return torch.cat(self.gather_objects([x.cpu()]))
 
     def gather_objects(self, x: list) -> list:
         """The lists of all ranks, joined in rank order."""
@@ -79,14 +72,13 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Has any rank raised the flag?"""
-        return bool(self.gather(torch.tensor([flag], dtype=torch.int32)).any())
+        return any(self.gather_objects([flag]))
 
     def check_identical(self, parameters) -> None:
-        """Raises RuntimeError unless all ranks hold the same weights, bit for bit."""
+        """Raises RuntimeError unless the weights of all ranks have the same checksums."""
         if self.size > 1:
-            mine = torch.stack([p.detach().view(torch.uint8).sum(dtype=torch.int64) for p in parameters])
-            all_ranks = self.gather(mine[None])
-            if not (all_ranks == all_ranks[0]).all():
+            sums = self.gather_objects([[p.detach().view(torch.uint8).sum().item() for p in parameters]])
+            if any(other != sums[0] for other in sums):
                 raise RuntimeError("ranks hold different weights: expected bit-identical copies")
 
     def say(self, text: str) -> None:

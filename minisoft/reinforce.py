@@ -41,7 +41,7 @@ class Mismatch:
 
     def over_ranks(self, world) -> "Mismatch":
         """The same over the tokens of all ranks."""
-        parts = world.gather(torch.tensor([[self.total, self.tokens, self.largest]], dtype=torch.float64)).cpu()
+        parts = world.gather(torch.tensor([[self.total, self.tokens, self.largest]], dtype=torch.float64))
         return Mismatch(parts[:, 0].sum().item(), int(parts[:, 1].sum()), parts[:, 2].max().item())
 
 

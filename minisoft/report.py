@@ -20,13 +20,13 @@ METRICS = {
     "accuracy": "share of samples with reward 100", "boxed": "share of samples with a readable boxed answer",
     "truncated": "share of samples that spent the CoT budget",
     "cot_length": "mean number of CoT tokens", "answer_length": "mean number of answer tokens",
-    "entropy": "mean entropy of the next token over CoT positions, nats, at temperature 1",
+    "entropy": "entropy of the next token at temperature 1, nats, mean over CoT positions, then samples",
     "informative": "share of the B problems whose rewards differ: the others have advantage 0",
     "grad_norm": "norm of the summed gradient before clipping",
     "share_E": "norm of the gradient in E (and a tied head) / grad_norm",
     "share_cot": "norm of the gradient of the CoT terms alone / grad_norm (every --shares-every steps)",
     "share_answer": "norm of the gradient of the answer terms alone / grad_norm (the two need not add up to 1)",
-    "replay_mismatch": "mean |log-prob replayed - at rollout| per action token, before the update",
+    "replay_mismatch": "mean |log-prob replayed - at rollout| per action token of rows with an advantage",
     "replay_mismatch_max": "the largest of these", "lr": "learning rate of the update",
     "seconds": "of the whole step; seconds_rollout, _reward, _backward, _optimizer: of its parts",
     "validation": "hard-greedy pass@1 on the validation problems (every --validate-every steps)",
@@ -85,7 +85,7 @@ def draw_curves(run: Path) -> Path:
     try:
         import matplotlib
     except ImportError:
-        sys.exit("minisoft.report: drawing needs the extra `plot`: pip install 'minisoft[plot]'")
+        sys.exit("minisoft.report: drawing needs the extra `plot`: pip install matplotlib")
     matplotlib.use("Agg")
     from matplotlib import pyplot
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

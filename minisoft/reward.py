@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import AbstractContextManager
 from fractions import Fraction
 from itertools import accumulate
 
@@ -110,7 +111,7 @@ _FORMULA = re.compile(r"(?!.*(?:\d ?_|\d \d|\d ?\\frac\{\d+\}\{\d+\}|(?<!\\)\b[A
                       r"|cot|sec|csc|log|ln|[lg]e(?:q|qslant)?|[lr](?:floor|ceil))(?![A-Za-z]))+", re.ASCII)
 
 
-class Verifier:
+class Verifier(AbstractContextManager):
     """Scores answers, for one thread.  Close it with `close()` or by leaving its `with` block.
 
     The child starts at the first formula, another at need.  An answer is wrong if its formulas together need more than
@@ -121,9 +122,6 @@ class Verifier:
         self.deadline_s, self.memory_bytes = deadline_s, memory_bytes
         self.counts = Counter()
         self._child = None
-
-    def __enter__(self):
-        return self
 
     def close(self, *_):
         """End the child, if there is one."""

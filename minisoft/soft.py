@@ -9,7 +9,7 @@ A kind is a *distribution over actions* and a map `embed` from the action to the
 Rollout draws an action and embeds it, greedy inference takes the mode, training takes the log-probability of the
 recorded actions: the same code for every kind.  Noise on the final hidden layer or on the logits (appendix F.2) would
 be a further class here with `embed(action)` = softmax(action W_d / tau) E or softmax(action / tau) E, and nothing
-elsewhere.  Shapes: ... leading dimensions (rows, or rows x positions), V vocabulary, d width of E.
+elsewhere but that `distribution` is then given hL too.  Shapes: ... leading dimensions (rows, or rows x positions), V vocabulary, d width of E.
 """
 
 from dataclasses import dataclass
@@ -74,7 +74,6 @@ class Hard:
     """Ordinary sampled tokens; an action is a token id."""
 
     tau: float = TAU["hard"]
-    name: str = "hard"
 
     def draw(self, generator: torch.Generator, rows: int, d: int) -> torch.Tensor:
         return torch.rand(rows, generator=generator, device=generator.device)  # uniform
@@ -95,7 +94,6 @@ class Mixture:
 
     tau: float
     sigma: float
-    name: str
 
     def draw(self, generator: torch.Generator, rows: int, d: int) -> torch.Tensor:
         return torch.randn(rows, d, generator=generator, device=generator.device)  # standard normal
@@ -123,7 +121,7 @@ def make_kind(name: str, sigma: float, tau: float | None = None) -> Hard | Mixtu
     tau = TAU[name] if tau is None else tau
     if not tau > 0 or not sigma > 0:
         raise InputError(f"tokens {name}: expected tau > 0 and sigma > 0, found tau={tau}, sigma={sigma}")
-    return Hard(tau) if name == "hard" else Mixture(tau, sigma, name)
+    return Hard(tau) if name == "hard" else Mixture(tau, sigma)
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:

@@ -24,12 +24,8 @@ class Tokenizer:
             self._codec = _SentencePiece(self.folder / "tokenizer.model", config)
         else:
             raise InputError(f"{folder}: expected tokenizer.json or tokenizer.model, found neither")
+        self.size = self._codec.size  # number of ids, added tokens included
         self.eos_ids = self._read_eos(config)
-
-    @property
-    def size(self) -> int:
-        """Number of ids, added tokens included."""
-        return self._codec.size
 
     def encode(self, text: str) -> list[int]:
         """Text -> ids, with BOS where the tokenizer adds one."""

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import minisoft
 from minisoft import checkpoint
-from minisoft.checkpoint import SIDECAR, find, load_model, load_state, save_model, save_state
+from minisoft.checkpoint import SIDECAR, find, load_model, load_state, recover, save_model, save_state
 from minisoft.errors import InputError
 from minisoft.tokenizer import read_json
 
@@ -347,6 +347,7 @@ def test_state_comes_back_as_it_was(tmp_path):
 def test_state_survives_a_crash_between_the_two_renames(tmp_path):
     save_state(tmp_path / "state", STATE, {"step": 3})
     (tmp_path / "state").rename(tmp_path / "state.old")
+    recover(tmp_path)
     assert load_state(tmp_path / "state")[1] == {"step": 3}
     save_state(tmp_path / "state", STATE, {"step": 4})
     assert load_state(tmp_path / "state")[1] == {"step": 4}

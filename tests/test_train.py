@@ -186,7 +186,8 @@ def test_bfloat16_updates_accumulate_in_float32_masters():
     torch.nn.init.ones_(model.weight)
     optimizer = Optimizer(model, 1e-4, 10**9, 1, (.9, .95), 0., 1.)
     for step in range(100):  # each is below half a bfloat16 step of 2^-8; together they are 0.01
-        model.weight.grad.fill_(1.0)
+        model(torch.ones(1, 1, dtype=torch.bfloat16)).sum().backward()  # the gradient is 1
+        assert model.weight.grad is None and optimizer.masters[0].grad.item() == 1.0
         optimizer.step(step, 1.0)
     assert optimizer.masters[0].item() == pytest.approx(0.99, abs=1e-4) and model.weight.item() < 1.0
 

@@ -82,6 +82,13 @@ def batches(tokenizer: Tokenizer, seed: int, steps: int, tokens: int):
         yield ids.masked_fill(unknown & (weight < 1), 0), weight
 
 
+def write_sidecar(out: Path) -> None:
+    """minisoft.json: the prompt, and how train.py trains this model when nothing else is said."""
+    (out / "minisoft.json").write_text(json.dumps({"prompt": corpus.PROMPT, "defaults": {
+        "data": "tiny", "prompts": 16, "steps": 60, "cot": 80, "validate_every": 10,
+        "lr": {"hard": 3e-4, "soft": 2e-4, "fuzzy": 1.5e-4}}}, indent=2) + "\n")
+
+
 def write_problems(out: Path) -> None:
     """The generated problem sets: 2-4 changes of the count for training and test, 5-6 for the harder test."""
     out.mkdir(parents=True, exist_ok=True)
@@ -99,6 +106,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     args = parser.parse_args()
     write_problems(args.out)
+    write_sidecar(args.out)
     torch.set_num_threads(args.threads)
     tokenizer = make_tokenizer()
     raw = make_config(tokenizer.get_vocab_size())

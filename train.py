@@ -260,7 +260,7 @@ def train(run: Run, score, stop: dict) -> None:
                         cot=f"{metrics['cot_length']:.0f}", grad=f"{metrics['grad_norm']:.3g}",
                         s=f"{metrics['seconds']:.2f}")
         bar.update()
-        stopping = run.world.any(stop["asked"])
+        stopping = any(run.world.gather_objects([stop["asked"]]))  # all ranks stop together
         if stopping or run.step % args.save_every == 0 or run.step == args.steps:
             run.save()
         if stopping and run.step < args.steps:

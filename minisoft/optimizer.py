@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 
+from minisoft.errors import expecting
 from minisoft.model import Transformer
 
 
@@ -24,7 +25,8 @@ class Optimizer:
             if master is not p:  # gradients are summed in float32 too
                 p.register_post_accumulate_grad_hook(partial(_hand_over, master))
         self.lr, self.steps, self.warmup, self.clip = lr, steps, warmup, clip
-        self.adamw = torch.optim.AdamW(self.masters, lr=lr, betas=betas, weight_decay=weight_decay)
+        with expecting("betas from 0 to below 1 and a weight decay of at least 0", "AdamW"):
+            self.adamw = torch.optim.AdamW(self.masters, lr=lr, betas=tuple(betas), weight_decay=weight_decay)
         self.zero_grad()
 
     def zero_grad(self) -> None:

@@ -70,10 +70,6 @@ class World:
             for p in parameters:
                 dist.all_reduce(p.grad)
 
-    def any(self, flag: bool) -> bool:
-        """Has any rank raised the flag?"""
-        return any(self.gather_objects([flag]))
-
     def check_identical(self, parameters) -> None:
         """Raises RuntimeError unless the weights of all ranks have the same checksums."""
         if self.size > 1:

@@ -210,6 +210,11 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path, monkeyp
     (["--validation", "9000"], "validation: expected fewer than the 3000 problems"),
     (["--gamma", "0"], "expected tau > 0 and sigma > 0"),
     (["--resume"], "expected a run with a saved state"),
+    (["--betas", "2", "3"], "AdamW: expected betas"),
+    (["--clip", "-1"], "--clip: expected a positive number"),
+    (["--test", "-1"], "expected at least 0"),
+    (["--prompt", "missing.txt"], "missing.txt: expected a prompt file"),
+    (["--device", "gpu"], "device gpu: expected cpu or cuda"),
 ])
 def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, flags, message):
     out = tmp_path / "run"

@@ -258,6 +258,10 @@ class PromptCache:
         seen = torch.ones(T, length, dtype=torch.bool, device=q.device).tril(length - T)  # (T, C + T)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
 
+    def cut(self, length: int) -> "PromptCache":
+        """Its first `length` positions."""
+        return PromptCache(keys=[k[:, :, :length] for k in self.keys], values=[v[:, :, :length] for v in self.values])
+
     def detached(self) -> "PromptCache":
         """The same prompt as leaves that collect gradients: what many micro-batches send back is summed here."""
         return PromptCache(keys=[k.detach().requires_grad_() for k in self.keys],
@@ -267,75 +271,113 @@ class PromptCache:
 class RowCache:
     """Decoding one position at a time: N rows, each with its own continuation of one of P shared prompts.
 
-    prompts: P recorded `PromptCache`s (1, K, C_p, D); owner (N,): the prompt of each row; capacity: positions a row
-    may take.  A prompt's keys and values are stored and read once for all of its rows.  Rows all started together,
-    so the continuation of every row has `step` positions.
+    A prompt's keys and values are stored and read once for all of its rows.  Rows come and go: `add` a prompt, `seat` rows
+    on it, set `position` (N,), the number of positions each row has taken, before every step, and `width`, a bound on it.
+    What a row computes does not depend on the other rows, bit for bit where a matrix product of at least 4 rows gives
+    the same numbers whatever their count (as MKL's does in float32): hence BLOCK and the smallest grid of 4.
     """
 
-    def __init__(self, prompts: list[PromptCache], owner: torch.Tensor, capacity: int):
-        first = prompts[0].keys[0]
-        self.lengths = torch.tensor([p.keys[0].shape[2] for p in prompts], device=first.device)  # (P,)
-        self.prompt = [(_pad([p.keys[i] for p in prompts]), _pad([p.values[i] for p in prompts]))
-                       for i in range(len(prompts[0].keys))]  # per layer, each (P, K, C, D)
-        C = self.prompt[0][0].shape[2]
-        self.padding = torch.arange(C, device=first.device) >= self.lengths[:, None]  # (P, C), True beyond a prompt
-        self.own = first.new_empty(len(self.prompt), 2, len(owner), first.shape[1], capacity, first.shape[3])
-        self.step = 0  # complete positions; whoever decodes adds 1 after each
-        self._seat(owner)
+    BLOCK = 16  # N, a prompt's length and a row's capacity are rounded up to multiples of it
 
-    def _seat(self, owner: torch.Tensor) -> None:
-        """Give every row a seat in a (P, R) grid, R the largest number of rows of one prompt."""
-        self.owner = owner
-        count = torch.bincount(owner, minlength=len(self.lengths))
-        order = torch.argsort(owner, stable=True)
-        rank = torch.arange(len(owner), device=owner.device) - (count.cumsum(0) - count)[owner[order]]
-        self.seats = int(count.max())
-        self.seat = torch.empty_like(owner)
-        self.seat[order] = owner[order] * self.seats + rank
-        self.hidden_prompt = self.padding[owner][:, None, None]  # (N, 1, 1, C)
+    def __init__(self, config: Config, rows: int, capacity: int, device, dtype: torch.dtype):
+        L, K, D = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
+        N = self.round_up(rows)
+        self.queries = config.num_attention_heads // K  # query heads of a key head
+        self.own = torch.empty(L, 2, N, K, self.round_up(capacity), D, device=device, dtype=dtype)
+        self.clean = 0  # positions of `own` that have been set: what is hidden must still be finite
+        self.prompt = torch.zeros(L, 2, 0, K, 0, D, device=device, dtype=dtype)  # (L, 2, P, K, C, D)
+        self.length: list[int] = []  # of each prompt, 0 where there is none
+        self.owner: list[int | None] = [None] * N  # the prompt of each row, None for an empty row
+        self.position = torch.zeros(N, dtype=torch.long, device=device)
+        self.width = 1
+
+    @classmethod
+    def round_up(cls, n: int) -> int:
+        return -(-n // cls.BLOCK) * cls.BLOCK
+
+    def add(self, prompt: PromptCache) -> int:
+        """Store the keys and values (1, K, C, D) of a recorded prompt; returns its number."""
+        length, device = prompt.keys[0].shape[2], self.own.device
+        if 0 not in self.length:  # twice the room
+            self.length += [0] * max(1, len(self.length))
+        number, C = self.length.index(0), max(self.prompt.shape[4], self.round_up(length))
+        P = len(self.length)
+        if self.prompt.shape[2] < P or self.prompt.shape[4] < C:
+            self.prompt = F.pad(self.prompt, (0, 0, 0, C - self.prompt.shape[4], 0, 0, 0, P - self.prompt.shape[2]))
+        for layer, (k, v) in enumerate(zip(prompt.keys, prompt.values)):
+            self.prompt[layer, 0, number, :, :length], self.prompt[layer, 1, number, :, :length] = k[0], v[0]
+        self.length[number] = length
+        return number
+
+    def drop(self, number: int) -> None:
+        """Forget a prompt that no row continues any more."""
+        self.length[number] = 0
+
+    def seat(self) -> None:
+        """Give every row a seat in a (P, R) grid, R the largest number of rows of one prompt.  To be called when
+        `owner` or a prompt has changed."""
+        device, taken, seats = self.own.device, {}, []
+        for owner in self.owner:
+            taken[owner] = taken.get(owner, 0) + 1
+            seats.append(taken[owner] - 1)
+        used = max((owner for owner in self.owner if owner is not None), default=0) + 1
+        self.seats = max([n for owner, n in taken.items() if owner is not None] + [-(-4 // self.queries)])
+        nowhere = used * self.seats  # empty rows share a seat behind the grid
+        self.seat_of = torch.tensor([nowhere if owner is None else owner * self.seats + seat
+                                     for owner, seat in zip(self.owner, seats)], device=device)
+        length = torch.tensor([0 if owner is None else self.length[owner] for owner in self.owner], device=device)
+        self.grid, self.start = (used, self.round_up(max(self.length[:used]))), length
+        self.past_prompt = torch.arange(self.grid[1], device=device) >= length[:, None]  # (N, C)
 
     def positions(self, x: torch.Tensor) -> torch.Tensor:
-        return (self.lengths[self.owner] + self.step)[:, None]  # (N, 1)
+        n = self.round_up(self.width)
+        if self.clean < n:
+            self.own[:, :, :, :, self.clean: n] = 0
+            self.clean = n
+        past_own = torch.arange(n, device=x.device) > self.position[:, None]  # (N, n)
+        self.hidden = torch.cat((self.past_prompt, past_own), dim=1)[:, None, None]  # (N, 1, 1, C + n)
+        return (self.start + self.position)[:, None]  # (N, 1)
 
     def __call__(self, layer, q, k, v):
         N, H, _, D = q.shape
-        K, n = k.shape[1], self.step + 1
-        own = self.own[layer]
-        own[0, :N, :, self.step], own[1, :N, :, self.step] = k[:, :, 0], v[:, :, 0]
-        q = q.view(N, K, H // K, D) * D**-0.5  # the H/K query heads of a key head side by side
-        keys, values = self.prompt[layer]
-        on_prompt = self._to_rows(self._to_grid(q) @ keys.transpose(2, 3), H // K)  # (N, K, H/K, C)
-        on_own = q @ own[0, :N, :, :n].transpose(2, 3)  # (N, K, H/K, n)
-        score = torch.cat((on_prompt.masked_fill(self.hidden_prompt, -math.inf), on_own), dim=-1)
-        on_prompt, on_own = score.float().softmax(-1).to(q.dtype).split((keys.shape[2], n), dim=-1)
-        out = self._to_rows(self._to_grid(on_prompt) @ values, H // K) + on_own @ own[1, :N, :, :n]
+        h, (P, C) = self.queries, self.grid
+        n = self.hidden.shape[-1] - C
+        rows = torch.arange(N, device=q.device)
+        keys, values = self.own[layer]  # each (N, K, capacity, D)
+        keys[rows, :, self.position], values[rows, :, self.position] = k[:, :, 0], v[:, :, 0]
+        q = q.view(N, -1, h, D) * D**-0.5  # (N, K, h, D), the query heads of a key head side by side
+        prompt_keys, prompt_values = self.prompt[layer, :, :P, :, :C]  # each (P, K, C, D)
+        on_prompt = self._to_rows(self._to_grid(q) @ prompt_keys.transpose(2, 3))  # (N, K, h, C)
+        on_own = q @ keys[:, :, :n].transpose(2, 3)  # (N, K, h, n)
+        score = torch.cat((on_prompt, on_own), dim=-1).masked_fill_(self.hidden, -math.inf)  # (N, K, h, C + n)
+        on_prompt, on_own = score.float().softmax(-1).to(q.dtype).split((C, n), dim=-1)
+        out = self._to_rows(self._to_grid(on_prompt) @ prompt_values) + on_own @ values[:, :, :n]
         return out.view(N, H, 1, D)
 
     def _to_grid(self, x: torch.Tensor) -> torch.Tensor:
-        """Rows (N, K, h, X) -> by prompt (P, K, R h, X); empty seats are zero."""
-        N, K, h, X = x.shape
-        grid = x.new_zeros(len(self.lengths) * self.seats, K, h, X).index_copy(0, self.seat, x)
-        return grid.view(-1, self.seats, K, h, X).transpose(1, 2).reshape(-1, K, self.seats * h, X)
+        """Rows (N, K, h, X) -> by prompt (P, K, R h, X); free seats are zero."""
+        (_, K, h, X), P, R = x.shape, self.grid[0], self.seats
+        grid = x.new_zeros(P * R + 1, K, h, X).index_copy(0, self.seat_of, x)[:-1]
+        return grid.view(P, R, K, h, X).transpose(1, 2).reshape(P, K, R * h, X)
 
-    def _to_rows(self, grid: torch.Tensor, h: int) -> torch.Tensor:
-        """By prompt (P, K, R h, X) -> rows (N, K, h, X)."""
-        P, K, _, X = grid.shape
-        return grid.view(P, K, self.seats, h, X).transpose(1, 2).reshape(-1, K, h, X)[self.seat]
+    def _to_rows(self, grid: torch.Tensor) -> torch.Tensor:
+        """By prompt (P, K, R h, X) -> rows (N, K, h, X); empty rows get those of the last seat."""
+        (P, K, _, X), R = grid.shape, self.seats
+        rows = grid.view(P, K, R, self.queries, X).transpose(1, 2).reshape(P * R, K, self.queries, X)
+        return rows[self.seat_of.clamp(max=P * R - 1)]
 
-    def keep(self, alive: torch.Tensor) -> torch.Tensor:
-        """Drop the rows where alive (N,) is False; returns the old index of each row that is left.
+    def shrink(self) -> list[int] | None:
+        """Fewer rows where at least BLOCK are empty; returns the old place of each row that is left, None if none went.
 
-        The last rows move into the holes, so only as many rows are copied as were dropped."""
-        n = int(alive.sum())
-        order = torch.arange(n, device=alive.device)
-        holes = (~alive[:n]).nonzero()[:, 0]
-        order[holes] = alive[n:].nonzero()[:, 0] + n
-        self.own[:, :, holes, :, : self.step] = self.own[:, :, order[holes], :, : self.step]
-        self._seat(self.owner[order])
+        The last rows move into the holes, so only as many rows are copied as must move."""
+        there = [i for i, owner in enumerate(self.owner) if owner is not None]
+        N = self.round_up(len(there))
+        if N == len(self.owner):
+            return None
+        holes, order = [i for i in range(N) if self.owner[i] is None], list(range(N))
+        for hole, row in zip(holes, [i for i in there if i >= N]):
+            order[hole] = row
+            self.own[:, :, hole, :, : self.width] = self.own[:, :, row, :, : self.width]
+        self.own, self.position = self.own[:, :, :N], self.position[order]
+        self.owner = [self.owner[i] for i in order]
         return order
-
-
-def _pad(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """[(1, K, C_p, D)] -> (P, K, max C_p, D), zeros on the right."""
-    longest = max(t.shape[2] for t in tensors)
-    return torch.cat([F.pad(t, (0, 0, 0, longest - t.shape[2])) for t in tensors])

@@ -9,7 +9,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from minisoft.model import PromptCache, Transformer
-from minisoft.rollout import ANSWER, COT, Rollout
+from minisoft.rollout import ANSWER, COT, PAD, Rollout
 from minisoft.soft import Categorical
 
 LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB of float32 logits, whatever V
@@ -52,30 +52,41 @@ def log_prob(model: Transformer, kind, rollout: Rollout, rows: torch.Tensor, pro
     prompt, last (1, d): keys and values of the prompt and the encoding of its last position.  The inputs are the
     recorded ones, so there is no back-propagation through time.  Positions that are no action get 0.
     """
-    S = int((rollout.role[rows] != 0).sum(1).max())
+    hidden = encodings(model, kind, rollout, rows, prompt, last)  # (m, S, d)
+    S = hidden.shape[1]
     role = rollout.role[rows, :S]
-    x = model.embed(rollout.ids[rows, :S])  # (m, S, d)
-    C = min(S, rollout.actions.shape[1])
-    thought = kind.embed(model, rollout.actions[rows, :C])  # (m, C, d)
-    x = torch.cat((torch.where(role[:, :C, None] == COT, thought, x[:, :C]), x[:, C:]), dim=1)
-    hidden = model(x[:, :-1], prompt)  # (m, S-1, d), predicts positions 1..S-1
-    hidden = torch.cat((last.expand(len(rows), 1, -1), hidden), dim=1)  # (m, S, d), predicts positions 0..S-1
     thinking, answering = role == COT, role == ANSWER
     out = hidden.new_zeros(role.shape, dtype=torch.float64)
-    out = out.masked_scatter(thinking, _in_chunks(
-        model, kind.distribution, hidden[thinking], rollout.actions[rows, :C][thinking[:, :C]]))
-    return out.masked_scatter(answering, _in_chunks(
-        model, lambda model, logits: Categorical(logits), hidden[answering], rollout.ids[rows, :S][answering]))
+    out = out.masked_scatter(thinking, _in_chunks(model, lambda hidden, actions: kind.distribution(
+        model, hidden, model.logits(hidden)).log_prob(actions), hidden[thinking], _thoughts(rollout, rows, thinking)))
+    return out.masked_scatter(answering, _in_chunks(model, lambda hidden, ids: Categorical(
+        model.logits(hidden)).log_prob(ids), hidden[answering], rollout.ids[rows, :S][answering]))
 
 
-def _in_chunks(model, distribution, hidden, actions) -> torch.Tensor:
-    """Log-probabilities (m,) of actions (m, ...) given encodings (m, d); logits exist for one chunk at a time, in the
-    backward pass too, where they are computed again."""
-    def one(hidden, actions):
-        return distribution(model, model.logits(hidden)).log_prob(actions)
+def encodings(model: Transformer, kind, rollout: Rollout, rows: torch.Tensor, prompt: PromptCache,
+              last: torch.Tensor) -> torch.Tensor:
+    """The encodings hL (m, S, d) that predict each recorded position of the given rows (m,); arguments as above."""
+    S = int((rollout.role[rows] != PAD).sum(1).max())
+    thinking = rollout.role[rows, :S] == COT
+    thoughts = _in_chunks(model, lambda actions: kind.embed(model, actions), _thoughts(rollout, rows, thinking))
+    x = model.embed(rollout.ids[rows, :S])  # (m, S, d)
+    x = x.masked_scatter(thinking[..., None], thoughts)
+    hidden = model(x[:, :-1], prompt)  # (m, S-1, d), predicts positions 1..S-1
+    return torch.cat((last.expand(len(rows), 1, -1), hidden), dim=1)
+
+
+def _thoughts(rollout: Rollout, rows: torch.Tensor, thinking: torch.Tensor) -> torch.Tensor:
+    """The recorded actions of all CoT positions of the given rows, one after the other; thinking (m, S)."""
+    C = min(thinking.shape[1], rollout.actions.shape[1])
+    return rollout.actions[rows, :C][thinking[:, :C]]
+
+
+def _in_chunks(model, function, *tensors) -> torch.Tensor:
+    """function(*tensors), their first dimension cut into chunks; what has V numbers exists for one chunk at a time, in
+    the backward pass too, where it is computed again."""
     chunk = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
-    return torch.cat([checkpoint(one, h, a, use_reentrant=False)
-                      for h, a in zip(hidden.split(chunk), actions.split(chunk))])
+    return torch.cat([checkpoint(function, *parts, use_reentrant=False)
+                      for parts in zip(*(t.split(chunk) for t in tensors))])
 
 
 def backward(model: Transformer, kind, rollout: Rollout, advantages: torch.Tensor, scale: float, micro_batch: int,

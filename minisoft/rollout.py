@@ -1,16 +1,20 @@
 """Prompt -> chain of thought -> prefill -> answer, recorded so that training can replay it (section 4, appendix B).
 
-All rows of a call start together and take one position a step.  A row passes through three roles: COT (it takes
-actions), FORCED (the prefilled tokens are fed; they are no actions) and ANSWER (ordinary tokens are drawn).
-Dimensions: N rows, n rows of one problem, S positions after the prompt, C CoT positions, d width, V vocabulary.
+A row passes through three roles: COT (it takes actions), FORCED (the prefilled tokens are fed; they are no actions) and
+ANSWER (ordinary tokens are drawn).  Rows of many problems decode together, one position a step, and a finished row makes
+room for the next one that waits (continuous batching); nothing a row does depends on the others.
+Dimensions: N rows at once, n rows of one problem, S positions after the prompt, C CoT positions, d width, V vocabulary.
 """
 
-import hashlib
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from minisoft.data import PREFILL_EARLY, PREFILL_LATE, STOP, boxed
+from minisoft.draws import Draws, key
 from minisoft.model import RowCache, Transformer
 from minisoft.soft import Categorical, entropy
 from minisoft.tokenizer import Tokenizer
@@ -19,15 +23,9 @@ ANSWER_TOKENS = 32  # section 4
 PAD, COT, FORCED, ANSWER = range(4)  # roles of a position
 
 
-def generator_for(device, *key) -> torch.Generator:
-    """A generator that depends on the key alone, (seed, step, problem): the only source of randomness."""
-    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest, "little") >> 1)
-
-
 @dataclass(frozen=True)
 class Request:
-    """Roll out samples `samples` (a range within 0..group-1) of one problem.
+    """Roll out the samples numbered `samples` of one problem.
 
     key: (seed, step, problem), which with the sample number decides every draw, however rows are batched or sharded.
     """
@@ -35,22 +33,22 @@ class Request:
     prompt: list[int]
     key: tuple
     samples: range
-    group: int
 
 
 @dataclass(frozen=True)
 class Rollout:
     """What happened to the n rows of one problem; all that the replay of `minisoft.reinforce` needs.
 
-    ids, role (n, S): token (in the CoT: the shadow token) and role of every position; actions (n, C) or (n, C, d):
-    tokens or noisy inputs h0~ of the CoT; log_prob (n, S) of the actions and answer tokens; entropy (n, S) in nats.
+    ids, role (n, S): token (in the CoT: the shadow token) and role of every position; actions (n, C) or (n, C, ...):
+    tokens, noisy inputs h0~ or other actions of the CoT (None where they were not wanted); log_prob (n, S) of the actions
+    and answer tokens; entropy (n, S) in nats.
     """
 
     prompt: list[int]
     samples: range
     ids: torch.Tensor
     role: torch.Tensor
-    actions: torch.Tensor
+    actions: torch.Tensor | None
     log_prob: torch.Tensor
     entropy: torch.Tensor
     truncated: torch.Tensor  # (n,) bool: the CoT budget was spent before the stop phrase
@@ -89,133 +87,171 @@ class Format:
 class _Row:
     """Where one row stands."""
 
-    index: int  # its place in the record
     request: int
     sample: int
     role: int = COT
     forced: list[int] = field(default_factory=list)  # prefilled tokens still to be fed
     cot: list[int] = field(default_factory=list)
     answer: list[int] = field(default_factory=list)
+    position: int = 0
+    truncated: bool = False
+
+
+def rollout(*args, **options) -> list[Rollout]:
+    """One Rollout for each request, in their order; arguments as those of `stream`."""
+    return [record for _, record in sorted(stream(*args, **options), key=lambda found: found[0])]
 
 
 @torch.no_grad()
-def rollout(model: Transformer, form: Format, kind, requests: list[Request], cot_tokens: int,
-            greedy: bool = False, greedy_answer: bool = False) -> list[Rollout]:
-    """Roll out every request; returns one Rollout for each.
+def stream(model: Transformer, form: Format, kind, requests: list[Request], cot_tokens: int, greedy: bool = False,
+           greedy_answer: bool = False, rows: int | None = None, record_actions: bool = True
+           ) -> Iterator[tuple[int, Rollout]]:
+    """Roll out every request; yields (its number, its Rollout) when the last of its rows has finished.
 
     cot_tokens: CoT budget; greedy: the CoT takes the mode of its distribution (no noise); greedy_answer: so does the
-    answer, otherwise it is drawn at temperature 1.
+    answer, otherwise it is drawn at temperature 1; rows: at most so many at once (None: all).
     """
-    device = model.E.device
-    prompts = [model.prefill(torch.tensor([r.prompt], device=device)) for r in requests]
-    owner = torch.tensor([i for i, r in enumerate(requests) for _ in r.samples], device=device)
-    hidden = torch.cat([h[:, -1] for h, _ in prompts])[owner]  # (N, d), predicts the first position
-    batch = _Batch(model, form, kind, requests, cot_tokens, greedy, greedy_answer)
-    cache = RowCache([c for _, c in prompts], owner, batch.capacity)
-    while True:
-        x = batch.step(hidden)  # (N, d), the inputs of this position
-        alive = torch.tensor([row.role != PAD for row in batch.rows], device=device)
-        if not alive.all():
-            if not alive.any():
-                return batch.records()
-            order = cache.keep(alive)
-            batch.rows = [batch.rows[i] for i in order.tolist()]
-            x = x[order]
-        hidden = model(x[:, None], cache)[:, 0]  # (N, d), predicts the next position
-        cache.step += 1
+    batch = _Batch(model, form, kind, requests, cot_tokens, greedy, greedy_answer, rows, record_actions)
+    batch.fill()
+    while any(batch.rows):
+        done = batch.step()
+        batch.advance()
+        yield from done
 
 
 class _Batch:
-    """The rows that are still under way, and the record of all rows."""
+    """The rows under way, each in a place 0..N-1 of the cache and of the record, and those that wait.
 
-    def __init__(self, model, form, kind, requests, cot_tokens, greedy, greedy_answer):
+    Every step computes all N places, whatever their roles, and then picks: shapes stay the same from step to step.
+    """
+
+    def __init__(self, model, form, kind, requests, cot_tokens, greedy, greedy_answer, rows, record_actions):
         self.model, self.form, self.kind, self.requests = model, form, kind, requests
-        self.cot_tokens, self.greedy, self.greedy_answer = cot_tokens, greedy, greedy_answer
-        self.capacity = cot_tokens + max(map(len, form.prefill)) + ANSWER_TOKENS
-        places = [(i, sample) for i, r in enumerate(requests) for sample in r.samples]
-        self.rows = [_Row(index, *place) for index, place in enumerate(places)]
-        shape, device = (len(self.rows), self.capacity), model.E.device
-        # One generator a problem draws for its whole group, whichever of the samples are rolled out here.
-        self.generators = [generator_for(device, *r.key) for r in requests]
-        self.uniform = [torch.rand(r.group, ANSWER_TOKENS, generator=g, device=device)
-                        for r, g in zip(requests, self.generators)]  # for the answers, (G, 32) each
-        self.ids = torch.zeros(shape, dtype=torch.long, device=device)
-        self.role = torch.full(shape, PAD, dtype=torch.int8, device=device)
-        self.log_prob = torch.zeros(shape, dtype=torch.float64, device=device)
-        self.entropy = torch.zeros(shape, device=device)
-        self.truncated = torch.zeros(shape[0], dtype=torch.bool, device=device)
-        self.actions = None  # (N, C) or (N, C, d), made when the first action is known
-        self.t = 0  # the position that `step` fills
+        self.cot_tokens, self.greedy, self.greedy_answer, self.record_actions = cot_tokens, greedy, greedy_answer, record_actions
+        self.waiting = deque(_Row(i, sample) for i, r in enumerate(requests) for sample in r.samples)
+        self.limit = min(rows or len(self.waiting), len(self.waiting))
+        capacity = cot_tokens + max(map(len, form.prefill)) + ANSWER_TOKENS
+        self.device = model.E.device
+        self.cache = RowCache(model.config, self.limit, capacity, self.device, model.E.dtype)
+        N, self.moved = len(self.cache.owner), False  # moved: rows came or went since the cache seated them
+        self.rows: list[_Row | None] = [None] * N
+        self.prompts: dict[int, tuple[int, torch.Tensor]] = {}  # request -> (its number in the cache, last encoding (d,))
+        self.unfinished = {i: len(r.samples) for i, r in enumerate(requests)}
+        self.finished: dict[int, list] = {i: [] for i in range(len(requests))}
+        self.hidden = torch.zeros(N, model.config.hidden_size, device=self.device, dtype=model.E.dtype)
+        self.keys = torch.zeros(N, dtype=torch.long, device=self.device)
+        zeros = lambda *shape, dtype: torch.zeros(N, *shape, dtype=dtype, device=self.device)
+        self.ids, self.log_prob = zeros(capacity, dtype=torch.long), zeros(capacity, dtype=torch.float64)
+        self.entropy = zeros(capacity, dtype=torch.float32)
+        self.actions = None  # (N, C + 1) or (N, C + 1, ...), made when the first action is known; C is for non-actions
 
-    def step(self, hidden: torch.Tensor) -> torch.Tensor:
-        """hidden (N, d) of the rows under way -> their inputs (N, d) at this position; records it."""
-        x = torch.empty_like(hidden)
-        act = {COT: self._think, FORCED: self._force, ANSWER: self._answer}
-        at = {role: [i for i, row in enumerate(self.rows) if row.role == role] for role in act}  # before anyone moves on
-        for role, places in at.items():
-            if places:
-                x[places] = act[role]([self.rows[i] for i in places], hidden if len(places) == len(x) else hidden[places])
-        self.t += 1
-        return x
+    def fill(self) -> None:
+        """Waiting rows take free places; their prompts are run, each by itself and padded to a multiple of BLOCK."""
+        free = [i for i, row in enumerate(self.rows) if row is None][: self.limit - sum(map(bool, self.rows))]
+        taken = [(place, self.waiting.popleft()) for place in free[: len(self.waiting)]]
+        for place, row in taken:
+            request = self.requests[row.request]
+            if row.request not in self.prompts:
+                length = len(request.prompt)
+                ids = request.prompt + [0] * (RowCache.round_up(length) - length)  # causal: what follows changes nothing
+                hidden, prompt = self.model.prefill(torch.tensor([ids], device=self.device))
+                self.prompts[row.request] = self.cache.add(prompt.cut(length)), hidden[0, length - 1]
+            self.rows[place] = row
+            self.cache.owner[place], self.hidden[place] = self.prompts[row.request]
+        if taken:
+            places = torch.tensor([place for place, _ in taken], device=self.device)
+            self.keys[places] = torch.tensor([key(*self.requests[row.request].key, row.sample) for _, row in taken],
+                                             device=self.device)
+            self.moved = True
 
-    def _think(self, rows: list[_Row], hidden: torch.Tensor) -> torch.Tensor:
-        """One CoT action of each of m rows; hidden (m, d) -> inputs (m, d)."""
-        logits = self.model.logits(hidden)  # (m, V)
-        distribution = self.kind.distribution(self.model, logits)
-        action = distribution.mode() if self.greedy else distribution.sample(self._cot_noise(rows))
-        shadow = self.kind.shadow(action, logits)
-        index = self._record(rows, COT, shadow, distribution.log_prob(action))
-        self.entropy[index, self.t] = entropy(logits)
-        if self.actions is None:
-            self.actions = action.new_zeros(len(self.ids), self.cot_tokens, *action.shape[1:])
-        self.actions[index, self.t] = action
-        for row, token in zip(rows, shadow.tolist()):
-            row.cot.append(token)
-            early = self.form.cot_ends(row.cot)
-            if early or len(row.cot) == self.cot_tokens:
-                row.role, row.forced = FORCED, list(self.form.prefill[0 if early else 1])
-                self.truncated[row.index] = not early
-        return self.kind.embed(self.model, action[:, None])[:, 0]
+    def step(self) -> list[tuple[int, Rollout]]:
+        """Choose the input of this position for every row, record it, and see who is done."""
+        roles = [row.role if row else PAD for row in self.rows]
+        role = torch.tensor(roles, device=self.device)  # (N,)
+        at = torch.tensor([row.position if row else 0 for row in self.rows], device=self.device)
+        self.cache.position, self.cache.width = at, 1 + max(row.position for row in self.rows if row)
+        logits, draws = self.model.logits(self.hidden), Draws(self.keys, at)  # (N, V)
+        token = torch.tensor([row.forced[0] if row and row.forced else 0 for row in self.rows], device=self.device)
+        log_prob = self.log_prob.new_zeros(len(roles))
+        if ANSWER in roles:
+            word, score = self._act(Categorical(logits), draws, self.greedy_answer)
+            token, log_prob = (torch.where(role == ANSWER, *pair) for pair in ((word, token), (score, log_prob)))
+        x = None
+        if COT in roles:
+            action, score = self._act(self.kind.distribution(self.model, self.hidden, logits), draws, self.greedy)
+            token = torch.where(role == COT, self.kind.shadow(self.model, action, logits), token)
+            log_prob = torch.where(role == COT, score, log_prob)
+            x = self.kind.embed(self.model, action)  # (N, d)
+            self._record_action(action, role, at)
+        inputs = self.model.embed(token)  # (N, d)
+        self.inputs = inputs if x is None else torch.where((role == COT)[:, None], x, inputs)
+        places = torch.arange(len(roles), device=self.device)
+        self.ids[places, at], self.log_prob[places, at], self.entropy[places, at] = token, log_prob, entropy(logits)
+        return self._move_on(token.tolist())
 
-    def _cot_noise(self, rows: list[_Row]) -> torch.Tensor:
-        """The draws of these rows at this step, (m, ...): problems with a row in its CoT advance their generators."""
-        d = self.model.config.hidden_size
-        drawn = {i: self.kind.draw(self.generators[i], self.requests[i].group, d) for i in {row.request for row in rows}}
-        return torch.stack([drawn[row.request][row.sample] for row in rows])
+    @staticmethod
+    def _act(distribution, draws: Draws, greedy: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """(actions (N, ...), their log-probs (N,))"""
+        action = distribution.mode() if greedy else distribution.sample(draws)
+        return action, distribution.log_prob(action)
 
-    def _force(self, rows: list[_Row], hidden: torch.Tensor) -> torch.Tensor:
-        """The next prefilled token of each of m rows -> inputs (m, d); what the model says is not looked at."""
-        token = torch.tensor([row.forced.pop(0) for row in rows], device=hidden.device)
-        self._record(rows, FORCED, token, 0.0)
-        for row in rows:
-            row.role = row.role if row.forced else ANSWER
-        return self.model.embed(token[:, None])[:, 0]
+    def _record_action(self, action: torch.Tensor, role: torch.Tensor, at: torch.Tensor) -> None:
+        if self.record_actions:
+            if self.actions is None:
+                self.actions = action.new_zeros(len(action), self.cot_tokens + 1, *action.shape[1:])
+            self.actions[torch.arange(len(action), device=self.device), at.where(role == COT, self.cot_tokens)] = action
 
-    def _answer(self, rows: list[_Row], hidden: torch.Tensor) -> torch.Tensor:
-        """One answer token of each of m rows; hidden (m, d) -> inputs (m, d)."""
-        distribution = Categorical(self.model.logits(hidden))
-        uniform = torch.stack([self.uniform[row.request][row.sample, len(row.answer)] for row in rows])
-        token = distribution.mode() if self.greedy_answer else distribution.sample(uniform)
-        self._record(rows, ANSWER, token, distribution.log_prob(token))
-        for row, i in zip(rows, token.tolist()):
-            row.answer.append(i)
-            if self.form.answer_ends(row.answer):
-                row.role = PAD
-        return self.model.embed(token[:, None])[:, 0]
+    def _move_on(self, tokens: list[int]) -> list[tuple[int, Rollout]]:
+        """Every row takes its token; returns the requests whose last row is done."""
+        done = []
+        for place, (row, token) in enumerate(zip(self.rows, tokens)):
+            if row is None:
+                continue
+            row.position += 1
+            if row.role == COT:
+                row.cot.append(token)
+                early = self.form.cot_ends(row.cot)
+                if early or len(row.cot) == self.cot_tokens:
+                    row.role, row.forced, row.truncated = FORCED, list(self.form.prefill[0 if early else 1]), not early
+            elif row.role == FORCED:
+                row.forced.pop(0)
+                row.role = FORCED if row.forced else ANSWER
+            else:
+                row.answer.append(token)
+                if self.form.answer_ends(row.answer):
+                    done += self._finish(place, row)
+        return done
 
-    def _record(self, rows, role, token, log_prob) -> torch.Tensor:
-        index = torch.tensor([row.index for row in rows], device=self.ids.device)
-        self.ids[index, self.t], self.log_prob[index, self.t], self.role[index, self.t] = token, log_prob, role
-        return index
+    def _finish(self, place: int, row: _Row) -> list[tuple[int, Rollout]]:
+        """The row leaves its place; [(request, Rollout)] if it was the last one of its request."""
+        i, S, C = row.request, row.position, len(row.cot)
+        role = torch.full((S,), FORCED, dtype=torch.int8, device=self.device)
+        role[:C], role[S - len(row.answer):] = COT, ANSWER
+        actions = self.actions[place, :C].clone() if self.record_actions else None
+        self.finished[i].append((row.sample, row.truncated, role, actions, *(
+            record[place, :S].clone() for record in (self.ids, self.log_prob, self.entropy))))
+        self.rows[place] = self.cache.owner[place] = None
+        self.moved = True
+        self.unfinished[i] -= 1
+        if self.unfinished[i]:
+            return []
+        self.cache.drop(self.prompts.pop(i)[0])
+        _, truncated, role, actions, ids, log_prob, entropies = zip(*sorted(self.finished.pop(i), key=lambda r: r[0]))
+        join = lambda parts: pad_sequence(parts, batch_first=True)  # (n, longest, ...); PAD is 0
+        return [(i, Rollout(self.requests[i].prompt, self.requests[i].samples, join(ids), join(role),
+                            join(actions) if self.record_actions else None, join(log_prob), join(entropies),
+                            torch.tensor(truncated, device=self.device)))]
 
-    def records(self) -> list[Rollout]:
-        """The record, cut into one Rollout for each request."""
-        found, start = [], 0
-        for request in self.requests:
-            rows = slice(start, start := start + len(request.samples))
-            S = int((self.role[rows] != PAD).sum(1).max())
-            C = int((self.role[rows] == COT).sum(1).max())
-            found.append(Rollout(request.prompt, request.samples, self.ids[rows, :S], self.role[rows, :S],
-                                 self.actions[rows, :C], self.log_prob[rows, :S], self.entropy[rows, :S],
-                                 self.truncated[rows]))
-        return found
+    def advance(self) -> None:
+        """Feed the inputs of this position; then free places are filled, or given up when no row waits."""
+        if not self.waiting and (order := self.cache.shrink()) is not None:
+            self.rows = [self.rows[i] for i in order]
+            for name in ("keys", "inputs", "ids", "log_prob", "entropy", *(["actions"] if self.record_actions else [])):
+                setattr(self, name, getattr(self, name)[order])
+        if any(self.rows):
+            if self.moved:
+                self.cache.seat()
+                self.moved = False
+            self.hidden = self.model(self.inputs[:, None], self.cache)[:, 0]  # (N, d), predicts the next position
+        if self.waiting and sum(map(bool, self.rows)) < self.limit:
+            self.fill()

@@ -1,15 +1,16 @@
-"""The kinds of chain-of-thought (CoT) token (section 3, eqs. 3-6, 9-10).
+"""The kinds of chain-of-thought (CoT) token (section 3, eqs. 3-6, 9-10; appendix F.2).
 
 A kind is a *distribution over actions* and a map `embed` from the action to the transformer's next input:
 
-    kind          distribution at a CoT step, z = hL W_d        embed(action)
-    hard          Categorical(softmax(z / tau))                 E[action]
-    soft, fuzzy   Normal(softmax(z / tau) E, sigma)             action
+    kind                          distribution at a CoT step, z = hL W_d    embed(action)
+    hard                          Categorical(softmax(z / tau))             E[action]
+    soft, fuzzy                   Normal(softmax(z / tau) E, sigma)         action
+      noise on the hidden layer   Normal(hL, sigma)                         softmax(action W_d / tau) E
+      noise on (top-k) logits     Normal(z, or its k best, sigma)           softmax(action / tau) E
 
 Rollout draws an action and embeds it, greedy inference takes the mode, training takes the log-probability of the
-recorded actions: the same code for every kind.  Noise on the final hidden layer or on the logits (appendix F.2) would
-be a further class here with `embed(action)` = softmax(action W_d / tau) E or softmax(action / tau) E, and nothing
-elsewhere but that `distribution` is then given hL too.  Shapes: ... leading dimensions (rows, or rows x positions), V vocabulary, d width of E.
+recorded actions: the same code for every kind.  Shapes: ... leading dimensions (rows, or rows x positions),
+V vocabulary, d width of E.
 """
 
 from dataclasses import dataclass
@@ -17,10 +18,13 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from minisoft.draws import Draws
 from minisoft.errors import InputError
 
 KINDS = ("hard", "soft", "fuzzy")
+NOISES = ("embedding", "hidden", "logits")
 TAU = {"hard": 1.0, "soft": 0.5, "fuzzy": 0.0001}  # section 4: training temperatures
+TAU_TOP_K = 1.0  # appendix F.2: with noise on the k best logits
 GAMMA = 0.33  # section 4: sigma = GAMMA * rms(E)
 
 
@@ -30,11 +34,11 @@ class Categorical:
 
     logits: torch.Tensor
 
-    def sample(self, uniform: torch.Tensor) -> torch.Tensor:
-        """uniform (...) in [0, 1) -> token ids (...), by inverting the cumulative distribution."""
-        cumulative = self.logits.softmax(-1).cumsum(-1)  # (..., V)
-        wanted = uniform[..., None] * cumulative[..., -1:]
-        return torch.searchsorted(cumulative, wanted, right=True)[..., 0].clamp_(max=self.logits.shape[-1] - 1)
+    def sample(self, draws: Draws) -> torch.Tensor:
+        """Token ids (N,), by inverting the cumulative distribution; logits (N, V)."""
+        cumulative = self.logits.softmax(-1).cumsum(-1)  # (N, V)
+        wanted = draws.uniform()[:, None] * cumulative[:, -1:]
+        return torch.searchsorted(cumulative, wanted, right=True)[:, 0].clamp_(max=self.logits.shape[-1] - 1)
 
     def mode(self) -> torch.Tensor:
         return self.logits.argmax(-1)
@@ -46,27 +50,42 @@ class Categorical:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Noisy mixtures: Normal(mean, sigma^2 I), mean (..., d) float32 (eq. 6)."""
+    """Normal(mean, sigma^2 I), mean (..., n) float32 (eq. 6); with `top`, of the n numbers only the `top` largest of
+    the mean are actions, the others are -inf."""
 
     mean: torch.Tensor
     sigma: float
+    top: int | None = None
 
-    def sample(self, normal: torch.Tensor) -> torch.Tensor:
-        """normal (..., d), standard normal -> actions mean + sigma * normal (..., d) (eq. 6)."""
-        return self.mean + self.sigma * normal
+    def sample(self, draws: Draws) -> torch.Tensor:
+        """Actions mode + sigma * N(0, I), (N, n) (eq. 6); mean (N, n)."""
+        return self.mode() + self.sigma * draws.normal(self.mean.shape[-1])
 
     def mode(self) -> torch.Tensor:
-        return self.mean
+        if self.top is None:
+            return self.mean
+        best = self.mean.topk(self.top, dim=-1).indices
+        return torch.full_like(self.mean, -torch.inf).scatter(-1, best, self.mean.gather(-1, best))
 
     def log_prob(self, action: torch.Tensor) -> torch.Tensor:
-        """-|action - mean|^2 / (2 sigma^2), (...): eq. 10 without its constant, which no parameter changes.  About -d/2,
-        so it is summed and kept in float64: float32 would round away what the replay check looks at."""
-        return (action - self.mean).double().square().sum(-1) / (-2 * self.sigma**2)
+        """-|action - mean|^2 / (2 sigma^2), (...): eq. 10 without its constant, which no parameter changes.  About -n/2,
+        so it is summed and kept in float64: float32 would round away what the replay check looks at.  Which numbers are
+        the `top` largest is read from the action."""
+        off = action - self.mean
+        if self.top is not None:
+            off = off.masked_fill(action == -torch.inf, 0.0)
+        return off.double().square().sum(-1) / (-2 * self.sigma**2)
 
 
-# Every kind has: draw, the random numbers of one CoT step for so many rows; distribution, of the action given
-# logits (..., V); embed, actions (rows, steps, ...) -> inputs (rows, steps, d); shadow, the token ids (...) that stand
-# for the actions in readable text.
+def mixture(model, logits: torch.Tensor, tau: float) -> torch.Tensor:
+    """logits (..., V) -> softmax(logits / tau) E (..., d), float32 (eqs. 3 and 5)."""
+    p = F.softmax(logits / tau, dim=-1)  # (..., V), eq. 3
+    return p @ model.E.float()  # (..., d), eq. 5
+
+
+# Every kind has: distribution, of the action given encodings hL (..., d) and their logits (..., V); embed, actions
+# (..., n) or (...) -> inputs (..., d); fed, the logits (..., V) of the mixture that an action feeds (of hard tokens: that
+# it was drawn from); shadow, the token ids (...) that stand for the actions in readable text.
 
 
 @dataclass(frozen=True)
@@ -75,16 +94,16 @@ class Hard:
 
     tau: float = TAU["hard"]
 
-    def draw(self, generator: torch.Generator, rows: int, d: int) -> torch.Tensor:
-        return torch.rand(rows, generator=generator, device=generator.device)  # uniform
-
-    def distribution(self, model, logits: torch.Tensor) -> Categorical:
+    def distribution(self, model, hidden: torch.Tensor, logits: torch.Tensor) -> Categorical:
         return Categorical(logits / self.tau)  # eqs. 3-4
 
     def embed(self, model, action: torch.Tensor) -> torch.Tensor:
         return model.embed(action)
 
-    def shadow(self, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    def fed(self, model, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        return logits
+
+    def shadow(self, model, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         return action
 
 
@@ -95,33 +114,80 @@ class Mixture:
     tau: float
     sigma: float
 
-    def draw(self, generator: torch.Generator, rows: int, d: int) -> torch.Tensor:
-        return torch.randn(rows, d, generator=generator, device=generator.device)  # standard normal
-
-    def distribution(self, model, logits: torch.Tensor) -> Gaussian:
-        p = F.softmax(logits / self.tau, dim=-1)  # (..., V), eq. 3
-        return Gaussian(p @ model.E.float(), self.sigma)  # (..., d), eq. 5
+    def distribution(self, model, hidden: torch.Tensor, logits: torch.Tensor) -> Gaussian:
+        return Gaussian(mixture(model, logits, self.tau), self.sigma)
 
     def embed(self, model, action: torch.Tensor) -> torch.Tensor:
         return action.to(model.E.dtype)
 
-    def shadow(self, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        return logits.argmax(-1)  # the most likely token (appendix B)
+    def fed(self, model, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        return logits
+
+    def shadow(self, model, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        return self.fed(model, action, logits).argmax(-1)  # the most likely token (appendix B)
 
 
-def rms(E: torch.Tensor) -> float:
-    """Root mean square of all entries of E (V, d), the unit of sigma (section 4)."""
-    return E.detach().float().square().mean().sqrt().item()
+@dataclass(frozen=True)
+class HiddenNoise(Mixture):
+    """Noise on the final hidden layer (appendix F.2); an action is a noisy encoding hL (d,)."""
+
+    def distribution(self, model, hidden: torch.Tensor, logits: torch.Tensor) -> Gaussian:
+        return Gaussian(hidden.float(), self.sigma)
+
+    def embed(self, model, action: torch.Tensor) -> torch.Tensor:
+        return mixture(model, model.logits(action), self.tau).to(model.E.dtype)
+
+    def fed(self, model, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        return model.logits(action)
 
 
-def make_kind(name: str, sigma: float, tau: float | None = None) -> Hard | Mixture:
-    """The kind called hard, soft or fuzzy; tau None is the paper's.  Raises InputError for another name or sigma <= 0."""
-    if name not in KINDS:
-        raise InputError(f"tokens: expected one of {', '.join(KINDS)}, found {name!r}")
-    tau = TAU[name] if tau is None else tau
+@dataclass(frozen=True)
+class LogitNoise(Mixture):
+    """Noise on the logits, or on the `top` best of them, the rest -inf (appendix F.2); an action is V noisy logits."""
+
+    top: int | None = None
+
+    def distribution(self, model, hidden: torch.Tensor, logits: torch.Tensor) -> Gaussian:
+        return Gaussian(logits, self.sigma, self.top)
+
+    def embed(self, model, action: torch.Tensor) -> torch.Tensor:
+        return mixture(model, action, self.tau).to(model.E.dtype)
+
+    def fed(self, model, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        return action
+
+
+def rms(x: torch.Tensor) -> float:
+    """Root mean square of all entries of a tensor, such as E (V, d) (section 4)."""
+    return x.detach().float().square().mean().sqrt().item()
+
+
+def noise_scale(model, noise: str) -> float:
+    """What sigma / gamma is, from the weights alone.  embedding: rms(E), the paper's.  hidden: rms of the final norm's
+    weight, which is rms(hL), as the norm makes the rest 1.  logits: rms(hL) rms(W_d) sqrt(d), the rms of logits if hL and
+    the rows of W_d pointed in independent directions (the paper does not say; see the README for measured ratios)."""
+    hidden = rms(model.model.norm.weight)
+    return {"embedding": rms(model.E), "hidden": hidden,
+            "logits": hidden * rms(model.W_d) * model.config.hidden_size**0.5}[noise]
+
+
+def make_kind(name: str, sigma: float, tau: float | None = None, noise: str = "embedding",
+              top_k: int | None = None) -> Hard | Mixture:
+    """The kind called hard, soft or fuzzy, its noise where `noise` says (appendix F.2; hard has none); tau None is the
+    paper's.  Raises InputError for other names, sigma <= 0, tau <= 0, and top_k without noise on the logits."""
+    if name not in KINDS or noise not in NOISES:
+        raise InputError(f"tokens, noise: expected one of {', '.join(KINDS)} and one of {', '.join(NOISES)}, "
+                         f"found {name!r} and {noise!r}")
+    tau = TAU_TOP_K if tau is None and top_k and name != "hard" else TAU[name] if tau is None else tau
     if not tau > 0 or not sigma > 0:
         raise InputError(f"tokens {name}: expected tau > 0 and sigma > 0, found tau={tau}, sigma={sigma}")
-    return Hard(tau) if name == "hard" else Mixture(tau, sigma)
+    if top_k is not None and (noise != "logits" or top_k < 1):
+        raise InputError(f"top-k: expected at least 1, and noise on the logits, found {top_k} with noise on the {noise}")
+    if name == "hard":
+        return Hard(tau)
+    if noise == "logits":
+        return LogitNoise(tau, sigma, top_k)
+    return Mixture(tau, sigma) if noise == "embedding" else HiddenNoise(tau, sigma)
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:

@@ -142,8 +142,8 @@ def test_bfloat16_runs_with_float32_logits_and_angles(both, saved, architecture)
     expected = logits_of(exact, ids)
     assert (model.logits(hidden) - expected).pow(2).mean().sqrt() < 0.06 * expected.pow(2).mean().sqrt()
     _, cache = model.prefill(ids)
-    rows = RowCache([cache], torch.tensor([0, 0]), 2)
-    assert model(model.embed(ids[:, :1]).expand(2, 1, -1), rows).isfinite().all()
+    rows = row_cache(model, [cache], [0, 0], 2)
+    assert model(model.embed(ids[:, :1]).expand(16, 1, -1), rows).isfinite().all()
 
 
 @torch.no_grad()
@@ -207,18 +207,34 @@ def test_gradients_into_a_detached_prompt_add_up_over_micro_batches(both):
 
 # ---------------------------------------------------------------- decoding row by row
 
+def row_cache(model, prompts, owner, capacity):
+    """A RowCache whose first rows continue the given recorded prompts."""
+    cache = RowCache(model.config, len(owner), capacity, "cpu", model.E.dtype)
+    numbers = [cache.add(prompt) for prompt in prompts]
+    cache.owner[: len(owner)] = [numbers[p] for p in owner]
+    cache.seat()
+    return cache
+
+
 def decode(model, prompts, owner, rows, drops=None):
     """Logits (N, T, V) of the continuations `rows` (N, T), step by step; drops[t]: rows that leave after step t."""
     drops = drops or {}
     N, T = rows.shape
     found = torch.full((N, T, VOCABULARY), torch.nan)
-    cache = RowCache([model.prefill(p)[1] for p in prompts], owner, T)
-    left = torch.arange(N)
+    cache = row_cache(model, [model.prefill(p)[1] for p in prompts], owner.tolist(), T)
+    places = [*range(N), *[None] * (len(cache.owner) - N)]  # which row sits where
     for t in range(T):
-        found[left, t] = model.logits(model(model.embed(rows[left, t: t + 1]), cache))[:, 0]
-        cache.step += 1
-        if t in drops:
-            left = left[cache.keep(~torch.isin(left, torch.tensor(drops[t])))]
+        cache.position[:], cache.width = t, t + 1
+        ids = torch.tensor([0 if row is None else rows[row, t] for row in places])
+        logits = model.logits(model(model.embed(ids[:, None]), cache))[:, 0]
+        for place, row in enumerate(places):
+            if row is not None:
+                found[row, t] = logits[place]
+                if row in drops.get(t, []):
+                    places[place] = cache.owner[place] = None
+        if order := cache.shrink():
+            places = [places[i] for i in order]
+        cache.seat()
     return found
 
 
@@ -227,10 +243,10 @@ def uncached(model, prompts, owner, rows):
                         for p, row in zip(owner.tolist(), rows)])
 
 
-OWNER = torch.tensor([1, 0, 0, 1, 1, 0, 1])
+OWNER = torch.tensor([1, 0, 0, 1, 1, 0, 1] * 5)  # 35 rows: places for 48
 DROPS = {"none": {}, "first row": {0: [0]}, "last row": {1: [6]}, "some": {0: [2], 1: [0, 5], 3: [3]},
-         "all of one prompt": {1: [1, 2, 5]}, "all but one": {1: [0, 1, 2, 3, 4, 5]},
-         "none left out by keep": {0: []}}
+         "all of one prompt": {1: [i for i in range(35) if i % 7 in (1, 2, 5)]}, "all but one": {1: [*range(34)]},
+         "to 32 rows, then 16": {0: [3, 4, 30], 2: [*range(5, 29, 2), 29, 31, 33]}}
 
 
 @pytest.mark.parametrize("architecture", ["llama3", "llama-mha", "qwen2", "qwen3"])
@@ -238,23 +254,50 @@ DROPS = {"none": {}, "first row": {0: [0]}, "last row": {1: [6]}, "some": {0: [2
 @torch.no_grad()
 def test_cached_decoding_equals_the_uncached_forward(both, architecture, drops):
     model = both(architecture)[1]
-    prompts, rows = [random_ids(1, 5, seed=1), random_ids(1, 12, seed=2)], random_ids(7, 6, seed=3)
+    prompts, rows = [random_ids(1, 5, seed=1), random_ids(1, 12, seed=2)], random_ids(35, 6, seed=3)
     found, expected = decode(model, prompts, OWNER, rows, drops), uncached(model, prompts, OWNER, rows)
-    left = torch.ones(7, 6, dtype=torch.bool)
+    left = torch.ones(35, 6, dtype=torch.bool)
     for t, gone in drops.items():
         left[gone, t + 1:] = False
     close(found[left], expected[left], 2e-5)
     assert found[~left].isnan().all()
 
 
-def test_keep_tells_where_the_rows_went(both):
+def test_shrink_tells_where_the_rows_went(both):
+    cache = RowCache(both("llama3")[1].config, 48, 4, "cpu", torch.float32)
+    cache.owner = [0 if i % 3 == 2 else None for i in range(48)]
+    before = list(cache.owner)
+    order = cache.shrink()
+    assert len(order) == 16 and len(set(order)) == 16 and [before[i] for i in order] == cache.owner == [0] * 16
+    assert all(order[i] == i for i in range(16) if before[i] == 0)  # who can stay stays
+    assert cache.shrink() is None
+
+
+@torch.no_grad()
+def test_prompts_come_and_go(both):
+    """A number that became free is used again, by a longer or a shorter prompt, while another row goes on."""
     model = both("llama3")[1]
-    with torch.no_grad():
-        cache = RowCache([model.prefill(random_ids(1, n))[1] for n in (3, 5)], OWNER, 4)
-    alive = torch.tensor([False, True, True, False, True, True, True])
-    old = cache.keep(alive)
-    assert sorted(old.tolist()) == [1, 2, 4, 5, 6]
-    assert torch.equal(cache.owner, OWNER[old])
+    prompts, rows = [random_ids(1, n, seed=n) for n in (7, 30, 3, 40)], random_ids(4, 5, seed=2)
+    expected = uncached(model, prompts, torch.arange(4), rows)
+    cache = row_cache(model, [model.prefill(p)[1] for p in prompts[:2]], [0, 1], 16)
+    jobs, start = {0: 0, 1: 1}, {0: 0, 1: 0}  # place -> row; place -> its first step
+    waiting = [2, 3]
+    for t in range(15):
+        cache.position[:] = torch.tensor([t - start.get(place, t) for place in range(16)])
+        cache.width = t + 1
+        ids = torch.tensor([rows[jobs[place], t - start[place]] if place in jobs else 0 for place in range(16)])
+        logits = model.logits(model(model.embed(ids[:, None]), cache))[:, 0]
+        for place, row in list(jobs.items()):
+            close(logits[place], expected[row, t - start[place]], 2e-5)
+            if t - start[place] == (4 if place else 2):  # the row of place 0 is cut short, so the places get out of step
+                cache.drop(cache.owner[place])
+                cache.owner[place] = None
+                del jobs[place]
+                if waiting:
+                    jobs[place], start[place] = waiting.pop(0), t + 1
+                    cache.owner[place] = cache.add(model.prefill(prompts[jobs[place]])[1])
+        cache.seat()
+    assert not waiting and len(cache.length) == 2
 
 
 @torch.no_grad()

@@ -9,6 +9,9 @@ from minisoft.rollout import ANSWER, COT, FORCED, PAD, Rollout
 from minisoft.soft import Categorical, make_kind
 
 V, D = 12, 16
+KINDS = {"hard": make_kind("hard", 0.2), "soft": make_kind("soft", 0.2), "fuzzy": make_kind("fuzzy", 0.2),
+         "hidden": make_kind("soft", 0.2, noise="hidden"), "logits": make_kind("soft", 0.2, noise="logits"),
+         "top-k": make_kind("soft", 0.2, noise="logits", top_k=3)}
 ROLES = [COT, COT, COT, FORCED, ANSWER]
 
 
@@ -28,21 +31,29 @@ def small_model(tied=True, scale=0.35):
     return model
 
 
+class Noise:
+    """Draws from a generator, for n rows."""
+
+    def __init__(self, generator, n):
+        self.uniform = lambda: torch.rand(n, generator=generator)
+        self.normal = lambda d: torch.randn(n, d, generator=generator)
+
+
 def unroll(model, kind, prompt, n, generator):
     """n rows by the definition: no cache, the whole text run again at every position.  -> Rollout, with roles ROLES."""
     x = model.embed(torch.tensor([prompt])).expand(n, -1, -1)
     ids, actions, scores = [], [], []
     for role in ROLES:
-        logits = model.logits(model(x)[:, -1])
+        hidden = model(x)[:, -1]
+        logits = model.logits(hidden)
         if role == COT:
-            distribution = kind.distribution(model, logits)
-            actions.append(distribution.sample(kind.draw(generator, n, D)))
+            distribution = kind.distribution(model, hidden, logits)
+            actions.append(distribution.sample(Noise(generator, n)))
             scores.append(distribution.log_prob(actions[-1]))
-            ids.append(kind.shadow(actions[-1], logits))
+            ids.append(kind.shadow(model, actions[-1], logits))
             new = kind.embed(model, actions[-1][:, None])
         else:
-            token = torch.full((n,), 7) if role == FORCED else Categorical(logits).sample(
-                torch.rand(n, generator=generator))
+            token = torch.full((n,), 7) if role == FORCED else Categorical(logits).sample(Noise(generator, n))
             scores.append(Categorical(logits).log_prob(token) * (role == ANSWER))
             ids.append(token)
             new = model.embed(token[:, None])
@@ -78,10 +89,10 @@ def test_leave_one_out_is_the_reward_minus_the_mean_of_the_others():
         leave_one_out(torch.ones(3, 1))
 
 
-@pytest.mark.parametrize("name", ["hard", "soft", "fuzzy"])
+@pytest.mark.parametrize("name", KINDS)
 @torch.no_grad()
 def test_replay_gives_back_every_log_prob_and_the_drawn_noise(model, name):
-    kind = make_kind(name, sigma=0.2)
+    kind = KINDS[name]
     record = unroll(model, kind, [1, 2, 3, 4], 8, torch.Generator().manual_seed(1))
     mismatch = Mismatch()
     measure_mismatch(model, kind, record, mismatch)
@@ -90,18 +101,19 @@ def test_replay_gives_back_every_log_prob_and_the_drawn_noise(model, name):
     assert record.log_prob[:, [0, 1, 2, 4]].abs().min() > 0  # the test compares something
 
 
-@pytest.mark.parametrize("name", ["hard", "soft", "fuzzy"])
+@pytest.mark.parametrize("name", KINDS)
 def test_gradient_is_that_of_the_loss_written_out(model, name):
     """Eq. 14 without prefix sharing, chunks or micro-batches: every row alone, the whole text in one pass."""
-    kind = make_kind(name, sigma=0.2)
+    kind = KINDS[name]
     record = unroll(model, kind, [1, 2, 3, 4], 6, torch.Generator().manual_seed(2))
     advantages = leave_one_out(torch.tensor([[100., 0., 10., 10., 100., 0.]]))[0]
     loss = 0.0
     for row in range(6):
         inputs = torch.cat((model.embed(torch.tensor([record.prompt])), kind.embed(model, record.actions[row][None]),
                             model.embed(record.ids[row, 3:][None])), 1)
-        logits = model.logits(model(inputs))[0, 3:-1]
-        l = kind.distribution(model, logits[:3]).log_prob(record.actions[row]).sum()
+        hidden = model(inputs)[0, 3:-1]
+        logits = model.logits(hidden)
+        l = kind.distribution(model, hidden[:3], logits[:3]).log_prob(record.actions[row]).sum()
         l = l + Categorical(logits[4:]).log_prob(record.ids[row, 4:]).sum()
         loss = loss - advantages[row] * l / 6
     loss.backward()
@@ -110,9 +122,9 @@ def test_gradient_is_that_of_the_loss_written_out(model, name):
                                atol=1e-5 * expected.abs().max().item())
 
 
-@pytest.mark.parametrize("name", ["hard", "soft"])
+@pytest.mark.parametrize("name", ["hard", "soft", "hidden", "top-k"])
 def test_gradient_does_not_depend_on_micro_batches_chunks_or_padding(model, name, monkeypatch):
-    kind = make_kind(name, sigma=0.2)
+    kind = KINDS[name]
     record = unroll(model, kind, [1, 2, 3, 4], 7, torch.Generator().manual_seed(3))
     advantages = torch.linspace(-2, 2, 7)
     whole = replay_gradient(model, kind, record, advantages)
@@ -154,9 +166,9 @@ def test_zero_advantages_send_no_gradient(model):
     assert mismatch.tokens == 0 and all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["hard", "soft"])
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "fuzzy"])
 def test_gradient_agrees_with_finite_differences(name):
-    model, kind = small_model(), make_kind(name, sigma=0.3)
+    model, kind = small_model(), KINDS[name]
     record = unroll(model, kind, [1, 2, 3, 4], 4, torch.Generator().manual_seed(6))
     advantages = torch.tensor([1., -1., 2., -2.])
 
@@ -185,9 +197,9 @@ def expected_reward(model, kind, prompt, n, generator, through_cot):
     x = model.embed(torch.tensor([prompt])).expand(n, -1, -1)
     for role in ROLES[:-1]:
         if role == COT:
-            distribution = kind.distribution(model, model.logits(model(x)[:, -1]))
-            new = distribution.sample(kind.draw(generator, n, D))[:, None]
-            new = new if through_cot else new.detach()
+            hidden = model(x)[:, -1]
+            action = kind.distribution(model, hidden, model.logits(hidden)).sample(Noise(generator, n))
+            new = kind.embed(model, (action if through_cot else action.detach())[:, None])
         else:
             new = model.embed(torch.full((n, 1), 7))
         x = torch.cat((x, new), 1)
@@ -204,11 +216,12 @@ def reparameterised(model, kind, prompt, n, generator):
     return parts[0] - parts[1], parts[1]
 
 
-def test_reinforce_gradient_is_the_reparameterised_gradient():
+@pytest.mark.parametrize("noise, sigma", [("embedding", 1.2), ("hidden", 0.8), ("logits", 1.2)])
+def test_reinforce_gradient_is_the_reparameterised_gradient(noise, sigma):
     """One expected reward differentiated in two ways that share nothing: the score function (REINFORCE, eq. 14) and
     back-propagation through the noise.  CoT and answer terms are compared one by one, along the direction of the exact
     gradient (taken from other draws), in units of the standard error, in all parameters and in each tensor."""
-    model, kind, prompt, n = small_model(scale=0.3), make_kind("soft", sigma=1.2), [1, 2, 3, 4], 2048
+    model, kind, prompt, n = small_model(scale=0.3), make_kind("soft", sigma, noise=noise), [1, 2, 3, 4], 2048
     torch.nn.init.normal_(model.E, std=0.4)
     generator = torch.Generator().manual_seed(7)
     direction = [sum(parts) for parts in zip(*(reparameterised(model, kind, prompt, n, generator) for _ in range(8)))]

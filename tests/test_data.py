@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from minisoft.data import (EMBEDDED, HUB, PREFILL_EARLY, PREFILL_LATE, STOP, Problem, batch, boxed, load_problems, prompt,
-                           read_prompt, split)
+from minisoft.data import (EMBEDDED, HUB, PREFILL_EARLY, PREFILL_LATE, STOP, Choice, Problem, batch, boxed, load,
+                           load_choices, load_problems, prompt, read_prompt, split)
 from minisoft.errors import InputError
 
 
@@ -35,6 +35,11 @@ ROWS = [
     ("GSM8K", {"question": "Ann?", "answer": "She has 2 * <<2*4=8>>4.\nSo 8.\n#### 1,008"}, ("Ann?", "1,008")),
     ("MATH", {"problem": "p", "level": "Level 1", "solution": r"\boxed{0}, then $\boxed{\frac{1}{\{2\}}}$, done."},
      ("p", r"\frac{1}{\{2\}}")),
+    ("MATH, no braces", {"problem": "p", "solution": r"$\boxed{3}$ or, better, $x = \boxed 5$, which costs $2."},
+     ("p", "5")),
+    ("MATH, no braces, display", {"problem": "p", "solution": r"\[x = \boxed -\frac{1}{2} \] as $x < 0$"},
+     ("p", r"-\frac{1}{2}")),
+    ("MATH, no braces, then braces", {"problem": "p", "solution": r"$\boxed 5$, no, $\boxed {6}$."}, ("p", "6")),
     ("MATH-500", {"problem": "p", "solution": r"So \boxed{3}.", "answer": r"\left( 3, \pi \right)", "unique_id": "a/1"},
      ("p", r"\left( 3, \pi \right)")),
     ("DeepScaleR", {"problem": "p", "answer": "-\\frac{2}{3}", "solution": ""}, ("p", "-\\frac{2}{3}")),
@@ -54,6 +59,7 @@ BAD_ROWS = [
     ({"question": "q", "answer": True}, "answer"), ({"question": "q", "answer": 1, "choices": ["a", "b"]}, "choice"),
     ({"problem": "p", "solution": "no box"}, "answer.*solution"),
     ({"problem": "p", "solution": r"\boxed{1"}, "answer"), ({}, "question"),
+    ({"problem": "p", "solution": r"\boxed"}, "answer"), ({"ctx": "c", "endings": ["a", "b"], "label": 0}, "choice"),
 ]
 
 
@@ -92,8 +98,87 @@ def test_what_is_not_json_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "[]"])
-def test_a_file_without_rows_is_refused(content, tmp_path):
-    refuses("a.json: expected at least one row", load_problems, jsonl(tmp_path / "a.json", content))
+@pytest.mark.parametrize("read", [load, load_problems, load_choices])
+def test_a_file_without_rows_is_refused(content, read, tmp_path):
+    refuses("a.json: expected at least one row", read, jsonl(tmp_path / "a.json", content))
+
+
+# ---------------------------------------------------------------- multiple choice
+
+HELLASWAG = {"ctx": "A man sits. he", "endings": [" runs. ", "eats  it.", "[step] sleeps.", "is [title] Here it is"],
+             "label": "2"}
+ENDINGS = ("runs.", "eats it.", " sleeps.", "is. Here it is")
+ARC = {"id": "Mercury_7", "question": "Why?", "choices": {"text": ["sun", "moon", "fog"], "label": ["A", "B", "C"]},
+       "answerKey": "C"}
+MMLU = {"question": "Why? ", "choices": ["no", "yes ", "1", "2"], "answer": 3, "subject": "anatomy"}
+CHOICES = [
+    ("HellaSwag", HELLASWAG, ("A man sits. he", ENDINGS, 2)),
+    ("HellaSwag, whole number", {**HELLASWAG, "label": 0}, ("A man sits. he", ENDINGS, 0)),
+    ("HellaSwag, tags", {**HELLASWAG, "ctx": " [header] How to sit [title] Sit. [step] Be [a  b] calm.  [step] Now "},
+     (" How to sit. Sit. Be calm.  Now", ENDINGS, 2)),  # three spaces become two, as in the harness
+    ("HellaSwag, activity", {**HELLASWAG, "activity_label": "Resting", "ctx_a": "A man sits.", "ctx_b": "he Then"},
+     ("Resting: A man sits. He then", ENDINGS, 2)),
+    ("HellaSwag, activity alone", {**HELLASWAG, "activity_label": "How to", "ctx_a": "[header] Sit. [step] Now.",
+                                   "ctx_b": ""}, ("How to: Sit. Now.", ENDINGS, 2)),
+    ("HellaSwag, no parts", {**HELLASWAG, "activity_label": "Resting"}, ("A man sits. he", ENDINGS, 2)),
+    ("ARC", ARC, ("Question: Why?\nAnswer:", ("sun", "moon", "fog"), 2)),
+    ("ARC, numbers", {**ARC, "choices": {"text": list("wxyz"), "label": list("1234")}, "answerKey": "1"},
+     ("Question: Why?\nAnswer:", ("w", "x", "y", "z"), 0)),
+    ("ARC, five", {**ARC, "choices": {"text": list("vwxyz"), "label": list("ABCDE")}, "answerKey": "E"},
+     ("Question: Why?\nAnswer:", ("v", "w", "x", "y", "z"), 4)),
+    ("MMLU", MMLU, ("Question: Why? \nAnswer:", ("no", "yes ", "1", "2"), 3)),
+    ("MMLU, letter", {**MMLU, "answer": "B"}, ("Question: Why? \nAnswer:", ("no", "yes ", "1", "2"), 1)),
+]
+BAD_CHOICES = [
+    ([1], "expected multiple choice .*found list"),
+    ({"question": "q", "answer": "a"}, "expected multiple choice .*question"),
+    ({**HELLASWAG, "label": ""}, "label: expected one of 0, 1, 2, 3, found ''"),
+    ({**HELLASWAG, "label": 4}, "label: .*found 4"), ({**HELLASWAG, "label": -1}, "label: .*found -1"),
+    ({**HELLASWAG, "label": True}, "label: .*found True"), ({**HELLASWAG, "label": 1.0}, "label: .*found 1.0"),
+    ({**HELLASWAG, "ctx": None}, "ctx: expected a text, found None"), ({**HELLASWAG, "ctx": "[a]"}, r"ctx: .*\[a\]"),
+    ({**HELLASWAG, "endings": ["a", "[step]"]}, "endings: expected texts that are not empty, found '.step.'"),
+    ({**HELLASWAG, "endings": "abcd"}, "endings: expected a list of at least two texts, found 'abcd'"),
+    ({**ARC, "answerKey": "D"}, "answerKey: expected one of A, B, C, found 'D'"),
+    ({**ARC, "answerKey": 0}, "answerKey: .*found 0"),
+    ({**ARC, "question": " "}, "question: expected a text, found ' '"),
+    ({**ARC, "choices": {"text": ["a", "b"], "label": ["A"]}}, "choices.label: expected 2 labels"),
+    ({**ARC, "choices": {"label": ["A"]}}, "choices.text: expected a list of at least two texts, found None"),
+    ({**MMLU, "answer": 4}, "answer: expected one of 0, 1, 2, 3, found 4"),
+    ({**MMLU, "answer": "E"}, "answer: .*A, B, C, D"),
+    ({**MMLU, "answer": "2"}, "answer: .*'2'"), ({**MMLU, "answer": ""}, "answer: .*found ''"),
+    ({**MMLU, "answer": "AB"}, "answer: .*'AB'"), ({"question": "q", "choices": ["a", "b"]}, "answer: .*found None"),
+    ({**MMLU, "choices": ["a"]}, "choices: expected a list of at least two texts"),
+    ({**MMLU, "choices": ["a", ""]}, "choices: .*found ''"), ({**MMLU, "choices": ["a", 2]}, "choices: .*found 2"),
+    ({**MMLU, "choices": None}, "choices: .*found None"), ({**MMLU, "question": 5}, "question: .*found 5"),
+]
+
+
+@pytest.mark.parametrize("row, expected", [row[1:] for row in CHOICES], ids=[row[0] for row in CHOICES])
+def test_every_format_of_multiple_choice_is_understood(row, expected, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps([row]), "utf-8")
+    lines = jsonl(tmp_path / "a.jsonl", row, row)
+    for read in (load, load_choices):
+        assert read(tmp_path / "a.json") == [Choice(*expected)]
+        assert read(str(lines)) == [Choice(*expected)] * 2
+    refuses("a.jsonl: line 1: expected a problem with a free answer, found multiple choice", load_problems, lines)
+
+
+@pytest.mark.parametrize("row, message", BAD_CHOICES, ids=str)
+def test_a_bad_row_of_multiple_choice_is_named(row, message, tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", MMLU, "\n", json.dumps(row) + "\n", ARC)
+    for read in (load, load_choices):
+        refuses(f"a.jsonl: line 3: .*{message}", read, path)
+
+
+def test_the_first_row_decides_and_the_others_must_be_like_it(tmp_path):
+    problem = {"question": "q", "answer": "a"}
+    assert load(jsonl(tmp_path / "a.jsonl", problem)) == [Problem("q", "a")]
+    refuses("b.jsonl: line 2: expected a problem with a free answer, found multiple choice .fields id", load,
+            jsonl(tmp_path / "b.jsonl", problem, ARC))
+    refuses("c.jsonl: line 2: expected multiple choice .*, found fields question, answer", load,
+            jsonl(tmp_path / "c.jsonl", HELLASWAG, problem))
+    assert load("tiny-test") == load_problems("tiny-test")
+    refuses("no.jsonl: expected a data file, found no such file", load, "no.jsonl")
 
 
 # ---------------------------------------------------------------- names
@@ -115,7 +200,9 @@ def test_the_hub_needs_an_extra(name, monkeypatch):
 
 
 @pytest.mark.parametrize("name, expected", [
-    ("gsm8k", ("openai/gsm8k", "main", "train")), ("owner/name", ("owner/name", None, "train")),
+    ("gsm8k", ("openai/gsm8k", "main", "train")), ("arc-easy", ("allenai/ai2_arc", "ARC-Easy", "test")),
+    ("arc-challenge", ("allenai/ai2_arc", "ARC-Challenge", "test")), ("mmlu", ("cais/mmlu", "all", "test")),
+    ("hellaswag", ("Rowan/hellaswag", None, "validation")), ("owner/name", ("owner/name", None, "train")),
     ("owner/name:main", ("owner/name", "main", "train")), ("owner/name::test", ("owner/name", None, "test")),
     ("owner/name:main:test", ("owner/name", "main", "test"))])
 def test_a_hub_name_may_have_a_configuration_and_a_split(name, expected, monkeypatch):
@@ -128,7 +215,7 @@ def test_a_hub_name_may_have_a_configuration_and_a_split(name, expected, monkeyp
             return [{"question": "q", "answer": "#### 3"}]
 
     monkeypatch.setitem(sys.modules, "datasets", Datasets)
-    assert load_problems(name) == [Problem("q", "3")]
+    assert load(name) == [Problem("q", "3")]
     assert asked == [expected]
 
 

@@ -1,0 +1,274 @@
+"""Options are scored as if each stood alone after its context, by the harness's formulas, whatever the batch."""
+
+import random
+
+import pytest
+import torch
+from conftest import SENTENCES
+
+from minisoft import choices
+from minisoft.checkpoint import load
+from minisoft.data import WEIGHTS, Choice
+from minisoft.errors import InputError
+from minisoft.model import Transformer
+from minisoft.tokenizer import Tokenizer
+
+ARCHITECTURES = ["llama-gqa", "llama3-tied", "qwen2", "qwen3-tied"]
+WORDS = " ".join(SENTENCES).split()
+
+
+def text(number, words):
+    return " ".join(random.Random(number).choices(WORDS, k=words))
+
+
+def question(number, context, *lengths):
+    return Choice(text(number, context), tuple(text(f"{number}/{i}", n) for i, n in enumerate(lengths)),
+                  number % len(lengths))
+
+
+QUESTIONS = [  # very different lengths, 2 to 5 options
+    question(0, 20, 3, 1, 8, 4), question(1, 1, 1, 1), question(2, 80, 2, 40, 1, 9), question(3, 7, 5, 5, 5, 5, 5),
+    question(4, 40, 1, 2, 1), Choice("First: add", ("3", "4", "x", "y"), 2), Choice("Mia has", ("12 apples", "12"), 1),
+    Choice("12 + 7 =  ", ("19", "18."), 0), Choice("a:", (" two spaces", "one\n", "über 東京"), 1),
+    *(question(n, 3 + n % 9, *[1 + (n + i) % 4 for i in range(2 + n % 3)]) for n in range(9, 60))]
+
+
+def score(model, tokenizer, questions=QUESTIONS, batch=64):
+    """The records in the order of the questions."""
+    found = dict(choices.score(model, tokenizer, list(enumerate(questions)), batch))
+    assert all(found[number]["problem"] == number for number in found)
+    return [found[number] for number in range(len(questions))]
+
+
+def close(found, expected, tolerance=1e-4):
+    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), atol=tolerance, rtol=0)
+
+
+@torch.no_grad()
+def alone(model, tokenizer, choice):
+    """Log-probabilities of the tokens of each option: one sequence at a time through a plain forward."""
+    context, found = len(tokenizer.encode(choice.context.rstrip())), []
+    for option in choice.options:
+        ids = torch.tensor([tokenizer.encode(choice.context + " " + option)])
+        logits = model.logits(model(model.embed(ids[:, :-1])))[0].double().log_softmax(-1)
+        found.append([logits[t - 1, ids[0, t]].item() for t in range(context, ids.shape[1])])
+    return found
+
+
+@pytest.fixture(scope="module")
+def llama(both, tokenizer_folders):
+    return both("llama-gqa")[1], Tokenizer(tokenizer_folders["llama3"])
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load(WEIGHTS / "tiny")
+
+
+# ---------------------------------------------------------------- log-probabilities
+
+@pytest.mark.parametrize("architecture, tokenizer", [
+    ("llama-gqa", "llama3"), ("llama3-tied", "llama2_model"), ("qwen2", "qwen"), ("qwen3-tied", "llama2_json")])
+def test_an_option_is_scored_as_if_it_stood_alone(both, tokenizer_folders, architecture, tokenizer):
+    model, tokenizer = both(architecture)[1], Tokenizer(tokenizer_folders[tokenizer])
+    for choice, record in zip(QUESTIONS, score(model, tokenizer)):
+        expected = alone(model, tokenizer, choice)
+        assert record["tokens"] == [len(option) for option in expected] and min(record["tokens"]) > 0
+        close(record["log_probs"], [sum(option) for option in expected], 3e-4)
+
+
+def test_the_embedded_model_too(tiny):
+    for choice, record in zip(QUESTIONS[:8], score(*tiny, QUESTIONS[:8])):
+        close(record["log_probs"], [sum(option) for option in alone(*tiny, choice)], 3e-4)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@torch.no_grad()
+def test_nll_is_the_loss_of_transformers(both, tokenizer_folders, architecture):
+    theirs, ours = both(architecture)
+    tokenizer = Tokenizer(tokenizer_folders["qwen" if "qwen" in architecture else "llama3"])
+    for choice, record in zip(QUESTIONS[:20], score(ours, tokenizer, QUESTIONS[:20])):
+        context = len(tokenizer.encode(choice.context.rstrip()))
+        ids = torch.tensor([tokenizer.encode(choice.context + " " + choice.options[choice.answer])])
+        labels = ids.clone()
+        labels[:, :context] = -100
+        close(record["nll"], theirs(ids, labels=labels).loss.item(), 1e-5)
+
+
+@pytest.mark.parametrize("spaces", ["", "  ", "\n"])
+def test_spaces_at_the_end_of_a_context_belong_to_the_options(llama, spaces):
+    choice = Choice("Mia has" + spaces, ("12 apples", "7"), 0)
+    bare = len(llama[1].encode("Mia has"))
+    [record] = score(*llama, [choice])
+    assert record["tokens"] == [len(llama[1].encode(f"Mia has{spaces} {o}")) - bare for o in choice.options]
+
+
+def test_a_row_shares_the_context_and_nothing_is_left_out(llama):
+    for number, choice in enumerate(QUESTIONS):
+        row = choices.make_row(llama[1], number, choice)
+        context = llama[1].encode(choice.context.rstrip())
+        size = row.branch.count(0)
+        assert row.ids[:size] == context[:size] and size >= len(context) - 1
+        whole = [llama[1].encode(f"{choice.context} {option}") for option in choice.options]
+        used = len(row.ids) - row.branch.count(-1)
+        assert used == size + sum(len(tokens) - 1 - size for tokens in whole)
+        assert len(row.ids) == len(row.branch) == len(row.positions) == (used + 15) // 16 * 16
+
+
+# ---------------------------------------------------------------- tokens over the seam
+
+class Pieces:
+    """A tokenizer that always takes the longest of its pieces, else one character."""
+
+    def __init__(self, *pieces, bos=()):
+        self.pieces, self.bos = sorted(pieces, key=len, reverse=True), list(bos)
+
+    def encode(self, text):
+        ids = list(self.bos)
+        while text:
+            piece = next((p for p in self.pieces if text.startswith(p)), text[0])
+            ids.append(100 + self.pieces.index(piece) if piece in self.pieces else ord(piece))
+            text = text[len(piece):]
+        return ids
+
+
+def test_options_of_one_token_are_no_inputs(both):
+    model, tokenizer, choice = both("qwen2")[1], Pieces(" x", " y", " z"), Choice("abc", ("x", "y", "z"), 0)
+    row = choices.make_row(tokenizer, 0, choice)
+    assert row.branch == [0] * 3 + [-1] * 13 and [len(option) for option in row.targets] == [1, 1, 1]
+    [record] = score(model, tokenizer, [choice])
+    close(record["log_probs"], [sum(option) for option in alone(model, tokenizer, choice)])
+
+
+@pytest.mark.parametrize("pieces, shared, scored", [
+    ([], 3, [2, 3]),  # a b c | _ x,  a b c | _ y z
+    (["c x"], 2, [1, 3]),  # a b | c_x,  a b | c _ y z: see the next test for what is scored of the first
+    (["bc y"], 1, [2, 1]),  # a | b c _ x,  a | bc_y z
+    (["c y", "c x"], 2, [1, 1]),  # a b | c_x,  a b | c_y z
+    (["bc", "c x"], 2, [2, 3]),  # a bc | _ x,  a bc | _ y z
+])
+def test_tokens_that_reach_over_the_seam(both, pieces, shared, scored):
+    model, tokenizer = both("llama-gqa")[1], Pieces(*pieces)
+    choice = Choice("abc", ("x", "yz"), 0)
+    row = choices.make_row(tokenizer, 0, choice)
+    assert (row.branch.count(0), [len(option) for option in row.targets]) == (shared, scored)
+    [record] = score(model, tokenizer, [choice])
+    expected = alone(model, tokenizer, choice)
+    for found, count, option in zip(record["log_probs"], scored, expected):
+        if len(option) == count:
+            close(found, sum(option))
+
+
+@pytest.mark.parametrize("bos", [[], [1]])
+def test_the_last_token_is_scored_even_where_the_context_swallows_the_option(both, bos):
+    model, tokenizer = both("qwen2")[1], Pieces("bc x", bos=bos)
+    choice = Choice("abc", ("x", "y"), 0)  # a bc_x, shorter than a b c
+    [record] = score(model, tokenizer, [choice])
+    ids = torch.tensor([tokenizer.encode("abc x")])
+    with torch.no_grad():
+        logits = model.logits(model(model.embed(ids)))[0, -2].log_softmax(-1)
+    assert record["tokens"] == [1, 2]
+    close(record["log_probs"][0], logits[ids[0, -1]].item())
+
+
+def test_an_option_that_is_the_beginning_of_another():
+    tokenizer, choice = Pieces("bc x"), Choice("abc", ("x", "xy"), 0)  # a bc_x,  a bc_x y
+    row = choices.make_row(tokenizer, 0, choice)
+    a, x, y = tokenizer.encode("abc xy")
+    assert row.ids[:2] == [a, x] and row.branch[:2] == [0, 2] and row.targets == [[x], [y]]
+    assert row.places == [[0], [1]]
+
+
+def test_a_first_token_that_options_do_not_share(both):
+    model, tokenizer = both("qwen2")[1], Pieces("a x", "a y")
+    choice = Choice("a", ("xz", "yz", "z"), 0)  # a_x z, a_y z, a _ z
+    assert choices.make_row(tokenizer, 0, choice).branch[:4] == [1, 2, 3, 3]
+    [record] = score(model, tokenizer, [choice])
+    close(record["log_probs"], [sum(option) for option in alone(model, tokenizer, choice)])
+
+
+@pytest.mark.parametrize("context, options", [("", ("x", "y")), (" \n", ("x", "y")), ("a", ("x", "y"))])
+def test_what_cannot_be_predicted_is_refused(both, context, options):
+    with pytest.raises(InputError, match="problem 3: expected a context and options of at least one token"):
+        list(choices.score(both("qwen2")[1], Pieces("a x"), [(3, Choice(context, options, 0))], 1))
+
+
+# ---------------------------------------------------------------- whatever the batch
+
+@pytest.mark.parametrize("name", ["llama", "tiny"])
+def test_the_batch_changes_no_bit(name, request):
+    model, tokenizer = request.getfixturevalue(name)
+    expected = score(model, tokenizer, batch=1)
+    assert [score(model, tokenizer, batch=batch) for batch in (7, 64)] == [expected] * 2
+    assert score(model, tokenizer, QUESTIONS[::-1], 5) == [
+        {**record, "problem": number} for number, record in enumerate(expected[::-1])]
+    torch.set_num_threads(2)
+    try:
+        assert score(model, tokenizer, QUESTIONS[:12], 7) == expected[:12]
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_small_chunks_of_logits_change_no_bit(llama, monkeypatch):
+    expected = score(*llama)
+    monkeypatch.setattr(choices, "LOGITS_AT_ONCE", 1)
+    assert score(*llama, batch=7) == expected
+
+
+def test_results_come_as_batches_finish(llama, monkeypatch):
+    sizes, forward = [], Transformer.forward
+    monkeypatch.setattr(Transformer, "forward",
+                        lambda self, x, attend: sizes.append((*x.shape, x.requires_grad)) or forward(self, x, attend))
+    stream = choices.score(*llama, [(100 + n, choice) for n, choice in enumerate(QUESTIONS)], 5)
+    number, record = next(stream)
+    assert number == record["problem"] == 102 and len(sizes) == sizes[0][0] == 1  # the longest
+    assert torch.is_grad_enabled() and not sizes[0][-1]
+    assert sorted([number, *(n for n, _ in stream)]) == list(range(100, 100 + len(QUESTIONS)))
+    lengths = [shape[1] for shape in sizes]
+    assert lengths == sorted(lengths, reverse=True) and max(shape[0] for shape in sizes) == 5
+
+
+def test_no_logits_of_all_positions(llama, monkeypatch):
+    rows, logits = [], Transformer.logits
+    monkeypatch.setattr(Transformer, "logits", lambda self, hidden: rows.append(len(hidden)) or logits(self, hidden))
+    [record] = score(*llama, [QUESTIONS[2]])
+    assert sum(rows) == (sum(record["tokens"]) + 15) // 16 * 16
+
+
+# ---------------------------------------------------------------- accuracy
+
+@torch.no_grad()
+def harness(model, tokenizer, choice):
+    """(acc, acc_norm) of one question as lm-evaluation-harness defines them, by transformers' model."""
+    sums, characters = [], []
+    for option in choice.options:
+        ids = torch.tensor([tokenizer.encode(choice.context.rstrip() + " " + option)])
+        continuation = ids.shape[1] - len(tokenizer.encode(choice.context.rstrip()))
+        log_probs = model(ids).logits.log_softmax(-1)[0, -continuation - 1: -1]
+        sums.append(log_probs.gather(1, ids[0, -continuation:, None]).sum())
+        characters.append(float(len(option)))
+    sums = torch.stack(sums)
+    best, best_norm = sums.argmax().item(), (sums / torch.tensor(characters)).argmax().item()
+    return float(best == choice.answer), float(best_norm == choice.answer)
+
+
+def test_accuracies_are_those_of_the_harness(both, llama):
+    questions = [choice for choice in QUESTIONS if choice.context == choice.context.rstrip()]
+    expected = [harness(both("llama-gqa")[0], llama[1], choice) for choice in questions]
+    records = score(*llama, questions)
+    assert [(r["picked"] == r["answer"], r["picked_norm"] == r["answer"]) for r in records] == expected
+    found = choices.summarize(records)
+    accuracy, accuracy_norm = (sum(values) / len(expected) for values in zip(*expected))
+    assert 0 < accuracy < 1 and accuracy != accuracy_norm
+    assert (found["accuracy"], found["accuracy_norm"]) == (accuracy, accuracy_norm)
+
+
+def test_a_record_from_known_log_probabilities():
+    row = choices.make_row(Pieces(), 7, Choice("c", ("ab", "abcdefgh", "abc"), 1))
+    record = choices.describe(row, [[-1.0, -2.0], [-4.0, -1.0, -3.0], [-4.5]])
+    assert record == {"problem": 7, "log_probs": [-3.0, -8.0, -4.5], "tokens": [2, 3, 1], "picked": 0, "picked_norm": 1,
+                      "answer": 1, "nll": 8 / 3}
+    other = {**record, "picked": 1, "picked_norm": 0, "nll": 1.0}
+    third = {**record, "picked": 1, "nll": 1 / 3}
+    assert choices.summarize([record, other, third]) == pytest.approx(
+        {"accuracy": 2 / 3, "accuracy_norm": 2 / 3, "nll": 4 / 3})

@@ -1,96 +1,237 @@
 #!/usr/bin/env python3
-"""Evaluate a model in the six inference settings of "Soft Tokens, Hard Truths" (section 4).
+"""Evaluate models in the six inference settings of "Soft Tokens, Hard Truths" (section 4), or on multiple choice.
 
     python eval.py                                                    # the embedded model, hard-greedy
     python eval.py --model RUN/best --data tiny-test --settings all --samples 32 --out result.json
+    python eval.py --model base=M soft=RUN1/best soft=RUN2/best --data gsm8k-test math-500 mmlu --out result.json
+    python eval.py --model RUN/best --show 3 --settings soft-sample   # look inside one chain of thought
     torchrun --nproc-per-node 2 eval.py ...                           # problems are shared out over the ranks
 
-The answer is always decoded greedily.  A greedy setting has one sample a problem.  --out FILE.json gets the numbers,
-FILE.jsonl beside it every generation.  A default marked * may be replaced by the model folder's minisoft.json.
+The answer is always decoded greedily.  A greedy setting has one sample a problem.  Rows of a multiple-choice file
+(HellaSwag, ARC, MMLU) are scored instead: accuracy, and NLL per token of the correct answer.  --out FILE.json gets the
+numbers, FILE.jsonl beside it every generation, FILE.md the tables; a call that was killed goes on where it stopped.
+Neither --batch nor the number of ranks changes a result.  A default marked * may be replaced by the model folder's
+minisoft.json.  `python -m minisoft.report` merges result files and draws figures.
 """
 
 import argparse
+import hashlib
 import json
+import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-from minisoft import checkpoint, data, evaluation, report
-from minisoft.errors import InputError
+from minisoft import checkpoint, data, evaluation, inside, report
+from minisoft.errors import InputError, expecting
+from minisoft.journal import Journal
 from minisoft.parallel import World
 from minisoft.reward import Verifier
-from minisoft.soft import GAMMA, rms
+from minisoft.rollout import Format, Request, rollout
+from minisoft.soft import GAMMA, KINDS, NOISES, TAU, make_kind, noise_scale
 from minisoft.tokenizer import read_json
 
 
 def read_flags(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    group = parser.add_argument_group("model and problems")
-    group.add_argument("--model", default=str(data.WEIGHTS / "tiny"), help="folder, or hub id (default weights/tiny)")
-    group.add_argument("--data", help=".jsonl or .json file, tiny-test, or a hub name (default gsm8k-test *)")
+    group = parser.add_argument_group("models and problems")
+    group.add_argument("--model", nargs="+", default=[str(data.WEIGHTS / "tiny")], metavar="[NAME=]MODEL",
+                       help="folders or hub ids (default weights/tiny); those with the same NAME are seeds of one row of the "
+                            "tables (default: base model and kind of token it was trained with)")
+    group.add_argument("--data", nargs="+", help="problems or multiple choice: .jsonl or .json files, tiny-test, or hub names: "
+                       f"{', '.join(data.HUB)} (default gsm8k-test *)")
     group.add_argument("--prompt", help="file with the prompt, QUESTION where the question goes (default the paper's *)")
-    group.add_argument("--limit", type=int, metavar="N", help="only the first N problems (default all)")
+    group.add_argument("--limit", type=int, metavar="N", help="only the first N problems of each (default all)")
     group = parser.add_argument_group("inference (section 4)")
     group.add_argument("--settings", default="hard-greedy",
                        help=f"all, or some of {','.join(evaluation.SETTINGS)} (default hard-greedy)")
     group.add_argument("--samples", type=int, default=32, help="samples a problem in the sample settings (default 32)")
     group.add_argument("--cot", type=int, help="CoT budget in tokens (default 512 *)")
-    group.add_argument("--sigma", type=float, help=f"noise on the CoT input (default what training used *, {GAMMA} rms(E))")
-    group.add_argument("--seed", type=int, default=0, help="(seed, setting, problem, sample) decides every draw (default 0)")
+    group.add_argument("--seed", type=int, nargs="+", default=[0],
+                       help="(seed, setting, problem, sample) decides every draw; several seeds are several runs, "
+                       "the greedy settings in the first only (default 0)")
+    group = parser.add_argument_group("the CoT's mixtures and noise (section 3, appendix F)")
+    group.add_argument("--tau", nargs="+", default=[], metavar="KIND=TAU",
+                       help=f"softmax temperature of a kind, such as fuzzy=0.01 (default {TAU}; F.3)")
+    group.add_argument("--noise", choices=NOISES, help="where soft and fuzzy tokens get their noise (default embedding *; F.2)")
+    group.add_argument("--top-k", type=int, metavar="K", help="noise on the K best logits, the rest -inf (default all *; F.2)")
+    sigma = group.add_mutually_exclusive_group()
+    sigma.add_argument("--gamma", type=float, help=f"noise factor: sigma = gamma * noise scale, rms(E) for the embedding "
+                       f"(default: the sigma that training used *, else gamma {GAMMA}; F.1)")
+    sigma.add_argument("--sigma", type=float, help="the standard deviation of the noise itself")
     group = parser.add_argument_group("machine")
-    group.add_argument("--batch", type=int, default=64, help="rows at once (default 64)")
+    group.add_argument("--batch", type=int, default=64, help="rows (questions) at once (default 64)")
     group.add_argument("--device", help="cpu or cuda (default cuda where there is one)")
     group.add_argument("--dtype", choices=list(checkpoint.DTYPES), default="float32", help="default float32")
+    group = parser.add_argument_group("output")
     group.add_argument("--out", type=Path, metavar="FILE.json", help="where the numbers go (default: only printed)")
+    group.add_argument("--show", type=int, metavar="N", help="instead of evaluating: print the CoT of problem N (from 0) step by "
+                       "step in every setting, and write it as a page (--out FILE.html, default show-N.html)")
     args = parser.parse_args(argv)
-    for name in ("samples", "batch", "cot", "limit", "sigma"):
+    for name in ("samples", "batch", "cot", "limit", "sigma", "gamma", "top_k"):
         if getattr(args, name) is not None and not getattr(args, name) > 0:
-            parser.error(f"--{name}: expected a positive number, found {getattr(args, name)}")
-    if args.out and args.out.suffix != ".json":
-        parser.error(f"--out: expected a name ending in .json, found {args.out}")
+            parser.error(f"--{name.replace('_', '-')}: expected a positive number, found {getattr(args, name)}")
+    suffix = ".html" if args.show is not None else ".json"
+    if args.out and args.out.suffix != suffix:
+        parser.error(f"--out: expected a name ending in {suffix}, found {args.out}")
+    args.settings = evaluation.read_settings(args.settings)
+    args.tau = read_tau(args.tau)
     return args
 
 
+def read_tau(texts: list[str]) -> dict[str, float]:
+    """["fuzzy=0.01"] -> {"fuzzy": 0.01}."""
+    found = {}
+    for text in texts:
+        kind, _, value = text.partition("=")
+        with expecting(f"KIND=TAU with one of {', '.join(KINDS)} and a number", f"--tau {text}"):
+            found[KINDS[KINDS.index(kind)]] = float(value)
+    return found
+
+
+@dataclass
+class Subject:
+    """A model under test: its folder, what its minisoft.json says, its row in the tables."""
+
+    given: str
+    folder: Path
+    about: dict
+    label: str
+
+    @classmethod
+    def find(cls, text: str) -> "Subject":
+        name, equals, path = text.partition("=")
+        given = path if equals and not Path(text).exists() else text
+        folder = checkpoint.find(given)
+        about = read_json(folder / checkpoint.SIDECAR)
+        trained = f"{about['base']} {about['tokens']}" if {"base", "tokens"} <= set(about) else folder.resolve().name
+        return cls(given, folder, about, name if given == path and equals else trained)
+
+    def identity(self) -> list:
+        """Changes when a file of the folder does."""
+        return [self.given, *sorted([path.name, path.stat().st_size, path.stat().st_mtime_ns]
+                                    for path in self.folder.iterdir() if path.is_file())]
+
+    def inference(self, args: argparse.Namespace, model) -> dict:
+        """What decides inference, from flags, else minisoft.json, else the paper: noise, top_k, sigma, tau, cot, prompt."""
+        noise = args.noise or self.about.get("noise", "embedding")
+        trained = self.about if noise == self.about.get("noise", "embedding") else {}  # sigma belongs to a place
+        top_k = args.top_k or trained.get("top_k")
+        sigma = args.sigma or (args.gamma or (not trained.get("sigma") and GAMMA) or 0) * noise_scale(model, noise)
+        tau = {**({self.about["tokens"]: self.about["tau"]} if self.about.get("tau") else {}), **args.tau}
+        if top_k and (noise != "logits" or top_k > model.config.vocab_size):
+            raise InputError(f"--top-k: expected noise on the logits and at most {model.config.vocab_size}, found {top_k} with "
+                             f"noise on the {noise}")
+        return {"noise": noise, "top_k": top_k, "sigma": sigma or trained["sigma"], "tau": tau,
+                "cot": args.cot or self.about.get("defaults", {}).get("cot", 512),
+                "prompt": data.read_prompt(args.prompt) if args.prompt else self.about.get("prompt", data.PAPER_PROMPT)}
+
+
+def kind_of(setting: str, inference: dict):
+    name = setting.split("-")[0]
+    return make_kind(name, inference["sigma"], inference["tau"].get(name), inference["noise"], inference["top_k"])
+
+
+def default_data(args: argparse.Namespace, subject: Subject) -> list[str]:
+    tiny = subject.about.get("defaults", {}).get("data") == "tiny"
+    return args.data or ["tiny-test" if tiny else "gsm8k-test"]
+
+
+def run_all(args: argparse.Namespace, world: World, score) -> tuple[list[dict], list[dict], Journal]:
+    """(result of every model x data x seed, every generation, the journal)."""
+    subjects = [Subject.find(text) for text in args.model]
+    sources = {name: data.load(name)[: args.limit] for name in default_data(args, subjects[0])}
+    decide = {name: vars(args)[name] for name in (
+        "settings", "samples", "cot", "seed", "tau", "noise", "top_k", "gamma", "sigma", "dtype", "prompt", "limit")}
+    decide["prompt"] = args.prompt and data.read_prompt(args.prompt)
+    journal = Journal(args.out, {**decide, "model": [s.identity() for s in subjects], "data": [
+        [name, hashlib.sha256(repr(rows).encode()).hexdigest()] for name, rows in sources.items()]}, world)
+    results, generations = [], []
+    for subject in subjects:
+        model, tokenizer = checkpoint.load(subject.folder, world.device, checkpoint.DTYPES[args.dtype])
+        inference = subject.inference(args, model)
+        for name, rows in sources.items():
+            choice = isinstance(rows[0], data.Choice)
+            for seed in args.seed[:1] if choice else args.seed:  # nothing is drawn in multiple choice
+                run = len(results)
+                common = {"batch": args.batch, "world": world, "journal": journal, "run": run}
+                result = {"model": subject.given, "label": subject.label, "data": name, "problems": len(rows),
+                          "samples": args.samples, "seed": seed, **inference, "dtype": args.dtype, "settings": {}}
+                if choice:
+                    result["choices"], made = evaluation.evaluate_choices(model, tokenizer, rows, **common)
+                    generations += [{"run": run, "setting": "choices", **g} for g in made]
+                for setting in [] if choice else args.settings:
+                    if setting.endswith("greedy") and seed != args.seed[0]:
+                        continue  # nothing is drawn
+                    world.say(f"{subject.label} on {name}, seed {seed}: {setting}")
+                    result["settings"][setting], made = evaluation.evaluate(
+                        model, tokenizer, rows, setting, kind_of(setting, inference), samples=args.samples, seed=seed,
+                        cot_tokens=inference["cot"], template=inference["prompt"], score=score, **common)
+                    generations += [{"run": run, "setting": setting, **g} for g in made]
+                results.append(result)
+    return results, generations, journal
+
+
 def evaluate(args: argparse.Namespace, world: World, score) -> None:
-    settings = evaluation.read_settings(args.settings)
     if args.out:
-        if str(args.out.with_suffix(".jsonl")) == str(args.data):
-            raise InputError(f"--out: expected another name, since {args.data} holds the problems")
+        if str(args.out.with_suffix(".jsonl")) in (args.data or []):
+            raise InputError(f"--out: expected another name, since {args.out.with_suffix('.jsonl')} holds the problems")
         args.out.parent.mkdir(parents=True, exist_ok=True)
-    source = checkpoint.find(args.model)
-    about = read_json(source / checkpoint.SIDECAR)
-    args.data = args.data or ("tiny-test" if about.get("defaults", {}).get("data") == "tiny" else "gsm8k-test")
-    problems = data.load_problems(args.data)[: args.limit]
-    template = data.read_prompt(args.prompt) if args.prompt else about.get("prompt", data.PAPER_PROMPT)
-    model, tokenizer = checkpoint.load(source, world.device, checkpoint.DTYPES[args.dtype])
-    sigma = args.sigma or about.get("sigma") or GAMMA * rms(model.E)
-    cot = args.cot or about.get("defaults", {}).get("cot", 512)
-    results, generations = {}, []
-    for setting in settings:
-        results[setting], made = evaluation.evaluate(
-            model, tokenizer, problems, setting, samples=args.samples, batch=args.batch, cot_tokens=cot, sigma=sigma,
-            template=template, seed=args.seed, score=score, world=world)
-        generations += [{"setting": setting, **g} for g in made]
-    result = {"model": args.model, "data": args.data, "problems": len(problems), "samples": args.samples,
-              "seed": args.seed, "sigma": sigma, "cot": cot, "settings": results}
-    columns = list(dict.fromkeys(name for r in results.values() for name in r if name.startswith("pass@")))
-    rows = [["setting", *columns, "boxed", "CoT tokens"]] + [
-        [setting, *(report.percent(r[c]) if c in r else "" for c in columns), report.percent(r["boxed"]),
-         f"{r['cot_length']:.1f}"] for setting, r in results.items()]
-    world.say(f"{args.model} on {len(problems)} problems of {args.data}\n{report.table(rows)}")
+    results, generations, journal = run_all(args, world, score)
+    tables = report.tables(results)
+    world.say(tables)
     if args.out and world.main:
-        args.out.with_suffix(".jsonl").write_text("".join(json.dumps(g) + "\n" for g in generations), "utf-8")
-        checkpoint.write_json(args.out, result)
+        write(args.out.with_suffix(".jsonl"), "".join(json.dumps(g) + "\n" for g in generations))
+        write(args.out.with_suffix(".md"), tables + "\n")
+        write(args.out, json.dumps(results[0] if len(results) == 1 else {"runs": results}, indent=2) + "\n")
+        world.say(f"written: {args.out}, {args.out.with_suffix('.jsonl').name}, {args.out.with_suffix('.md').name}")
+    journal.remove()
+
+
+def show(args: argparse.Namespace, world: World, score) -> None:
+    """Look inside the chain of thought of one problem, sample 0 (the one that an evaluation draws)."""
+    if len(args.model) > 1 or len(args.data or []) > 1 or world.size > 1:
+        raise InputError("--show: expected one model, one data set and one process, found more")
+    subject = Subject.find(args.model[0])
+    model, tokenizer = checkpoint.load(subject.folder, world.device, checkpoint.DTYPES[args.dtype])
+    inference, problems = subject.inference(args, model), data.load_problems(default_data(args, subject)[0])
+    if not 0 <= args.show < len(problems):
+        raise InputError(f"--show: expected a problem from 0 to {len(problems) - 1}, found {args.show}")
+    problem, form = problems[args.show], Format(tokenizer)
+    prompt = tokenizer.encode(data.prompt(problem.question, inference["prompt"]))
+    chains = []
+    for setting in args.settings:
+        kind, request = kind_of(setting, inference), Request(prompt, (args.seed[0], setting, args.show), range(1))
+        record = rollout(model, form, kind, [request], inference["cot"], setting.endswith("greedy"), True)[0]
+        chains.append(inside.look(model, form, kind, record, setting,
+                                  evaluation.describe(form, record, 0, args.show, problem, score)))
+        print(inside.as_text(chains[-1]))
+    page = args.out or Path(f"show-{args.show}.html")
+    write(page, inside.as_page(f"{subject.label}, problem {args.show}", chains))
+    print(f"written: {page}")
+
+
+def write(path: Path, text: str) -> None:
+    """All of the file or nothing."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text, "utf-8")
+    os.replace(new, path)
 
 
 def main(argv=None) -> None:
-    args = read_flags(argv)
+    args = None
     try:
+        args = read_flags(argv)
         with World(args.device) as world, Verifier() as verifier:
-            evaluate(args, world, verifier.score)
+            if args.show is None:
+                evaluate(args, world, verifier.score)
+            else:
+                show(args, world, verifier.score)
     except (InputError, OSError) as error:
         sys.exit(f"eval.py: error: {error}")
     except KeyboardInterrupt:
-        sys.exit("eval.py: interrupted, nothing written")
+        kept = args and args.out and args.show is None
+        sys.exit("eval.py: interrupted; the same command goes on where it stopped" if kept else "eval.py: interrupted")
 
 
 if __name__ == "__main__":

@@ -22,12 +22,13 @@ from tqdm import tqdm
 
 from minisoft import checkpoint, data, evaluation, report
 from minisoft.errors import InputError
+from minisoft.journal import Journal
 from minisoft.optimizer import Optimizer
 from minisoft.parallel import World
 from minisoft.reinforce import Mismatch, backward, leave_one_out, measure_mismatch
 from minisoft.reward import Verifier
 from minisoft.rollout import ANSWER, COT, Format, Request, rollout
-from minisoft.soft import GAMMA, KINDS, TAU, make_kind, rms
+from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K, make_kind, noise_scale, rms
 from minisoft.tokenizer import read_json
 
 DEFAULTS = {"data": "gsm8k", "prompts": 2, "group": 32, "steps": 4000, "cot": 128, "warmup": 20, "validate_every": 100,
@@ -50,8 +51,11 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
     add(group, "--test", None, "problems held out for the table before/after (default 10 %, at most 200)", type=int)
     group = parser.add_argument_group("chain of thought (section 3)")
     add(group, "--tokens", "soft", "kind of CoT token", choices=KINDS)
-    add(group, "--tau", None, f"softmax temperature of the CoT in training (default {TAU})", type=float)
-    add(group, "--gamma", GAMMA, "noise factor: sigma = gamma * rms(E)", type=float)
+    add(group, "--tau", None, f"softmax temperature of the CoT in training (default {TAU}, with --top-k {TAU_TOP_K}; F.3)",
+        type=float)
+    add(group, "--gamma", GAMMA, "noise factor: sigma = gamma * noise scale, rms(E) for the embedding (F.1)", type=float)
+    add(group, "--noise", "embedding", "where soft and fuzzy tokens get their noise (F.2)", choices=NOISES)
+    add(group, "--top-k", None, "noise on the K best logits, the rest -inf (default all; F.2)", type=int, metavar="K")
     add(group, "--cot", None, "CoT budget in tokens (default 128 *; paper: 128 GSM8K, 512 MATH)", type=int)
     group = parser.add_argument_group("REINFORCE (appendix A)")
     add(group, "--prompts", None, "B, problems a step over all ranks (default 2 *)", type=int, metavar="B")
@@ -108,12 +112,15 @@ class Run:
         self.model, self.tokenizer = checkpoint.load(self.source, world.device, checkpoint.DTYPES[args.dtype])
         self.form = Format(self.tokenizer)
         tensors, facts = checkpoint.load_state(args.out / "state") if args.resume else ({}, {
-            "step": 0, "best": -1.0, "before": None, "seconds": 0.0, "sigma": args.gamma * rms(self.model.E)})
+            "step": 0, "best": -1.0, "before": None, "seconds": 0.0, "sigma": args.gamma * noise_scale(self.model, args.noise)})
         self.sigma = facts["sigma"]
-        self.kind = make_kind(args.tokens, self.sigma, args.tau)
+        self.kind = self.make_kind(args.tokens)
+        if (args.top_k or 1) > self.model.config.vocab_size:
+            raise InputError(f"--top-k: expected at most the vocabulary's {self.model.config.vocab_size}, found {args.top_k}")
         self.optimizer = Optimizer(self.model, args.lr, args.steps, args.warmup, args.betas,
                                    args.weight_decay, args.clip)
-        self.about = {**about, "prompt": self.template, "sigma": self.sigma, "tokens": args.tokens}
+        self.about = {**about, "prompt": self.template, "base": self.source.resolve().name, "tokens": args.tokens,
+                      "sigma": self.sigma, "tau": self.kind.tau, "noise": args.noise, "top_k": args.top_k}
         self.step, self.best, self.before, self.seconds = (facts[k] for k in ("step", "best", "before", "seconds"))
         if tensors:
             self.optimizer.load(tensors)
@@ -132,12 +139,17 @@ class Run:
                 "step": self.step, "best": self.best, "before": self.before, "seconds": self.seconds,
                 "sigma": self.sigma})
 
+    def make_kind(self, name: str):
+        """The kind called `name` with this run's noise; the trained kind has its own temperature."""
+        args = self.args
+        return make_kind(name, self.sigma, args.tau if name == args.tokens else None, args.noise, args.top_k)
+
     def evaluate(self, problems, score, *settings: str) -> dict:
         """Greedy settings on held-out problems: {setting: {"pass@1": fraction, ...}}."""
         return {setting: evaluation.evaluate(
-            self.model, self.tokenizer, problems, setting, samples=1, batch=self.args.eval_batch, sigma=self.sigma,
-            cot_tokens=self.args.cot, template=self.template, seed=0, score=score, world=self.world)[0]
-            for setting in dict.fromkeys(settings) if problems}
+            self.model, self.tokenizer, problems, setting, self.make_kind(setting.split("-")[0]), samples=1, seed=0,
+            batch=self.args.eval_batch, cot_tokens=self.args.cot, template=self.template, score=score, world=self.world,
+            journal=Journal(None, {}, self.world))[0] for setting in dict.fromkeys(settings) if problems}
 
 
 def resumed(args: argparse.Namespace, given: set[str]) -> argparse.Namespace:
@@ -177,7 +189,7 @@ def train_step(run: Run, score) -> tuple[dict, list[dict]]:
     numbers = data.batch(len(run.problems), args.prompts, args.seed, run.step)
     with report.clock(seconds, "seconds_rollout"):  # eqs. 3-6
         requests = [Request(run.tokenizer.encode(data.prompt(run.problems[numbers[b]].question, run.template)),
-                            (args.seed, run.step, numbers[b]), samples, args.group) for b, samples in run.shares]
+                            (args.seed, run.step, numbers[b]), samples) for b, samples in run.shares]
         rollouts = rollout(model, run.form, run.kind, requests, args.cot)
     with report.clock(seconds, "seconds_reward"):  # eq. 11
         generations = [evaluation.describe(run.form, record, row, numbers[b], run.problems[numbers[b]], score)

@@ -5,12 +5,13 @@
 
 import importlib
 
-_MODULES = "checkpoint data errors evaluation model optimizer parallel reinforce report reward rollout soft tokenizer"
+_MODULES = ("checkpoint choices data draws errors evaluation figures inside journal model optimizer parallel reinforce report "
+            "reward rollout soft tokenizer").split()
 
 
 def __getattr__(name: str):
     if name == "load":
         return importlib.import_module("minisoft.checkpoint").load
-    if name in _MODULES.split():
+    if name in _MODULES:
         return importlib.import_module(f"minisoft.{name}")
     raise AttributeError(f"module 'minisoft' has no attribute {name!r}")

@@ -1,22 +1,24 @@
-"""The six inference settings and pass@k (section 4)."""
+"""The six inference settings, pass@k with intervals, entropy by position, multiple choice (section 4)."""
 
 from math import comb
 
+import torch
 from tqdm import tqdm
 
-from minisoft import data
+from minisoft import choices, data
 from minisoft.errors import InputError
-from minisoft.rollout import ANSWER, COT, Format, Request, rollout
-from minisoft.soft import make_kind
+from minisoft.rollout import ANSWER, COT, Format, Request, stream
 
 SETTINGS = tuple(f"{kind}-{how}" for kind in ("hard", "soft", "fuzzy") for how in ("greedy", "sample"))
+RESAMPLES = 2000  # of the bootstrap
 
 
 def read_settings(text: str) -> list[str]:
     """ "all" or a comma-separated choice of SETTINGS -> list.  Raises InputError for another name."""
     names = list(SETTINGS) if text == "all" else [name.strip() for name in text.split(",")]
-    for name in set(names) - set(SETTINGS):
-        raise InputError(f"settings: expected all or some of {', '.join(SETTINGS)}, found {name!r}")
+    for name in names:
+        if name not in SETTINGS:
+            raise InputError(f"settings: expected all or some of {', '.join(SETTINGS)}, found {name!r}")
     return list(dict.fromkeys(names))
 
 
@@ -27,57 +29,84 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1 - comb(n - c, k) / comb(n, k)
 
 
-def evaluate(model, tokenizer, problems: list[data.Problem], setting: str, *, samples: int, batch: int, cot_tokens: int,
-             sigma: float, template: str, seed, score, world) -> tuple[dict, list[dict]]:
+def intervals(values: list[list[float]]) -> list[list[float]]:
+    """One row of m numbers for each problem, (P, m) -> for each of the m means its 95 % interval [low, high], by the
+    percentile bootstrap over problems (2,000 resamples, always the same ones), rounded to 6 digits."""
+    x = torch.tensor(values, dtype=torch.float64)  # (P, m)
+    picks = torch.randint(len(x), (RESAMPLES, len(x)), generator=torch.Generator().manual_seed(0))
+    count = torch.zeros(RESAMPLES, len(x), dtype=torch.float64).scatter_add_(1, picks, torch.ones(picks.shape).double())
+    bounds = (count @ x / len(x)).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)  # (2, m)
+    return [[round(low, 6), round(high, 6)] for low, high in bounds.T.tolist()]
+
+
+def evaluate(model, tokenizer, problems: list[data.Problem], setting: str, kind, *, samples: int, batch: int,
+             cot_tokens: int, template: str, seed, score, world, journal, run=0) -> tuple[dict, list[dict]]:
     """Roll out `samples` of every problem in one of SETTINGS (greedy: one), the answer always greedy.
 
-    batch: rows at once; sigma: noise of the CoT input; seed: any key; score(answer_text, gold) -> 100 | 10 | 0;
-    problems are shared out over the ranks of `world`.  Returns (summary, one dict for each generation, ordered by
-    problem and sample), the same on every rank.
+    kind: the setting's kind of CoT token; batch: rows at once; seed: any key; score(answer_text, gold) -> 100 | 10 | 0;
+    problems are shared out over the ranks of `world`; those that `journal` knows under [run, setting, problem] are not
+    done again.  Returns (summary, one dict for each generation, ordered by problem and sample), the same on every rank.
     """
-    name, how = setting.split("-")
-    kind, form, greedy = make_kind(name, sigma), Format(tokenizer), how == "greedy"
+    form, greedy = Format(tokenizer), setting.endswith("greedy")
     group = 1 if greedy else samples
-    waiting = [(i, range(first, min(first + batch, group))) for i in range(world.rank, len(problems), world.size)
-               for first in range(0, group, batch)]
-    found, bar = [], tqdm(total=sum(len(s) for _, s in waiting), desc=setting, unit="row", leave=False,
-                          disable=not world.main)
-    while waiting:
-        taken, rows = [], 0
-        while waiting and (not taken or rows + len(waiting[0][1]) <= batch):
-            rows += len(waiting[0][1])
-            taken.append(waiting.pop(0))
-        requests = [Request(tokenizer.encode(data.prompt(problems[i].question, template)), (seed, setting, i), s, group)
-                    for i, s in taken]
-        for (i, _), record in zip(taken, rollout(model, form, kind, requests, cot_tokens, greedy, True)):
-            found += [describe(form, record, row, i, problems[i], score) for row in range(len(record.samples))]
-        bar.update(rows)
-    bar.close()
-    generations = sorted(world.gather_objects(found), key=lambda g: (g["problem"], g["sample"]))
+    requests = [Request(tokenizer.encode(data.prompt(p.question, template)), (seed, setting, i), range(group))
+                for i, p in enumerate(problems)]
+    longest_first = sorted(range(len(problems)), key=lambda i: -len(requests[i].prompt))  # so memory peaks at once
+    mine = [i for i in longest_first if [run, setting, i] not in journal][world.rank:: world.size]
+    with tqdm(total=len(mine) * group, desc=setting, unit="row", leave=False, disable=not world.main) as bar:
+        for n, record in stream(model, form, kind, [requests[i] for i in mine], cot_tokens, greedy, True, batch, False):
+            journal.add([run, setting, mine[n]], [describe(form, record, row, mine[n], problems[mine[n]], score)
+                                                  for row in range(group)])
+            bar.update(group)
+    journal.share()
+    generations = [g for i in range(len(problems)) for g in journal[[run, setting, i]]]
     return summarize(generations, group), generations
 
 
 def describe(form: Format, record, row: int, number: int, problem: data.Problem, score) -> dict:
-    """One row of a Rollout as a readable, scored dict."""
+    """One row of a Rollout as a readable, scored dict; entropies in nats, by CoT position."""
     cot, answer = record.tokens(row, COT), record.tokens(row, ANSWER)
     text = form.answer_text(answer)
-    entropies = record.entropy[row, : len(cot)]
+    entropies = [round(e, 4) for e in record.entropy[row, : len(cot)].tolist()]
     return {"problem": number, "sample": record.samples[row], "question": problem.question,
             "cot": form.tokenizer.decode(cot), "answer": text, "gold": problem.answer,
             "reward": score(text, problem.answer), "cot_tokens": len(cot), "answer_tokens": len(answer),
-            "truncated": bool(record.truncated[row]), "entropy": float(entropies.mean())}
+            "truncated": bool(record.truncated[row]), "entropy": sum(entropies) / len(entropies), "entropies": entropies}
 
 
 def summarize(generations: list[dict], samples: int) -> dict:
-    """Generations of one setting -> pass@1, pass@2, pass@4, ... pass@samples (fractions) and the shares of readable
-    answers and of spent CoT budgets, mean CoT length in tokens and entropy in nats."""
+    """Generations of one setting -> pass@1 ... pass@samples (fractions) with 95 % intervals over problems, the shares of
+    readable answers and of spent CoT budgets, mean CoT length in tokens, and entropy in nats: the mean over generations of
+    their mean, and by CoT position over the generations that reach it (`rows_by_position`)."""
     right: dict[int, int] = {}
     for g in generations:
         right[g["problem"]] = right.get(g["problem"], 0) + (g["reward"] == 100)
-    ks = sorted({2**i for i in range(samples.bit_length())} | {samples})
+    names = [f"pass@{k}" for k in range(1, samples + 1)]
+    passed = [[pass_at_k(samples, c, k) for k in range(1, samples + 1)] for c in right.values()]  # (P, samples)
+    at = [[] for _ in range(max(g["cot_tokens"] for g in generations))]
+    for g in generations:
+        for t, e in enumerate(g["entropies"]):
+            at[t].append(e)
     mean = lambda values: sum(values) / len(generations)
-    return {**{f"pass@{k}": sum(pass_at_k(samples, c, k) for c in right.values()) / len(right) for k in ks},
+    return {**{name: sum(column) / len(passed) for name, column in zip(names, zip(*passed))},
+            "ci95": dict(zip(names, intervals(passed))),
             "boxed": mean(g["reward"] >= 10 for g in generations),
             "truncated": mean(g["truncated"] for g in generations),
             "cot_length": mean(g["cot_tokens"] for g in generations),
-            "entropy": mean(g["entropy"] for g in generations)}
+            "entropy": mean(g["entropy"] for g in generations),
+            "entropy_by_position": [round(sum(e) / len(e), 6) for e in at], "rows_by_position": [len(e) for e in at]}
+
+
+def evaluate_choices(model, tokenizer, questions: list[data.Choice], *, batch: int, world, journal, run=0
+                     ) -> tuple[dict, list[dict]]:
+    """Multiple choice: accuracy and NLL per token of the correct answer (nats); arguments and results as above."""
+    mine = [i for i in range(len(questions)) if [run, "choices", i] not in journal][world.rank:: world.size]
+    with tqdm(total=len(mine), desc="choices", unit="question", leave=False, disable=not world.main) as bar:
+        for i, record in choices.score(model, tokenizer, [(i, questions[i]) for i in mine], batch):
+            journal.add([run, "choices", i], record)
+            bar.update()
+    journal.share()
+    records = [journal[[run, "choices", i]] for i in range(len(questions))]
+    summary = choices.summarize(records)
+    per_question = [[r["picked"] == r["answer"], r["picked_norm"] == r["answer"], r["nll"]] for r in records]
+    return {**summary, "ci95": dict(zip(("accuracy", "accuracy_norm", "nll"), intervals(per_question)))}, records

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from minisoft import checkpoint, report
+from minisoft import checkpoint, figures, report
 from minisoft.errors import InputError
 from minisoft.optimizer import Optimizer
 from minisoft.parallel import World
@@ -77,11 +77,15 @@ def test_exported_best_is_the_same_model_in_transformers(finished):
     assert json.loads((out / "best/minisoft.json").read_text())["sigma"] == json.loads((out / "config.json").read_text())["sigma"]
 
 
-def test_shares_do_not_change_the_update(finished, tmp_path):
-    out, _ = finished
-    run(tmp_path / "run", "--steps", "4", "--lr", "1e-3", "--warmup", "1", "--shares-every", "0", "--micro-batch", "3")
-    for name, p in weights(out).items():
-        torch.testing.assert_close(weights(tmp_path / "run")[name], p, rtol=0, atol=2e-4)  # sums in another order
+def test_shares_and_micro_batches_do_not_change_the_gradient(tmp_path):
+    """Compared in AdamW's mean of the (clipped) gradients; sums in another order."""
+    found = []
+    for flags in (["--shares-every", "1"], ["--shares-every", "0", "--micro-batch", "3"]):
+        run(tmp_path / flags[1], "--steps", "1", "--lr", "1e-4", "--warmup", "1", *flags)
+        state = load_file(tmp_path / flags[1] / "state/tensors.safetensors")
+        found.append(torch.cat([state[name].flatten() for name in sorted(state) if name.startswith("exp_avg/")]))
+    assert found[0].norm() > 0.01
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-6)
 
 
 def test_interrupted_and_resumed_is_bit_identical(finished, tmp_path, monkeypatch, capsys):
@@ -161,6 +165,17 @@ def test_other_kinds_and_bfloat16(tmp_path, tokens, dtype):
     assert stored == (torch.float32 if dtype == "float32" else torch.bfloat16)
 
 
+@pytest.mark.parametrize("flags", [["--noise", "hidden"], ["--noise", "logits", "--top-k", "5"], ["--noise", "logits"]])
+def test_other_places_of_the_noise(tmp_path, flags):
+    out = tmp_path / "run"
+    metrics = run(out, "--steps", "2", "--warmup", "1", "--lr", "1e-4", *flags)
+    assert all(m["grad_norm"] < float("inf") and m["replay_mismatch"] < 1e-4 for m in metrics)
+    assert any(m["grad_norm"] > 0 for m in metrics)
+    about = json.loads((out / "best/minisoft.json").read_text())  # what evaluation needs to draw the same noise
+    assert about["noise"] == flags[1] and about["sigma"] == json.loads((out / "config.json").read_text())["sigma"]
+    assert about["top_k"] == (5 if "--top-k" in flags else None) and about["tau"] == (1.0 if "--top-k" in flags else 0.5)
+
+
 def test_learning_rate_warms_up_and_falls_to_zero():
     model = torch.nn.Linear(2, 2)
     optimizer = Optimizer(model, 1e-3, 100, 20, (.9, .95), 0., 1.)
@@ -209,6 +224,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path, monkeyp
     (["--group", "1"], "--group: expected at least 2"),
     (["--validation", "9000"], "validation: expected fewer than the 3000 problems"),
     (["--gamma", "0"], "expected tau > 0 and sigma > 0"),
+    (["--top-k", "5"], "top-k: expected at least 1, and noise on the logits"),
+    (["--top-k", "5000", "--noise", "logits"], "--top-k: expected at most the vocabulary's"),
     (["--resume"], "expected a run with a saved state"),
     (["--betas", "2", "3"], "AdamW: expected betas"),
     (["--clip", "-1"], "--clip: expected a positive number"),
@@ -240,6 +257,7 @@ def test_import_is_light():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-def test_curves_are_drawn(finished):
+def test_curves_are_drawn(finished, tmp_path):
     pytest.importorskip("matplotlib")
-    assert report.draw_curves(finished[0]).stat().st_size > 10_000
+    figures.curves(finished[0], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000

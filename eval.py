@@ -28,8 +28,7 @@ from minisoft.journal import Journal
 from minisoft.parallel import World
 from minisoft.reward import Verifier
 from minisoft.rollout import Format, Request, rollout
-from minisoft.soft import GAMMA, KINDS, NOISES, TAU, make_kind, noise_scale
-from minisoft.tokenizer import read_json
+from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K, make_kind, noise_scale
 
 
 def read_flags(argv=None) -> argparse.Namespace:
@@ -37,9 +36,9 @@ def read_flags(argv=None) -> argparse.Namespace:
     group = parser.add_argument_group("models and problems")
     group.add_argument("--model", nargs="+", default=[str(data.WEIGHTS / "tiny")], metavar="[NAME=]MODEL",
                        help="folders or hub ids (default weights/tiny); those with the same NAME are seeds of one row of the "
-                            "tables (default: base model and kind of token it was trained with)")
+                            "tables (default: what it was trained from, on and with)")
     group.add_argument("--data", nargs="+", help="problems or multiple choice: .jsonl or .json files, tiny-test, or hub names: "
-                       f"{', '.join(data.HUB)} (default gsm8k-test *)")
+                       f"{', '.join(data.HUB)} (default gsm8k-test, of the embedded model tiny-test)")
     group.add_argument("--prompt", help="file with the prompt, QUESTION where the question goes (default the paper's *)")
     group.add_argument("--limit", type=int, metavar="N", help="only the first N problems of each (default all)")
     group = parser.add_argument_group("inference (section 4)")
@@ -52,12 +51,13 @@ def read_flags(argv=None) -> argparse.Namespace:
                        "the greedy settings in the first only (default 0)")
     group = parser.add_argument_group("the CoT's mixtures and noise (section 3, appendix F)")
     group.add_argument("--tau", nargs="+", default=[], metavar="KIND=TAU",
-                       help=f"softmax temperature of a kind, such as fuzzy=0.01 (default {TAU}; F.3)")
+                       help=f"softmax temperature of a kind, such as fuzzy=0.01 (default {TAU} *, with --top-k {TAU_TOP_K}; F.3)")
     group.add_argument("--noise", choices=NOISES, help="where soft and fuzzy tokens get their noise (default embedding *; F.2)")
-    group.add_argument("--top-k", type=int, metavar="K", help="noise on the K best logits, the rest -inf (default all *; F.2)")
+    group.add_argument("--top-k", type=int, metavar="K", help="noise on the K best logits, the rest -inf (default all, or without "
+                       "--noise *; F.2)")
     sigma = group.add_mutually_exclusive_group()
-    sigma.add_argument("--gamma", type=float, help=f"noise factor: sigma = gamma * noise scale, rms(E) for the embedding "
-                       f"(default: the sigma that training used *, else gamma {GAMMA}; F.1)")
+    sigma.add_argument("--gamma", type=float, help=f"noise factor: sigma = gamma * noise scale; the scale of the "
+                       f"embedding is rms(E), of a trained model that of its base (default {GAMMA} *; F.1)")
     sigma.add_argument("--sigma", type=float, help="the standard deviation of the noise itself")
     group = parser.add_argument_group("machine")
     group.add_argument("--batch", type=int, default=64, help="rows (questions) at once (default 64)")
@@ -66,14 +66,19 @@ def read_flags(argv=None) -> argparse.Namespace:
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=Path, metavar="FILE.json", help="where the numbers go (default: only printed)")
     group.add_argument("--show", type=int, metavar="N", help="instead of evaluating: print the CoT of problem N (from 0) step by "
-                       "step in every setting, and write it as a page (--out FILE.html, default show-N.html)")
+                       "step in every setting, and write it as a page (--out FILE.html, default show-N.html); of --samples and "
+                       "--seed only the first counts, --limit does not")
     args = parser.parse_args(argv)
     for name in ("samples", "batch", "cot", "limit", "sigma", "gamma", "top_k"):
-        if getattr(args, name) is not None and not getattr(args, name) > 0:
+        if getattr(args, name) is not None and not 0 < getattr(args, name) < float("inf"):
             parser.error(f"--{name.replace('_', '-')}: expected a positive number, found {getattr(args, name)}")
     suffix = ".html" if args.show is not None else ".json"
-    if args.out and args.out.suffix != suffix:
-        parser.error(f"--out: expected a name ending in {suffix}, found {args.out}")
+    if args.out and (args.out.suffix != suffix or args.out.is_dir()):
+        parser.error(f"--out: expected the name of a file, ending in {suffix}, found {args.out}")
+    for name in ("model", "data", "seed"):
+        given = getattr(args, name) or []
+        if len(set(given)) < len(given):
+            parser.error(f"--{name}: expected each once, found {' '.join(map(str, given))}")
     args.settings = evaluation.read_settings(args.settings)
     args.tau = read_tau(args.tau)
     return args
@@ -103,33 +108,46 @@ class Subject:
         name, equals, path = text.partition("=")
         given = path if equals and not Path(text).exists() else text
         folder = checkpoint.find(given)
-        about = read_json(folder / checkpoint.SIDECAR)
-        trained = f"{about['base']} {about['tokens']}" if {"base", "tokens"} <= set(about) else folder.resolve().name
-        return cls(given, folder, about, name if given == path and equals else trained)
+        about = checkpoint.read_about(folder)
+        trained = [str(about[field]) for field in ("base", "data", "tokens") if "tokens" in about and field in about]
+        unusual = [f"{field} {about[field]}" for field, usual in (("gamma", GAMMA), ("noise", "embedding"), ("top_k", None))
+                   if about.get(field, usual) != usual]
+        return cls(given, folder, about, name if given != text else ", ".join([" ".join(trained), *unusual]) if trained
+                   else folder.resolve().name)
 
     def identity(self) -> list:
         """Changes when a file of the folder does."""
         return [self.given, *sorted([path.name, path.stat().st_size, path.stat().st_mtime_ns]
                                     for path in self.folder.iterdir() if path.is_file())]
 
-    def inference(self, args: argparse.Namespace, model) -> dict:
-        """What decides inference, from flags, else minisoft.json, else the paper: noise, top_k, sigma, tau, cot, prompt."""
-        noise = args.noise or self.about.get("noise", "embedding")
-        trained = self.about if noise == self.about.get("noise", "embedding") else {}  # sigma belongs to a place
-        top_k = args.top_k or trained.get("top_k")
-        sigma = args.sigma or (args.gamma or (not trained.get("sigma") and GAMMA) or 0) * noise_scale(model, noise)
-        tau = {**({self.about["tokens"]: self.about["tau"]} if self.about.get("tau") else {}), **args.tau}
-        if top_k and (noise != "logits" or top_k > model.config.vocab_size):
-            raise InputError(f"--top-k: expected noise on the logits and at most {model.config.vocab_size}, found {top_k} with "
-                             f"noise on the {noise}")
-        return {"noise": noise, "top_k": top_k, "sigma": sigma or trained["sigma"], "tau": tau,
-                "cot": args.cot or self.about.get("defaults", {}).get("cot", 512),
-                "prompt": data.read_prompt(args.prompt) if args.prompt else self.about.get("prompt", data.PAPER_PROMPT)}
+    def inference(self, args: argparse.Namespace) -> dict:
+        """What decides inference, from flags, else minisoft.json, else the paper: prompt, cot, where the noise is, gamma (None
+        with --sigma), and tau of every kind of token.  What training chose holds only where it had its noise."""
+        about = self.about
+        noise = args.noise or about.get("noise", "embedding")
+        top_k = args.top_k or (None if args.noise else about.get("top_k"))
+        if top_k and noise != "logits":
+            raise InputError(f"--top-k: expected noise on the logits, found {top_k} with noise on the {noise}")
+        as_trained = (noise, top_k) == (about.get("noise", "embedding"), about.get("top_k"))
+        gamma = None if args.sigma else args.gamma or (about.get("gamma") if as_trained else None) or GAMMA
+        tau = {name: args.tau.get(name, about.get("tau") if as_trained and name == about.get("tokens") else None) for name in KINDS}
+        return {"prompt": data.read_prompt(args.prompt) if args.prompt else about.get("prompt", data.PAPER_PROMPT),
+                "cot": args.cot or about.get("defaults", {}).get("cot", 512), "noise": noise, "top_k": top_k, "gamma": gamma,
+                "tau": {name: make_kind(name, 1.0, tau[name], noise, top_k).tau for name in KINDS}}
+
+    def sigma(self, args: argparse.Namespace, inference: dict, model) -> float:
+        """The standard deviation of the noise: --sigma, or gamma times the noise scale, of a trained model that of its base."""
+        if (inference["top_k"] or 0) > model.config.vocab_size:
+            raise InputError(f"--top-k: expected at most the vocabulary's {model.config.vocab_size}, found {inference['top_k']}")
+        about, same_place = self.about, inference["noise"] == self.about.get("noise", "embedding")
+        known = same_place and {"sigma", "gamma"} <= set(about)
+        scale = about["sigma"] / about["gamma"] if known else noise_scale(model, inference["noise"])
+        return args.sigma or inference["gamma"] * scale
 
 
 def kind_of(setting: str, inference: dict):
     name = setting.split("-")[0]
-    return make_kind(name, inference["sigma"], inference["tau"].get(name), inference["noise"], inference["top_k"])
+    return make_kind(name, inference["sigma"], inference["tau"][name], inference["noise"], inference["top_k"])
 
 
 def default_data(args: argparse.Namespace, subject: Subject) -> list[str]:
@@ -137,19 +155,35 @@ def default_data(args: argparse.Namespace, subject: Subject) -> list[str]:
     return args.data or ["tiny-test" if tiny else "gsm8k-test"]
 
 
-def run_all(args: argparse.Namespace, world: World, score) -> tuple[list[dict], list[dict], Journal]:
-    """(result of every model x data x seed, every generation, the journal)."""
+def begin(args: argparse.Namespace, world: World) -> tuple[list[Subject], dict, Journal]:
+    """(models, {data: rows}, what an earlier call had finished), after looking at everything that can be wrong."""
     subjects = [Subject.find(text) for text in args.model]
+    for subject in subjects:
+        first = next(s for s in subjects if s.label == subject.label)
+        differ = [name for name, value in subject.inference(args).items() if value != first.inference(args)[name]]
+        if differ:
+            raise InputError(f"--model: expected models called {subject.label!r} to differ in the seed only, found other values for "
+                             f"{', '.join(differ)} in {first.given} and {subject.given}; give them NAMEs")
+    if args.out:
+        outputs = {args.out.with_suffix(suffix).resolve() for suffix in (".json", ".jsonl", ".md")}
+        for path in [*(args.data or []), *([args.prompt] if args.prompt else [])]:
+            if Path(path).resolve() in outputs:
+                raise InputError(f"--out: expected another name, since {path} is read and {args.out.stem}.* would be written")
     sources = {name: data.load(name)[: args.limit] for name in default_data(args, subjects[0])}
     decide = {name: vars(args)[name] for name in (
-        "settings", "samples", "cot", "seed", "tau", "noise", "top_k", "gamma", "sigma", "dtype", "prompt", "limit")}
-    decide["prompt"] = args.prompt and data.read_prompt(args.prompt)
-    journal = Journal(args.out, {**decide, "model": [s.identity() for s in subjects], "data": [
-        [name, hashlib.sha256(repr(rows).encode()).hexdigest()] for name, rows in sources.items()]}, world)
-    results, generations = [], []
+        "settings", "samples", "cot", "seed", "tau", "noise", "top_k", "gamma", "sigma", "dtype", "limit")}
+    facts = {**decide, "prompt": args.prompt and data.read_prompt(args.prompt), "model": [s.identity() for s in subjects],
+             "data": [[name, hashlib.sha256(repr(rows).encode()).hexdigest()] for name, rows in sources.items()]}
+    return subjects, sources, Journal(args.out, facts, world)
+
+
+def run_all(args: argparse.Namespace, world: World, score, subjects, sources, journal, keep) -> list[dict]:
+    """The result of every model x data x seed; keep(generations) is called with those of each setting."""
+    results = []
     for subject in subjects:
         model, tokenizer = checkpoint.load(subject.folder, world.device, checkpoint.DTYPES[args.dtype])
-        inference = subject.inference(args, model)
+        inference = subject.inference(args)
+        inference["sigma"] = subject.sigma(args, inference, model)
         for name, rows in sources.items():
             choice = isinstance(rows[0], data.Choice)
             for seed in args.seed[:1] if choice else args.seed:  # nothing is drawn in multiple choice
@@ -159,7 +193,7 @@ def run_all(args: argparse.Namespace, world: World, score) -> tuple[list[dict], 
                           "samples": args.samples, "seed": seed, **inference, "dtype": args.dtype, "settings": {}}
                 if choice:
                     result["choices"], made = evaluation.evaluate_choices(model, tokenizer, rows, **common)
-                    generations += [{"run": run, "setting": "choices", **g} for g in made]
+                    keep({"run": run, "setting": "choices", **g} for g in made)
                 for setting in [] if choice else args.settings:
                     if setting.endswith("greedy") and seed != args.seed[0]:
                         continue  # nothing is drawn
@@ -167,21 +201,28 @@ def run_all(args: argparse.Namespace, world: World, score) -> tuple[list[dict], 
                     result["settings"][setting], made = evaluation.evaluate(
                         model, tokenizer, rows, setting, kind_of(setting, inference), samples=args.samples, seed=seed,
                         cot_tokens=inference["cot"], template=inference["prompt"], score=score, **common)
-                    generations += [{"run": run, "setting": setting, **g} for g in made]
+                    keep({"run": run, "setting": setting, **g} for g in made)
                 results.append(result)
-    return results, generations, journal
+        del model  # before the next one is loaded
+    return results
 
 
 def evaluate(args: argparse.Namespace, world: World, score) -> None:
-    if args.out:
-        if str(args.out.with_suffix(".jsonl")) in (args.data or []):
-            raise InputError(f"--out: expected another name, since {args.out.with_suffix('.jsonl')} holds the problems")
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-    results, generations, journal = run_all(args, world, score)
+    subjects, sources, journal = begin(args, world)
+    writes = args.out and world.main
+    new = args.out.with_suffix(".jsonl.new") if writes else Path(os.devnull)
+    try:
+        with new.open("w", encoding="utf-8") as file:
+            results = run_all(args, world, score, subjects, sources, journal,
+                              lambda made: file.writelines(json.dumps(g) + "\n" for g in made))
+    except BaseException:
+        if writes:
+            new.unlink()  # the journal has it all
+        raise
     tables = report.tables(results)
     world.say(tables)
-    if args.out and world.main:
-        write(args.out.with_suffix(".jsonl"), "".join(json.dumps(g) + "\n" for g in generations))
+    if writes:
+        os.replace(new, args.out.with_suffix(".jsonl"))
         write(args.out.with_suffix(".md"), tables + "\n")
         write(args.out, json.dumps(results[0] if len(results) == 1 else {"runs": results}, indent=2) + "\n")
         world.say(f"written: {args.out}, {args.out.with_suffix('.jsonl').name}, {args.out.with_suffix('.md').name}")
@@ -194,7 +235,8 @@ def show(args: argparse.Namespace, world: World, score) -> None:
         raise InputError("--show: expected one model, one data set and one process, found more")
     subject = Subject.find(args.model[0])
     model, tokenizer = checkpoint.load(subject.folder, world.device, checkpoint.DTYPES[args.dtype])
-    inference, problems = subject.inference(args, model), data.load_problems(default_data(args, subject)[0])
+    inference, problems = subject.inference(args), data.load_problems(default_data(args, subject)[0])
+    inference["sigma"] = subject.sigma(args, inference, model)
     if not 0 <= args.show < len(problems):
         raise InputError(f"--show: expected a problem from 0 to {len(problems) - 1}, found {args.show}")
     problem, form = problems[args.show], Format(tokenizer)
@@ -222,7 +264,9 @@ def main(argv=None) -> None:
     args = None
     try:
         args = read_flags(argv)
-        with World(args.device) as world, Verifier() as verifier:
+        if args.out:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+        with World(args.device, patience=24 * 60) as world, Verifier() as verifier:  # ranks meet after a whole setting
             if args.show is None:
                 evaluate(args, world, verifier.score)
             else:

@@ -94,7 +94,7 @@ class Run:
         if args.resume and world.main:
             checkpoint.recover(args.out)
         self.source = checkpoint.find(args.model)
-        about = read_json(self.source / checkpoint.SIDECAR)
+        about = checkpoint.read_about(self.source)
         fill_defaults(args, about)
         args.out = Path(world.gather_objects([str(args.out)])[0])  # the clocks of the ranks may differ
         if not args.resume and any((args.out / name).exists() for name in ("best", "last", "state")):
@@ -119,8 +119,9 @@ class Run:
             raise InputError(f"--top-k: expected at most the vocabulary's {self.model.config.vocab_size}, found {args.top_k}")
         self.optimizer = Optimizer(self.model, args.lr, args.steps, args.warmup, args.betas,
                                    args.weight_decay, args.clip)
-        self.about = {**about, "prompt": self.template, "base": self.source.resolve().name, "tokens": args.tokens,
-                      "sigma": self.sigma, "tau": self.kind.tau, "noise": args.noise, "top_k": args.top_k}
+        self.about = {**about, "prompt": self.template, "base": self.source.resolve().name, "data": Path(args.data).stem,
+                      "tokens": args.tokens, "sigma": self.sigma, "gamma": args.gamma, "tau": self.kind.tau, "noise": args.noise,
+                      "top_k": args.top_k}
         self.step, self.best, self.before, self.seconds = (facts[k] for k in ("step", "best", "before", "seconds"))
         if tensors:
             self.optimizer.load(tensors)

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from minisoft.data import WEIGHTS
 from minisoft.errors import InputError, expecting
 from minisoft.model import Config, Transformer
+from minisoft.soft import KINDS, NOISES
 from minisoft.tokenizer import FILES, Tokenizer, read_json
 
 SIDECAR = "minisoft.json"  # how the model is to be used: prompt, sigma, defaults; absent in folders from elsewhere
@@ -104,6 +105,22 @@ def _read_tensors(path: Path, expected: dict[str, tuple]) -> dict[str, torch.Ten
         if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise InputError(f"{path}: {name}: expected float32, bfloat16 or float16, found {tensor.dtype}")
     return tensors
+
+
+def read_about(folder: Path) -> dict:
+    """The minisoft.json of a model folder, {} without one.  Raises InputError for a field that cannot be used."""
+    about, path = read_json(folder / SIDECAR), folder / SIDECAR
+    number = lambda value: type(value) in (int, float) and 0 < value < float("inf")
+    for field, expected, good in (
+            ("prompt", "a text with QUESTION once", lambda v: isinstance(v, str) and v.count("QUESTION") == 1),
+            ("tokens", f"one of {', '.join(KINDS)}", lambda v: v in KINDS), ("noise", f"one of {', '.join(NOISES)}", lambda v: v in NOISES),
+            ("sigma", "a positive number", number), ("gamma", "a positive number", number), ("tau", "a positive number", number),
+            ("top_k", "a positive integer or null", lambda v: v is None or type(v) is int and v > 0),
+            ("defaults", "an object", lambda v: isinstance(v, dict)), ("base", "a text", lambda v: isinstance(v, str)),
+            ("data", "a text", lambda v: isinstance(v, str))):
+        if field in about and not good(about[field]):
+            raise InputError(f"{path}: {field}: expected {expected}, found {about[field]!r:.80}")
+    return about
 
 
 def find(model: str) -> Path:

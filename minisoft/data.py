@@ -72,8 +72,9 @@ def load_choices(source: str | Path) -> list[Choice]:
         ARC          question, choices {text: [...], label: [...]}, answerKey (one of the labels)
         MMLU         question, choices (texts), answer (index, or a letter from A on)
 
-    Contexts and HellaSwag's texts are those of lm-evaluation-harness.  MMLU's options are scored by their text, not by
-    their letter.  Raises InputError for any other row."""
+    HellaSwag's and ARC's contexts and texts are those of lm-evaluation-harness.  MMLU's context is ARC's, and its options
+    are scored by their text, not by their letter.  Rows without the right option's label (test splits that keep it
+    secret) are left out and named on stderr.  Raises InputError for any other row."""
     return _choices(_read(source))
 
 
@@ -165,7 +166,12 @@ def _unbraced(text: str) -> str:
 
 
 def _choices(rows: list[tuple[str, dict]]) -> list[Choice]:
-    return [_choice(row, where) for where, row in rows]
+    secret = [where for where, row in rows if _is_choice(row) and "" in (row.get("label"), row.get("answerKey"))]
+    if secret:
+        print(f"{len(secret)} rows without an answer are left out: {', '.join(secret[:5])}", file=sys.stderr)
+    if len(secret) == len(rows):
+        raise InputError(f"{rows[0][0]}: expected at least one row with an answer, found none")
+    return [_choice(row, where) for where, row in rows if where not in secret]
 
 
 def _is_choice(row) -> bool:

@@ -32,10 +32,13 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 def intervals(values: list[list[float]]) -> list[list[float]]:
     """One row of m numbers for each problem, (P, m) -> for each of the m means its 95 % interval [low, high], by the
     percentile bootstrap over problems (2,000 resamples, always the same ones), rounded to 6 digits."""
-    x = torch.tensor(values, dtype=torch.float64)  # (P, m)
-    picks = torch.randint(len(x), (RESAMPLES, len(x)), generator=torch.Generator().manual_seed(0))
-    count = torch.zeros(RESAMPLES, len(x), dtype=torch.float64).scatter_add_(1, picks, torch.ones(picks.shape).double())
-    bounds = (count @ x / len(x)).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)  # (2, m)
+    x, generator = torch.tensor(values, dtype=torch.float64), torch.Generator().manual_seed(0)  # (P, m)
+    means = []
+    for _ in range(0, RESAMPLES, 100):
+        picks = torch.randint(len(x), (100, len(x)), generator=generator)
+        count = torch.zeros(100, len(x), dtype=torch.float64).scatter_add_(1, picks, torch.ones_like(picks, dtype=torch.float64))
+        means.append(count @ x / len(x))  # (100, m)
+    bounds = torch.cat(means).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)  # (2, m)
     return [[round(low, 6), round(high, 6)] for low, high in bounds.T.tolist()]
 
 
@@ -45,7 +48,8 @@ def evaluate(model, tokenizer, problems: list[data.Problem], setting: str, kind,
 
     kind: the setting's kind of CoT token; batch: rows at once; seed: any key; score(answer_text, gold) -> 100 | 10 | 0;
     problems are shared out over the ranks of `world`; those that `journal` knows under [run, setting, problem] are not
-    done again.  Returns (summary, one dict for each generation, ordered by problem and sample), the same on every rank.
+    done again.  Returns (summary, one dict for each generation, ordered by problem and sample); ranks but the main one get
+    no generations.
     """
     form, greedy = Format(tokenizer), setting.endswith("greedy")
     group = 1 if greedy else samples
@@ -58,9 +62,9 @@ def evaluate(model, tokenizer, problems: list[data.Problem], setting: str, kind,
             journal.add([run, setting, mine[n]], [describe(form, record, row, mine[n], problems[mine[n]], score)
                                                   for row in range(group)])
             bar.update(group)
-    journal.share()
-    generations = [g for i in range(len(problems)) for g in journal[[run, setting, i]]]
-    return summarize(generations, group), generations
+    journal.collect()
+    generations = [g for i in range(len(problems)) for g in journal.take([run, setting, i])] if world.main else []
+    return world.from_main(lambda: summarize(generations, group)), generations
 
 
 def describe(form: Format, record, row: int, number: int, problem: data.Problem, score) -> dict:
@@ -105,8 +109,12 @@ def evaluate_choices(model, tokenizer, questions: list[data.Choice], *, batch: i
         for i, record in choices.score(model, tokenizer, [(i, questions[i]) for i in mine], batch):
             journal.add([run, "choices", i], record)
             bar.update()
-    journal.share()
-    records = [journal[[run, "choices", i]] for i in range(len(questions))]
-    summary = choices.summarize(records)
+    journal.collect()
+    records = [journal.take([run, "choices", i]) for i in range(len(questions))] if world.main else []
+    return world.from_main(lambda: summarize_choices(records)), records
+
+
+def summarize_choices(records: list[dict]) -> dict:
+    """Records of `choices.score` -> accuracy, accuracy_norm (fractions) and NLL (nats a token), with 95 % intervals."""
     per_question = [[r["picked"] == r["answer"], r["picked_norm"] == r["answer"], r["nll"]] for r in records]
-    return {**summary, "ci95": dict(zip(("accuracy", "accuracy_norm", "nll"), intervals(per_question)))}, records
+    return {**choices.summarize(records), "ci95": dict(zip(("accuracy", "accuracy_norm", "nll"), intervals(per_question)))}

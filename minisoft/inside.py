@@ -77,7 +77,7 @@ def as_text(chain: Chain) -> str:
 STYLE = """body{font:15px/1.4 sans-serif;max-width:70em;margin:2em auto;padding:0 1em;color:#111}
 table{border-collapse:collapse;width:100%}td,th{padding:.15em .5em;text-align:left;border-bottom:1px solid #ddd}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}code{background:#eee;padding:0 .2em;white-space:pre}
-.bar{display:flex;width:26em;height:1.4em;border:1px solid #888;font:12px/1.4em monospace}
+.mix{width:45%;min-width:14em}.bar{display:flex;height:1.4em;border:1px solid #888;font:12px/1.4em monospace}
 .bar span{overflow:hidden;white-space:pre;text-align:center;border-right:1px solid #888;box-sizing:border-box}
 .bar span:nth-child(1){background:#bbb}.bar span:nth-child(2){background:#ddd}.bar span:nth-child(3){background:#eee}"""
 EXPLANATION = """Each line is one step of the chain of thought. The bar is the mixture of embeddings that was fed (for hard
@@ -97,7 +97,7 @@ def _section(chain: Chain) -> str:
     g = chain.generation
     rows = "".join(_line(t, step) for t, step in enumerate(chain.steps))
     return (f"<h2>{escape(chain.setting)}, &tau; = {chain.tau:g}</h2><p>{escape(g['question'])}</p>"
-            f'<table><tr><th class="n">step<th>shadow token<th>mixture<th class="n">H(mixture)<th class="n">H<th>nearest'
+            f'<table><tr><th class="n">step<th>shadow token<th class="mix">mixture<th class="n">H(mixture)<th class="n">H<th>nearest'
             f'<th class="n">distance</tr>{rows}</table><p>Answer <code>{escape(g["answer"])}</code>, gold '
             f"<code>{escape(g['gold'])}</code>, reward {g['reward']}. A typical embedding has length {chain.length:.2f}.</p>")
 
@@ -105,6 +105,6 @@ def _section(chain: Chain) -> str:
 def _line(t: int, s: Step) -> str:
     bar = "".join(f'<span style="width:{100 * weight:.2f}%" title="{escape(repr(token))} {weight:.4f}">{escape(token)}</span>'
                   for token, weight in s.mixture if weight >= 0.005)
-    return (f'<tr><td class="n">{t}<td><code>{escape(s.shadow)}</code><td><div class="bar">{bar}</div>'
+    return (f'<tr><td class="n">{t}<td><code>{escape(s.shadow)}</code><td class="mix"><div class="bar">{bar}</div>'
             f'<td class="n">{s.mixture_entropy:.2f}<td class="n">{s.entropy:.2f}<td><code>{escape(s.nearest)}</code>'
             f'<td class="n">{s.distance:.2f}</tr>')

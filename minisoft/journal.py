@@ -10,8 +10,9 @@ class Journal:
     """key -> value of every finished piece; keys and values are JSON.
 
     Every rank appends to a file of its own, FILE.part-RANK, a line for each piece; the first line holds `facts`, all that
-    decides the results.  A new Journal knows the pieces of all parts, by however many ranks they were made.  Raises
-    InputError where a part was made with other facts.  path None: nothing is kept on disk.
+    decides the results.  A new Journal knows the pieces of all parts, by however many ranks they were made (they must see
+    the same folder).  Values are kept in memory on the main rank only, until they are taken.  Raises InputError where a
+    part was made with other facts.  path None: nothing is kept on disk.
     """
 
     def __init__(self, path: Path | None, facts: dict, world):
@@ -43,7 +44,7 @@ class Journal:
             except ValueError:
                 continue  # a line that a kill cut
             if isinstance(piece, list):
-                self.pieces[json.dumps(piece[0])] = piece[1]
+                self.pieces[json.dumps(piece[0])] = piece[1] if self.world.main else None
 
     def _write(self, value) -> None:
         """Append a line to this rank's part; a new part begins with the facts, an old one may end in half a line."""
@@ -64,13 +65,14 @@ class Journal:
             self._write([key, value])
         self.new.append((json.dumps(key), value))
 
-    def share(self) -> None:
-        """All ranks learn the new pieces of all ranks."""
-        self.pieces.update(self.world.gather_objects(self.new))
+    def collect(self) -> None:
+        """The main rank gets the new pieces of all ranks."""
+        self.pieces.update(self.world.gather_to_main(self.new))
         self.new = []
 
-    def __getitem__(self, key):
-        return self.pieces[json.dumps(key)]
+    def take(self, key):
+        """The value of a piece, once, on the main rank after `collect`."""
+        return self.pieces.pop(json.dumps(key))
 
     def remove(self) -> None:
         """The work is done: its parts go."""

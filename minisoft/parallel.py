@@ -14,10 +14,11 @@ from minisoft.errors import InputError, expecting
 class World:
     """rank, size and device of this process; use as a context manager.
 
-    `device`: "cpu", "cuda" (rank r of a node takes GPU r) or None for cuda where there is one.
+    `device`: "cpu", "cuda" (rank r of a node takes GPU r) or None for cuda where there is one; `patience`: minutes that
+    ranks wait for each other.
     """
 
-    def __init__(self, device: str | None = None):
+    def __init__(self, device: str | None = None, patience: int = 30):
         self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.main = self.rank == 0  # the rank that speaks and writes
         kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -30,7 +31,7 @@ class World:
             torch.cuda.set_device(self.device)
         if self.size > 1:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo",
-                                    timeout=datetime.timedelta(minutes=30))
+                                    timeout=datetime.timedelta(minutes=patience))
 
     def __enter__(self) -> "World":
         return self
@@ -63,6 +64,18 @@ class World:
         pieces = [None] * self.size
         dist.all_gather_object(pieces, x)
         return [item for piece in pieces for item in piece]
+
+    def gather_to_main(self, x: list) -> list:
+        """The lists of all ranks, joined in rank order, on the main rank; [] elsewhere."""
+        if self.size == 1:
+            return x
+        pieces = [None] * self.size if self.main else None
+        dist.gather_object(x, pieces)
+        return [item for piece in pieces or [] for item in piece]
+
+    def from_main(self, make):
+        """make() of the main rank, on every rank."""
+        return self.gather_objects([make()] if self.main else [])[0]
 
     def sum_gradients(self, parameters) -> None:
         """Gradients become their sums over all ranks, the same bits on every rank."""

@@ -44,6 +44,7 @@ METRICS = {
     "memory_gib": "peak memory of this process so far, GiB (GPU memory on CUDA)",
 }
 REQUIRED = {"model": str, "data": str, "problems": int, "samples": int, "seed": int, "settings": dict}  # of a result
+SAME = ("problems", "samples", "cot", "dtype", "noise", "top_k", "gamma", "tau", "prompt")  # in the seeds of one row
 GENERATIONS = (("boxed (%)", "boxed", 100, 1), ("truncated (%)", "truncated", 100, 1),
                ("CoT length (tokens)", "cot_length", 1, 1), ("entropy (nats)", "entropy", 1, 2))
 CHOICES = (("accuracy (%)", "accuracy", 100, 1), ("accuracy_norm (%)", "accuracy_norm", 100, 1),
@@ -101,7 +102,7 @@ def read_results(paths) -> list[dict]:
     last two parts of the model's path.
 
     Raises InputError naming file and field for bad JSON, missing or wrong fields, a (label, model, data, seed)
-    that comes twice, and runs of one (label, data) that differ in problems, samples or CoT budget.
+    that comes twice, and runs of one (label, data) that differ in one of SAME.
     """
     runs, places, sizes = [], {}, {}
     for path in paths:
@@ -111,10 +112,10 @@ def read_results(paths) -> list[dict]:
             where = f"{path}: runs[{i}]" if "runs" in found else str(path)
             _check(run, where)
             label = str(run.get("label") or "/".join(run["model"].strip("/").split("/")[-2:]))
-            key, size = (label, run["model"], run["data"], run["seed"]), [run.get(x) for x in ("problems", "samples", "cot")]
+            key, size = (label, run["model"], run["data"], run["seed"]), [run.get(x) for x in SAME]
             _expect(key not in places, f"{where}: label, model, data, seed", f"others than in {places.get(key)}", key)
             places[key], usual = where, sizes.setdefault((label, run["data"]), size)
-            _expect(size == usual, f"{where}: problems, samples, cot", f"{usual} as in other runs of {label}", size)
+            _expect(size == usual, f"{where}: {', '.join(SAME)}", f"{usual} as in other runs of {label}", size)
             runs.append({**run, "label": label})
     return runs
 

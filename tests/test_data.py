@@ -132,7 +132,7 @@ CHOICES = [
 BAD_CHOICES = [
     ([1], "expected multiple choice .*found list"),
     ({"question": "q", "answer": "a"}, "expected multiple choice .*question"),
-    ({**HELLASWAG, "label": ""}, "label: expected one of 0, 1, 2, 3, found ''"),
+    ({**HELLASWAG, "label": "4"}, "label: expected one of 0, 1, 2, 3, found '4'"),
     ({**HELLASWAG, "label": 4}, "label: .*found 4"), ({**HELLASWAG, "label": -1}, "label: .*found -1"),
     ({**HELLASWAG, "label": True}, "label: .*found True"), ({**HELLASWAG, "label": 1.0}, "label: .*found 1.0"),
     ({**HELLASWAG, "ctx": None}, "ctx: expected a text, found None"), ({**HELLASWAG, "ctx": "[a]"}, r"ctx: .*\[a\]"),
@@ -161,6 +161,14 @@ def test_every_format_of_multiple_choice_is_understood(row, expected, tmp_path):
         assert read(tmp_path / "a.json") == [Choice(*expected)]
         assert read(str(lines)) == [Choice(*expected)] * 2
     refuses("a.jsonl: line 1: expected a problem with a free answer, found multiple choice", load_problems, lines)
+
+
+def test_rows_that_keep_their_answer_secret_are_left_out(tmp_path, capsys):
+    secret = [{**HELLASWAG, "label": ""}, {**ARC, "answerKey": ""}]
+    path = jsonl(tmp_path / "a.jsonl", MMLU, "\n", *secret)
+    assert len(load(path)) == 1
+    assert "2 rows without an answer are left out: " in capsys.readouterr().err
+    refuses("expected at least one row with an answer", load, jsonl(tmp_path / "b.jsonl", *secret))
 
 
 @pytest.mark.parametrize("row, message", BAD_CHOICES, ids=str)

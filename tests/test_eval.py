@@ -4,6 +4,7 @@ import html.parser
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import eval as evaluation_script
 from minisoft import checkpoint, data, evaluation
 from minisoft.journal import Journal
 from minisoft.reward import score
+from minisoft.soft import noise_scale
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["--device", "cpu", "--limit", "5", "--samples", "4", "--cot", "60"]
@@ -250,12 +252,87 @@ def test_seed_decides(tmp_path):
     (["--settings", "hard-greedy,warm-greedy"], "settings: expected all or some of hard-greedy"),
     (["--model", "nowhere"], "nowhere: expected a model folder"),
     (["--data", "nowhere.jsonl"], "nowhere.jsonl: expected a data file"),
+    (["--data", "tiny-test", "tiny-test"], "--data: expected each once"),
+    (["--seed", "1", "1"], "--seed: expected each once"),
+    (["--gamma", "inf"], "--gamma: expected a positive number"),
     (["--tau", "soft"], "--tau soft: expected KIND=TAU"),
     (["--tau", "firm=1"], "--tau firm=1: expected KIND=TAU"),
     (["--top-k", "5"], "--top-k: expected noise on the logits"),
-    (["--top-k", "999", "--noise", "logits"], "--top-k: expected noise on the logits and at most"),
+    (["--top-k", "999", "--noise", "logits"], "--top-k: expected at most the vocabulary's"),
 ])
-def test_bad_input_is_one_line(tmp_path, flags, message):
+def test_bad_input_is_one_line(tmp_path, capsys, flags, message):
     with pytest.raises(SystemExit) as stop:
         run(tmp_path / "r.json", *flags)
-    assert message in stop.value.code and "\n" not in stop.value.code and not list(tmp_path.iterdir())
+    text = capsys.readouterr().err.splitlines()[-1] if stop.value.code == 2 else stop.value.code  # 2: argparse
+    assert message in text and "\n" not in text and not list(tmp_path.glob("r.json*"))
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.json", "sub/../r.jsonl"])
+def test_input_is_not_overwritten(tmp_path, name):
+    (tmp_path / "sub").mkdir()
+    problems = tmp_path / name
+    problems.write_text('{"question": "Zoe has 5 tiles.", "answer": "5"}\n')
+    with pytest.raises(SystemExit, match="--out: expected another name"):
+        run(tmp_path / "r.json", "--data", str(problems))
+    assert problems.read_text().startswith('{"question"')
+
+
+TRAINED = {"base": "tiny", "data": "tiny", "tokens": "soft", "sigma": 0.06, "gamma": 0.5, "tau": 0.4, "noise": "logits",
+           "top_k": 5, "prompt": "Q QUESTION A"}
+
+
+@pytest.mark.parametrize("about, flags, expected", [
+    ({}, [], dict(noise="embedding", top_k=None, gamma=0.33, soft=0.5, fuzzy=0.0001, scale=None, label="tiny", cot=512)),
+    ({}, ["--noise", "logits", "--top-k", "5"], dict(noise="logits", top_k=5, soft=1.0, fuzzy=1.0, scale=None)),
+    (TRAINED, [], dict(noise="logits", top_k=5, gamma=0.5, soft=0.4, fuzzy=1.0, hard=1.0, scale=0.12, prompt="Q QUESTION A",
+                       label="tiny tiny soft, gamma 0.5, noise logits, top_k 5")),
+    (TRAINED, ["--noise", "embedding"], dict(noise="embedding", top_k=None, gamma=0.33, soft=0.5, scale=None)),
+    (TRAINED, ["--noise", "logits"], dict(noise="logits", top_k=None, gamma=0.33, soft=0.5, scale=0.12)),
+    (TRAINED, ["--gamma", "0.1", "--tau", "soft=0.7", "fuzzy=0.01"], dict(gamma=0.1, soft=0.7, fuzzy=0.01, scale=0.12)),
+    (TRAINED, ["--sigma", "0.2"], dict(gamma=None, sigma=0.2)),
+    ({**TRAINED, "noise": "embedding", "top_k": None, "defaults": {"cot": 80}}, [], dict(gamma=0.5, cot=80, scale=0.12)),
+])
+def test_what_decides_inference(tmp_path, about, flags, expected):
+    folder = tmp_path / "tiny"
+    shutil.copytree(data.WEIGHTS / "tiny", folder)
+    (folder / "minisoft.json").write_text(json.dumps(about))
+    args, subject = evaluation_script.read_flags(flags), evaluation_script.Subject.find(str(folder))
+    model = checkpoint.load_model(folder)
+    found = subject.inference(args)
+    scale = expected.pop("scale", 0) or noise_scale(model, found["noise"])
+    found = {**found, **found["tau"], "label": subject.label, "sigma": subject.sigma(args, found, model)}
+    assert found["sigma"] == pytest.approx(expected.get("sigma", (found["gamma"] or 0) * scale))
+    assert {name: found[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("field, value", [("sigma", "0.1"), ("noise", "foo"), ("tau", -1), ("prompt", "no place"), ("defaults", None),
+                                          ("tokens", ["soft"]), ("top_k", 0)])
+def test_an_odd_minisoft_json_is_one_line(tmp_path, field, value):
+    folder = tmp_path / "tiny"
+    shutil.copytree(data.WEIGHTS / "tiny", folder)
+    (folder / "minisoft.json").write_text(json.dumps({field: value}))
+    with pytest.raises(SystemExit, match=f"minisoft.json: {field}: expected"):
+        run(tmp_path / "r.json", "--model", str(folder))
+
+
+def test_seeds_of_a_row_must_be_alike(tmp_path):
+    for name, noise in (("a", "embedding"), ("b", "hidden")):
+        shutil.copytree(data.WEIGHTS / "tiny", tmp_path / name)
+        (tmp_path / name / "minisoft.json").write_text(json.dumps({"noise": noise}))
+    with pytest.raises(SystemExit, match="--model: expected models called 'x' to differ in the seed only, .* for noise in"):
+        run(tmp_path / "r.json", "--model", f"x={tmp_path / 'a'}", f"x={tmp_path / 'b'}")
+
+
+@pytest.mark.parametrize("flags", [["--tau", "soft=0.1"], ["--gamma", "0.1"], ["--noise", "hidden"], ["--dtype", "bfloat16"],
+                                   ["--limit", "2"], ["--cot", "30"], ["--prompt", "PROMPT"], ["TOUCH"]])
+def test_an_interrupted_call_is_not_continued_by_another(tmp_path, monkeypatch, flags):
+    folder, prompt = tmp_path / "tiny", tmp_path / "prompt.txt"
+    shutil.copytree(data.WEIGHTS / "tiny", folder)
+    prompt.write_text("Q QUESTION A")
+    monkeypatch.setattr(evaluation.tqdm, "update", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(SystemExit, match="interrupted"):
+        run(tmp_path / "r.json", "--model", str(folder))
+    if flags == ["TOUCH"]:
+        os.utime(folder / "model.safetensors", (1, 1))
+    with pytest.raises(SystemExit, match="part-0: expected what an interrupted call"):
+        run(tmp_path / "r.json", "--model", str(folder), *(str(prompt) if f == "PROMPT" else f for f in flags if f != "TOUCH"))

@@ -139,7 +139,7 @@ def test_bad_fields_are_named(tmp_path, fields, message):
 def test_runs_that_do_not_belong_together_are_refused(tmp_path):
     path, other = write(tmp_path / "a.json", result()), write(tmp_path / "b.json", result())
     for paths in ([path, path], [path, other]):
-        with pytest.raises(InputError, match=rf"{paths[1].name}: model, data, seed: expected others than in .*a.json"):
+        with pytest.raises(InputError, match=rf"{paths[1].name}: label, model, data, seed: expected others than in .*a.json"):
             report.read_results(paths)
     for fields in ({"problems": 100}, {"samples": 2}, {"cot": 128}):
         with pytest.raises(InputError, match="expected .* as in other runs of soft"):
@@ -294,7 +294,7 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path):
         ([tmp_path / "none.json"], "none.json: expected a JSON file, found no such file"),
         ([tmp_path / "none"], "none: expected a run folder or a .json file"),
         ([write(tmp_path / "list.json", {"runs": 3})], "list.json: runs: expected a list, found 3"),
-        ([good, good], "good.json: model, data, seed: expected others than in "),
+        ([good, good], "good.json: label, model, data, seed: expected others than in "),
         ([good, tmp_path], "config.json: expected a JSON file, found no such file"),
         ([good, empty], "empty/metrics.jsonl: expected lines with at least step and accuracy"),
         ([good, odd], "odd/metrics.jsonl: expected lines with at least step and accuracy, found: 'accuracy'"),

@@ -35,10 +35,10 @@ def read_flags(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser.add_argument_group("models and problems")
     group.add_argument("--model", nargs="+", default=[str(data.WEIGHTS / "tiny")], metavar="[NAME=]MODEL",
-                       help="folders or hub ids (default weights/tiny); those with the same NAME are seeds of one row of the "
-                            "tables (default: what it was trained from, on and with)")
-    group.add_argument("--data", nargs="+", help="problems or multiple choice: .jsonl or .json files, tiny-test, or hub names: "
-                       f"{', '.join(data.HUB)} (default gsm8k-test, of the embedded model tiny-test)")
+                       help="folders or hub ids (default weights/tiny); those with the same NAME are seeds of one row of "
+                            "the tables (default: what it was trained from, on and with)")
+    group.add_argument("--data", nargs="+", help="problems or multiple choice: .jsonl or .json files, tiny-test, or hub "
+                       f"names: {', '.join(data.HUB)} (default gsm8k-test, of the embedded model tiny-test)")
     group.add_argument("--prompt", help="file with the prompt, QUESTION where the question goes (default the paper's *)")
     group.add_argument("--limit", type=int, metavar="N", help="only the first N problems of each (default all)")
     group = parser.add_argument_group("inference (section 4)")
@@ -51,10 +51,12 @@ def read_flags(argv=None) -> argparse.Namespace:
                        "the greedy settings in the first only (default 0)")
     group = parser.add_argument_group("the CoT's mixtures and noise (section 3, appendix F)")
     group.add_argument("--tau", nargs="+", default=[], metavar="KIND=TAU",
-                       help=f"softmax temperature of a kind, such as fuzzy=0.01 (default {TAU} *, with --top-k {TAU_TOP_K}; F.3)")
-    group.add_argument("--noise", choices=NOISES, help="where soft and fuzzy tokens get their noise (default embedding *; F.2)")
-    group.add_argument("--top-k", type=int, metavar="K", help="noise on the K best logits, the rest -inf (default all, or without "
-                       "--noise *; F.2)")
+                       help=f"softmax temperature of a kind, such as fuzzy=0.01 (default {TAU} *, with --top-k "
+                            f"{TAU_TOP_K}; F.3)")
+    group.add_argument("--noise", choices=NOISES,
+                       help="where soft and fuzzy tokens get their noise (default embedding *; F.2)")
+    group.add_argument("--top-k", type=int, metavar="K",
+                       help="noise on the K best logits, the rest -inf (default all, or without --noise *; F.2)")
     sigma = group.add_mutually_exclusive_group()
     sigma.add_argument("--gamma", type=float, help=f"noise factor: sigma = gamma * noise scale; the scale of the "
                        f"embedding is rms(E), of a trained model that of its base (default {GAMMA} *; F.1)")
@@ -65,9 +67,10 @@ def read_flags(argv=None) -> argparse.Namespace:
     group.add_argument("--dtype", choices=list(checkpoint.DTYPES), default="float32", help="default float32")
     group = parser.add_argument_group("output")
     group.add_argument("--out", type=Path, metavar="FILE.json", help="where the numbers go (default: only printed)")
-    group.add_argument("--show", type=int, metavar="N", help="instead of evaluating: print the CoT of problem N (from 0) step by "
-                       "step in every setting, and write it as a page (--out FILE.html, default show-N.html); of --samples and "
-                       "--seed only the first counts, --limit does not")
+    group.add_argument("--show", type=int, metavar="N",
+                       help="instead of evaluating: print the CoT of problem N (from 0), sample 0, step by step in every "
+                            "setting, and write it as a page (--out FILE.html, default show-N.html); --samples and --limit "
+                            "do not matter, of --seed the first is taken")
     args = parser.parse_args(argv)
     for name in ("samples", "batch", "cot", "limit", "sigma", "gamma", "top_k"):
         if getattr(args, name) is not None and not 0 < getattr(args, name) < float("inf"):
@@ -110,8 +113,8 @@ class Subject:
         folder = checkpoint.find(given)
         about = checkpoint.read_about(folder)
         trained = [str(about[field]) for field in ("base", "data", "tokens") if "tokens" in about and field in about]
-        unusual = [f"{field} {about[field]}" for field, usual in (("gamma", GAMMA), ("noise", "embedding"), ("top_k", None))
-                   if about.get(field, usual) != usual]
+        usual = {"gamma": GAMMA, "noise": "embedding", "top_k": None}
+        unusual = [f"{field} {about[field]}" for field in usual if about.get(field, usual[field]) != usual[field]]
         return cls(given, folder, about, name if given != text else ", ".join([" ".join(trained), *unusual]) if trained
                    else folder.resolve().name)
 
@@ -121,8 +124,8 @@ class Subject:
                                     for path in self.folder.iterdir() if path.is_file())]
 
     def inference(self, args: argparse.Namespace) -> dict:
-        """What decides inference, from flags, else minisoft.json, else the paper: prompt, cot, where the noise is, gamma (None
-        with --sigma), and tau of every kind of token.  What training chose holds only where it had its noise."""
+        """What decides inference, from flags, else minisoft.json, else the paper: prompt, cot, where the noise is, gamma
+        (None with --sigma), and tau of every kind of token.  What training chose holds only where it had its noise."""
         about = self.about
         noise = args.noise or about.get("noise", "embedding")
         top_k = args.top_k or (None if args.noise else about.get("top_k"))
@@ -130,15 +133,18 @@ class Subject:
             raise InputError(f"--top-k: expected noise on the logits, found {top_k} with noise on the {noise}")
         as_trained = (noise, top_k) == (about.get("noise", "embedding"), about.get("top_k"))
         gamma = None if args.sigma else args.gamma or (about.get("gamma") if as_trained else None) or GAMMA
-        tau = {name: args.tau.get(name, about.get("tau") if as_trained and name == about.get("tokens") else None) for name in KINDS}
+        tau = {about["tokens"]: about.get("tau")} if as_trained and "tokens" in about else {}
+        tau = {**tau, **args.tau}
         return {"prompt": data.read_prompt(args.prompt) if args.prompt else about.get("prompt", data.PAPER_PROMPT),
-                "cot": args.cot or about.get("defaults", {}).get("cot", 512), "noise": noise, "top_k": top_k, "gamma": gamma,
-                "tau": {name: make_kind(name, 1.0, tau[name], noise, top_k).tau for name in KINDS}}
+                "cot": args.cot or about.get("defaults", {}).get("cot", 512),
+                "noise": noise, "top_k": top_k, "gamma": gamma,
+                "tau": {name: make_kind(name, 1.0, tau.get(name), noise, top_k).tau for name in KINDS}}
 
     def sigma(self, args: argparse.Namespace, inference: dict, model) -> float:
-        """The standard deviation of the noise: --sigma, or gamma times the noise scale, of a trained model that of its base."""
-        if (inference["top_k"] or 0) > model.config.vocab_size:
-            raise InputError(f"--top-k: expected at most the vocabulary's {model.config.vocab_size}, found {inference['top_k']}")
+        """The standard deviation of the noise: --sigma, or gamma times the noise scale, that of its base where trained."""
+        V, top_k = model.config.vocab_size, inference["top_k"]
+        if top_k and top_k > V:
+            raise InputError(f"--top-k: expected at most the vocabulary's {V}, found {top_k}")
         about, same_place = self.about, inference["noise"] == self.about.get("noise", "embedding")
         known = same_place and {"sigma", "gamma"} <= set(about)
         scale = about["sigma"] / about["gamma"] if known else noise_scale(model, inference["noise"])
@@ -162,13 +168,13 @@ def begin(args: argparse.Namespace, world: World) -> tuple[list[Subject], dict, 
         first = next(s for s in subjects if s.label == subject.label)
         differ = [name for name, value in subject.inference(args).items() if value != first.inference(args)[name]]
         if differ:
-            raise InputError(f"--model: expected models called {subject.label!r} to differ in the seed only, found other values for "
-                             f"{', '.join(differ)} in {first.given} and {subject.given}; give them NAMEs")
+            raise InputError(f"--model: expected models called {subject.label!r} to differ in the seed only, found other "
+                             f"values for {', '.join(differ)} in {first.given} and {subject.given}; give them NAMEs")
     if args.out:
         outputs = {args.out.with_suffix(suffix).resolve() for suffix in (".json", ".jsonl", ".md")}
         for path in [*(args.data or []), *([args.prompt] if args.prompt else [])]:
             if Path(path).resolve() in outputs:
-                raise InputError(f"--out: expected another name, since {path} is read and {args.out.stem}.* would be written")
+                raise InputError(f"--out: expected another name, since {path} is read and {args.out.stem}.* is written")
     sources = {name: data.load(name)[: args.limit] for name in default_data(args, subjects[0])}
     decide = {name: vars(args)[name] for name in (
         "settings", "samples", "cot", "seed", "tau", "noise", "top_k", "gamma", "sigma", "dtype", "limit")}

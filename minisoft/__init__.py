@@ -5,8 +5,8 @@
 
 import importlib
 
-_MODULES = ("checkpoint choices data draws errors evaluation figures inside journal model optimizer parallel reinforce report "
-            "reward rollout soft tokenizer").split()
+_MODULES = ("checkpoint choices data draws errors evaluation figures inside journal model optimizer parallel "
+            "reinforce report reward rollout soft tokenizer").split()
 
 
 def __getattr__(name: str):

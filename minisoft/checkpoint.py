@@ -113,8 +113,9 @@ def read_about(folder: Path) -> dict:
     number = lambda value: type(value) in (int, float) and 0 < value < float("inf")
     for field, expected, good in (
             ("prompt", "a text with QUESTION once", lambda v: isinstance(v, str) and v.count("QUESTION") == 1),
-            ("tokens", f"one of {', '.join(KINDS)}", lambda v: v in KINDS), ("noise", f"one of {', '.join(NOISES)}", lambda v: v in NOISES),
-            ("sigma", "a positive number", number), ("gamma", "a positive number", number), ("tau", "a positive number", number),
+            ("tokens", f"one of {', '.join(KINDS)}", lambda v: v in KINDS),
+            ("noise", f"one of {', '.join(NOISES)}", lambda v: v in NOISES), ("sigma", "a positive number", number),
+            ("gamma", "a positive number", number), ("tau", "a positive number", number),
             ("top_k", "a positive integer or null", lambda v: v is None or type(v) is int and v > 0),
             ("defaults", "an object", lambda v: isinstance(v, dict)), ("base", "a text", lambda v: isinstance(v, str)),
             ("data", "a text", lambda v: isinstance(v, str))):

@@ -36,7 +36,8 @@ def intervals(values: list[list[float]]) -> list[list[float]]:
     means = []
     for _ in range(0, RESAMPLES, 100):
         picks = torch.randint(len(x), (100, len(x)), generator=generator)
-        count = torch.zeros(100, len(x), dtype=torch.float64).scatter_add_(1, picks, torch.ones_like(picks, dtype=torch.float64))
+        one = torch.ones_like(picks, dtype=torch.float64)
+        count = torch.zeros_like(one).scatter_add_(1, picks, one)  # (100, P), how often each problem was picked
         means.append(count @ x / len(x))  # (100, m)
     bounds = torch.cat(means).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)  # (2, m)
     return [[round(low, 6), round(high, 6)] for low, high in bounds.T.tolist()]

@@ -57,7 +57,8 @@ def look(model, form: Format, kind, record: Rollout, setting: str, generation: d
     name = lambda ids: [form.tokenizer.decode([i]) or f"<{i}>" for i in ids]
     steps = [Step(*step) for step in zip(
         name(record.tokens(0, COT)), [list(zip(name(t), w)) for t, w in zip(token.tolist(), weight.tolist())],
-        entropy(fed.clamp(min=-1e30)).abs().tolist(), entropy(logits).abs().tolist(), name(nearest.tolist()), distance.tolist())]
+        entropy(fed.clamp(min=-1e30)).abs().tolist(), entropy(logits).abs().tolist(), name(nearest.tolist()),
+        distance.tolist())]
     return Chain(setting, generation, kind.tau, rms(E) * E.shape[1] ** 0.5, steps)
 
 
@@ -82,8 +83,8 @@ td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}code{background:#ee
 .bar span:nth-child(1){background:#bbb}.bar span:nth-child(2){background:#ddd}.bar span:nth-child(3){background:#eee}"""
 EXPLANATION = """Each line is one step of the chain of thought. The bar is the mixture of embeddings that was fed (for hard
 tokens: the probabilities that the token was drawn from), its pieces as wide as the weights, white for all other tokens.
-H(mixture) is the entropy of these weights, H that of the next token at temperature 1, both in nats. The last columns say which
-token's embedding lies nearest to the input after noise, and how far away it is."""
+H(mixture) is the entropy of these weights, H that of the next token at temperature 1, both in nats. The last columns say
+which token's embedding lies nearest to the input after noise, and how far away it is."""
 
 
 def as_page(title: str, chains: list[Chain]) -> str:
@@ -97,14 +98,14 @@ def _section(chain: Chain) -> str:
     g = chain.generation
     rows = "".join(_line(t, step) for t, step in enumerate(chain.steps))
     return (f"<h2>{escape(chain.setting)}, &tau; = {chain.tau:g}</h2><p>{escape(g['question'])}</p>"
-            f'<table><tr><th class="n">step<th>shadow token<th class="mix">mixture<th class="n">H(mixture)<th class="n">H<th>nearest'
-            f'<th class="n">distance</tr>{rows}</table><p>Answer <code>{escape(g["answer"])}</code>, gold '
+            f'<table><tr><th class="n">step<th>shadow token<th class="mix">mixture<th class="n">H(mixture)<th class="n">H'
+            f'<th>nearest<th class="n">distance</tr>{rows}</table><p>Answer <code>{escape(g["answer"])}</code>, gold '
             f"<code>{escape(g['gold'])}</code>, reward {g['reward']}. A typical embedding has length {chain.length:.2f}.</p>")
 
 
 def _line(t: int, s: Step) -> str:
-    bar = "".join(f'<span style="width:{100 * weight:.2f}%" title="{escape(repr(token))} {weight:.4f}">{escape(token)}</span>'
-                  for token, weight in s.mixture if weight >= 0.005)
+    bar = "".join(f'<span style="width:{100 * weight:.2f}%" title="{escape(repr(token))} {weight:.4f}">'
+                  f'{escape(token)}</span>' for token, weight in s.mixture if weight >= 0.005)
     return (f'<tr><td class="n">{t}<td><code>{escape(s.shadow)}</code><td class="mix"><div class="bar">{bar}</div>'
             f'<td class="n">{s.mixture_entropy:.2f}<td class="n">{s.entropy:.2f}<td><code>{escape(s.nearest)}</code>'
             f'<td class="n">{s.distance:.2f}</tr>')

@@ -127,7 +127,8 @@ class _Batch:
 
     def __init__(self, model, form, kind, requests, cot_tokens, greedy, greedy_answer, rows, record_actions):
         self.model, self.form, self.kind, self.requests = model, form, kind, requests
-        self.cot_tokens, self.greedy, self.greedy_answer, self.record_actions = cot_tokens, greedy, greedy_answer, record_actions
+        self.cot_tokens, self.greedy, self.greedy_answer = cot_tokens, greedy, greedy_answer
+        self.record_actions = record_actions
         self.waiting = deque(_Row(i, sample) for i, r in enumerate(requests) for sample in r.samples)
         self.limit = min(rows or len(self.waiting), len(self.waiting))
         capacity = cot_tokens + max(map(len, form.prefill)) + ANSWER_TOKENS

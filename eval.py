@@ -145,9 +145,9 @@ class Subject:
         V, top_k = model.config.vocab_size, inference["top_k"]
         if top_k and top_k > V:
             raise InputError(f"--top-k: expected at most the vocabulary's {V}, found {top_k}")
-        about, same_place = self.about, inference["noise"] == self.about.get("noise", "embedding")
-        known = same_place and {"sigma", "gamma"} <= set(about)
-        scale = about["sigma"] / about["gamma"] if known else noise_scale(model, inference["noise"])
+        about, noise = self.about, inference["noise"]
+        known = "sigma" in about and noise == about.get("noise", "embedding")
+        scale = about["sigma"] / about.get("gamma", GAMMA) if known else noise_scale(model, noise)
         return args.sigma or inference["gamma"] * scale
 
 

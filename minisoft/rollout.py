@@ -144,7 +144,7 @@ class _Batch:
         zeros = lambda *shape, dtype: torch.zeros(N, *shape, dtype=dtype, device=self.device)
         self.ids, self.log_prob = zeros(capacity, dtype=torch.long), zeros(capacity, dtype=torch.float64)
         self.entropy = zeros(capacity, dtype=torch.float32)
-        self.actions = None  # (N, C + 1) or (N, C + 1, ...), made when the first action is known; C is for non-actions
+        self.actions = None  # (N, C + 1) or (N, C + 1, ...), made when the first action is known
 
     def fill(self) -> None:
         """Waiting rows take free places; their prompts are run, each by itself and padded to a multiple of BLOCK."""
@@ -183,7 +183,7 @@ class _Batch:
             token = torch.where(role == COT, self.kind.shadow(self.model, action, logits), token)
             log_prob = torch.where(role == COT, score, log_prob)
             x = self.kind.embed(self.model, action)  # (N, d)
-            self._record_action(action, role, at)
+            self._record_action(action, at)
         inputs = self.model.embed(token)  # (N, d)
         self.inputs = inputs if x is None else torch.where((role == COT)[:, None], x, inputs)
         places = torch.arange(len(roles), device=self.device)
@@ -196,11 +196,12 @@ class _Batch:
         action = distribution.mode() if greedy else distribution.sample(draws)
         return action, distribution.log_prob(action)
 
-    def _record_action(self, action: torch.Tensor, role: torch.Tensor, at: torch.Tensor) -> None:
+    def _record_action(self, action: torch.Tensor, at: torch.Tensor) -> None:
+        """All places at once: what is written after the CoT of a row is never read."""
         if self.record_actions:
             if self.actions is None:
                 self.actions = action.new_zeros(len(action), self.cot_tokens + 1, *action.shape[1:])
-            self.actions[torch.arange(len(action), device=self.device), at.where(role == COT, self.cot_tokens)] = action
+            self.actions[torch.arange(len(action), device=self.device), at.clamp(max=self.cot_tokens)] = action
 
     def _move_on(self, tokens: list[int]) -> list[tuple[int, Rollout]]:
         """Every row takes its token; returns the requests whose last row is done."""

@@ -102,7 +102,7 @@ def test_data_sets_of_one_name_stay_apart():
 
 
 def test_files_with_one_run_many_runs_and_old_ones(tmp_path):
-    old = result("/tmp/x", data="t.jsonl", settings={"hard-greedy": {"pass@1": .3}})
+    old = result("/some/x", data="t.jsonl", settings={"hard-greedy": {"pass@1": .3}})
     for name in ("label", "sigma", "cot", "dtype"):
         del old[name]
     runs = report.read_results([write(tmp_path / "a.json", {"runs": [result(), result(seed=1)]}),

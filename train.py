@@ -6,8 +6,8 @@
     torchrun --nproc-per-node 8 train.py --model FOLDER --data FILE.jsonl
     python train.py --out RUN --resume                                   # go on with what is in RUN
 
-Writes RUN/metrics.jsonl (explained in minisoft/report.py), config.json, last/ and, with validation problems, best/ (Hugging Face folders),
-state/ and summary.json.  Ctrl-C saves and stops; a second Ctrl-C stops at once.
+Writes RUN/metrics.jsonl (explained in minisoft/report.py), config.json, last/ and, with validation problems, best/
+(Hugging Face folders), state/ and summary.json.  Ctrl-C saves and stops; a second Ctrl-C stops at once.
 A default marked * may be replaced by the model folder's minisoft.json, as weights/tiny does.
 """
 

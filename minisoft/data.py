@@ -171,7 +171,8 @@ def _choices(rows: list[tuple[str, dict]]) -> list[Choice]:
         print(f"{len(secret)} rows without an answer are left out: {', '.join(secret[:5])}", file=sys.stderr)
     if len(secret) == len(rows):
         raise InputError(f"{rows[0][0]}: expected at least one row with an answer, found none")
-    return [_choice(row, where) for where, row in rows if where not in secret]
+    left_out = set(secret)
+    return [_choice(row, where) for where, row in rows if where not in left_out]
 
 
 def _is_choice(row) -> bool:

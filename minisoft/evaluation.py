@@ -8,8 +8,9 @@ from tqdm import tqdm
 from minisoft import choices, data
 from minisoft.errors import InputError
 from minisoft.rollout import ANSWER, COT, Format, Request, stream
+from minisoft.soft import KINDS
 
-SETTINGS = tuple(f"{kind}-{how}" for kind in ("hard", "soft", "fuzzy") for how in ("greedy", "sample"))
+SETTINGS = tuple(f"{kind}-{how}" for kind in KINDS for how in ("greedy", "sample"))
 RESAMPLES = 2000  # of the bootstrap
 
 

@@ -297,7 +297,7 @@ class RowCache:
 
     def add(self, prompt: PromptCache) -> int:
         """Store the keys and values (1, K, C, D) of a recorded prompt; returns its number."""
-        length, device = prompt.keys[0].shape[2], self.own.device
+        length = prompt.keys[0].shape[2]
         if 0 not in self.length:  # twice the room
             self.length += [0] * max(1, len(self.length))
         number, C = self.length.index(0), max(self.prompt.shape[4], self.round_up(length))

@@ -6,6 +6,7 @@ Parameter names are those of Hugging Face checkpoints, so loading needs no conve
 """
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minisoft.errors import InputError
+from minisoft.linear import Linear, pack, product
 
 
 @dataclass(frozen=True)
@@ -128,10 +130,10 @@ class Attention(nn.Module):
         super().__init__()
         d, D = config.hidden_size, config.head_dim
         self.layer, self.head_dim = layer, D
-        self.q_proj = nn.Linear(d, config.num_attention_heads * D, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(d, config.num_key_value_heads * D, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(d, config.num_key_value_heads * D, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(config.num_attention_heads * D, d, bias=config.o_bias)
+        self.q_proj = Linear(d, config.num_attention_heads * D, bias=config.qkv_bias)
+        self.k_proj = Linear(d, config.num_key_value_heads * D, bias=config.qkv_bias)
+        self.v_proj = Linear(d, config.num_key_value_heads * D, bias=config.qkv_bias)
+        self.o_proj = Linear(config.num_attention_heads * D, d, bias=config.o_bias)
         self.q_norm = nn.RMSNorm(D, config.rms_norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(D, config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
@@ -149,9 +151,9 @@ class MLP(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         d, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = nn.Linear(d, inner, bias=bias)
-        self.up_proj = nn.Linear(d, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, d, bias=bias)
+        self.gate_proj = Linear(d, inner, bias=bias)
+        self.up_proj = Linear(d, inner, bias=bias)
+        self.down_proj = Linear(inner, d, bias=bias)
 
     def forward(self, x):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -190,6 +192,7 @@ class Transformer(nn.Module):
         self.lm_head = None if config.tie_word_embeddings else nn.Linear(
             config.hidden_size, config.vocab_size, bias=False)
         self.frequencies = rope_frequencies(config)  # no buffer: it stays float32 whatever becomes of the weights
+        self.copies: dict | None = None  # inside `packed`: float32 copies of W_d and E^T, each made when first needed
 
     @property
     def E(self) -> nn.Parameter:
@@ -218,7 +221,35 @@ class Transformer(nn.Module):
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Encodings (..., d) -> logits (..., V), float32 also for bfloat16 weights: in bfloat16, ties at
         tau = 0.0001 would be coin flips."""
-        return F.linear(hidden.float(), self.W_d.float())
+        return self._product(hidden.float(), "W_d")
+
+    def mix(self, p: torch.Tensor) -> torch.Tensor:
+        """Probabilities (..., V) float32 -> sum_v p_v E_v (..., d) float32 (eq. 5)."""
+        return self._product(p, "E^T")
+
+    def _product(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        """x W^T in float32, W the matrix of that name, which has V rows or columns."""
+        W = lambda: (self.W_d if name == "W_d" else self.E.t()).float()
+        if self.copies is None:
+            return product(x, W())
+        if name not in self.copies:
+            self.copies[name] = pack(W())
+        return product(x, self.copies[name])
+
+    @contextmanager
+    def packed(self):
+        """Inside, the weights must not change and nothing is differentiated: products use copies of the weights, laid
+        out for it once."""
+        linears = [module for module in self.modules() if isinstance(module, Linear)]
+        try:
+            self.copies = {}
+            for linear in linears:
+                linear.packed = pack(linear.weight)
+            yield
+        finally:
+            self.copies = None
+            for linear in linears:
+                linear.packed = None
 
     def prefill(self, ids: torch.Tensor) -> tuple[torch.Tensor, "PromptCache"]:
         """Prompts (P, T) of equal length -> hidden (P, T, d) and the cache their rows share.  Differentiable."""
@@ -272,24 +303,27 @@ class RowCache:
     """Decoding one position at a time: N rows, each with its own continuation of one of P shared prompts.
 
     A prompt's keys and values are stored and read once for all of its rows.  Rows come and go: `add` a prompt, `seat` rows
-    on it, set `position` (N,), the number of positions each row has taken, before every step, and `width`, a bound on it.
+    on it.  Before a step, `position` (N,) holds the number of positions each row has taken, and `widen` has been told how
+    far they reach.
     What a row computes does not depend on the other rows, bit for bit where a matrix product of at least 4 rows gives
     the same numbers whatever their count (as MKL's does in float32): hence BLOCK and the smallest grid of 4.
     """
 
     BLOCK = 16  # N, a prompt's length and a row's capacity are rounded up to multiples of it
+    WIDER = 64
 
     def __init__(self, config: Config, rows: int, capacity: int, device, dtype: torch.dtype):
         L, K, D = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
+        dtype = torch.float32 if torch.device(device).type == "cpu" else dtype  # CPUs multiply small bfloat16 matrices slowly
         N = self.round_up(rows)
         self.queries = config.num_attention_heads // K  # query heads of a key head
         self.own = torch.empty(L, 2, N, K, self.round_up(capacity), D, device=device, dtype=dtype)
+        self.width = 0  # so many of the rows' own positions are read
         self.clean = 0  # positions of `own` that have been set: what is hidden must still be finite
         self.prompt = torch.zeros(L, 2, 0, K, 0, D, device=device, dtype=dtype)  # (L, 2, P, K, C, D)
         self.length: list[int] = []  # of each prompt, 0 where there is none
         self.owner: list[int | None] = [None] * N  # the prompt of each row, None for an empty row
         self.position = torch.zeros(N, dtype=torch.long, device=device)
-        self.width = 1
 
     @classmethod
     def round_up(cls, n: int) -> int:
@@ -321,50 +355,52 @@ class RowCache:
             taken[owner] = taken.get(owner, 0) + 1
             seats.append(taken[owner] - 1)
         used = max((owner for owner in self.owner if owner is not None), default=0) + 1
-        self.seats = max([n for owner, n in taken.items() if owner is not None] + [-(-4 // self.queries)])
-        nowhere = used * self.seats  # empty rows share a seat behind the grid
-        self.seat_of = torch.tensor([nowhere if owner is None else owner * self.seats + seat
-                                     for owner, seat in zip(self.owner, seats)], device=device)
+        R = max([n for owner, n in taken.items() if owner is not None] + [-(-4 // self.queries)])
+        K = torch.arange(self.own.shape[3], device=device)
+        row_of = torch.zeros(used, R, dtype=torch.long)  # free seats compute row 0, for nobody
+        for row, (owner, seat) in enumerate(zip(self.owner, seats)):
+            if owner is not None:
+                row_of[owner, seat] = row
+        at = torch.tensor([(0, 0) if owner is None else (owner, seat) for owner, seat in zip(self.owner, seats)], device=device)
+        self.to_grid = row_of.to(device)[:, None], K[None, :, None]  # indices of rows that give a grid (P, K, R, ...)
+        self.to_rows = at[:, :1], K[None], at[:, 1:]  # and of a grid that give rows (N, K, ...); empty rows get somebody's
         length = torch.tensor([0 if owner is None else self.length[owner] for owner in self.owner], device=device)
-        self.grid, self.start = (used, self.round_up(max(self.length[:used]))), length
-        self.past_prompt = torch.arange(self.grid[1], device=device) >= length[:, None]  # (N, C)
+        self.grid, self.start = (used, R, self.round_up(max(self.length[:used]))), length
+        self.past_prompt = torch.arange(self.grid[2], device=device) >= length[:, None]  # (N, C)
+
+    def widen(self, reach: int) -> None:
+        """The next steps read and write the first `reach` positions of the rows' own.  On a GPU that grows in large
+        steps, since each one means another CUDA graph."""
+        step = self.WIDER if self.own.is_cuda else self.BLOCK
+        self.width = min(-(-reach // step) * step, self.own.shape[4])
+        if self.clean < self.width:
+            self.own[:, :, :, :, self.clean: self.width] = 0
+            self.clean = self.width
 
     def positions(self, x: torch.Tensor) -> torch.Tensor:
-        n = self.round_up(self.width)
-        if self.clean < n:
-            self.own[:, :, :, :, self.clean: n] = 0
-            self.clean = n
-        past_own = torch.arange(n, device=x.device) > self.position[:, None]  # (N, n)
-        self.hidden = torch.cat((self.past_prompt, past_own), dim=1)[:, None, None]  # (N, 1, 1, C + n)
+        past_own = torch.arange(self.width, device=x.device) > self.position[:, None]  # (N, n)
+        hidden = torch.cat((self.past_prompt, past_own), dim=1)  # (N, C + n)
+        self.bias = torch.zeros(hidden.shape, dtype=self.own.dtype, device=x.device).masked_fill_(hidden, -math.inf)
+        self.rows = torch.arange(len(hidden), device=x.device)
         return (self.start + self.position)[:, None]  # (N, 1)
 
     def __call__(self, layer, q, k, v):
-        N, H, _, D = q.shape
-        h, (P, C) = self.queries, self.grid
-        n = self.hidden.shape[-1] - C
-        rows = torch.arange(N, device=q.device)
-        keys, values = self.own[layer]  # each (N, K, capacity, D)
-        keys[rows, :, self.position], values[rows, :, self.position] = k[:, :, 0], v[:, :, 0]
-        q = q.view(N, -1, h, D) * D**-0.5  # (N, K, h, D), the query heads of a key head side by side
-        prompt_keys, prompt_values = self.prompt[layer, :, :P, :, :C]  # each (P, K, C, D)
-        on_prompt = self._to_rows(self._to_grid(q) @ prompt_keys.transpose(2, 3))  # (N, K, h, C)
+        (N, H, _, D), dtype, (P, R, C) = q.shape, q.dtype, self.grid
+        n = self.bias.shape[-1] - C
+        (keys, values), (prompt_keys, prompt_values) = self.own[layer], self.prompt[layer, :, :P, :, :C]
+        keys[self.rows, :, self.position], values[self.rows, :, self.position] = k[:, :, 0].to(keys.dtype), v[:, :, 0].to(keys.dtype)
+        q = q.view(N, -1, self.queries, D).to(keys.dtype) * D**-0.5  # (N, K, h, D), query heads of a key head together
+        on_prompt = self._of_prompts(q, prompt_keys.transpose(2, 3))  # (N, K, h, C)
         on_own = q @ keys[:, :, :n].transpose(2, 3)  # (N, K, h, n)
-        score = torch.cat((on_prompt, on_own), dim=-1).masked_fill_(self.hidden, -math.inf)  # (N, K, h, C + n)
+        score = torch.cat((on_prompt, on_own), dim=-1).add_(self.bias[:, None, None])  # (N, K, h, C + n)
         on_prompt, on_own = score.float().softmax(-1).to(q.dtype).split((C, n), dim=-1)
-        out = self._to_rows(self._to_grid(on_prompt) @ prompt_values) + on_own @ values[:, :, :n]
-        return out.view(N, H, 1, D)
+        out = self._of_prompts(on_prompt, prompt_values) + on_own @ values[:, :, :n]  # (N, K, h, D)
+        return out.view(N, H, 1, D).to(dtype)
 
-    def _to_grid(self, x: torch.Tensor) -> torch.Tensor:
-        """Rows (N, K, h, X) -> by prompt (P, K, R h, X); free seats are zero."""
-        (_, K, h, X), P, R = x.shape, self.grid[0], self.seats
-        grid = x.new_zeros(P * R + 1, K, h, X).index_copy(0, self.seat_of, x)[:-1]
-        return grid.view(P, R, K, h, X).transpose(1, 2).reshape(P, K, R * h, X)
-
-    def _to_rows(self, grid: torch.Tensor) -> torch.Tensor:
-        """By prompt (P, K, R h, X) -> rows (N, K, h, X); empty rows get those of the last seat."""
-        (P, K, _, X), R = grid.shape, self.seats
-        rows = grid.view(P, K, R, self.queries, X).transpose(1, 2).reshape(P * R, K, self.queries, X)
-        return rows[self.seat_of.clamp(max=P * R - 1)]
+    def _of_prompts(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Rows x (N, K, h, X) times the matrix of their prompt and head, y (P, K, X, Y) -> (N, K, h, Y)."""
+        grid = x[self.to_grid]  # (P, K, R, h, X)
+        return (grid.flatten(2, 3) @ y).view(*grid.shape[:-1], -1)[self.to_rows]
 
     def shrink(self) -> list[int] | None:
         """Fewer rows where at least BLOCK are empty; returns the old place of each row that is left, None if none went.
@@ -372,7 +408,7 @@ class RowCache:
         The last rows move into the holes, so only as many rows are copied as must move."""
         there = [i for i, owner in enumerate(self.owner) if owner is not None]
         N = self.round_up(len(there))
-        if N == len(self.owner):
+        if N > len(self.owner) * (0.5 if self.own.is_cuda else 0.99):  # a new shape is dear on a GPU, many rows are not
             return None
         holes, order = [i for i in range(N) if self.owner[i] is None], list(range(N))
         for hole, row in zip(holes, [i for i in there if i >= N]):

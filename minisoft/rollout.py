@@ -21,6 +21,7 @@ from minisoft.tokenizer import Tokenizer
 
 ANSWER_TOKENS = 32  # section 4
 PAD, COT, FORCED, ANSWER = range(4)  # roles of a position
+LOOK = {"cuda": 8}  # steps that a device runs without waiting for the host to read the text; 1 elsewhere
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Rollout:
 
     ids, role (n, S): token (in the CoT: the shadow token) and role of every position; actions (n, C) or (n, C, ...):
     tokens, noisy inputs h0~ or other actions of the CoT (None where they were not wanted); log_prob (n, S) of the actions
-    and answer tokens; entropy (n, S) in nats.
+    and answer tokens; entropy (n, S) of the next token in nats, 0 where it was prefilled.
     """
 
     prompt: list[int]
@@ -85,16 +86,15 @@ class Format:
 
 @dataclass
 class _Row:
-    """Where one row stands."""
+    """Where one row stands, as far as the host knows."""
 
     request: int
     sample: int
-    role: int = COT
-    forced: list[int] = field(default_factory=list)  # prefilled tokens still to be fed
+    cot_length: int  # the budget until the stop phrase has been seen
+    truncated: bool = True  # no stop phrase has been seen
+    position: int = 0
     cot: list[int] = field(default_factory=list)
     answer: list[int] = field(default_factory=list)
-    position: int = 0
-    truncated: bool = False
 
 
 def rollout(*args, **options) -> list[Rollout]:
@@ -104,45 +104,50 @@ def rollout(*args, **options) -> list[Rollout]:
 
 @torch.no_grad()
 def stream(model: Transformer, form: Format, kind, requests: list[Request], cot_tokens: int, greedy: bool = False,
-           greedy_answer: bool = False, rows: int | None = None, record_actions: bool = True
+           greedy_answer: bool = False, rows: int | None = None, record_actions: bool = True, look: int | None = None
            ) -> Iterator[tuple[int, Rollout]]:
     """Roll out every request; yields (its number, its Rollout) when the last of its rows has finished.
 
     cot_tokens: CoT budget; greedy: the CoT takes the mode of its distribution (no noise); greedy_answer: so does the
-    answer, otherwise it is drawn at temperature 1; rows: at most so many at once (None: all).
+    answer, otherwise it is drawn at temperature 1; rows: at most so many at once (None: all); look: steps between two
+    looks at the text (None: LOOK), which changes nothing but the time.
     """
-    batch = _Batch(model, form, kind, requests, cot_tokens, greedy, greedy_answer, rows, record_actions)
-    batch.fill()
-    while any(batch.rows):
-        done = batch.step()
-        batch.advance()
-        yield from done
+    with model.packed():
+        batch = _Batch(model, form, kind, requests, cot_tokens, greedy, greedy_answer, rows, record_actions,
+                       look or LOOK.get(model.E.device.type, 1))
+        batch.fill()
+        while any(batch.rows):
+            yield from batch.advance()
 
 
 class _Batch:
     """The rows under way, each in a place 0..N-1 of the cache and of the record, and those that wait.
 
-    Every step computes all N places, whatever their roles, and then picks: shapes stay the same from step to step.
+    `_step` takes all N places one position further, whatever their roles, and needs nothing from the host, which looks at
+    the text every `look` steps only.  A row that has gone on past its stop phrase by then is set back: its draws depend on
+    the position alone, and what it has left in the cache and the record is written again before it is read.
     """
 
-    def __init__(self, model, form, kind, requests, cot_tokens, greedy, greedy_answer, rows, record_actions):
+    def __init__(self, model, form, kind, requests, cot_tokens, greedy, greedy_answer, rows, record_actions, look):
         self.model, self.form, self.kind, self.requests = model, form, kind, requests
         self.cot_tokens, self.greedy, self.greedy_answer = cot_tokens, greedy, greedy_answer
-        self.record_actions = record_actions
-        self.waiting = deque(_Row(i, sample) for i, r in enumerate(requests) for sample in r.samples)
+        self.record_actions, self.look, self.graphs = record_actions, look, {}
+        self.waiting = deque(_Row(i, sample, cot_tokens) for i, r in enumerate(requests) for sample in r.samples)
         self.limit = min(rows or len(self.waiting), len(self.waiting))
-        capacity = cot_tokens + max(map(len, form.prefill)) + ANSWER_TOKENS
-        self.device = model.E.device
-        self.cache = RowCache(model.config, self.limit, capacity, self.device, model.E.dtype)
-        N, self.moved = len(self.cache.owner), False  # moved: rows came or went since the cache seated them
+        capacity = cot_tokens + max(map(len, form.prefill)) + ANSWER_TOKENS + look
+        self.device = device = model.E.device
+        self.cache = RowCache(model.config, self.limit, capacity, device, model.E.dtype)
+        N, self.moved = len(self.cache.owner), False  # moved: rows came or changed places since the cache seated them
         self.rows: list[_Row | None] = [None] * N
         self.prompts: dict[int, tuple[int, torch.Tensor]] = {}  # request -> (its number in the cache, last encoding (d,))
         self.unfinished = {i: len(r.samples) for i, r in enumerate(requests)}
         self.finished: dict[int, list] = {i: [] for i in range(len(requests))}
-        self.hidden = torch.zeros(N, model.config.hidden_size, device=self.device, dtype=model.E.dtype)
-        self.keys = torch.zeros(N, dtype=torch.long, device=self.device)
-        zeros = lambda *shape, dtype: torch.zeros(N, *shape, dtype=dtype, device=self.device)
-        self.ids, self.log_prob = zeros(capacity, dtype=torch.long), zeros(capacity, dtype=torch.float64)
+        self.prefill = pad_sequence([torch.tensor(ids) for ids in form.prefill], batch_first=True).to(device)  # (2, F)
+        self.prefill_length = torch.tensor([len(ids) for ids in form.prefill], device=device)  # (2,)
+        zeros = lambda *shape, dtype=torch.long: torch.zeros(N, *shape, dtype=dtype, device=device)
+        self.keys, self.cot_length, self.late, self.cache.position = zeros(), zeros(), zeros(), zeros()
+        self.hidden = zeros(model.config.hidden_size, dtype=model.E.dtype)
+        self.ids, self.log_prob = zeros(capacity), zeros(capacity, dtype=torch.float64)
         self.entropy = zeros(capacity, dtype=torch.float32)
         self.actions = None  # (N, C + 1) or (N, C + 1, ...), made when the first action is known
 
@@ -163,32 +168,74 @@ class _Batch:
             places = torch.tensor([place for place, _ in taken], device=self.device)
             self.keys[places] = torch.tensor([key(*self.requests[row.request].key, row.sample) for _, row in taken],
                                              device=self.device)
+            self._tell()
             self.moved = True
 
-    def step(self) -> list[tuple[int, Rollout]]:
-        """Choose the input of this position for every row, record it, and see who is done."""
-        roles = [row.role if row else PAD for row in self.rows]
-        role = torch.tensor(roles, device=self.device)  # (N,)
-        at = torch.tensor([row.position if row else 0 for row in self.rows], device=self.device)
-        self.cache.position, self.cache.width = at, 1 + max(row.position for row in self.rows if row)
-        logits, draws = self.model.logits(self.hidden), Draws(self.keys, at)  # (N, V)
-        token = torch.tensor([row.forced[0] if row and row.forced else 0 for row in self.rows], device=self.device)
-        log_prob = self.log_prob.new_zeros(len(roles))
-        if ANSWER in roles:
+    def _tell(self) -> None:
+        """The device learns where every row stands."""
+        stand = [(row.position, row.cot_length, row.truncated) if row else (0, 0, 0) for row in self.rows]
+        for mine, new in zip((self.cache.position, self.cot_length, self.late), torch.tensor(stand).T):
+            mine.copy_(new)
+
+    def advance(self) -> list[tuple[int, Rollout]]:
+        """`look` steps and a look at what came of them; then waiting rows take the free places, or these are given up.
+        Returns the requests whose last row is done."""
+        if self.moved:
+            self.cache.seat()
+            self.graphs.clear()
+            self.moved = False
+        standing = [(row.position, row.cot_length, len(self.form.prefill[row.truncated])) for row in self.rows if row]
+        thinking = any(position < cot for position, cot, _ in standing)
+        answering = any(position + self.look > cot + forced for position, cot, forced in standing)
+        self.cache.widen(max(position for position, _, _ in standing) + self.look)
+        for _ in range(self.look):
+            self._run(thinking, answering)
+        done = self._look()
+        if self.waiting and sum(map(bool, self.rows)) < self.limit:
+            self.fill()
+        elif not self.waiting and any(self.rows) and (order := self.cache.shrink()) is not None:
+            self.rows, self.moved = [self.rows[i] for i in order], True
+            for name in ("keys", "cot_length", "late", "hidden", "ids", "log_prob", "entropy",
+                         *(["actions"] if self.record_actions else [])):
+                setattr(self, name, getattr(self, name)[order])
+        return done
+
+    def _run(self, *roles: bool) -> None:
+        """One step.  A GPU is given it as a whole: recorded once for each shape, after a first ordinary time, as a CUDA
+        graph."""
+        shape = (*roles, self.cache.width)
+        if self.device.type != "cuda" or shape not in self.graphs:
+            self._step(*roles)
+            self.graphs[shape] = None
+            return
+        if self.graphs[shape] is None:
+            self.graphs[shape] = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graphs[shape]):
+                self._step(*roles)
+        self.graphs[shape].replay()
+
+    def _step(self, thinking: bool, answering: bool) -> None:
+        """Choose the input of this position for every row, record it, feed it; thinking, answering: is any row?"""
+        at, model = self.cache.position, self.model
+        places, past = torch.arange(len(at), device=self.device), at - self.cot_length  # (N,)
+        in_cot, in_answer = past < 0, past >= self.prefill_length[self.late]
+        logits, draws = model.logits(self.hidden), Draws(self.keys, at)  # (N, V)
+        token = self.prefill[self.late, past.clamp(0, self.prefill.shape[1] - 1)]
+        log_prob = torch.zeros_like(self.log_prob[:, 0])
+        if answering:
             word, score = self._act(Categorical(logits), draws, self.greedy_answer)
-            token, log_prob = (torch.where(role == ANSWER, *pair) for pair in ((word, token), (score, log_prob)))
-        x = None
-        if COT in roles:
-            action, score = self._act(self.kind.distribution(self.model, self.hidden, logits), draws, self.greedy)
-            token = torch.where(role == COT, self.kind.shadow(self.model, action, logits), token)
-            log_prob = torch.where(role == COT, score, log_prob)
-            x = self.kind.embed(self.model, action)  # (N, d)
-            self._record_action(action, at)
-        inputs = self.model.embed(token)  # (N, d)
-        self.inputs = inputs if x is None else torch.where((role == COT)[:, None], x, inputs)
-        places = torch.arange(len(roles), device=self.device)
+            token, log_prob = torch.where(in_answer, word, token), torch.where(in_answer, score, log_prob)
+        if thinking:
+            action, score = self._act(self.kind.distribution(model, self.hidden, logits), draws, self.greedy)
+            token = torch.where(in_cot, self.kind.shadow(model, action, logits), token)
+            log_prob = torch.where(in_cot, score, log_prob)
+            self._record_action(places, action, at)
+        x = model.embed(token)  # (N, d)
+        if thinking:
+            x = torch.where(in_cot[:, None], self.kind.embed(model, action), x)
         self.ids[places, at], self.log_prob[places, at], self.entropy[places, at] = token, log_prob, entropy(logits)
-        return self._move_on(token.tolist())
+        self.hidden.copy_(model(x[:, None], self.cache)[:, 0])  # (N, d), predicts the next position
+        at += 1
 
     @staticmethod
     def _act(distribution, draws: Draws, greedy: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -196,44 +243,53 @@ class _Batch:
         action = distribution.mode() if greedy else distribution.sample(draws)
         return action, distribution.log_prob(action)
 
-    def _record_action(self, action: torch.Tensor, at: torch.Tensor) -> None:
+    def _record_action(self, places: torch.Tensor, action: torch.Tensor, at: torch.Tensor) -> None:
         """All places at once: what is written after the CoT of a row is never read."""
         if self.record_actions:
             if self.actions is None:
                 self.actions = action.new_zeros(len(action), self.cot_tokens + 1, *action.shape[1:])
-            self.actions[torch.arange(len(action), device=self.device), at.clamp(max=self.cot_tokens)] = action
+            self.actions[places, at.clamp(max=self.cot_tokens)] = action
 
-    def _move_on(self, tokens: list[int]) -> list[tuple[int, Rollout]]:
-        """Every row takes its token; returns the requests whose last row is done."""
-        done = []
-        for place, (row, token) in enumerate(zip(self.rows, tokens)):
-            if row is None:
-                continue
-            row.position += 1
-            if row.role == COT:
-                row.cot.append(token)
-                early = self.form.cot_ends(row.cot)
-                if early or len(row.cot) == self.cot_tokens:
-                    row.role, row.forced, row.truncated = FORCED, list(self.form.prefill[0 if early else 1]), not early
-            elif row.role == FORCED:
-                row.forced.pop(0)
-                row.role = FORCED if row.forced else ANSWER
-            else:
-                row.answer.append(token)
-                if self.form.answer_ends(row.answer):
+    def _look(self) -> list[tuple[int, Rollout]]:
+        """Read what the rows have written since the last look; returns the requests whose last row is done."""
+        done, told = [], True
+        latest = self.cache.position[:, None] - torch.arange(self.look, 0, -1, device=self.device)  # (N, look)
+        for place, (row, tokens) in enumerate(zip(self.rows, self.ids.gather(1, latest).tolist())):
+            if row is not None:
+                told &= not self._read(row, tokens)
+                if row.answer and self.form.answer_ends(row.answer):
                     done += self._finish(place, row)
+                    told = False
+        if not told:
+            self._tell()
         return done
+
+    def _read(self, row: _Row, tokens: list[int]) -> bool:
+        """The row takes the tokens that count; does the device have to be told?"""
+        for token in tokens:
+            if row.position < row.cot_length:
+                row.cot.append(token)
+                if self.form.cot_ends(row.cot):
+                    row.cot_length, row.truncated = len(row.cot), False
+            elif row.position >= row.cot_length + len(self.form.prefill[row.truncated]):
+                row.answer.append(token)
+            row.position += 1
+            if not row.truncated and row.position == row.cot_length:
+                return True  # the tokens after the stop phrase are not those of the prefill
+            if row.answer and self.form.answer_ends(row.answer):
+                break
+        return False
 
     def _finish(self, place: int, row: _Row) -> list[tuple[int, Rollout]]:
         """The row leaves its place; [(request, Rollout)] if it was the last one of its request."""
-        i, S, C = row.request, row.position, len(row.cot)
+        i, S, C = row.request, row.position, row.cot_length
         role = torch.full((S,), FORCED, dtype=torch.int8, device=self.device)
         role[:C], role[S - len(row.answer):] = COT, ANSWER
         actions = self.actions[place, :C].clone() if self.record_actions else None
-        self.finished[i].append((row.sample, row.truncated, role, actions, *(
-            record[place, :S].clone() for record in (self.ids, self.log_prob, self.entropy))))
+        entropies = self.entropy[place, :S].masked_fill(role == FORCED, 0.0)
+        self.finished[i].append((row.sample, row.truncated, role, actions, self.ids[place, :S].clone(),
+                                 self.log_prob[place, :S].clone(), entropies))
         self.rows[place] = self.cache.owner[place] = None
-        self.moved = True
         self.unfinished[i] -= 1
         if self.unfinished[i]:
             return []
@@ -243,17 +299,3 @@ class _Batch:
         return [(i, Rollout(self.requests[i].prompt, self.requests[i].samples, join(ids), join(role),
                             join(actions) if self.record_actions else None, join(log_prob), join(entropies),
                             torch.tensor(truncated, device=self.device)))]
-
-    def advance(self) -> None:
-        """Feed the inputs of this position; then free places are filled, or given up when no row waits."""
-        if not self.waiting and (order := self.cache.shrink()) is not None:
-            self.rows = [self.rows[i] for i in order]
-            for name in ("keys", "inputs", "ids", "log_prob", "entropy", *(["actions"] if self.record_actions else [])):
-                setattr(self, name, getattr(self, name)[order])
-        if any(self.rows):
-            if self.moved:
-                self.cache.seat()
-                self.moved = False
-            self.hidden = self.model(self.inputs[:, None], self.cache)[:, 0]  # (N, d), predicts the next position
-        if self.waiting and sum(map(bool, self.rows)) < self.limit:
-            self.fill()

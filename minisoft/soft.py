@@ -36,7 +36,7 @@ class Categorical:
 
     def sample(self, draws: Draws) -> torch.Tensor:
         """Token ids (N,), by inverting the cumulative distribution; logits (N, V)."""
-        cumulative = self.logits.softmax(-1).cumsum(-1)  # (N, V)
+        cumulative = self.logits.softmax(-1).cumsum_(-1)  # (N, V)
         wanted = draws.uniform()[:, None] * cumulative[:, -1:]
         return torch.searchsorted(cumulative, wanted, right=True)[:, 0].clamp_(max=self.logits.shape[-1] - 1)
 
@@ -45,7 +45,7 @@ class Categorical:
 
     def log_prob(self, action: torch.Tensor) -> torch.Tensor:
         """Log-probability (...) of token ids (...), in nats, float64 as that of Gaussian."""
-        return (self.logits.gather(-1, action[..., None])[..., 0] - self.logits.logsumexp(-1)).double()
+        return self.logits.log_softmax(-1).gather(-1, action[..., None])[..., 0].double()
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Gaussian:
 def mixture(model, logits: torch.Tensor, tau: float) -> torch.Tensor:
     """logits (..., V) -> softmax(logits / tau) E (..., d), float32 (eqs. 3 and 5)."""
     p = F.softmax(logits / tau, dim=-1)  # (..., V), eq. 3
-    return p @ model.E.float()  # (..., d), eq. 5
+    return model.mix(p)  # (..., d), eq. 5
 
 
 # Every kind has: distribution, of the action given encodings hL (..., d) and their logits (..., V); embed, actions
@@ -95,7 +95,7 @@ class Hard:
     tau: float = TAU["hard"]
 
     def distribution(self, model, hidden: torch.Tensor, logits: torch.Tensor) -> Categorical:
-        return Categorical(logits / self.tau)  # eqs. 3-4
+        return Categorical(logits if self.tau == 1 else logits / self.tau)  # eqs. 3-4
 
     def embed(self, model, action: torch.Tensor) -> torch.Tensor:
         return model.embed(action)
@@ -192,5 +192,6 @@ def make_kind(name: str, sigma: float, tau: float | None = None, noise: str = "e
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
     """Entropy (...) in nats of softmax(logits), logits (..., V): of the model's next token, at temperature 1."""
-    log_p = logits.log_softmax(-1)
-    return -(log_p.exp() * log_p).sum(-1)
+    p = logits.softmax(-1)  # (..., V)
+    most, likely = logits.amax(-1), p.amax(-1)  # (...)
+    return (most - likely.log() - torch.linalg.vecdot(p, logits)).clamp_(min=0)  # log sum exp z - sum p z

@@ -224,7 +224,8 @@ def decode(model, prompts, owner, rows, drops=None):
     cache = row_cache(model, [model.prefill(p)[1] for p in prompts], owner.tolist(), T)
     places = [*range(N), *[None] * (len(cache.owner) - N)]  # which row sits where
     for t in range(T):
-        cache.position[:], cache.width = t, t + 1
+        cache.position[:] = t
+        cache.widen(t + 1)
         ids = torch.tensor([0 if row is None else rows[row, t] for row in places])
         logits = model.logits(model(model.embed(ids[:, None]), cache))[:, 0]
         for place, row in enumerate(places):
@@ -284,7 +285,7 @@ def test_prompts_come_and_go(both):
     waiting = [2, 3]
     for t in range(15):
         cache.position[:] = torch.tensor([t - start.get(place, t) for place in range(16)])
-        cache.width = t + 1
+        cache.widen(t + 1)
         ids = torch.tensor([rows[jobs[place], t - start[place]] if place in jobs else 0 for place in range(16)])
         logits = model.logits(model(model.embed(ids[:, None]), cache))[:, 0]
         for place, row in list(jobs.items()):

@@ -1,18 +1,20 @@
 """Rollouts: where a CoT and an answer end, what is prefilled, what is recorded, and what decides the draws."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 from tokenizers import Tokenizer as Fast
 from tokenizers import decoders, models, pre_tokenizers, trainers
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import minisoft
 from minisoft import data
 from minisoft.checkpoint import WEIGHTS
 from minisoft.model import PromptCache
 from minisoft.reinforce import Mismatch, measure_mismatch
-from minisoft.rollout import ANSWER, COT, FORCED, PAD, Format, Request, rollout, stream
+from minisoft.rollout import ANSWER, COT, FORCED, PAD, Format, Request, _Batch, rollout, stream
 from minisoft.soft import make_kind, noise_scale, rms
 from minisoft.tokenizer import Tokenizer
 
@@ -149,6 +151,8 @@ class Script:
         self.config = SimpleNamespace(hidden_size=2, vocab_size=V, num_hidden_layers=1, num_attention_heads=1,
                                       num_key_value_heads=1, head_dim=2)
 
+    packed = staticmethod(nullcontext)
+
     def prefill(self, ids):
         key = torch.zeros(1, 1, ids.shape[1], 2)
         return torch.tensor([float(ids[0, 0]), 0.0]).expand(1, ids.shape[1], 2), PromptCache(keys=[key], values=[key])
@@ -209,3 +213,43 @@ def test_answer_ends_with_its_box_eos_or_32_tokens(tmp_path, answer, kept):
     record = rollout(Script([script], tokenizer.size), form, make_kind("hard", 1.0), [Request([0], (0, 0, 0), range(1))],
                      60, True, True)[0]
     assert form.answer_text(record.tokens(0, ANSWER)) == kept
+
+
+@pytest.mark.parametrize("look", [3, 8])
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+def test_looking_at_the_text_less_often_changes_no_bit(tiny, kind, look):
+    """Rows that ran past their stop phrase are set back; with 20 rows at once others take their places meanwhile."""
+    kind = make_kind(kind, tiny.sigma)
+    often, seldom = [rollout(tiny.model, tiny.form, kind, requests(tiny, range(4), range(12)), 40, rows=20, look=n)
+                     for n in (1, look)]
+    assert any(not r.truncated.all() for r in often)  # early ends
+    for a, b in zip(often, seldom):
+        for name in ("ids", "role", "actions", "log_prob", "entropy", "truncated"):
+            assert torch.equal(getattr(a, name), getattr(b, name)), name
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft", "fuzzy"])
+def test_a_step_needs_nothing_from_the_host(tiny, kind):
+    """What a CUDA graph can record: no tensor's value reaches Python, and nothing is copied from there."""
+    batch = _Batch(tiny.model, tiny.form, make_kind(kind, tiny.sigma), requests(tiny, [0, 1], range(4)), 20, False, False,
+                   None, True, 4)
+    with torch.no_grad(), tiny.model.packed():
+        batch.fill()
+        batch.advance()
+        with Operations() as seen:
+            batch._step(True, True)
+    assert "mkldnn._linear_pointwise" in seen.names or "aten.linear" in seen.names or "aten.mm" in seen.names
+    assert not seen.names & {"aten._local_scalar_dense", "aten.nonzero", "aten.lift_fresh", "aten.masked_select",
+                             "aten.equal", "aten.is_nonzero", "aten.unique_dim", "aten._unique2"}
+
+
+class Operations(TorchDispatchMode):
+    """Collects the names of the operations that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(str(function.overloadpacket))
+        return function(*args, **(kwargs or {}))

@@ -16,6 +16,9 @@ class Embedding:
     def __init__(self, V=11, d=6, seed=0):
         self.E = torch.randn(V, d, generator=torch.Generator().manual_seed(seed))
 
+    def mix(self, p):
+        return p @ self.E
+
     def embed(self, ids):
         return self.E[ids]
 

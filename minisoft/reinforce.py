@@ -45,27 +45,36 @@ class Mismatch:
         return Mismatch(parts[:, 0].sum().item(), int(parts[:, 1].sum()), parts[:, 2].max().item())
 
 
-def log_prob(model: Transformer, kind, rollout: Rollout, rows: torch.Tensor, prompt: PromptCache,
-             last: torch.Tensor) -> torch.Tensor:
-    """Log-probability (m, S) of every recorded action of the given rows (m,), in one teacher-forced pass (eqs. 9-10).
+def log_prob(model: Transformer, kind, rollout: Rollout, rows: torch.Tensor, hidden: torch.Tensor,
+             weight: torch.Tensor | None = None, terms: tuple[int, ...] = (COT, ANSWER)) -> torch.Tensor:
+    """Log-probability (m, S) of every recorded action of the given rows (m,), from their `encodings` hidden (m, S, d)
+    (eqs. 9-10); positions that are no action get 0.
 
-    prompt, last (1, d): keys and values of the prompt and the encoding of its last position.  The inputs are the
-    recorded ones, so there is no back-propagation through time.  Positions that are no action get 0.
+    What has V numbers a position exists for one chunk of positions at a time.  Hence with weight (m,) each chunk is
+    differentiated at once: the gradients of  sum_m weight_m sum_S log_prob, over positions whose role is in `terms`, are
+    added to those of `hidden`, a leaf, and of the decoding and embedding matrices.
     """
-    hidden = encodings(model, kind, rollout, rows, prompt, last)  # (m, S, d)
-    S = hidden.shape[1]
-    role = rollout.role[rows, :S]
-    thinking, answering = role == COT, role == ANSWER
-    out = hidden.new_zeros(role.shape, dtype=torch.float64)
-    out = out.masked_scatter(thinking, _in_chunks(model, lambda hidden, actions: kind.distribution(
-        model, hidden, model.logits(hidden)).log_prob(actions), hidden[thinking], _thoughts(rollout, rows, thinking)))
-    return out.masked_scatter(answering, _in_chunks(model, lambda hidden, ids: Categorical(
-        model.logits(hidden)).log_prob(ids), hidden[answering], rollout.ids[rows, :S][answering]))
+    role, chunk = rollout.role[rows, : hidden.shape[1]], _chunk(model)
+    out = torch.zeros(role.shape, dtype=torch.float64, device=hidden.device)
+    distribution = {COT: lambda h: kind.distribution(model, h, model.logits(h)), ANSWER: lambda h: Categorical(model.logits(h))}
+    actions = {COT: _thoughts(rollout, rows, role == COT), ANSWER: rollout.ids[rows, : role.shape[1]][role == ANSWER]}
+    for term in (COT, ANSWER):
+        for at, action in zip((role == term).nonzero().split(chunk), actions[term].split(chunk)):
+            row, position = at.T  # each (chunk,)
+            score = distribution[term](hidden[row, position]).log_prob(action)  # (chunk,)
+            out[row, position] = score.detach()
+            if weight is not None and term in terms and len(at):
+                (weight[row] * score).sum().backward()
+    return out
 
 
 def encodings(model: Transformer, kind, rollout: Rollout, rows: torch.Tensor, prompt: PromptCache,
               last: torch.Tensor) -> torch.Tensor:
-    """The encodings hL (m, S, d) that predict each recorded position of the given rows (m,); arguments as above."""
+    """The encodings hL (m, S, d) that predict each recorded position of the given rows (m,), in one teacher-forced pass.
+
+    prompt, last (1, d): keys and values of the prompt and the encoding of its last position.  The inputs are the
+    recorded ones, so there is no back-propagation through time.
+    """
     S = int((rollout.role[rows] != PAD).sum(1).max())
     thinking = rollout.role[rows, :S] == COT
     thoughts = _in_chunks(model, lambda actions: kind.embed(model, actions), _thoughts(rollout, rows, thinking))
@@ -81,12 +90,14 @@ def _thoughts(rollout: Rollout, rows: torch.Tensor, thinking: torch.Tensor) -> t
     return rollout.actions[rows, :C][thinking[:, :C]]
 
 
-def _in_chunks(model, function, *tensors) -> torch.Tensor:
-    """function(*tensors), their first dimension cut into chunks; what has V numbers exists for one chunk at a time, in
-    the backward pass too, where it is computed again."""
-    chunk = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
-    return torch.cat([checkpoint(function, *parts, use_reentrant=False)
-                      for parts in zip(*(t.split(chunk) for t in tensors))])
+def _chunk(model) -> int:
+    """Positions whose logits may exist at once."""
+    return max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+
+
+def _in_chunks(model, function, x) -> torch.Tensor:
+    """function(x), one chunk of its first dimension at a time, in the backward pass too, where it is computed again."""
+    return torch.cat([checkpoint(function, part, use_reentrant=False) for part in x.split(_chunk(model))])
 
 
 def backward(model: Transformer, kind, rollout: Rollout, advantages: torch.Tensor, scale: float, micro_batch: int,
@@ -101,20 +112,20 @@ def backward(model: Transformer, kind, rollout: Rollout, advantages: torch.Tenso
     useful = advantages.nonzero()[:, 0]
     if not len(useful):
         return
-    hidden, cache = model.prefill(torch.tensor([rollout.prompt], device=model.E.device))
-    last = hidden[:, -1].detach().requires_grad_()  # (1, d)
+    whole, cache = model.prefill(torch.tensor([rollout.prompt], device=model.E.device))
+    last = whole[:, -1].detach().requires_grad_()  # (1, d)
     prompt = cache.detached()
     useful = useful[(rollout.role[useful] != 0).sum(1).argsort(descending=True)]  # rows of similar length together
     for rows in useful.split(micro_batch):
-        replayed = log_prob(model, kind, rollout, rows, prompt, last)  # (m, S)
+        hidden = encodings(model, kind, rollout, rows, prompt, last)  # (m, S, d)
+        leaf = hidden.detach().requires_grad_()
+        replayed = log_prob(model, kind, rollout, rows, leaf, -scale * advantages[rows], terms)  # (m, S), eqs. 9, 10, 14
+        if leaf.grad is not None:
+            hidden.backward(leaf.grad)
         role = rollout.role[rows, : replayed.shape[1]]
-        action = (role == COT) | (role == ANSWER)
-        mismatch.add((replayed.detach() - rollout.log_prob[rows, : replayed.shape[1]])[action])
-        counted = torch.stack([role == term for term in terms]).any(0)
-        l = (replayed * counted).sum(1)  # (m,), eq. 9
-        (-scale * (advantages[rows] * l).sum()).backward()  # eq. 14
+        mismatch.add((replayed - rollout.log_prob[rows, : replayed.shape[1]])[(role == COT) | (role == ANSWER)])
     leaves = [last, *prompt.keys, *prompt.values]
-    outputs = [hidden[:, -1], *cache.keys, *cache.values]
+    outputs = [whole[:, -1], *cache.keys, *cache.values]
     used = [(o, leaf.grad) for o, leaf in zip(outputs, leaves) if leaf.grad is not None]
     torch.autograd.backward([o for o, _ in used], [gradient for _, gradient in used])
 
@@ -125,5 +136,5 @@ def measure_mismatch(model: Transformer, kind, rollout: Rollout, mismatch: Misma
     hidden, cache = model.prefill(torch.tensor([rollout.prompt], device=model.E.device))
     rows = torch.arange(len(rollout.ids), device=model.E.device)
     prompt = PromptCache(keys=cache.keys, values=cache.values)
-    replayed = log_prob(model, kind, rollout, rows, prompt, hidden[:, -1])
+    replayed = log_prob(model, kind, rollout, rows, encodings(model, kind, rollout, rows, prompt, hidden[:, -1]))
     mismatch.add((replayed - rollout.log_prob)[(rollout.role == COT) | (rollout.role == ANSWER)])

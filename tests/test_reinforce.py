@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minisoft.model import Config, PromptCache, Transformer
-from minisoft.reinforce import Mismatch, backward, leave_one_out, log_prob, measure_mismatch
+from minisoft.reinforce import Mismatch, backward, leave_one_out, encodings, log_prob, measure_mismatch
 from minisoft.rollout import ANSWER, COT, FORCED, PAD, Rollout
 from minisoft.soft import Categorical, make_kind
 
@@ -150,7 +150,8 @@ def test_rows_that_end_early_do_not_see_later_positions(model):
                     record.truncated)
     hidden, cache = model.prefill(torch.tensor([record.prompt]))
     prompt = PromptCache(keys=cache.keys, values=cache.values)
-    found = log_prob(model, kind, short, torch.arange(2), prompt, hidden[:, -1])
+    rows = torch.arange(2)
+    found = log_prob(model, kind, short, rows, encodings(model, kind, short, rows, prompt, hidden[:, -1]))
     torch.testing.assert_close(found[1, :3], record.log_prob[1, :3], rtol=1e-4, atol=1e-4)
     assert not found[1, 3:].any()
 
@@ -176,7 +177,8 @@ def test_gradient_agrees_with_finite_differences(name):
         with torch.no_grad():
             hidden, cache = model.prefill(torch.tensor([record.prompt]))
             prompt = PromptCache(keys=cache.keys, values=cache.values)
-            l = log_prob(model, kind, record, torch.arange(4), prompt, hidden[:, -1])
+            rows = torch.arange(4)
+            l = log_prob(model, kind, record, rows, encodings(model, kind, record, rows, prompt, hidden[:, -1]))
             return -(advantages.double() * l.double().sum(1)).mean().item()
 
     found = replay_gradient(model, kind, record, advantages)

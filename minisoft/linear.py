@@ -12,10 +12,11 @@ ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_li
 
 
 def product(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
-    """x (..., i), W (o, i) or what `pack` made of it, b (o,) -> x W^T + b (..., o).  Differentiable unless W is packed."""
-    if not ONEDNN or x.device.type != "cpu":
-        return F.linear(x, W, b)
-    return _onednn(x, W, b) if W.is_mkldnn else _Product.apply(x, W, b)
+    """x (..., i), W (o, i) or what `pack` made of it, b (o,) -> x W^T + b (..., o) in x's dtype.
+
+    Differentiable unless W is packed.  With float32 x and bfloat16 W, only the gradients are multiplied in bfloat16.
+    """
+    return _multiply(x, W, b) if W.is_mkldnn else _Product.apply(x, W, b)
 
 
 def pack(W: torch.Tensor) -> torch.Tensor:
@@ -23,25 +24,27 @@ def pack(W: torch.Tensor) -> torch.Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(W.detach()) if ONEDNN and W.device.type == "cpu" else W.detach()
 
 
-def _onednn(x, W, b):
-    return torch.ops.mkldnn._linear_pointwise(x, W, b, "none", [], "")
+def _multiply(x, W, b=None):
+    if ONEDNN and x.device.type == "cpu":
+        return torch.ops.mkldnn._linear_pointwise(x, W, b, "none", [], "")
+    return F.linear(x, W, b)
 
 
 class _Product(torch.autograd.Function):
-    """oneDNN's product with its gradients."""
-
     @staticmethod
     def forward(ctx, x, W, b):
         ctx.save_for_backward(x, W)
-        return _onednn(x, W, b)
+        return _multiply(x, W.to(x.dtype), b)
 
     @staticmethod
     def backward(ctx, dy):
         x, W = ctx.saved_tensors
-        flat_x, flat_dy = x.flatten(0, -2), dy.flatten(0, -2)  # (n, i), (n, o)
-        dx = _onednn(dy, W.t(), None) if ctx.needs_input_grad[0] else None
-        dW = db = None
-        if ctx.needs_input_grad[1]:  # in the memory order of W, which may be the transpose of E
+        dx = dW = db = None
+        dy = dy.to(W.dtype)  # (..., o)
+        if ctx.needs_input_grad[0]:
+            dx = _multiply(dy, W.t()).to(x.dtype)  # (..., i)
+        flat_x, flat_dy = x.to(W.dtype).flatten(0, -2), dy.flatten(0, -2)  # (n, i), (n, o)
+        if ctx.needs_input_grad[1]:  # (o, i), in the memory order of W, which may be the transpose of E
             dW = flat_dy.t() @ flat_x if W.is_contiguous() else (flat_x.t() @ flat_dy).t()
         if ctx.needs_input_grad[2]:
             db = flat_dy.sum(0)

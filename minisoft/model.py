@@ -229,11 +229,11 @@ class Transformer(nn.Module):
 
     def _product(self, x: torch.Tensor, name: str) -> torch.Tensor:
         """x W^T in float32, W the matrix of that name, which has V rows or columns."""
-        W = lambda: (self.W_d if name == "W_d" else self.E.t()).float()
+        W = self.W_d if name == "W_d" else self.E.t()
         if self.copies is None:
-            return product(x, W())
+            return product(x, W)
         if name not in self.copies:
-            self.copies[name] = pack(W())
+            self.copies[name] = pack(W.float())
         return product(x, self.copies[name])
 
     @contextmanager

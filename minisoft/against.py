@@ -42,7 +42,7 @@ class Rivals:
         left = lambda fill: torch.tensor([[0] * (longest - len(p)) + fill(p) for p in work.prompts], device=device)
         self.ids, self.mask = left(list), left(lambda p: [1] * len(p))  # (B, longest), padded on the left
 
-    def chosen(self, kinds: list[str]) -> dict:
+    def chosen(self, kinds: list[str], part: str) -> dict:
         """{"transformers KIND WAY": function of a seed -> {part: seconds}}: generate, and of the loops the fastest in a
         trial; the latter also replays."""
         from minisoft.bench import seconds
@@ -57,7 +57,8 @@ class Rivals:
             def both(seed, kind=kind, attention=attention, cache=cache):
                 torch.manual_seed(seed)
                 took, record = seconds(lambda: self.loop(kind, attention, cache, self.work.cot, ANSWER_TOKENS), device)
-                return {"rollout": took, "replay": seconds(lambda: self.replay(kind, *record), device)[0]}
+                return {"rollout": took} if part == "rollout" else {
+                    "rollout": took, "replay": seconds(lambda: self.replay(kind, *record), device)[0]}
             found[f"transformers {kind} loop"] = both
         if "hard" in kinds:
             found["transformers hard generate"] = lambda seed: {"rollout": seconds(lambda: self.generate(), device)[0]}

@@ -1,9 +1,9 @@
 """How fast are rollouts, replays and updates on this machine, and how near to what it could do?
 
     python -m minisoft.bench                                       # the embedded model, hard and soft
-    python -m minisoft.bench --model FOLDER --against transformers --json FILE
+    python -m minisoft.bench --model FOLDER --against transformers --json FILE [--part rollout]
     python -m minisoft.bench --shape llama-3.2-3b --dtype bfloat16 --device cuda
-    python -m minisoft.bench --shape llama-3.2-1b --parts memory   # peak memory of a replay
+    python -m minisoft.bench --shape llama-3.2-1b --part memory    # peak memory of a replay
 
 A round is one update of each kind of token, and of each variant of transformers the same rollout and replay, in turn; what
 is told are medians over the rounds and medians of the rounds' ratios.  All CoTs and answers have their full length, every
@@ -136,10 +136,12 @@ def floor(work: Work, name: str, can: dict[str, float]) -> dict[str, float]:
             "replay": 3 * positions * flops / can["throughput"]}
 
 
-def update(work: Work, optimizer: Optimizer, name: str, seed: int) -> dict[str, float]:
+def update(work: Work, optimizer: Optimizer, name: str, seed: int, part: str) -> dict[str, float]:
     """Seconds of the parts of one update."""
     device, kind = work.model.E.device, work.kind(name)
     took, records = seconds(lambda: rollout(work.model, work.form, kind, work.requests(seed), work.cot), device)
+    if part == "rollout":
+        return {"rollout": took}
     took_replay, _ = seconds(lambda: replay(work, kind, records), device)
     took_step, _ = seconds(lambda: optimizer.step(0, optimizer.grad_norm()), device)
     return {"rollout": took, "replay": took_replay, "optimizer": took_step, "step": took + took_replay + took_step}
@@ -191,12 +193,12 @@ def compare(work: Work, args, can: dict[str, float]) -> dict:
     rivals = {}
     if args.against:
         from minisoft.against import Rivals
-        rivals = Rivals(work, args).chosen(args.tokens)
+        rivals = Rivals(work, args).chosen(args.tokens, args.part)
     short = Work(work.model, work.form, work.prompts, work.group, 8, work.micro_batch)
     for name in args.tokens:  # warm-up
-        update(short, optimizer, name, 0)
+        update(short, optimizer, name, 0, args.part)
     times: dict[str, dict[str, list[float]]] = {}
-    contenders = {**{name: lambda seed, name=name: update(work, optimizer, name, seed) for name in args.tokens}, **rivals}
+    contenders = {**{name: lambda seed, name=name: update(work, optimizer, name, seed, args.part) for name in args.tokens}, **rivals}
     with tqdm(total=args.repeats * len(contenders), unit="run", file=sys.stderr) as bar:
         for seed in range(args.repeats):
             for label, run in contenders.items():
@@ -218,8 +220,10 @@ def results(work: Work, args, can: dict[str, float], times: dict) -> dict:
         least, took = floor(work, name, can), {part: median(values) for part, values in times[name].items()}
         found["kinds"][name] = {
             **took, "tokens_per_s": work.rows * work.steps / took["rollout"], "ms_per_step": 1e3 * took["rollout"] / work.steps,
-            "floor_ms": 1e3 * least["decode"], "decode_share": least["decode"] * work.steps / took["rollout"],
-            "replay_tokens_per_s": work.rows * work.steps / took["replay"], "replay_share": least["replay"] / took["replay"]}
+            "floor_ms": 1e3 * least["decode"], "decode_share": least["decode"] * work.steps / took["rollout"]}
+        if "replay" in took:
+            found["kinds"][name].update({"replay_tokens_per_s": work.rows * work.steps / took["replay"],
+                                         "replay_share": least["replay"] / took["replay"]})
         for part in ("rollout", "replay"):
             rivals = [label for label in times if label.startswith(f"transformers {name}") and part in times[label]]
             if rivals:
@@ -228,18 +232,21 @@ def results(work: Work, args, can: dict[str, float], times: dict) -> dict:
                 found[f"{part}_ratio" + ("" if name == "hard" else f"_{name}")] = ratio(best, name, part)
     for name in args.tokens:
         if "hard" in args.tokens and name != "hard":
-            found.update({f"{name}_over_hard_{part}": ratio(name, "hard", part) for part in ("rollout", "replay", "step")})
+            found.update({f"{name}_over_hard_{part}": ratio(name, "hard", part) for part in ("rollout", "replay", "step")
+                          if part in times[name]})
     found["memory_gib"] = report.peak_memory_gib(work.model.E.device)
     return found
 
 
 def describe(found: dict) -> str:
     """The results as tables."""
-    rows = [["tokens", "rollout", "tokens/s", "ms/step", "floor", "share", "replay", "tokens/s", "share", "optimizer", "update"]]
-    for name, k in found["kinds"].items():
-        rows.append([name, f"{k['rollout']:.2f} s", f"{k['tokens_per_s']:,.0f}", f"{k['ms_per_step']:.1f}", f"{k['floor_ms']:.1f}",
-                     f"{k['decode_share']:.0%}", f"{k['replay']:.2f} s", f"{k['replay_tokens_per_s']:,.0f}",
-                     f"{k['replay_share']:.0%}", f"{k['optimizer']:.2f} s", f"{k['step']:.2f} s"])
+    columns = {"rollout": "rollout, s", "tokens_per_s": "tokens/s", "ms_per_step": "ms/step", "floor_ms": "floor, ms",
+               "decode_share": "share", "replay": "replay, s", "replay_tokens_per_s": "tokens/s", "replay_share": "share",
+               "optimizer": "optimizer, s", "step": "update, s"}
+    columns = {field: title for field, title in columns.items() if all(field in k for k in found["kinds"].values())}
+    show = lambda field, x: f"{x:.0%}" if "share" in field else f"{x:,.0f}" if "tokens" in field else f"{x:.2f}"
+    rows = [["tokens", *columns.values()], *([name, *(show(field, k[field]) for field in columns)]
+                                             for name, k in found["kinds"].items())]
     text = [f"{found['model']}, {found['dtype']}, {found['device']}, {found['threads']} threads, torch {found['torch']}: "
             f"{found['prompts']} x {found['group']} rows, {found['cot']} CoT tokens, {found['steps']} steps; "
             f"medians of {found['repeats']} rounds",
@@ -267,7 +274,8 @@ def read_flags(argv=None) -> argparse.Namespace:
     add(group, "--cot", 128, f"CoT tokens; {ANSWER_TOKENS} answer tokens follow", type=int)
     add(group, "--micro-batch", 16, "rows per backward pass", type=int)
     group = parser.add_argument_group("measurement")
-    add(group, "--parts", "time", "updates in turn, or the peak memory of replays", choices=["time", "memory"])
+    add(group, "--part", "update", "whole updates, or only their rollouts, or the peak memory of replays",
+        choices=["update", "rollout", "memory"])
     add(group, "--repeats", 3, "rounds", type=int)
     add(group, "--against", None, "do the same work with transformers too (needs the extra `test`)", choices=["transformers"])
     add(group, "--json", None, "file for all results, times of every round included", type=Path)
@@ -288,7 +296,7 @@ def main(argv=None) -> None:
     try:
         args = read_flags(argv)
         work = prepare(args)
-        if args.parts == "memory":
+        if args.part == "memory":
             found = {"model": args.shape or str(args.model), "dtype": args.dtype, "V": work.model.config.vocab_size,
                      "memory": memory(work, args.tokens)}
             mib = lambda n: f"{n / 2**20:,.1f}"

@@ -1,7 +1,7 @@
 """Matrix products with weights: y = x W^T + b, by oneDNN on CPUs that have it, else by torch's own.
 
-oneDNN takes about two thirds of the time that torch's float32 products take on the CPUs tried (`python -m minisoft.bench
---parts products`), and a row of the result has the same bits however many rows there are.
+oneDNN takes two thirds of the time of torch's float32 products on the CPU tried, and a row of the result has the same bits
+however many rows there are.
 """
 
 import torch

@@ -25,9 +25,9 @@ from minisoft.errors import InputError
 from minisoft.journal import Journal
 from minisoft.optimizer import Optimizer
 from minisoft.parallel import World
-from minisoft.reinforce import Mismatch, backward, leave_one_out, measure_mismatch
+from minisoft.reinforce import Mismatch, backward, choose_micro_batch, leave_one_out, measure_mismatch
 from minisoft.reward import Verifier
-from minisoft.rollout import ANSWER, COT, Format, Request, rollout
+from minisoft.rollout import ANSWER, ANSWER_TOKENS, COT, Format, Request, rollout
 from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K, make_kind, noise_scale, rms
 from minisoft.tokenizer import read_json
 
@@ -78,7 +78,8 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
     add(group, "--device", None, "cpu or cuda (default cuda where there is one)")
     add(group, "--dtype", "float32", "of the transformer; bfloat16 has float32 master weights and logits, but a larger "
         "replay mismatch", choices=list(checkpoint.DTYPES))
-    add(group, "--micro-batch", 16, "rows per backward pass; does not change the gradient", type=int)
+    add(group, "--micro-batch", None, "rows per backward pass; does not change the gradient (default from the memory that is "
+        "free, at most 16 on CPUs, 64 on GPUs)", type=int)
     add(group, "--eval-batch", 64, "rows at once in validation", type=int)
     args = parser.parse_args(argv)
     for action in parser._actions:  # a second look, without defaults: which flags were given?
@@ -125,11 +126,22 @@ class Run:
         self.step, self.best, self.before, self.seconds = (facts[k] for k in ("step", "best", "before", "seconds"))
         if tensors:
             self.optimizer.load(tensors)
+        self.choose_micro_batch()
         if world.main:
             args.out.mkdir(parents=True, exist_ok=True)
             config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "resume"}
             checkpoint.write_json(args.out / "config.json", {**config, "sigma": self.sigma, "world": world.size})
             self.metrics = report.MetricsFile(args.out / "metrics.jsonl", self.step)
+
+    def choose_micro_batch(self) -> None:
+        """--micro-batch, if it was not given: the same on all ranks, and, as part of config.json, in a resumed run."""
+        moments = 0 if self.args.resume else 8 * sum(p.numel() for p in self.model.parameters())
+        positions = self.args.cot + max(map(len, self.form.prefill)) + ANSWER_TOKENS
+        found = choose_micro_batch(self.model, positions, report.free_bytes(self.world.device) - moments)
+        if self.args.micro_batch is None:
+            self.args.micro_batch = self.world.from_main(lambda: found)
+        if self.args.micro_batch < 1:
+            raise InputError(f"--micro-batch: expected at least 1, found {self.args.micro_batch}")
 
     def save(self) -> None:
         """RUN/last and RUN/state, by rank 0, after checking that all ranks agree."""
@@ -175,7 +187,7 @@ def fill_defaults(args: argparse.Namespace, about: dict) -> None:
         if getattr(args, name, "no such flag") is None:
             setattr(args, name, value[args.tokens] if isinstance(value, dict) else value)
     args.out = args.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
-    for name in ("prompts", "group", "steps", "cot", "lr", "clip", "micro_batch", "eval_batch", "validate_every", "save_every"):
+    for name in ("prompts", "group", "steps", "cot", "lr", "clip", "eval_batch", "validate_every", "save_every"):
         if not getattr(args, name) > (name == "group"):
             expected = "at least 2 (leave-one-out)" if name == "group" else "a positive number"
             raise InputError(f"--{name.replace('_', '-')}: expected {expected}, found {getattr(args, name)}")

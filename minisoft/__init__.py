@@ -5,7 +5,7 @@
 
 import importlib
 
-_MODULES = ("checkpoint choices data draws errors evaluation figures inside journal model optimizer parallel "
+_MODULES = ("bench checkpoint choices data draws errors evaluation figures inside journal linear model optimizer parallel "
             "reinforce report reward rollout soft tokenizer").split()
 
 

@@ -36,8 +36,9 @@ class Rivals:
     def __init__(self, work, args):
         from transformers import AutoModelForCausalLM
         self.work, device, dtype = work, work.model.E.device, DTYPES[args.dtype]
-        self.models = {attention: AutoModelForCausalLM.from_pretrained(
-            Path(find(args.model)), dtype=dtype, attn_implementation=attention).to(device).eval() for attention in ("sdpa", "eager")}
+        load = lambda attention: AutoModelForCausalLM.from_pretrained(
+            Path(find(args.model)), dtype=dtype, attn_implementation=attention).to(device).eval()
+        self.models = {attention: load(attention) for attention in ("sdpa", "eager")}
         longest = max(map(len, work.prompts))
         left = lambda fill: torch.tensor([[0] * (longest - len(p)) + fill(p) for p in work.prompts], device=device)
         self.ids, self.mask = left(list), left(lambda p: [1] * len(p))  # (B, longest), padded on the left
@@ -52,7 +53,8 @@ class Rivals:
             self.loop(kind, *loops[0], 2, 2)  # warm-up
             trial = {loop: seconds(lambda: self.loop(kind, *loop, TRIAL, 2), device)[0] for loop in loops}
             attention, cache = min(trial, key=trial.get)
-            print(f"transformers {kind}, {TRIAL} CoT tokens: " + ", ".join(f"{' '.join(k)} {v:.2f} s" for k, v in trial.items()))
+            print(f"transformers {kind}, {TRIAL} CoT tokens: "
+                  + ", ".join(f"{' '.join(loop)} {took:.2f} s" for loop, took in trial.items()))
 
             def both(seed, kind=kind, attention=attention, cache=cache):
                 torch.manual_seed(seed)
@@ -79,18 +81,19 @@ class Rivals:
                               min_new_tokens=ANSWER_TOKENS, **options).sequences
 
     @torch.no_grad()
-    def loop(self, kind: str, attention: str, cache: str, cot: int, answer: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def loop(self, kind: str, attention: str, cache: str, cot: int, answer: int):
         """CoT, prefilled tokens at once, answer -> ids (N, S) (shadow tokens in the CoT), actions (N, C, d) or None."""
         from transformers import DynamicCache, StaticCache
         work, model, N = self.work, self.models[attention], self.work.rows
         E, forced = model.get_input_embeddings().weight, work.form.prefill[1]
         position = (self.mask.cumsum(-1) - 1).clamp(min=0)
         growing = cache == "growing cache"
-        past = DynamicCache() if growing else StaticCache(config=model.config, max_cache_len=self.ids.shape[1] + cot + len(forced) + answer)
+        length = self.ids.shape[1] + cot + len(forced) + answer
+        past = DynamicCache() if growing else StaticCache(config=model.config, max_cache_len=length)
         many = lambda x: x.repeat_interleave(work.group, 0)
         first = (lambda x: x) if growing else many  # a static cache cannot be copied to the rows of a group
-        out = model(input_ids=first(self.ids), attention_mask=first(self.mask), position_ids=first(position), past_key_values=past,
-                    logits_to_keep=1, use_cache=True)
+        out = model(input_ids=first(self.ids), attention_mask=first(self.mask), position_ids=first(position),
+                    past_key_values=past, logits_to_keep=1, use_cache=True)
         logits, mask, position = out.logits[:, -1].float(), many(self.mask), many(self.mask.sum(-1, keepdim=True))
         if growing:
             past.batch_repeat_interleave(work.group)
@@ -114,8 +117,8 @@ class Rivals:
                     "inputs_embeds": torch.cat((x["inputs_embeds"], model.get_input_embeddings()(more)), 1)}
             n = next(iter(x.values())).shape[1]
             mask = torch.cat((mask, mask.new_ones(N, n)), 1)
-            logits = model(**x, attention_mask=mask, position_ids=position + torch.arange(n, device=mask.device), logits_to_keep=1,
-                           past_key_values=past, use_cache=True).logits[:, -1].float()
+            logits = model(**x, attention_mask=mask, position_ids=position + torch.arange(n, device=mask.device),
+                           logits_to_keep=1, past_key_values=past, use_cache=True).logits[:, -1].float()
             position = position + n
         return torch.cat(ids, 1), torch.stack(actions, 1) if actions else None
 
@@ -129,7 +132,8 @@ class Rivals:
             x = model.get_input_embeddings()(torch.cat((prompt, ids[rows]), 1))
             if actions is not None:
                 x = torch.cat((x[:, : -S], actions[rows].to(x.dtype), x[:, cot - S:]), 1)
-            logits = model(inputs_embeds=x[:, :-1], attention_mask=mask[:, :-1], position_ids=(mask.cumsum(-1) - 1).clamp(min=0)[:, :-1],
+            position = (mask.cumsum(-1) - 1).clamp(min=0)
+            logits = model(inputs_embeds=x[:, :-1], attention_mask=mask[:, :-1], position_ids=position[:, :-1],
                            logits_to_keep=S, use_cache=False).logits.float()  # (m, S, V)
             if actions is None:
                 thoughts = Categorical(logits[:, :cot]).log_prob(ids[rows, :cot]).sum()

@@ -25,6 +25,7 @@ from minisoft.errors import InputError
 from minisoft.linear import product
 from minisoft.model import Config, Transformer
 from minisoft.optimizer import Optimizer
+from minisoft.parallel import keep_memory
 from minisoft.reinforce import Mismatch, backward
 from minisoft.rollout import ANSWER_TOKENS, Format, Request, Rollout, rollout
 from minisoft.soft import GAMMA, KINDS, make_kind, noise_scale
@@ -115,7 +116,8 @@ def machine(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     best = lambda f: min(seconds(f, device)[0] for _ in range(5))
     with torch.no_grad():
-        return {"bandwidth": large.nbytes / best(large.sum), "throughput": 2 * n**3 / min(best(lambda: product(a, b)), best(lambda: a @ b))}
+        return {"bandwidth": large.nbytes / best(large.sum),
+                "throughput": 2 * n**3 / min(best(lambda: product(a, b)), best(lambda: a @ b))}
 
 
 def floor(work: Work, name: str, can: dict[str, float]) -> dict[str, float]:
@@ -176,19 +178,20 @@ def memory(work: Work, names: list[str]) -> list[dict]:
     found, size = [], work.model.E.element_size()
     for name in names:
         for share, shorter in ((4, 4), (4, 1), (1, 1)):
-            part = Work(work.model, work.form, work.prompts[:1], max(2, work.group // share), max(1, work.cot // shorter),
-                        work.micro_batch)
+            part = Work(work.model, work.form, work.prompts[:1], max(2, work.group // share),
+                        max(1, work.cot // shorter), work.micro_batch)
             records = rollout(part.model, part.form, part.kind(name), part.requests(0), part.cot)
             replay(part, part.kind(name), records)  # now the gradients exist
             numbers = min(part.rows, part.micro_batch) * part.steps
-            found.append({"tokens": name, "rows": min(part.rows, part.micro_batch), "steps": part.steps,
-                          "bytes": peak_bytes(lambda: replay(part, part.kind(name), records), work.model.E.device),
-                          "d": numbers * work.model.config.hidden_size * size, "V": numbers * work.model.config.vocab_size * 4})
+            peak = peak_bytes(lambda: replay(part, part.kind(name), records), work.model.E.device)
+            found.append({"tokens": name, "rows": min(part.rows, part.micro_batch), "steps": part.steps, "bytes": peak,
+                          "d": numbers * work.model.config.hidden_size * size,
+                          "V": numbers * work.model.config.vocab_size * 4})
     return found
 
 
 def compare(work: Work, args, can: dict[str, float]) -> dict:
-    """All rounds: {contender: {part: [seconds of each round]}}; contenders are kinds of token and variants of transformers."""
+    """All rounds: {contender: {part: [seconds of each round]}}; contenders are kinds of token and ways of transformers."""
     optimizer = Optimizer(work.model, 1e-9, 10, 0, (0.9, 0.95), 0.0, 1.0)  # rollouts stay alike
     rivals = {}
     if args.against:
@@ -198,7 +201,8 @@ def compare(work: Work, args, can: dict[str, float]) -> dict:
     for name in args.tokens:  # warm-up
         update(short, optimizer, name, 0, args.part)
     times: dict[str, dict[str, list[float]]] = {}
-    contenders = {**{name: lambda seed, name=name: update(work, optimizer, name, seed, args.part) for name in args.tokens}, **rivals}
+    ours = {name: lambda seed, name=name: update(work, optimizer, name, seed, args.part) for name in args.tokens}
+    contenders = {**ours, **rivals}
     with tqdm(total=args.repeats * len(contenders), unit="run", file=sys.stderr) as bar:
         for seed in range(args.repeats):
             for label, run in contenders.items():
@@ -206,7 +210,8 @@ def compare(work: Work, args, can: dict[str, float]) -> dict:
                 for part, took in run(seed).items():
                     times.setdefault(label, {}).setdefault(part, []).append(took)
                 bar.update()
-            can.update({k: max(v, can[k]) for k, v in machine(work.model.E.device, work.model.E.dtype).items()})
+            now = machine(work.model.E.device, work.model.E.dtype)
+            can.update({what: max(can[what], now[what]) for what in can})
     return times
 
 
@@ -214,12 +219,14 @@ def results(work: Work, args, can: dict[str, float], times: dict) -> dict:
     """Everything that --json writes."""
     ratio = lambda a, b, part: median(x / y for x, y in zip(times[a][part], times[b][part]))
     found = {"model": args.shape or str(args.model), "dtype": args.dtype, "device": str(work.model.E.device),
-             "threads": torch.get_num_threads(), "torch": torch.__version__, "prompts": len(work.prompts), "group": work.group,
-             "cot": work.cot, "steps": work.steps, "repeats": args.repeats, **can, "seconds": times, "kinds": {}}
+             "threads": torch.get_num_threads(), "torch": torch.__version__, "prompts": len(work.prompts),
+             "group": work.group, "cot": work.cot, "steps": work.steps, "repeats": args.repeats, **can,
+             "seconds": times, "kinds": {}}
     for name in args.tokens:
         least, took = floor(work, name, can), {part: median(values) for part, values in times[name].items()}
         found["kinds"][name] = {
-            **took, "tokens_per_s": work.rows * work.steps / took["rollout"], "ms_per_step": 1e3 * took["rollout"] / work.steps,
+            **took, "tokens_per_s": work.rows * work.steps / took["rollout"],
+            "ms_per_step": 1e3 * took["rollout"] / work.steps,
             "floor_ms": 1e3 * least["decode"], "decode_share": least["decode"] * work.steps / took["rollout"]}
         if "replay" in took:
             found["kinds"][name].update({"replay_tokens_per_s": work.rows * work.steps / took["replay"],
@@ -250,8 +257,8 @@ def describe(found: dict) -> str:
     text = [f"{found['model']}, {found['dtype']}, {found['device']}, {found['threads']} threads, torch {found['torch']}: "
             f"{found['prompts']} x {found['group']} rows, {found['cot']} CoT tokens, {found['steps']} steps; "
             f"medians of {found['repeats']} rounds",
-            f"this machine: {found['bandwidth'] / 1e9:.1f} GB/s read, {found['throughput'] / 1e9:,.0f} GFLOP/s; peak memory of the "
-            f"process {found['memory_gib']:.2f} GiB", report.table(rows)]
+            f"this machine: {found['bandwidth'] / 1e9:.1f} GB/s read, {found['throughput'] / 1e9:,.0f} GFLOP/s; "
+            f"peak memory of the process {found['memory_gib']:.2f} GiB", report.table(rows)]
     for part in ("rollout", "replay"):
         for label, value in found.get(f"{part}_ratios", {}).items():
             text.append(f"{part}: {label} takes {value:.2f} times as long")
@@ -277,7 +284,8 @@ def read_flags(argv=None) -> argparse.Namespace:
     add(group, "--part", "update", "whole updates, or only their rollouts, or the peak memory of replays",
         choices=["update", "rollout", "memory"])
     add(group, "--repeats", 3, "rounds", type=int)
-    add(group, "--against", None, "do the same work with transformers too (needs the extra `test`)", choices=["transformers"])
+    add(group, "--against", None, "do the same work with transformers too (needs the extra `test`)",
+        choices=["transformers"])
     add(group, "--json", None, "file for all results, times of every round included", type=Path)
     add(group, "--device", "cuda" if torch.cuda.is_available() else "cpu", "cpu or cuda")
     add(group, "--dtype", "float32", "of the transformer", choices=list(checkpoint.DTYPES))
@@ -295,13 +303,15 @@ def read_flags(argv=None) -> argparse.Namespace:
 def main(argv=None) -> None:
     try:
         args = read_flags(argv)
+        keep_memory()
         work = prepare(args)
         if args.part == "memory":
             found = {"model": args.shape or str(args.model), "dtype": args.dtype, "V": work.model.config.vocab_size,
                      "memory": memory(work, args.tokens)}
             mib = lambda n: f"{n / 2**20:,.1f}"
-            print(report.table([["tokens", "rows", "steps", "peak MiB", "rows x steps x d, MiB", "rows x steps x V, MiB"]] + [
-                [m["tokens"], str(m["rows"]), str(m["steps"]), mib(m["bytes"]), mib(m["d"]), mib(m["V"])] for m in found["memory"]]))
+            print(report.table([["tokens", "rows", "steps", "peak MiB", "rows x steps x d, MiB", "rows x steps x V, MiB"],
+                                *([m["tokens"], str(m["rows"]), str(m["steps"]), mib(m["bytes"]), mib(m["d"]), mib(m["V"])]
+                                  for m in found["memory"])]))
         else:
             can = machine(work.model.E.device, work.model.E.dtype)
             found = results(work, args, can, compare(work, args, can))

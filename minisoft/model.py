@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from minisoft.errors import InputError
 from minisoft.linear import Linear, pack, product
@@ -192,6 +193,7 @@ class Transformer(nn.Module):
         self.lm_head = None if config.tie_word_embeddings else nn.Linear(
             config.hidden_size, config.vocab_size, bias=False)
         self.frequencies = rope_frequencies(config)  # no buffer: it stays float32 whatever becomes of the weights
+        self.recompute = False  # keep only the layers' inputs for the backward pass
         self.copies: dict | None = None  # inside `packed`: float32 copies of W_d and E^T, each made when first needed
 
     @property
@@ -214,8 +216,9 @@ class Transformer(nn.Module):
         attend = PromptCache() if attend is None else attend
         x = inputs_embeds.to(self.E.dtype)
         rope = self._rope(attend.positions(x), x.dtype)
+        again = self.recompute and torch.is_grad_enabled() and not attend.record  # what is recorded is recorded once
         for layer in self.model.layers:
-            x = layer(x, rope, attend)
+            x = checkpoint(layer, x, rope, attend, use_reentrant=False) if again else layer(x, rope, attend)
         return self.model.norm(x)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -314,7 +317,8 @@ class RowCache:
 
     def __init__(self, config: Config, rows: int, capacity: int, device, dtype: torch.dtype):
         L, K, D = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
-        dtype = torch.float32 if torch.device(device).type == "cpu" else dtype  # CPUs multiply small bfloat16 matrices slowly
+        if torch.device(device).type == "cpu":
+            dtype = torch.float32  # CPUs multiply small bfloat16 matrices slowly
         N = self.round_up(rows)
         self.queries = config.num_attention_heads // K  # query heads of a key head
         self.own = torch.empty(L, 2, N, K, self.round_up(capacity), D, device=device, dtype=dtype)
@@ -361,7 +365,8 @@ class RowCache:
         for row, (owner, seat) in enumerate(zip(self.owner, seats)):
             if owner is not None:
                 row_of[owner, seat] = row
-        at = torch.tensor([(0, 0) if owner is None else (owner, seat) for owner, seat in zip(self.owner, seats)], device=device)
+        at = torch.tensor([(0, 0) if owner is None else (owner, seat) for owner, seat in zip(self.owner, seats)],
+                          device=device)
         self.to_grid = row_of.to(device)[:, None], K[None, :, None]  # indices of rows that give a grid (P, K, R, ...)
         self.to_rows = at[:, :1], K[None], at[:, 1:]  # and of a grid that give rows (N, K, ...); empty rows get somebody's
         length = torch.tensor([0 if owner is None else self.length[owner] for owner in self.owner], device=device)
@@ -388,8 +393,9 @@ class RowCache:
         (N, H, _, D), dtype, (P, R, C) = q.shape, q.dtype, self.grid
         n = self.bias.shape[-1] - C
         (keys, values), (prompt_keys, prompt_values) = self.own[layer], self.prompt[layer, :, :P, :, :C]
-        keys[self.rows, :, self.position], values[self.rows, :, self.position] = k[:, :, 0].to(keys.dtype), v[:, :, 0].to(keys.dtype)
-        q = q.view(N, -1, self.queries, D).to(keys.dtype) * D**-0.5  # (N, K, h, D), query heads of a key head together
+        q, k, v = q.to(keys.dtype), k.to(keys.dtype), v.to(keys.dtype)
+        keys[self.rows, :, self.position], values[self.rows, :, self.position] = k[:, :, 0], v[:, :, 0]
+        q = q.view(N, -1, self.queries, D) * D**-0.5  # (N, K, h, D), query heads of a key head together
         on_prompt = self._of_prompts(q, prompt_keys.transpose(2, 3))  # (N, K, h, C)
         on_own = q @ keys[:, :, :n].transpose(2, 3)  # (N, K, h, n)
         score = torch.cat((on_prompt, on_own), dim=-1).add_(self.bias[:, None, None])  # (N, K, h, C + n)

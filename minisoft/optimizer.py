@@ -26,7 +26,7 @@ class Optimizer:
                 p.register_post_accumulate_grad_hook(partial(_hand_over, master))
         self.lr, self.steps, self.warmup, self.clip = lr, steps, warmup, clip
         with expecting("betas from 0 to below 1 and a weight decay of at least 0", "AdamW"):
-            self.adamw = torch.optim.AdamW(self.masters, lr=lr, betas=tuple(betas), weight_decay=weight_decay)
+            self.adamw = torch.optim.AdamW(self.masters, lr=lr, betas=tuple(betas), weight_decay=weight_decay, fused=True)
         self.zero_grad()
 
     def zero_grad(self) -> None:
@@ -69,9 +69,8 @@ class Optimizer:
         for (name, master), p in zip(self.by_name.items(), self.parameters):
             master.copy_(tensors[f"weight/{name}"])
             p.copy_(master)
-            for key in ("step", "exp_avg", "exp_avg_sq"):  # AdamW wants its step on the CPU
-                value = tensors[f"{key}/{name}"]
-                self.adamw.state[master][key] = value if key == "step" else value.to(master.device)
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                self.adamw.state[master][key] = tensors[f"{key}/{name}"].to(master.device)
 
 
 def _hand_over(master: torch.Tensor, p: torch.Tensor) -> None:

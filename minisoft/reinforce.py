@@ -13,6 +13,7 @@ from minisoft.rollout import ANSWER, COT, PAD, Rollout
 from minisoft.soft import Categorical
 
 LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB of float32 logits, whatever V
+MOST_ROWS = {"cuda": 64}  # of a micro-batch; 16 on CPUs, where more take longer
 
 
 def leave_one_out(rewards: torch.Tensor) -> torch.Tensor:
@@ -56,7 +57,8 @@ def log_prob(model: Transformer, kind, rollout: Rollout, rows: torch.Tensor, hid
     """
     role, chunk = rollout.role[rows, : hidden.shape[1]], _chunk(model)
     out = torch.zeros(role.shape, dtype=torch.float64, device=hidden.device)
-    distribution = {COT: lambda h: kind.distribution(model, h, model.logits(h)), ANSWER: lambda h: Categorical(model.logits(h))}
+    distribution = {COT: lambda h: kind.distribution(model, h, model.logits(h)),
+                    ANSWER: lambda h: Categorical(model.logits(h))}
     actions = {COT: _thoughts(rollout, rows, role == COT), ANSWER: rollout.ids[rows, : role.shape[1]][role == ANSWER]}
     for term in (COT, ANSWER):
         for at, action in zip((role == term).nonzero().split(chunk), actions[term].split(chunk)):
@@ -98,6 +100,22 @@ def _chunk(model) -> int:
 def _in_chunks(model, function, x) -> torch.Tensor:
     """function(x), one chunk of its first dimension at a time, in the backward pass too, where it is computed again."""
     return torch.cat([checkpoint(function, part, use_reentrant=False) for part in x.split(_chunk(model))])
+
+
+def position_bytes(model: Transformer) -> int:
+    """Bytes that one position of a row keeps for the backward pass, most of it in the layers.  A test measures them."""
+    c = model.config
+    heads = (6 * c.num_attention_heads + 10 * c.num_key_value_heads) * c.head_dim
+    numbers = 6 * c.hidden_size + heads + 4 * c.intermediate_size
+    return c.num_hidden_layers * numbers * model.E.element_size()
+
+
+def choose_micro_batch(model: Transformer, positions: int, free: float) -> int:
+    """Rows of `positions` positions that a backward pass may take at once with `free` bytes of memory, half of which is
+    left for logits and rollouts.  Where not even one fits, layers are computed again in the backward pass from now on."""
+    rows = int(free / 2 / (positions * position_bytes(model)))
+    model.recompute = rows < 1
+    return min(max(rows, 1), MOST_ROWS.get(model.E.device.type, 16))
 
 
 def backward(model: Transformer, kind, rollout: Rollout, advantages: torch.Tensor, scale: float, micro_batch: int,

@@ -8,6 +8,7 @@ Every number of metrics.jsonl is explained in METRICS.  Pictures need the extra 
 
 import argparse
 import json
+import os
 import resource
 import sys
 import time
@@ -53,9 +54,11 @@ CHOICES = (("accuracy (%)", "accuracy", 100, 1), ("accuracy_norm (%)", "accuracy
 
 @contextmanager
 def clock(seconds: dict[str, float], name: str):
-    """seconds[name] = how long the block took."""
+    """seconds[name] = how long the block took, on the GPU too."""
     start = time.perf_counter()
     yield
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     seconds[name] = time.perf_counter() - start
 
 
@@ -77,6 +80,13 @@ def peak_memory_gib(device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def free_bytes(device) -> float:
+    """Memory not in use yet: of the GPU; of a CPU's machine, all that it has, so that the same run finds the same number."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def sample_text(generation: dict) -> str:

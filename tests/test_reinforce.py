@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from minisoft.bench import peak_bytes
 from minisoft.model import Config, PromptCache, Transformer
-from minisoft.reinforce import Mismatch, backward, leave_one_out, encodings, log_prob, measure_mismatch
+from minisoft.reinforce import (Mismatch, backward, choose_micro_batch, encodings, leave_one_out, log_prob, measure_mismatch,
+                                position_bytes)
 from minisoft.rollout import ANSWER, COT, FORCED, PAD, Rollout
 from minisoft.soft import Categorical, make_kind
 
@@ -246,3 +248,51 @@ def test_reinforce_gradient_is_the_reparameterised_gradient(noise, sigma):
             assert abs(a.mean() - b.mean()) < 4 * error
             if place == places[0]:
                 assert error < 0.1 * b.mean()  # so a term that is missing or scaled wrongly would be seen
+
+
+def test_layers_computed_again_give_the_same_gradient(model):
+    kind = make_kind("soft", sigma=0.2)
+    record = unroll(model, kind, [1, 2, 3, 4], 5, torch.Generator().manual_seed(8))
+    kept = replay_gradient(model, kind, record, torch.linspace(-2, 2, 5))
+    model.recompute = True
+    assert torch.equal(replay_gradient(model, kind, record, torch.linspace(-2, 2, 5)), kept)
+
+
+def wide_model(V):
+    torch.manual_seed(0)
+    return Transformer(Config(V, 64, 160, 2, 4, 2, 16, 1e-5, 10000.0, {}, True, False, False, False, False))
+
+
+def replay_peak(model, rows, C, name="soft"):
+    """Peak bytes of a backward pass whose gradients exist already; C CoT tokens, 4 forced, 4 of the answer."""
+    kind, V = make_kind(name, sigma=0.2), model.config.vocab_size
+    S, draw = C + 8, torch.Generator().manual_seed(0)
+    role = torch.tensor([COT] * C + [FORCED] * 4 + [ANSWER] * 4, dtype=torch.int8).expand(rows, S)
+    ids = torch.randint(V, (rows, S), generator=draw)
+    actions = ids[:, :C] if name == "hard" else torch.randn(rows, C, 64, generator=draw)
+    record = Rollout([1, 2, 3], range(rows), ids, role, actions, torch.zeros(rows, S, dtype=torch.float64),
+                     torch.zeros(rows, S), torch.zeros(rows, dtype=torch.bool))
+    go = lambda: backward(model, kind, record, torch.ones(rows), 1.0, rows, Mismatch())
+    go()
+    return peak_bytes(go, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["hard", "soft"])
+def test_memory_of_an_update_grows_with_rows_times_length_times_d_not_with_V(name):
+    """V = 128,256: a few hundred logits at once and gradients of E, whatever the rows and the length."""
+    model, V = wide_model(128256), 128256
+    small, long, many = (replay_peak(model, rows, C, name) for rows, C in ((4, 60), (4, 120), (8, 120)))
+    assert long - small < 0.1 * 4 * 4 * 60 * V and many - long < 0.1 * 4 * 4 * 128 * V  # a tenth of the float32 logits
+    assert many < small + 1.5 * 8 * 128 * position_bytes(model)
+
+
+def test_position_bytes_are_those_measured():
+    model = wide_model(64)
+    grown = replay_peak(model, 16, 120) - replay_peak(model, 8, 120)
+    assert 0.7 < grown / (8 * 128) / position_bytes(model) < 1.3
+
+
+def test_micro_batch_from_free_memory(model):
+    row = 100 * position_bytes(model)
+    assert [choose_micro_batch(model, 100, free * row) for free in (100, 9, 2)] == [16, 4, 1] and not model.recompute
+    assert choose_micro_batch(model, 100, 1.9 * row) == 1 and model.recompute

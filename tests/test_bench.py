@@ -1,0 +1,83 @@
+"""The benchmark: what it writes, and what it counts."""
+
+import json
+
+import pytest
+import torch
+
+from minisoft import bench
+from minisoft.rollout import COT
+
+
+def test_an_update_is_timed_against_transformers(tmp_path, capsys):
+    bench.main(["--cot", "4", "--group", "4", "--repeats", "2", "--against", "transformers", "--json", str(tmp_path / "b.json")])
+    found = json.loads((tmp_path / "b.json").read_text())
+    for name in ("hard", "soft"):
+        kind = found["kinds"][name]
+        assert all(kind[part] > 0 for part in ("rollout", "replay", "optimizer", "step", "floor_ms", "decode_share"))
+        assert len(found["seconds"][name]["step"]) == 2
+        assert kind["tokens_per_s"] == pytest.approx(8 * found["steps"] / kind["rollout"])
+    assert {"transformers hard loop", "transformers hard generate", "transformers soft loop"} < set(found["seconds"])
+    best = min(("loop", "generate"), key=lambda way: sum(found["seconds"][f"transformers hard {way}"]["rollout"]))
+    assert found["rollout_ratio"] == found["rollout_ratios"][f"transformers hard {best}"]
+    pairs = zip(found["seconds"]["soft"]["step"], found["seconds"]["hard"]["step"])
+    assert found["soft_over_hard_step"] == pytest.approx(sum(a / b for a, b in pairs) / 2)
+    assert "soft over hard step" in capsys.readouterr().out
+
+
+def test_every_row_has_its_full_length():
+    work = bench.prepare(flags("--cot", "5", "--group", "3"))
+    for name in ("hard", "soft"):
+        for record in bench.rollout(work.model, work.form, work.kind(name), work.requests(0), 5):
+            assert record.ids.shape == (3, work.steps) and ((record.role == COT).sum(1) == 5).all()
+
+
+def flags(*given):
+    return bench.read_flags(list(given))
+
+
+def test_floor_counts_weights_prompts_and_own_positions():
+    work = bench.prepare(flags("--cot", "5", "--group", "3"))
+    c, can = work.model.config, {"bandwidth": 1.0, "throughput": 1e30}
+    read = bench.floor(work, "hard", can)["decode"]
+    cached = sum(map(len, work.prompts)) + 6 * work.steps / 2
+    assert read == pytest.approx(4 * (sum(p.numel() for p in work.model.parameters()) + cached * 2 * c.num_hidden_layers
+                                      * c.num_key_value_heads * c.head_dim))
+    assert bench.floor(work, "soft", can)["decode"] == pytest.approx(read)  # tied: p E reads E once more from the cache
+    can = {"bandwidth": 1e30, "throughput": 1.0}
+    assert bench.floor(work, "soft", can)["replay"] > bench.floor(work, "hard", can)["replay"] > 0
+
+
+def test_peak_bytes_are_those_held_at_once():
+    def work():
+        a = torch.empty(2**20)  # 4 MiB
+        del a
+        b, c = torch.empty(2**20), torch.empty(2**19)  # 6 MiB
+        return b, c
+    assert 6 * 2**20 <= bench.peak_bytes(work, torch.device("cpu")) < 6.1 * 2**20
+
+
+def test_memory_table(tmp_path, capsys):
+    bench.main(["--part", "memory", "--cot", "8", "--group", "8", "--tokens", "soft", "--json", str(tmp_path / "m.json")])
+    rows = json.loads((tmp_path / "m.json").read_text())["memory"]
+    assert len(rows) == 3 and rows[0]["bytes"] < rows[-1]["bytes"]
+    assert "peak MiB" in capsys.readouterr().out
+
+
+def test_random_weights_of_a_shape(monkeypatch):
+    monkeypatch.setitem(bench.SHAPES, "llama-3.2-1b", (300, 32, 48, 2, 4, 2, 8, False))
+    work = bench.prepare(flags("--shape", "llama-3.2-1b", "--cot", "3", "--group", "2", "--dtype", "bfloat16", "--prompt-tokens", "7"))
+    assert [len(p) for p in work.prompts] == [7, 7] and work.model.E.dtype == torch.bfloat16
+    optimizer = bench.Optimizer(work.model, 1e-9, 10, 0, (0.9, 0.95), 0.0, 1.0)
+    assert bench.update(work, optimizer, "soft", 0, "update")["step"] > 0
+
+
+@pytest.mark.parametrize("given, message", [
+    (["--group", "0"], "--group: expected at least 1, found 0"),
+    (["--shape", "smollm2-135m", "--against", "transformers"], "--against: expected a model folder"),
+    (["--json", "nowhere/b.json"], "--json: expected a file in a folder that exists"),
+    (["--model", "nowhere"], "nowhere: expected a model folder")])
+def test_bad_flags_get_one_line(given, message):
+    with pytest.raises(SystemExit) as stop:
+        bench.main(given)
+    assert message in str(stop.value) and "\n" not in str(stop.value)

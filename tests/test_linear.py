@@ -1,0 +1,77 @@
+"""Products with weights: values, gradients, packing, and bits that do not depend on the number of rows."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import minisoft
+from minisoft import linear
+from minisoft.checkpoint import WEIGHTS
+from minisoft.linear import pack, product
+
+SIZES = [(128, 352), (352, 128), (208, 128), (24, 7)]
+onednn = pytest.mark.skipif(not linear.ONEDNN, reason="needs oneDNN")
+
+
+def numbers(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.mark.parametrize("without", [False, True])
+@pytest.mark.parametrize("inner, outer", SIZES)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_values_and_gradients_are_those_of_torch(inner, outer, transposed, without, monkeypatch):
+    monkeypatch.setattr(linear, "ONEDNN", linear.ONEDNN and not without)
+    found = []
+    for function in (product, F.linear):
+        x = numbers(3, 5, inner).requires_grad_()
+        stored = (numbers(inner, outer, seed=1) if transposed else numbers(outer, inner, seed=1)).requires_grad_()
+        b = numbers(outer, seed=2).requires_grad_()
+        y = function(x, stored.t() if transposed else stored, b)
+        (y * numbers(3, 5, outer, seed=3)).sum().backward()
+        assert stored.grad.stride() == stored.stride()
+        found.append((y, x.grad, stored.grad, b.grad))
+    for mine, torchs in zip(*found):
+        torch.testing.assert_close(mine, torchs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_bfloat16_matrix_gives_exact_float32_values_and_bfloat16_gradients():
+    x, W = numbers(9, 64).requires_grad_(), numbers(50, 64, seed=1, dtype=torch.bfloat16).requires_grad_()
+    y = product(x, W)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, (x.double() @ W.double().t()).float(), rtol=1e-5, atol=1e-5)
+    dy = numbers(9, 50, seed=2)
+    y.backward(dy)
+    assert (x.grad.dtype, W.grad.dtype) == (torch.float32, torch.bfloat16)
+    torch.testing.assert_close(x.grad, dy @ W.detach().float(), rtol=0.02, atol=0.1)
+    torch.testing.assert_close(W.grad.float(), dy.t() @ x.detach(), rtol=0.02, atol=0.1)
+
+
+@onednn
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("inner, outer", SIZES)
+def test_packed_or_not_and_with_however_many_rows_the_bits_are_the_same(inner, outer, dtype):
+    W, x = numbers(outer, inner, dtype=dtype), numbers(70, inner, seed=1, dtype=dtype)
+    whole = product(x, W)
+    assert torch.equal(product(x, pack(W)), whole)
+    for rows in (2, 3, 16, 33, 64):
+        assert torch.equal(product(x[:rows], W), whole[:rows]) and torch.equal(product(x[:rows], pack(W)), whole[:rows])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_a_packed_model_computes_the_same_and_forgets_its_copies(dtype):
+    model = minisoft.load(WEIGHTS / "tiny")[0].to(dtype)
+    ids = torch.arange(40)[None]
+    plain = model.logits(model(model.embed(ids)))
+    p = plain.softmax(-1)
+    mixed = model.mix(p)
+    with model.packed():
+        assert torch.equal(model.logits(model(model.embed(ids))), plain) and torch.equal(model.mix(p), mixed)
+        assert set(model.copies) == {"W_d", "E^T"}
+    assert model.copies is None and all(getattr(module, "packed", None) is None for module in model.model.layers.modules())
+    with pytest.raises(RuntimeError), model.packed():
+        raise RuntimeError
+    assert model.copies is None
+    model.E.mul_(2)
+    torch.testing.assert_close(model.mix(p), 2 * mixed)

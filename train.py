@@ -78,8 +78,8 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
     add(group, "--device", None, "cpu or cuda (default cuda where there is one)")
     add(group, "--dtype", "float32", "of the transformer; bfloat16 has float32 master weights and logits, but a larger "
         "replay mismatch", choices=list(checkpoint.DTYPES))
-    add(group, "--micro-batch", None, "rows per backward pass; does not change the gradient (default from the memory that is "
-        "free, at most 16 on CPUs, 64 on GPUs)", type=int)
+    add(group, "--micro-batch", None, "rows per backward pass; does not change the gradient (default from the memory there is, "
+        "at most 16 on CPUs, 64 on GPUs)", type=int)
     add(group, "--eval-batch", 64, "rows at once in validation", type=int)
     args = parser.parse_args(argv)
     for action in parser._actions:  # a second look, without defaults: which flags were given?
@@ -135,11 +135,10 @@ class Run:
 
     def choose_micro_batch(self) -> None:
         """--micro-batch, if it was not given: the same on all ranks, and, as part of config.json, in a resumed run."""
-        moments = 0 if self.args.resume else 8 * sum(p.numel() for p in self.model.parameters())
         positions = self.args.cot + max(map(len, self.form.prefill)) + ANSWER_TOKENS
-        found = choose_micro_batch(self.model, positions, report.free_bytes(self.world.device) - moments)
+        found = choose_micro_batch(self.model, positions, report.memory_bytes(self.world.device))
         if self.args.micro_batch is None:
-            self.args.micro_batch = self.world.from_main(lambda: found)
+            self.args.micro_batch = min(self.world.gather_objects([found]))
         if self.args.micro_batch < 1:
             raise InputError(f"--micro-batch: expected at least 1, found {self.args.micro_batch}")
 

@@ -14,20 +14,20 @@ from minisoft.linear import product
 from minisoft.rollout import ANSWER_TOKENS
 from minisoft.soft import TAU, Categorical, Gaussian, entropy
 
-TRIAL = 16  # CoT tokens of the trial in which the best loop is found
+TRIAL = 16  # CoT tokens of the trial from which the time of each loop is estimated
 
 
 class Uniform:
     """Draws of torch's generator, for the distributions of `minisoft.soft`."""
 
-    def __init__(self, rows: int):
-        self.rows = rows
+    def __init__(self, rows: int, device: torch.device):
+        self.rows, self.device = rows, device
 
     def uniform(self) -> torch.Tensor:
-        return torch.rand(self.rows)
+        return torch.rand(self.rows, device=self.device)
 
     def normal(self, n: int) -> torch.Tensor:
-        return torch.randn(self.rows, n)
+        return torch.randn(self.rows, n, device=self.device)
 
 
 class Rivals:
@@ -44,21 +44,25 @@ class Rivals:
         self.ids, self.mask = left(list), left(lambda p: [1] * len(p))  # (B, longest), padded on the left
 
     def chosen(self, kinds: list[str], part: str) -> dict:
-        """{"transformers KIND WAY": function of a seed -> {part: seconds}}: generate, and of the loops the fastest in a
-        trial; the latter also replays."""
+        """{"transformers KIND WAY": function of a seed -> {part: seconds}}: generate, and of the loops the one that is the
+        fastest by an estimate, from two short trials each, for the whole rollout; the latter also replays."""
         from minisoft.bench import seconds
-        device, found = self.work.model.E.device, {}
+        work, device, found = self.work, self.work.model.E.device, {}
+        self.sigma = {kind: getattr(work.kind(kind), "sigma", None) for kind in kinds}
         loops = [("sdpa", "growing cache"), ("sdpa", "static cache"), ("eager", "growing cache")]
         for kind in kinds:
-            self.loop(kind, *loops[0], 2, 2)  # warm-up
-            trial = {loop: seconds(lambda: self.loop(kind, *loop, TRIAL, 2), device)[0] for loop in loops}
-            attention, cache = min(trial, key=trial.get)
-            print(f"transformers {kind}, {TRIAL} CoT tokens: "
-                  + ", ".join(f"{' '.join(loop)} {took:.2f} s" for loop, took in trial.items()))
+            whole = {}
+            for loop in loops:
+                self.loop(kind, *loop, 2, 2)  # warm-up
+                short, long = (seconds(lambda: self.loop(kind, *loop, n, 2), device)[0] for n in (2, 2 + TRIAL))
+                whole[loop] = short + (long - short) / TRIAL * (work.cot + ANSWER_TOKENS)
+            attention, cache = min(whole, key=whole.get)
+            print(f"transformers {kind}, estimates: "
+                  + ", ".join(f"{' '.join(loop)} {took:.1f} s" for loop, took in whole.items()))
 
             def both(seed, kind=kind, attention=attention, cache=cache):
                 torch.manual_seed(seed)
-                took, record = seconds(lambda: self.loop(kind, attention, cache, self.work.cot, ANSWER_TOKENS), device)
+                took, record = seconds(lambda: self.loop(kind, attention, cache, work.cot, ANSWER_TOKENS), device)
                 return {"rollout": took} if part == "rollout" else {
                     "rollout": took, "replay": seconds(lambda: self.replay(kind, *record), device)[0]}
             found[f"transformers {kind} loop"] = both
@@ -102,11 +106,11 @@ class Rivals:
         for t in range(cot + answer):
             entropy(logits)
             if kind == "hard" or t >= cot:
-                token = Categorical(logits).sample(Uniform(N))[:, None]
+                token = Categorical(logits).sample(Uniform(N, E.device))[:, None]
                 x = {"input_ids": token}
             else:
                 mean = torch.softmax(logits / TAU[kind], -1).to(E.dtype) @ E
-                action = Gaussian(mean.float(), work.kind(kind).sigma).sample(Uniform(N))
+                action = Gaussian(mean.float(), self.sigma[kind]).sample(Uniform(N, E.device))
                 token, x = logits.argmax(-1, keepdim=True), {"inputs_embeds": action.to(E.dtype)[:, None]}
                 actions.append(action)
             ids.append(token)
@@ -139,7 +143,7 @@ class Rivals:
                 thoughts = Categorical(logits[:, :cot]).log_prob(ids[rows, :cot]).sum()
             else:
                 mean = product(torch.softmax(logits[:, :cot] / TAU[kind], -1), E.t())
-                thoughts = Gaussian(mean, work.kind(kind).sigma).log_prob(actions[rows]).sum()
+                thoughts = Gaussian(mean, self.sigma[kind]).log_prob(actions[rows]).sum()
             loss = thoughts + Categorical(logits[:, answer]).log_prob(ids[rows, answer]).sum()
             (loss / work.rows).backward()
         model.zero_grad()

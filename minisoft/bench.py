@@ -5,8 +5,8 @@
     python -m minisoft.bench --shape llama-3.2-3b --dtype bfloat16 --device cuda
     python -m minisoft.bench --shape llama-3.2-1b --part memory    # peak memory of a replay
 
-A round is one update of each kind of token, and of each variant of transformers the same rollout and replay, in turn; what
-is told are medians over the rounds and medians of the rounds' ratios.  All CoTs and answers have their full length, every
+A round is one update of each kind of token, and with transformers the same rollouts and replays, in turn; what is told are
+medians over the rounds and medians of the rounds' ratios.  All CoTs and answers have their full length, every
 advantage is different from 0, and no reward is computed.
 """
 
@@ -80,6 +80,8 @@ class FullLength(Format):
 def prepare(args) -> Work:
     """The model of --model or --shape, and the prompts."""
     device, dtype = torch.device(args.device), checkpoint.DTYPES[args.dtype]
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if args.shape:
         V, d, inner, layers, heads, kv_heads, D, tied = SHAPES[args.shape]
         config = Config(V, d, inner, layers, heads, kv_heads, D, 1e-5, 500000.0, {}, tied, False, False, False, False)
@@ -130,12 +132,13 @@ def floor(work: Work, name: str, can: dict[str, float]) -> dict[str, float]:
     table = model.E.numel()
     body = sum(p.numel() for p in model.parameters()) - table * (1 if c.tie_word_embeddings else 2)
     thinks = 0 if name == "hard" else work.cot / work.steps  # share of positions that need p E too
-    weights, size = body + table * (1 + (thinks and (1 - c.tie_word_embeddings) * thinks)), model.E.element_size()
+    size = model.E.element_size()
     cached = sum(map(len, work.prompts)) + work.rows * work.steps / 2
+    weights = body + table * (1 + thinks)
     read = size * (weights + cached * 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim)
-    flops = 2 * (body + table * (1 + thinks))
-    return {"decode": max(read / can["bandwidth"], work.rows * flops / can["throughput"]),
-            "replay": 3 * positions * flops / can["throughput"]}
+    scored = (work.cot + ANSWER_TOKENS) / work.steps  # share of positions whose logits a replay needs
+    return {"decode": max(read / can["bandwidth"], work.rows * 2 * weights / can["throughput"]),
+            "replay": 3 * positions * 2 * (body + table * (scored + thinks)) / can["throughput"]}
 
 
 def update(work: Work, optimizer: Optimizer, name: str, seed: int, part: str) -> dict[str, float]:

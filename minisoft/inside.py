@@ -57,7 +57,7 @@ def look(model, form: Format, kind, record: Rollout, setting: str, generation: d
     name = lambda ids: [form.tokenizer.decode([i]) or f"<{i}>" for i in ids]
     steps = [Step(*step) for step in zip(
         name(record.tokens(0, COT)), [list(zip(name(t), w)) for t, w in zip(token.tolist(), weight.tolist())],
-        entropy(fed.clamp(min=-1e30)).abs().tolist(), entropy(logits).abs().tolist(), name(nearest.tolist()),
+        entropy((fed - fed.amax(-1, keepdim=True)).clamp(min=-1e30)).tolist(), entropy(logits).tolist(), name(nearest.tolist()),
         distance.tolist())]
     return Chain(setting, generation, kind.tau, rms(E) * E.shape[1] ** 0.5, steps)
 

@@ -236,7 +236,8 @@ class Transformer(nn.Module):
         if self.copies is None:
             return product(x, W)
         if name not in self.copies:
-            self.copies[name] = pack(W.float())
+            shared = self.E is self.W_d and W.device.type != "cpu" and "W_d" in self.copies
+            self.copies[name] = self.copies["W_d"].t() if shared else pack(W.float())
         return product(x, self.copies[name])
 
     @contextmanager
@@ -313,7 +314,7 @@ class RowCache:
     """
 
     BLOCK = 16  # N, a prompt's length and a row's capacity are rounded up to multiples of it
-    WIDER = 64
+    WIDER = 64  # the same for the width on a GPU
 
     def __init__(self, config: Config, rows: int, capacity: int, device, dtype: torch.dtype):
         L, K, D = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
@@ -414,8 +415,8 @@ class RowCache:
         The last rows move into the holes, so only as many rows are copied as must move."""
         there = [i for i, owner in enumerate(self.owner) if owner is not None]
         N = self.round_up(len(there))
-        if N > len(self.owner) * (0.5 if self.own.is_cuda else 0.99):  # a new shape is dear on a GPU, many rows are not
-            return None
+        if N == len(self.owner) or self.own.is_cuda and 2 * N > len(self.owner):
+            return None  # on a GPU a new shape is dear, and rows are not
         holes, order = [i for i in range(N) if self.owner[i] is None], list(range(N))
         for hole, row in zip(holes, [i for i in there if i >= N]):
             order[hole] = row

@@ -19,8 +19,8 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    for option in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
-        mallopt(option, 2**30)
+    if mallopt(-3, 2**30) or mallopt(-3, 2**25):  # M_MMAP_THRESHOLD; before glibc 2.35 at most 32 MiB
+        mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
 
 
 class World:

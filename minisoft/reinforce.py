@@ -110,10 +110,13 @@ def position_bytes(model: Transformer) -> int:
     return c.num_hidden_layers * numbers * model.E.element_size()
 
 
-def choose_micro_batch(model: Transformer, positions: int, free: float) -> int:
-    """Rows of `positions` positions that a backward pass may take at once with `free` bytes of memory, half of which is
-    left for logits and rollouts.  Where not even one fits, layers are computed again in the backward pass from now on."""
-    rows = int(free / 2 / (positions * position_bytes(model)))
+def choose_micro_batch(model: Transformer, positions: int, memory: float) -> int:
+    """Rows of `positions` positions that a backward pass may take at once where there are `memory` bytes in all: half of
+    what weights, float32 masters, gradients and AdamW's moments leave (the rest is for logits and rollouts).  Where not
+    even one fits, layers are computed again in the backward pass from now on."""
+    size = model.E.element_size()
+    state = sum(p.numel() for p in model.parameters()) * (16 if size == 4 else size + 16)
+    rows = int((memory - state) / 2 / (positions * position_bytes(model)))
     model.recompute = rows < 1
     return min(max(rows, 1), MOST_ROWS.get(model.E.device.type, 16))
 

@@ -82,11 +82,11 @@ def peak_memory_gib(device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
-def free_bytes(device) -> float:
-    """Memory not in use yet: of the GPU; of a CPU's machine, all that it has, so that the same run finds the same number."""
+def memory_bytes(device) -> float:
+    """All the memory there is, free or not, so that a run always finds the same: of the GPU, or a rank's part of the RAM."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def sample_text(generation: dict) -> str:

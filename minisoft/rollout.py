@@ -125,13 +125,14 @@ class _Batch:
 
     `_step` takes all N places one position further, whatever their roles, and needs nothing from the host, which looks at
     the text every `look` steps only.  A row that has gone on past its stop phrase by then is set back: its draws depend on
-    the position alone, and what it has left in the cache and the record is written again before it is read.
+    the position alone, what it has left in the cache and the record is written again before it is read, and its next input
+    is a prefilled token, which no encoding has to choose.
     """
 
     def __init__(self, model, form, kind, requests, cot_tokens, greedy, greedy_answer, rows, record_actions, look):
         self.model, self.form, self.kind, self.requests = model, form, kind, requests
         self.cot_tokens, self.greedy, self.greedy_answer = cot_tokens, greedy, greedy_answer
-        self.record_actions, self.look, self.graphs = record_actions, look, {}
+        self.record_actions, self.look = record_actions, look
         self.waiting = deque(_Row(i, sample, cot_tokens) for i, r in enumerate(requests) for sample in r.samples)
         self.limit = min(rows or len(self.waiting), len(self.waiting))
         capacity = cot_tokens + max(map(len, form.prefill)) + ANSWER_TOKENS + look
@@ -149,6 +150,7 @@ class _Batch:
         self.hidden = zeros(model.config.hidden_size, dtype=model.E.dtype)
         self.ids, self.log_prob = zeros(capacity), zeros(capacity, dtype=torch.float64)
         self.entropy = zeros(capacity, dtype=torch.float32)
+        self.graphs, self.pool = {}, torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         self.actions = None  # (N, C + 1) or (N, C + 1, ...), made when the first action is known
 
     def fill(self) -> None:
@@ -202,15 +204,15 @@ class _Batch:
 
     def _run(self, *roles: bool) -> None:
         """One step.  A GPU is given it as a whole: recorded once for each shape, after a first ordinary time, as a CUDA
-        graph."""
+        graph, unless rows still come, which would soon make it useless."""
         shape = (*roles, self.cache.width)
-        if self.device.type != "cuda" or shape not in self.graphs:
+        if self.device.type != "cuda" or self.waiting or shape not in self.graphs:
             self._step(*roles)
             self.graphs[shape] = None
             return
         if self.graphs[shape] is None:
             self.graphs[shape] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graphs[shape]):
+            with torch.cuda.graph(self.graphs[shape], pool=self.pool, stream=torch.cuda.Stream(self.device)):
                 self._step(*roles)
         self.graphs[shape].replay()
 

@@ -254,8 +254,10 @@ def test_layers_computed_again_give_the_same_gradient(model):
     kind = make_kind("soft", sigma=0.2)
     record = unroll(model, kind, [1, 2, 3, 4], 5, torch.Generator().manual_seed(8))
     kept = replay_gradient(model, kind, record, torch.linspace(-2, 2, 5))
-    model.recompute = True
+    model.recompute, runs = True, []
+    model.model.layers[0].register_forward_pre_hook(lambda *_: runs.append(1))
     assert torch.equal(replay_gradient(model, kind, record, torch.linspace(-2, 2, 5)), kept)
+    assert len(runs) == 1 + 2  # the prompt once, the rows twice
 
 
 def wide_model(V):
@@ -293,6 +295,7 @@ def test_position_bytes_are_those_measured():
 
 
 def test_micro_batch_from_free_memory(model):
-    row = 100 * position_bytes(model)
-    assert [choose_micro_batch(model, 100, free * row) for free in (100, 9, 2)] == [16, 4, 1] and not model.recompute
-    assert choose_micro_batch(model, 100, 1.9 * row) == 1 and model.recompute
+    row, state = 100 * position_bytes(model), 16 * sum(p.numel() for p in model.parameters())
+    found = [choose_micro_batch(model, 100, state + free * row) for free in (100, 9, 2)]
+    assert found == [16, 4, 1] and not model.recompute
+    assert choose_micro_batch(model, 100, state + 1.9 * row) == 1 and model.recompute

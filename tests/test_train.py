@@ -53,6 +53,7 @@ def test_a_run_writes_what_design_promises(finished):
     assert {"share_cot", "share_answer"} <= set(metrics[0]) and "share_cot" not in metrics[1]
     assert "validation" in metrics[1] and "validation" in metrics[3]
     config = json.loads((out / "config.json").read_text())
+    assert config["micro_batch"] == 16  # chosen: memory for 16 rows of the embedded model is everywhere
     assert config["sigma"] > 0 and config["group"] == 8 and config["tokens"] == "soft" and config["lr"] == 1e-3
     summary = json.loads((out / "summary.json").read_text())
     for when in ("before", "after"):

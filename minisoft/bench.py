@@ -194,7 +194,8 @@ def memory(work: Work, names: list[str]) -> list[dict]:
 
 
 def compare(work: Work, args, can: dict[str, float]) -> dict:
-    """All rounds: {contender: {part: [seconds of each round]}}; contenders are kinds of token and ways of transformers."""
+    """{contender: {part: [seconds of each round]}}; contenders are kinds of token and ways of transformers.  After Ctrl-C:
+    the rounds that were complete."""
     optimizer = Optimizer(work.model, 1e-9, 10, 0, (0.9, 0.95), 0.0, 1.0)  # rollouts stay alike
     rivals = {}
     if args.against:
@@ -208,11 +209,18 @@ def compare(work: Work, args, can: dict[str, float]) -> dict:
     contenders = {**ours, **rivals}
     with tqdm(total=args.repeats * len(contenders), unit="run", file=sys.stderr) as bar:
         for seed in range(args.repeats):
+            found = {}
             for label, run in contenders.items():
                 bar.set_postfix_str(label)
-                for part, took in run(seed).items():
-                    times.setdefault(label, {}).setdefault(part, []).append(took)
+                try:
+                    found[label] = run(seed)
+                except KeyboardInterrupt:
+                    if times:
+                        return times  # whole rounds only
+                    raise
                 bar.update()
+            for label, part, took in ((label, *item) for label, parts in found.items() for item in parts.items()):
+                times.setdefault(label, {}).setdefault(part, []).append(took)
             now = machine(work.model.E.device, work.model.E.dtype)
             can.update({what: max(can[what], now[what]) for what in can})
     return times
@@ -223,7 +231,7 @@ def results(work: Work, args, can: dict[str, float], times: dict) -> dict:
     ratio = lambda a, b, part: median(x / y for x, y in zip(times[a][part], times[b][part]))
     found = {"model": args.shape or str(args.model), "dtype": args.dtype, "device": str(work.model.E.device),
              "threads": torch.get_num_threads(), "torch": torch.__version__, "prompts": len(work.prompts),
-             "group": work.group, "cot": work.cot, "steps": work.steps, "repeats": args.repeats, **can,
+             "group": work.group, "cot": work.cot, "steps": work.steps, "repeats": len(times[args.tokens[0]]["rollout"]), **can,
              "seconds": times, "kinds": {}}
     for name in args.tokens:
         least, took = floor(work, name, can), {part: median(values) for part, values in times[name].items()}

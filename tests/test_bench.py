@@ -73,6 +73,18 @@ def test_random_weights_of_a_shape(monkeypatch):
     assert bench.update(work, optimizer, "soft", 0, "update")["step"] > 0
 
 
+def test_ctrl_c_leaves_the_rounds_that_were_complete(monkeypatch, capsys):
+    real = bench.update
+
+    def update(work, optimizer, name, seed, part):
+        if seed == 2 and name == "soft":
+            raise KeyboardInterrupt
+        return real(work, optimizer, name, seed, part)
+    monkeypatch.setattr(bench, "update", update)
+    bench.main(["--cot", "2", "--group", "2", "--repeats", "5"])
+    assert "medians of 2 rounds" in capsys.readouterr().out
+
+
 def test_memory_is_kept_where_that_can_be_asked_for(monkeypatch):
     for most, expected in ((2**30, [(-3, 2**30), (-1, 2**30)]), (2**25, [(-3, 2**30), (-3, 2**25), (-1, 2**30)]),
                            (0, [(-3, 2**30), (-3, 2**25)])):  # the largest threshold that this glibc takes

@@ -95,6 +95,7 @@ class _Row:
     position: int = 0
     cot: list[int] = field(default_factory=list)
     answer: list[int] = field(default_factory=list)
+    done: bool = False
 
 
 def rollout(*args, **options) -> list[Rollout]:
@@ -259,7 +260,7 @@ class _Batch:
         for place, (row, tokens) in enumerate(zip(self.rows, self.ids.gather(1, latest).tolist())):
             if row is not None:
                 told &= not self._read(row, tokens)
-                if row.answer and self.form.answer_ends(row.answer):
+                if row.done:
                     done += self._finish(place, row)
                     told = False
         if not told:
@@ -279,6 +280,7 @@ class _Batch:
             if not row.truncated and row.position == row.cot_length:
                 return True  # the tokens after the stop phrase are not those of the prefill
             if row.answer and self.form.answer_ends(row.answer):
+                row.done = True
                 break
         return False
 

@@ -95,7 +95,7 @@ class Hard:
     tau: float = TAU["hard"]
 
     def distribution(self, model, hidden: torch.Tensor, logits: torch.Tensor) -> Categorical:
-        return Categorical(logits if self.tau == 1 else logits / self.tau)  # eqs. 3-4
+        return Categorical(logits / self.tau)  # eqs. 3-4
 
     def embed(self, model, action: torch.Tensor) -> torch.Tensor:
         return model.embed(action)

@@ -95,7 +95,7 @@ class Rivals:
         length = self.ids.shape[1] + cot + len(forced) + answer
         past = DynamicCache() if growing else StaticCache(config=model.config, max_cache_len=length)
         many = lambda x: x.repeat_interleave(work.group, 0)
-        first = (lambda x: x) if growing else many  # a static cache cannot be copied to the rows of a group
+        first = (lambda x: x) if growing else many  # a static cache has no way to repeat its rows
         out = model(input_ids=first(self.ids), attention_mask=first(self.mask), position_ids=first(position),
                     past_key_values=past, logits_to_keep=1, use_cache=True)
         logits, mask, position = out.logits[:, -1].float(), many(self.mask), many(self.mask.sum(-1, keepdim=True))

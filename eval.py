@@ -24,8 +24,9 @@ from pathlib import Path
 
 from minisoft import checkpoint, data, evaluation, inside, report
 from minisoft.errors import InputError, expecting
+from minisoft.files import write_text
 from minisoft.journal import Journal
-from minisoft.parallel import World
+from minisoft.parallel import RankError, World
 from minisoft.reward import Verifier
 from minisoft.rollout import Format, Request, rollout
 from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K, make_kind, noise_scale
@@ -163,7 +164,7 @@ def default_data(args: argparse.Namespace, subject: Subject) -> list[str]:
 
 def begin(args: argparse.Namespace, world: World) -> tuple[list[Subject], dict, Journal]:
     """(models, {data: rows}, what an earlier call had finished), after looking at everything that can be wrong."""
-    subjects = [Subject.find(text) for text in args.model]
+    subjects = world.in_turn(lambda: [Subject.find(text) for text in args.model])
     for subject in subjects:
         first = next(s for s in subjects if s.label == subject.label)
         differ = [name for name, value in subject.inference(args).items() if value != first.inference(args)[name]]
@@ -175,7 +176,7 @@ def begin(args: argparse.Namespace, world: World) -> tuple[list[Subject], dict, 
         for path in [*(args.data or []), *([args.prompt] if args.prompt else [])]:
             if Path(path).resolve() in outputs:
                 raise InputError(f"--out: expected another name, since {path} is read and {args.out.stem}.* is written")
-    sources = {name: data.load(name)[: args.limit] for name in default_data(args, subjects[0])}
+    sources = world.in_turn(lambda: {name: data.load(name)[: args.limit] for name in default_data(args, subjects[0])})
     decide = {name: vars(args)[name] for name in (
         "settings", "samples", "cot", "seed", "tau", "noise", "top_k", "gamma", "sigma", "dtype", "limit")}
     facts = {**decide, "prompt": args.prompt and data.read_prompt(args.prompt), "model": [s.identity() for s in subjects],
@@ -229,8 +230,8 @@ def evaluate(args: argparse.Namespace, world: World, score) -> None:
     world.say(tables)
     if writes:
         os.replace(new, args.out.with_suffix(".jsonl"))
-        write(args.out.with_suffix(".md"), tables + "\n")
-        write(args.out, json.dumps(results[0] if len(results) == 1 else {"runs": results}, indent=2) + "\n")
+        write_text(args.out.with_suffix(".md"), tables + "\n")
+        write_text(args.out, json.dumps(results[0] if len(results) == 1 else {"runs": results}, indent=2) + "\n")
         world.say(f"written: {args.out}, {args.out.with_suffix('.jsonl').name}, {args.out.with_suffix('.md').name}")
     journal.remove()
 
@@ -255,15 +256,8 @@ def show(args: argparse.Namespace, world: World, score) -> None:
                                   evaluation.describe(form, record, 0, args.show, problem, score)))
         print(inside.as_text(chains[-1]))
     page = args.out or Path(f"show-{args.show}.html")
-    write(page, inside.as_page(f"{subject.label}, problem {args.show}", chains))
+    write_text(page, inside.as_page(f"{subject.label}, problem {args.show}", chains))
     print(f"written: {page}")
-
-
-def write(path: Path, text: str) -> None:
-    """All of the file or nothing."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(text, "utf-8")
-    os.replace(new, path)
 
 
 def main(argv=None) -> None:
@@ -277,7 +271,7 @@ def main(argv=None) -> None:
                 evaluate(args, world, verifier.score)
             else:
                 show(args, world, verifier.score)
-    except (InputError, OSError) as error:
+    except (InputError, OSError, RankError) as error:
         sys.exit(f"eval.py: error: {error}")
     except KeyboardInterrupt:
         kept = args and args.out and args.show is None

@@ -4,14 +4,17 @@
     python train.py                                                      # the embedded model, minutes on two cores
     python train.py --model FOLDER --data FILE.jsonl --tokens soft       # the paper's settings
     torchrun --nproc-per-node 8 train.py --model FOLDER --data FILE.jsonl
-    python train.py --out RUN --resume                                   # go on with what is in RUN
+    python train.py --out RUN --resume                                   # go on with what is in RUN, bit for bit
 
 Writes RUN/metrics.jsonl (explained in minisoft/report.py), config.json, last/ and, with validation problems, best/
-(Hugging Face folders), state/ and summary.json.  Ctrl-C saves and stops; a second Ctrl-C stops at once.
+(Hugging Face folders), state/ and summary.json.  Ctrl-C and SIGTERM save and stop, with exit status 130 and 0; a second
+Ctrl-C stops at once.
 A default marked * may be replaced by the model folder's minisoft.json, as weights/tiny does.
 """
 
 import argparse
+import hashlib
+import math
 import signal
 import sys
 import time
@@ -20,12 +23,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minisoft import checkpoint, data, evaluation, report
+from minisoft import checkpoint, data, evaluation, files, report, state
 from minisoft.errors import InputError
 from minisoft.journal import Journal
-from minisoft.optimizer import Optimizer
-from minisoft.parallel import World
-from minisoft.reinforce import Mismatch, backward, choose_micro_batch, leave_one_out, measure_mismatch
+from minisoft.optimizer import ABOVE, Optimizer
+from minisoft.parallel import RankError, World
+from minisoft.plan import choose_micro_batch
+from minisoft.reinforce import Mismatch, backward, leave_one_out, measure_mismatch
 from minisoft.reward import Verifier
 from minisoft.rollout import ANSWER, ANSWER_TOKENS, COT, Format, Request, rollout
 from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K, make_kind, noise_scale, rms
@@ -33,8 +37,8 @@ from minisoft.tokenizer import read_json
 
 DEFAULTS = {"data": "gsm8k", "prompts": 2, "group": 32, "steps": 4000, "cot": 128, "warmup": 20, "validate_every": 100,
             "lr": {"hard": 6e-6, "soft": 6e-6, "fuzzy": 6e-6}}  # the paper's (section 4, appendix A)
-MAY_CHANGE = {"steps", "validate_every", "save_every", "show_every", "shares_every", "micro_batch", "eval_batch",
-              "device", "out", "resume"}  # flags that may differ when a run goes on
+MAY_CHANGE = {"steps", "validate_every", "save_every", "keep", "show_every", "shares_every", "micro_batch", "eval_batch",
+              "device", "shard", "patience", "out", "resume"}  # flags that may differ when a run goes on
 
 
 def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
@@ -72,6 +76,7 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
     add(group, "--seed", 0, "(seed, step, problem, sample) decides every draw", type=int)
     add(group, "--validate-every", None, "updates between greedy validations (default 100 *)", type=int)
     add(group, "--save-every", 100, "updates between saves of RUN/last and RUN/state", type=int)
+    add(group, "--keep", 2, "states in RUN/state, the newest ones", type=int)
     add(group, "--show-every", 20, "updates between printed sample rollouts, 0 never", type=int)
     add(group, "--shares-every", 10, "updates between measurements of share_cot and share_answer, 0 never", type=int)
     group = parser.add_argument_group("machine")
@@ -81,6 +86,9 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
     add(group, "--micro-batch", None, "rows per backward pass; does not change the gradient (default from the memory there is, "
         "at most 16 on CPUs, 64 on GPUs)", type=int)
     add(group, "--eval-batch", 64, "rows at once in validation", type=int)
+    add(group, "--shard", "auto", "keep float32 masters and AdamW's moments in pieces, one on each rank; auto: above "
+        f"{ABOVE / 1e9:.0f}e9 parameters", choices=["auto", "yes", "no"])
+    add(group, "--patience", 30., "minutes that ranks wait for each other before they give up", type=float)
     args = parser.parse_args(argv)
     for action in parser._actions:  # a second look, without defaults: which flags were given?
         action.default = argparse.SUPPRESS
@@ -92,64 +100,109 @@ class Run:
 
     def __init__(self, args: argparse.Namespace, world: World):
         self.world, self.args = world, args
-        if args.resume and world.main:
-            checkpoint.recover(args.out)
-        self.source = checkpoint.find(args.model)
+        if args.resume:
+            self.claim()
+        self.source = world.in_turn(lambda: checkpoint.find(args.model))
         about = checkpoint.read_about(self.source)
         fill_defaults(args, about)
-        args.out = Path(world.gather_objects([str(args.out)])[0])  # the clocks of the ranks may differ
+        args.out = Path(world.from_main(lambda: str(args.out)))  # the clocks of the ranks may differ
         if not args.resume and any((args.out / name).exists() for name in ("best", "last", "state")):
             raise InputError(f"{args.out}: expected an unused folder, found a run; add --resume to go on with it")
         self.template = data.read_prompt(args.prompt) if args.prompt else about.get("prompt", data.PAPER_PROMPT)
-        problems = data.load_problems(args.data)
+        self.read_problems()
+        self.shares = world.share(args.prompts, args.group)
+        self.model, self.tokenizer = checkpoint.load(self.source, world.device, checkpoint.DTYPES[args.dtype])
+        self.form = Format(self.tokenizer)
+        saved = state.newest(args.out / "state", world) if args.resume else None
+        facts = saved.facts if saved else {"step": 0, "best": -1.0, "before": None, "seconds": 0.0, "sources": self.sources,
+                                           "sigma": args.gamma * noise_scale(self.model, args.noise)}
+        self.check_sources(facts["sources"])
+        self.sigma = facts["sigma"]
+        self.kind = self.make_kind(args.tokens)
+        if (args.top_k or 1) > self.model.config.vocab_size:
+            raise InputError(f"--top-k: expected at most the vocabulary's {self.model.config.vocab_size}, found {args.top_k}")
+        sharded = args.shard == "yes" or args.shard == "auto" and sum(p.numel() for p in self.model.parameters()) > ABOVE
+        self.optimizer = Optimizer(self.model, args.lr, args.steps, args.warmup, args.betas, args.weight_decay, args.clip,
+                                   world, sharded)
+        self.about = {**about, "prompt": self.template, "base": self.source.resolve().name, "data": Path(args.data).stem,
+                      "tokens": args.tokens, "sigma": self.sigma, "gamma": args.gamma, "tau": self.kind.tau, "noise": args.noise,
+                      "top_k": args.top_k}
+        self.step, self.best, self.before, self.seconds = (facts[k] for k in ("step", "best", "before", "seconds"))
+        if saved:
+            self.optimizer.load(saved.read, self.step)
+        self.choose_micro_batch()
+        if not args.resume:
+            self.claim()
+        config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "resume"}
+        self.metrics = world.from_main(lambda: self.begin_files({**config, "sigma": self.sigma, "world": world.size}))
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.world.main:
+            self.lock.close()
+
+    def claim(self) -> None:
+        """RUN belongs to this process from now on."""
+        def take():
+            self.args.out.mkdir(parents=True, exist_ok=True)
+            self.lock = state.lock(self.args.out)
+            files.recover(self.args.out)
+        self.world.all_or_none(lambda: take() if self.world.main else None)
+
+    def begin_files(self, config: dict) -> report.MetricsFile:
+        files.write_json(self.args.out / "config.json", config)
+        return report.MetricsFile(self.args.out / "metrics.jsonl", self.step)
+
+    def read_problems(self) -> None:
+        """Problems to train with, to validate and to test with; `sources`: SHA-256 of all that decides what is learnt from."""
+        args, problems = self.args, self.world.in_turn(lambda: data.load_problems(self.args.data))
         tenth = min(200, len(problems) // 10)
         args.validation, args.test = (tenth if n is None else n for n in (args.validation, args.test))
         if min(args.validation, args.test) < 0:
             raise InputError(f"--validation, --test: expected at least 0, found {args.validation}, {args.test}")
         self.problems, held_out = data.split(problems, args.validation + args.test)
         self.validation, self.test = held_out[: args.validation], held_out[args.validation:]
-        self.shares = world.share(args.prompts, args.group)
         data.batch(len(self.problems), args.prompts, 0, 0)  # enough problems?
-        self.model, self.tokenizer = checkpoint.load(self.source, world.device, checkpoint.DTYPES[args.dtype])
-        self.form = Format(self.tokenizer)
-        tensors, facts = checkpoint.load_state(args.out / "state") if args.resume else ({}, {
-            "step": 0, "best": -1.0, "before": None, "seconds": 0.0, "sigma": args.gamma * noise_scale(self.model, args.noise)})
-        self.sigma = facts["sigma"]
-        self.kind = self.make_kind(args.tokens)
-        if (args.top_k or 1) > self.model.config.vocab_size:
-            raise InputError(f"--top-k: expected at most the vocabulary's {self.model.config.vocab_size}, found {args.top_k}")
-        self.optimizer = Optimizer(self.model, args.lr, args.steps, args.warmup, args.betas,
-                                   args.weight_decay, args.clip)
-        self.about = {**about, "prompt": self.template, "base": self.source.resolve().name, "data": Path(args.data).stem,
-                      "tokens": args.tokens, "sigma": self.sigma, "gamma": args.gamma, "tau": self.kind.tau, "noise": args.noise,
-                      "top_k": args.top_k}
-        self.step, self.best, self.before, self.seconds = (facts[k] for k in ("step", "best", "before", "seconds"))
-        if tensors:
-            self.optimizer.load(tensors)
-        self.choose_micro_batch()
-        if world.main:
-            args.out.mkdir(parents=True, exist_ok=True)
-            config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "resume"}
-            checkpoint.write_json(args.out / "config.json", {**config, "sigma": self.sigma, "world": world.size})
-            self.metrics = report.MetricsFile(args.out / "metrics.jsonl", self.step)
+        content = {"--data": repr(problems).encode(), "--prompt": self.template.encode(),
+                   **{name: (self.source / name).read_bytes() for name in (
+                       "config.json", "tokenizer.json", "tokenizer.model") if (self.source / name).is_file()}}
+        self.sources = {name: hashlib.sha256(text).hexdigest() for name, text in content.items()}
+
+    def check_sources(self, before: dict) -> None:
+        """Raises InputError where what the run had read has changed."""
+        changed = [name for name in sorted({*before, *self.sources}) if before.get(name) != self.sources.get(name)]
+        if changed:
+            raise InputError(f"{self.args.out}: --resume: expected what the run began with, found other content of "
+                             f"{', '.join(changed)} ({self.args.data}, {self.source})")
 
     def choose_micro_batch(self) -> None:
         """--micro-batch, if it was not given: the same on all ranks, and, as part of config.json, in a resumed run."""
         positions = self.args.cot + max(map(len, self.form.prefill)) + ANSWER_TOKENS
-        found = choose_micro_batch(self.model, positions, report.memory_bytes(self.world.device))
+        found = choose_micro_batch(self.model, positions, report.memory_bytes(self.world.device), self.optimizer.pieces)
         if self.args.micro_batch is None:
             self.args.micro_batch = min(self.world.gather_objects([found]))
         if self.args.micro_batch < 1:
             raise InputError(f"--micro-batch: expected at least 1, found {self.args.micro_batch}")
 
+    def save_model(self, name: str) -> None:
+        """RUN/best or RUN/last, by the main rank.  Raises FloatingPointError rather than replace good weights by NaN."""
+        bad = [name for name, p in self.model.named_parameters() if not p.isfinite().all()]
+        if bad:
+            raise FloatingPointError(f"step {self.step}: weights: expected finite numbers, found NaN or infinity in {bad[0]}; "
+                                     f"nothing was saved; the last saved state in {self.args.out} can be resumed")
+        self.world.all_or_none(lambda: self.world.main and checkpoint.save_model(
+            self.args.out / name, self.model, self.source, self.about))
+
     def save(self) -> None:
-        """RUN/last and RUN/state, by rank 0, after checking that all ranks agree."""
+        """RUN/last, then RUN/state, which is what --resume goes on from; after checking that all ranks agree."""
         self.world.check_identical(self.model.parameters())
-        if self.world.main:
-            checkpoint.save_model(self.args.out / "last", self.model, self.source, self.about)
-            checkpoint.save_state(self.args.out / "state", self.optimizer.state(), {
-                "step": self.step, "best": self.best, "before": self.before, "seconds": self.seconds,
-                "sigma": self.sigma})
+        self.save_model("last")
+        self.world.all_or_none(lambda: self.world.main and files.sync(self.metrics.path))
+        state.save(self.args.out / "state", self.step, self.optimizer.state(), self.optimizer.pieces, {
+            "best": self.best, "before": self.before, "seconds": self.seconds, "sigma": self.sigma,
+            "sources": self.sources}, self.world, self.args.keep)
 
     def make_kind(self, name: str):
         """The kind called `name` with this run's noise; the trained kind has its own temperature."""
@@ -168,8 +221,8 @@ def resumed(args: argparse.Namespace, given: set[str]) -> argparse.Namespace:
     """The flags of the run in args.out, with those that may change taken from the command line."""
     if "out" not in given:
         raise InputError("--resume: expected --out RUN with the run to go on with, found no --out")
-    if not (args.out / "state").is_dir() and not (args.out / "state.old").is_dir():
-        raise InputError(f"{args.out}: expected a run with a saved state, found no {args.out / 'state'}")
+    if not (args.out / "config.json").is_file():
+        raise InputError(f"{args.out}: --resume: expected a run to go on with, found no {args.out / 'config.json'}")
     old = read_json(args.out / "config.json", required=True)
     changed = [f"{name} (was {old.get(name)}, now {getattr(args, name)})" for name in sorted(given - MAY_CHANGE)
                if str(getattr(args, name)) != str(old.get(name))]
@@ -186,7 +239,8 @@ def fill_defaults(args: argparse.Namespace, about: dict) -> None:
         if getattr(args, name, "no such flag") is None:
             setattr(args, name, value[args.tokens] if isinstance(value, dict) else value)
     args.out = args.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
-    for name in ("prompts", "group", "steps", "cot", "lr", "clip", "eval_batch", "validate_every", "save_every"):
+    for name in ("prompts", "group", "steps", "cot", "lr", "clip", "eval_batch", "validate_every", "save_every", "keep",
+                 "patience"):
         if not getattr(args, name) > (name == "group"):
             expected = "at least 2 (leave-one-out)" if name == "group" else "a positive number"
             raise InputError(f"--{name.replace('_', '-')}: expected {expected}, found {getattr(args, name)}")
@@ -214,9 +268,9 @@ def train_step(run: Run, score) -> tuple[dict, list[dict]]:
         mismatch, shares = differentiate(run, rollouts, advantages)
     grad_norm = run.optimizer.grad_norm()
     if not grad_norm < float("inf"):
-        raise FloatingPointError(f"step {run.step + 1}: gradient norm: expected a finite number, found {grad_norm}; "
-                                 f"nothing was changed; a saved state in {args.out} can be resumed")
-    shares["share_E"] = run.optimizer.by_name["model.embed_tokens.weight"].grad.norm().item()
+        raise FloatingPointError(f"step {run.step + 1}: gradient norm: expected a finite number, found {grad_norm} ({culprits(run, mismatch)}); "
+                                 f"nothing was changed; the last saved state in {args.out} can be resumed")
+    shares["share_E"] = run.optimizer.grad_norm("model.embed_tokens.weight")
     with report.clock(seconds, "seconds_optimizer"):
         lr = run.optimizer.step(run.step, grad_norm)
     mean = dict(zip(columns, table.mean(0).tolist()))
@@ -231,30 +285,52 @@ def train_step(run: Run, score) -> tuple[dict, list[dict]]:
 
 
 def differentiate(run: Run, rollouts, advantages: torch.Tensor) -> tuple[Mismatch, dict]:
-    """Sum the gradient of the loss (eq. 14) over all ranks; now and then also its parts' norms.
+    """Collect the gradient of the loss (eq. 14) over all ranks; now and then also its parts' norms.
 
     The whole gradient is the sum of its CoT and answer terms, so a step that measures their shares computes them one
     after the other.  Problems whose advantages are all zero send no gradient and are left out.
     """
-    args, parameters = run.args, run.optimizer.masters
-    measure = args.shares_every and run.step % args.shares_every == 0
-    mismatch, shares, answer_part = Mismatch(), {}, None
+    measure = run.args.shares_every and run.step % run.args.shares_every == 0
+    mismatch, shares = Mismatch(), {}
     for name, terms in (("answer", (ANSWER,)), ("cot", (COT,))) if measure else (("all", (COT, ANSWER)),):
-        for (b, samples), record in zip(run.shares, rollouts):
-            backward(run.model, run.kind, record, advantages[b, samples.start: samples.stop],
-                     1 / (args.prompts * args.group), args.micro_batch, mismatch, terms)
-        run.world.sum_gradients(parameters)
+        mismatch = mismatch + passes(run, rollouts, advantages, terms)
+        norm = run.optimizer.collect()
         if measure:
-            shares[f"share_{name}"] = run.optimizer.grad_norm()
-        if name == "answer":
-            answer_part = [p.grad for p in parameters]
-            run.optimizer.zero_grad()
-    if answer_part:
-        for p, other in zip(parameters, answer_part):
-            p.grad += other
+            shares[f"share_{name}"] = norm
     if not mismatch.tokens:
         measure_mismatch(run.model, run.kind, rollouts[0], mismatch)
     return mismatch.over_ranks(run.world), shares
+
+
+def passes(run: Run, rollouts, advantages: torch.Tensor, terms: tuple[int, ...]) -> Mismatch:
+    """This rank's backward passes.  Where the memory of any rank's GPU is too small, all ranks do theirs once more with half as
+    many rows at a time; raises InputError where that is not enough."""
+    args = run.args
+    for last_try in (False, True):
+        mismatch, failed = Mismatch(), False
+        try:
+            for (b, samples), record in zip(run.shares, rollouts):
+                backward(run.model, run.kind, record, advantages[b, samples.start: samples.stop],
+                         1 / (args.prompts * args.group), args.micro_batch, mismatch, terms)
+        except torch.OutOfMemoryError:
+            failed = True
+        if not any(run.world.gather_objects([failed])):
+            return mismatch
+        run.optimizer.discard()
+        torch.cuda.empty_cache()
+        if last_try or args.micro_batch == 1:
+            raise InputError(f"step {run.step + 1}: --micro-batch: expected backward passes that fit into the memory of the GPU, "
+                             f"found {args.micro_batch} rows at a time too many; set a smaller --micro-batch, a smaller --cot, "
+                             "--dtype bfloat16, --shard yes or more ranks")
+        args.micro_batch //= 2
+        run.world.say(f"step {run.step + 1}: out of memory; from now on {args.micro_batch} rows a backward pass")
+
+
+def culprits(run: Run, mismatch: Mismatch) -> str:
+    """Where NaN or infinities come from, as far as can be told."""
+    names = [name for names in run.world.gather_objects([run.optimizer.not_finite()]) for name in names]
+    finite = "are finite" if math.isfinite(mismatch.total) else "are not"
+    return f"log-probabilities {finite}; first of {len(set(names))} parameters: {', '.join(list(dict.fromkeys(names))[:2])}"
 
 
 def train(run: Run, score, stop: dict) -> None:
@@ -266,32 +342,29 @@ def train(run: Run, score, stop: dict) -> None:
             f"{args.tokens} tokens, B {args.prompts} x G {args.group}, {args.steps} updates, lr {args.lr} -> {args.out}")
     if run.before is None:
         run.before = run.evaluate(run.test, score, "hard-greedy", f"{args.tokens}-greedy")
-    bar = tqdm(total=args.steps, initial=run.step, disable=not run.world.main, unit="step")
-    while run.step < args.steps:
-        metrics, generations = train_step(run, score)
-        run.step, run.seconds = run.step + 1, run.seconds + metrics["seconds"]
-        if run.validation and (run.step % args.validate_every == 0 or run.step == args.steps):
-            metrics["validation"] = run.evaluate(run.validation, score, "hard-greedy")["hard-greedy"]["pass@1"]
-            if metrics["validation"] > run.best and run.world.main:
-                checkpoint.save_model(args.out / "best", run.model, run.source, run.about)
-            run.best = max(run.best, metrics["validation"])
-            run.world.say(f"step {run.step}: validation {report.percent(metrics['validation'])} (hard-greedy)")
-        if run.world.main:
-            run.metrics.write(metrics)
-        if args.show_every and run.step % args.show_every == 0:
-            run.world.say(f"step {run.step}, a rollout:\n{report.sample_text(generations[0])}")
-        bar.set_postfix(reward=f"{metrics['reward']:.1f}", acc=f"{metrics['accuracy']:.2f}",
-                        cot=f"{metrics['cot_length']:.0f}", grad=f"{metrics['grad_norm']:.3g}",
-                        s=f"{metrics['seconds']:.2f}")
-        bar.update()
-        stopping = any(run.world.gather_objects([stop["asked"]]))  # all ranks stop together
-        if stopping or run.step % args.save_every == 0 or run.step == args.steps:
-            run.save()
-        if stopping and run.step < args.steps:
-            bar.close()
-            run.world.say(f"stopped after step {run.step}; to go on: python train.py --out {args.out} --resume")
-            raise SystemExit(130)
-    bar.close()
+    with tqdm(total=args.steps, initial=run.step, disable=not run.world.main, unit="step") as bar:
+        while run.step < args.steps:
+            metrics, generations = train_step(run, score)
+            run.step, run.seconds = run.step + 1, run.seconds + metrics["seconds"]
+            if run.validation and (run.step % args.validate_every == 0 or run.step == args.steps):
+                metrics["validation"] = run.evaluate(run.validation, score, "hard-greedy")["hard-greedy"]["pass@1"]
+                if metrics["validation"] > run.best:
+                    run.save_model("best")
+                run.best = max(run.best, metrics["validation"])
+                run.world.say(f"step {run.step}: validation {report.percent(metrics['validation'])} (hard-greedy)")
+            run.world.all_or_none(lambda: run.world.main and run.metrics.write(metrics))
+            if args.show_every and run.step % args.show_every == 0:
+                run.world.say(f"step {run.step}, a rollout:\n{report.sample_text(generations[0])}")
+            bar.set_postfix(reward=f"{metrics['reward']:.1f}", acc=f"{metrics['accuracy']:.2f}",
+                            cot=f"{metrics['cot_length']:.0f}", grad=f"{metrics['grad_norm']:.3g}",
+                            s=f"{metrics['seconds']:.2f}")
+            bar.update()
+            stopping = max(run.world.gather_objects([stop["asked"]]))  # all ranks stop together
+            if stopping or run.step % args.save_every == 0 or run.step == args.steps:
+                run.save()
+            if stopping and run.step < args.steps:
+                run.world.say(f"stopped after step {run.step}; to go on: python train.py --out {args.out} --resume")
+                raise SystemExit(0 if stopping == signal.SIGTERM else 130)
 
 
 def finish(run: Run, score) -> None:
@@ -300,10 +373,9 @@ def finish(run: Run, score) -> None:
     if best.is_dir():
         run.model = checkpoint.load_model(best, run.world.device, run.model.E.dtype)
     after = run.evaluate(run.test, score, *run.before)
-    if run.world.main:
-        checkpoint.write_json(run.args.out / "summary.json", {
-            "before": run.before, "after": after, "steps": run.step, "seconds": round(run.seconds, 1),
-            "validation": run.best if run.validation else None})
+    run.world.all_or_none(lambda: run.world.main and files.write_json(run.args.out / "summary.json", {
+        "before": run.before, "after": after, "steps": run.step, "seconds": round(run.seconds, 1),
+        "validation": run.best if run.validation else None}))
     rows = [["greedy accuracy", "before", "after"]] + [
         [s, report.percent(run.before[s]["pass@1"]), report.percent(after[s]["pass@1"])] for s in after]
     run.world.say(f"\n{len(run.test)} test problems, {run.args.tokens} tokens, {run.step} updates in {run.seconds:.0f} s\n"
@@ -312,21 +384,23 @@ def finish(run: Run, score) -> None:
 
 def main(argv=None) -> None:
     args, given = read_flags(argv)
-    stop = {"asked": False}
+    stop = {"asked": 0}  # the signal that asked, 0 if none has
 
     def ask(signum, frame):
-        if stop["asked"]:
+        if signum == stop["asked"] == signal.SIGINT:
             raise KeyboardInterrupt
-        stop["asked"] = True
-        print("\nstopping after this step or evaluation (once more to stop at once)", file=sys.stderr)
+        stop["asked"] = signum
+        print("\nstopping after this step or evaluation (Ctrl-C once more to stop at once)", file=sys.stderr)
     try:
         args = resumed(args, given) if args.resume else args
-        with World(args.device) as world, Verifier() as verifier:
-            run = Run(args, world)
+        with World(args.device, args.patience) as world, Verifier() as verifier, Run(args, world) as run:
             signal.signal(signal.SIGINT, ask), signal.signal(signal.SIGTERM, ask)
             train(run, verifier.score, stop)
             finish(run, verifier.score)
-    except (InputError, FloatingPointError, OSError) as error:
+    except torch.OutOfMemoryError as error:
+        sys.exit(f"train.py: error: out of memory outside the backward passes; set a smaller --group, --cot or --eval-batch, or "
+                 f"--dtype bfloat16: {str(error).splitlines()[0]:.200}")
+    except (InputError, FloatingPointError, OSError, RankError) as error:
         sys.exit(f"train.py: error: {error}")
     except KeyboardInterrupt:
         sys.exit("train.py: interrupted")

@@ -20,12 +20,12 @@ from statistics import median
 import torch
 from tqdm import tqdm
 
-from minisoft import checkpoint, data, report
+from minisoft import checkpoint, data, files, report
 from minisoft.errors import InputError
 from minisoft.linear import product
 from minisoft.model import Config, Transformer
 from minisoft.optimizer import Optimizer
-from minisoft.parallel import keep_memory
+from minisoft.parallel import World, keep_memory
 from minisoft.reinforce import Mismatch, backward
 from minisoft.rollout import ANSWER_TOKENS, Format, Request, Rollout, rollout
 from minisoft.soft import GAMMA, KINDS, make_kind, noise_scale
@@ -148,7 +148,7 @@ def update(work: Work, optimizer: Optimizer, name: str, seed: int, part: str) ->
     if part == "rollout":
         return {"rollout": took}
     took_replay, _ = seconds(lambda: replay(work, kind, records), device)
-    took_step, _ = seconds(lambda: optimizer.step(0, optimizer.grad_norm()), device)
+    took_step, _ = seconds(lambda: optimizer.step(0, optimizer.collect()), device)
     return {"rollout": took, "replay": took_replay, "optimizer": took_step, "step": took + took_replay + took_step}
 
 
@@ -196,7 +196,7 @@ def memory(work: Work, names: list[str]) -> list[dict]:
 def compare(work: Work, args, can: dict[str, float]) -> dict:
     """{contender: {part: [seconds of each round]}}; contenders are kinds of token and ways of transformers.  After Ctrl-C:
     the rounds that were complete."""
-    optimizer = Optimizer(work.model, 1e-9, 10, 0, (0.9, 0.95), 0.0, 1.0)  # rollouts stay alike
+    optimizer = Optimizer(work.model, 1e-9, 10, 0, (0.9, 0.95), 0.0, 1.0, World(str(work.model.E.device)))  # rollouts stay alike
     rivals = {}
     if args.against:
         from minisoft.against import Rivals
@@ -328,7 +328,7 @@ def main(argv=None) -> None:
             found = results(work, args, can, compare(work, args, can))
             print(describe(found))
         if args.json:
-            checkpoint.write_json(args.json, found)
+            files.write_json(args.json, found)
     except (InputError, OSError, ImportError) as error:
         sys.exit(f"bench: error: {error}")
     except KeyboardInterrupt:

@@ -1,20 +1,14 @@
-"""A Hugging Face folder <-> the model; the training state, saved and resumed.
+"""A Hugging Face folder <-> the model."""
 
-Everything is written into a temporary folder beside the target, flushed to disk and renamed: a crash leaves the old
-one or the new one, never half of one.
-"""
-
-import json
-import os
 import shutil
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from minisoft.data import WEIGHTS
 from minisoft.errors import InputError, expecting
+from minisoft.files import replace_folder, save_tensors, write_json
 from minisoft.model import Config, Transformer
 from minisoft.soft import KINDS, NOISES
 from minisoft.tokenizer import FILES, Tokenizer, read_json
@@ -47,13 +41,13 @@ def load_model(folder: Path, device="cpu", dtype: torch.dtype | None = None) -> 
         model = Transformer(config)
     expected = {name: tuple(p.shape) for name, p in model.state_dict().items()}
     files = _locate(folder, expected)
-    state = {}
+    stored = {}
     for path in sorted(set(files.values())):
-        names = [name for name in expected if files[name] == path]
-        state.update(_read_tensors(path, {name: expected[name] for name in names}))
+        stored.update(_check_tensors(path, {name: expected[name] for name in expected if files[name] == path}))
     if dtype is None:
-        dtype = torch.bfloat16 if state["model.embed_tokens.weight"].dtype == torch.bfloat16 else torch.float32
-    model.load_state_dict({name: t.to(device, dtype) for name, t in state.items()}, strict=True, assign=True)
+        dtype = torch.bfloat16 if stored["model.embed_tokens.weight"] == "BF16" else torch.float32
+    model.load_state_dict({name: tensor.to(device, dtype) for name, tensor in _tensors(files, expected)},
+                          strict=True, assign=True)
     return model
 
 
@@ -91,20 +85,33 @@ def _open(path: Path):
         return safe_open(path, framework="pt")
 
 
-def _read_tensors(path: Path, expected: dict[str, tuple]) -> dict[str, torch.Tensor]:
+def _check_tensors(path: Path, expected: dict[str, tuple]) -> dict[str, str]:
+    """{name: its dtype in the file}, by the file's header alone."""
+    found = {}
     with _open(path) as file:
         names = set(file.keys())
         for name, shape in expected.items():
             if name not in names:
                 raise InputError(f"{path}: {name}: expected here by the index, found no such tensor")
-            found = tuple(file.get_slice(name).get_shape())
-            if found != shape:
-                raise InputError(f"{path}: {name}: expected shape {shape}, found {found}")
-        tensors = {name: file.get_tensor(name) for name in expected}
-    for name, tensor in tensors.items():
-        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            raise InputError(f"{path}: {name}: expected float32, bfloat16 or float16, found {tensor.dtype}")
-    return tensors
+            part = file.get_slice(name)
+            if tuple(part.get_shape()) != shape:
+                raise InputError(f"{path}: {name}: expected shape {shape}, found {tuple(part.get_shape())}")
+            found[name] = part.get_dtype()
+            if found[name] not in ("F32", "BF16", "F16"):
+                raise InputError(f"{path}: {name}: expected float32, bfloat16 or float16, found {found[name]}")
+    return found
+
+
+def _tensors(files: dict[str, Path], expected: dict):
+    """(name, tensor), one after the other, read once and not kept: the files are mapped, and the ranks of a node share what
+    has been read of them.  Raises InputError for a number that is not finite."""
+    for path in sorted(set(files.values())):
+        with _open(path) as file:
+            for name in (name for name in expected if files[name] == path):
+                tensor = file.get_tensor(name)
+                if not tensor.isfinite().all():
+                    raise InputError(f"{path}: {name}: expected finite numbers, found NaN or infinity")
+                yield name, tensor
 
 
 def read_about(folder: Path) -> dict:
@@ -144,60 +151,17 @@ def find(model: str) -> Path:
 
 
 def save_model(folder: Path, model: Transformer, source: Path, about: dict) -> None:
-    """Write a Hugging Face folder that transformers and vLLM load: the weights in their own dtype, config and
-    tokenizer files carried over from `source`, `about` as the sidecar."""
+    """Write a Hugging Face folder that transformers and vLLM load, whole or not at all: the weights in their own dtype, config
+    and tokenizer files carried over from `source`, `about` as the sidecar.  Raises OSError."""
     config = read_json(source / "config.json")
     config.pop("torch_dtype", None), config.pop("dtype", None)
     config["torch_dtype"] = str(model.E.dtype).removeprefix("torch.")
 
     def write(new: Path) -> None:
-        save_file({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()},
-                  new / "model.safetensors", metadata={"format": "pt"})
+        save_tensors(new / "model.safetensors", model.state_dict(), {"format": "pt"})
         for name in (*FILES, "generation_config.json"):
             if (source / name).is_file():
                 shutil.copyfile(source / name, new / name)
         write_json(new / "config.json", config)
         write_json(new / SIDECAR, about)
-    _replace(folder, write)
-
-
-def save_state(folder: Path, tensors: dict[str, torch.Tensor], facts: dict) -> None:
-    """All that resuming needs: optimizer tensors and facts (step, best score, ...)."""
-    def write(new: Path) -> None:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, new / "tensors.safetensors")
-        write_json(new / "facts.json", facts)
-    _replace(folder, write)
-
-
-def load_state(folder: Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """(tensors, facts) as given to `save_state`.  Raises InputError when there is no whole state."""
-    facts = read_json(folder / "facts.json", required=True)
-    with _open(folder / "tensors.safetensors") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, facts
-
-
-def recover(run: Path) -> None:
-    """Undo a crash between the two renames of `_replace` in the folders of a run."""
-    for old in run.glob("*.old"):
-        if not old.with_suffix("").exists():
-            old.rename(old.with_suffix(""))
-
-
-def _replace(folder: Path, write) -> None:
-    """Fill a temporary folder with `write`, then put it in the place of `folder`."""
-    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    write(new)
-    for path in new.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
+    replace_folder(folder, write)

@@ -1,38 +1,82 @@
-"""AdamW on float32 master weights, cosine schedule with warm-up, clipping (appendix A)."""
+"""AdamW on float32 master weights, cosine schedule with warm-up, clipping (appendix A), whole on every rank or in pieces."""
 
 import math
-from functools import partial
 
 import torch
+import torch.nn.functional as F
 
 from minisoft.errors import expecting
 from minisoft.model import Transformer
 
+ABOVE = 4e9  # parameters from which on masters and moments are kept in pieces where nothing else is said
+
 
 class Optimizer:
-    """Turns the summed gradient of a step into new weights.
+    """Turns the gradients of a step, summed over backward passes and ranks, into new weights.
 
-    bfloat16 parameters get float32 masters, since updates of 1e-6 would vanish in bfloat16; float32 parameters are
-    their own masters.  betas, weight_decay and clip (largest gradient norm) are open in the paper.
+    Every rank holds the whole model, because rollouts need it at every token.  What an update needs besides are float32
+    masters (float32 parameters are their own), the gradient and AdamW's two moments: all of it on every rank or, sharded,
+    of every parameter the rank's own one of `world.size` equal pieces (flat, the last one padded with zeros), 12 bytes a
+    parameter divided by the number of ranks; the new weights are then put together once a step.
+
+    Backward passes are summed in float64 on CPUs, where no weight depends on the number of ranks, and in float32 on GPUs.
+    betas, weight_decay and clip (largest gradient norm) are open in the paper.
     """
 
-    def __init__(self, model: Transformer, lr: float, steps: int, warmup: int, betas,
-                 weight_decay: float, clip: float):
-        self.parameters = list(model.parameters())
-        self.masters = [p if p.dtype == torch.float32 else p.detach().float() for p in self.parameters]
-        self.by_name = dict(zip((name for name, _ in model.named_parameters()), self.masters))
-        for master, p in zip(self.masters, self.parameters):
-            if master is not p:  # gradients are summed in float32 too
-                p.register_post_accumulate_grad_hook(partial(_hand_over, master))
+    def __init__(self, model: Transformer, lr: float, steps: int, warmup: int, betas, weight_decay: float, clip: float,
+                 world, sharded: bool = False):
+        self.world, self.parameters = world, dict(model.named_parameters())
+        self.pieces, self.mine = (world.size, world.rank) if sharded else (1, 0)
+        self.masters = {name: self._piece(p.detach()).float() for name, p in self.parameters.items()}
+        self.sums: dict[str, torch.Tensor] = {}  # of what backward passes of this rank have left, each like its parameter
+        for name, p in self.parameters.items():
+            p.register_post_accumulate_grad_hook(lambda p, name=name: self._take(name, p))
         self.lr, self.steps, self.warmup, self.clip = lr, steps, warmup, clip
         with expecting("betas from 0 to below 1 and a weight decay of at least 0", "AdamW"):
-            self.adamw = torch.optim.AdamW(self.masters, lr=lr, betas=tuple(betas), weight_decay=weight_decay, fused=True)
-        self.zero_grad()
+            self.adamw = torch.optim.AdamW(list(self.masters.values()), lr=lr, betas=tuple(betas), weight_decay=weight_decay,
+                                           fused=True)
 
-    def zero_grad(self) -> None:
-        """Gradients become zero tensors, so that a step without any signal needs no special case."""
-        for master in self.masters:
-            master.grad = torch.zeros_like(master)
+    def _piece(self, x: torch.Tensor) -> torch.Tensor:
+        """This rank's piece (n,) of a parameter (...); the parameter itself, flat, if there is one piece."""
+        flat = F.pad(x.flatten(), (0, -x.numel() % self.pieces)) if x.numel() % self.pieces else x.flatten()
+        return flat if self.pieces == 1 else flat.chunk(self.pieces)[self.mine].clone()
+
+    def _take(self, name: str, p: torch.Tensor) -> None:
+        """What a backward pass has left in a parameter goes into its sum."""
+        if name not in self.sums:
+            self.sums[name] = self._zeros(p)
+        self.sums[name] += p.grad
+        p.grad = None
+
+    @staticmethod
+    def _zeros(p: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(p.shape, dtype=torch.float64 if p.device.type == "cpu" else torch.float32, device=p.device)
+
+    def discard(self) -> None:
+        """Forget the backward passes since the last `collect`."""
+        self.sums.clear()
+
+    def collect(self) -> float:
+        """The backward passes of all ranks become part of the gradient; returns the Euclidean norm of this part."""
+        parts = []
+        for name, p in self.parameters.items():
+            total = self.sums.pop(name, None)
+            parts.append(self._piece(self.world.sum(self._zeros(p) if total is None else total)).float())
+        for master, part in zip(self.masters.values(), parts):
+            master.grad = part if master.grad is None else master.grad.add_(part)
+        return self._norm(parts)
+
+    def _norm(self, pieces: list[torch.Tensor]) -> float:
+        squares = torch.stack([torch.linalg.vector_norm(x, dtype=torch.float64) for x in pieces]).square().sum()
+        return math.sqrt(self.world.sum(squares) if self.pieces > 1 else squares)
+
+    def grad_norm(self, *names: str) -> float:
+        """Euclidean norm of the gradient, before clipping: of the parameters called so, or of all."""
+        return self._norm([self.masters[name].grad for name in names or self.masters])
+
+    def not_finite(self) -> list[str]:
+        """Names of the parameters whose gradient has NaN or infinities; with pieces, of this rank's."""
+        return [name for name, master in self.masters.items() if not master.grad.isfinite().all()]
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then a cosine down to 0 at `steps` (appendix A)."""
@@ -41,39 +85,43 @@ class Optimizer:
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
         return self.lr * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
-    def grad_norm(self) -> float:
-        """Euclidean norm of the whole gradient, before clipping."""
-        return torch.stack([master.grad.norm() for master in self.masters]).double().norm().item()
-
     @torch.no_grad()
     def step(self, step: int, grad_norm: float) -> float:
-        """One update with the gradients of the masters; returns the learning rate used."""
-        for master in self.masters:
+        """One update with the collected gradient, clipped; returns the learning rate used."""
+        for master in self.masters.values():
             master.grad *= min(1.0, self.clip / (grad_norm + 1e-12))
         lr = self.adamw.param_groups[0]["lr"] = self.learning_rate(step)
         self.adamw.step()
-        for master, p in zip(self.masters, self.parameters):
-            if master is not p:
-                p.copy_(master)
-        self.zero_grad()
+        self.adamw.zero_grad()
+        self._hand_out()
         return lr
 
+    @torch.no_grad()
+    def _hand_out(self) -> None:
+        """Masters -> the model's weights."""
+        for name, p in self.parameters.items():
+            piece = self.masters[name].to(p.dtype)
+            if self.pieces > 1:
+                piece = self.world.join(piece)[: p.numel()]
+            if piece.data_ptr() != p.data_ptr():
+                p.copy_(piece.view_as(p))
+
     def state(self) -> dict[str, torch.Tensor]:
-        """Masters and AdamW's moments, by parameter name."""
-        return {f"{key}/{name}": value for name, master in self.by_name.items()
-                for key, value in {"weight": master, **self.adamw.state[master]}.items()}
+        """This rank's masters and moments, flat, float32, as "weight/NAME", "exp_avg/NAME", "exp_avg_sq/NAME"."""
+        return {f"{key}/{name}": value for name, master in self.masters.items()
+                for key, value in {"weight": master, **self.adamw.state[master]}.items() if key != "step"}
 
     @torch.no_grad()
-    def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Bring back what `state` gave, the model's weights included."""
-        for (name, master), p in zip(self.by_name.items(), self.parameters):
-            master.copy_(tensors[f"weight/{name}"])
-            p.copy_(master)
-            for key in ("step", "exp_avg", "exp_avg_sq"):
-                self.adamw.state[master][key] = tensors[f"{key}/{name}"].to(master.device)
-
-
-def _hand_over(master: torch.Tensor, p: torch.Tensor) -> None:
-    """What a backward pass left in a bfloat16 parameter is added to its float32 master's gradient."""
-    master.grad += p.grad.float()
-    p.grad = None
+    def load(self, read, step: int) -> None:
+        """Bring back what `state` gave after `step` updates, the model's weights included, from read(key, first, last):
+        numbers first..last - 1 of the flat tensor of that key, by however many ranks it was saved."""
+        for name, p in self.parameters.items():
+            master = self.masters[name]
+            first = self.mine * len(master)
+            last = max(first, min(first + len(master), p.numel()))
+            get = lambda key: F.pad(read(f"{key}/{name}", first, last), (0, len(master) - (last - first))).to(master.device)
+            master.copy_(get("weight"))
+            if step:
+                self.adamw.state[master] = {"step": torch.tensor(float(step), device=master.device),
+                                            "exp_avg": get("exp_avg"), "exp_avg_sq": get("exp_avg_sq")}
+        self._hand_out()

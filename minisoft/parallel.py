@@ -4,6 +4,8 @@ import ctypes
 import datetime
 import os
 import sys
+import time
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -23,16 +25,22 @@ def keep_memory() -> None:
         mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
 
 
+class RankError(RuntimeError):
+    """An exchange between ranks has failed because one of them has ended or hangs."""
+
+
 class World:
     """rank, size and device of this process; use as a context manager.
 
     `device`: "cpu", "cuda" (rank r of a node takes GPU r) or None for cuda where there is one; `patience`: minutes that
-    ranks wait for each other.
+    ranks wait for each other.  Where one has died, or lets the others wait for longer, their next exchange raises
+    RankError.
     """
 
-    def __init__(self, device: str | None = None, patience: int = 30):
+    def __init__(self, device: str | None = None, patience: float = 30):
         keep_memory()
         self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.of_node = int(os.environ.get("LOCAL_RANK", 0))
         self.main = self.rank == 0  # the rank that speaks and writes
         kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if kind.startswith("cuda") and not torch.cuda.is_available():
@@ -40,11 +48,11 @@ class World:
         with expecting("cpu or cuda", f"device {kind}"):
             self.device = torch.device(kind)
         if self.device.type == "cuda" and self.device.index is None:
-            self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+            self.device = torch.device("cuda", self.of_node)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        if self.size > 1:
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo",
+        if self.size > 1:  # what lies on the CPU goes by gloo, which notices at once that a rank has gone
+            dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
                                     timeout=datetime.timedelta(minutes=patience))
 
     def __enter__(self) -> "World":
@@ -53,6 +61,26 @@ class World:
     def __exit__(self, kind, *_) -> None:
         if self.size > 1 and kind in (None, SystemExit):  # after an error, do not wait for the others
             dist.destroy_process_group()
+
+    @contextmanager
+    def _exchange(self):
+        """An exchange with the other ranks that fails names those that are gone."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise RankError(f"rank {self.rank}: expected an answer of every rank, found none of "
+                            f"{' and '.join(f'rank {r}' for r in self._silent()) or 'some'} (ended, or waited for too long): "
+                            f"{str(error).splitlines()[0]:.200}") from None
+
+    def _silent(self, seconds: float = 5.0) -> list[int]:
+        """After an exchange has failed here: the ranks where none has failed, `seconds` later."""
+        store = dist.distributed_c10d._get_default_store()
+        try:
+            store.set(f"failed/{self.rank}", "")
+            time.sleep(seconds)
+            return [rank for rank in range(self.size) if not store.check([f"failed/{rank}"])]
+        except RuntimeError:
+            return [0]  # it had the store itself, if no torchrun has
 
     def share(self, prompts: int, group: int) -> list[tuple[int, range]]:
         """This rank's part of the step's B x G samples: [(problem, its samples)], sizes equal on all ranks.
@@ -76,7 +104,8 @@ class World:
         if self.size == 1:
             return x
         pieces = [None] * self.size
-        dist.all_gather_object(pieces, x)
+        with self._exchange():
+            dist.all_gather_object(pieces, x)
         return [item for piece in pieces for item in piece]
 
     def gather_to_main(self, x: list) -> list:
@@ -84,18 +113,46 @@ class World:
         if self.size == 1:
             return x
         pieces = [None] * self.size if self.main else None
-        dist.gather_object(x, pieces)
+        with self._exchange():
+            dist.gather_object(x, pieces)
         return [item for piece in pieces or [] for item in piece]
 
-    def from_main(self, make):
-        """make() of the main rank, on every rank."""
-        return self.gather_objects([make()] if self.main else [])[0]
+    def all_or_none(self, make):
+        """make() of this rank.  An OSError or InputError of any rank is raised on all, so that nobody is waited for."""
+        result = problem = None
+        try:
+            result = make()
+        except (OSError, InputError) as error:
+            problem = error
+        problems = [found for found in self.gather_objects([problem]) if found is not None]
+        if problems:
+            raise problem or problems[0]
+        return result
 
-    def sum_gradients(self, parameters) -> None:
-        """Gradients become their sums over all ranks, the same bits on every rank."""
+    def from_main(self, make):
+        """make() of the main rank, on every rank; so are its OSError and InputError."""
+        return self.gather_objects([self.all_or_none(lambda: make() if self.main else None)])[0]
+
+    def in_turn(self, make):
+        """make(), first on the main rank, then on the first rank of every node, then on the others: whoever comes later
+        finds what an earlier one has fetched."""
+        mine = 0 if self.main else 1 if self.of_node == 0 else 2
+        results = [self.all_or_none(make if turn == mine else lambda: None) for turn in range(3)]
+        return results[mine]
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        """x, summed over all ranks in place, the same bits on every rank."""
         if self.size > 1:
-            for p in parameters:
-                dist.all_reduce(p.grad)
+            with self._exchange():
+                dist.all_reduce(x)
+        return x
+
+    def join(self, piece: torch.Tensor) -> torch.Tensor:
+        """Pieces (n,) of all ranks -> (size n,), in rank order."""
+        whole = piece.new_empty(self.size * len(piece))
+        with self._exchange():
+            dist.all_gather_into_tensor(whole, piece)
+        return whole
 
     def check_identical(self, parameters) -> None:
         """Raises RuntimeError unless the weights of all ranks have the same checksums."""

@@ -13,7 +13,6 @@ from minisoft.rollout import ANSWER, COT, PAD, Rollout
 from minisoft.soft import Categorical
 
 LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB of float32 logits, whatever V
-MOST_ROWS = {"cuda": 64}  # of a micro-batch; 16 on CPUs, where more take longer
 
 
 def leave_one_out(rewards: torch.Tensor) -> torch.Tensor:
@@ -39,6 +38,9 @@ class Mismatch:
         self.total += difference.abs().sum().item()
         self.tokens += difference.numel()
         self.largest = max(self.largest, difference.abs().max().item())
+
+    def __add__(self, other: "Mismatch") -> "Mismatch":
+        return Mismatch(self.total + other.total, self.tokens + other.tokens, max(self.largest, other.largest))
 
     def over_ranks(self, world) -> "Mismatch":
         """The same over the tokens of all ranks."""
@@ -100,25 +102,6 @@ def _chunk(model) -> int:
 def _in_chunks(model, function, x) -> torch.Tensor:
     """function(x), one chunk of its first dimension at a time, in the backward pass too, where it is computed again."""
     return torch.cat([checkpoint(function, part, use_reentrant=False) for part in x.split(_chunk(model))])
-
-
-def position_bytes(model: Transformer) -> int:
-    """Bytes that one position of a row keeps for the backward pass, most of it in the layers.  A test measures them."""
-    c = model.config
-    heads = (6 * c.num_attention_heads + 10 * c.num_key_value_heads) * c.head_dim
-    numbers = 6 * c.hidden_size + heads + 4 * c.intermediate_size
-    return c.num_hidden_layers * numbers * model.E.element_size()
-
-
-def choose_micro_batch(model: Transformer, positions: int, memory: float) -> int:
-    """Rows of `positions` positions that a backward pass may take at once where there are `memory` bytes in all: half of
-    what weights, float32 masters, gradients and AdamW's moments leave (the rest is for logits and rollouts).  Where not
-    even one fits, layers are computed again in the backward pass from now on."""
-    size = model.E.element_size()
-    state = sum(p.numel() for p in model.parameters()) * (16 if size == 4 else size + 16)
-    rows = int((memory - state) / 2 / (positions * position_bytes(model)))
-    model.recompute = rows < 1
-    return min(max(rows, 1), MOST_ROWS.get(model.E.device.type, 16))
 
 
 def backward(model: Transformer, kind, rollout: Rollout, advantages: torch.Tensor, scale: float, micro_batch: int,

@@ -23,6 +23,7 @@ from minisoft import figures
 from minisoft.errors import InputError
 from minisoft.evaluation import SETTINGS
 from minisoft.figures import cell, distinct, parts, short_names
+from minisoft.files import write_text
 from minisoft.soft import KINDS
 from minisoft.tokenizer import read_json
 
@@ -68,7 +69,7 @@ class MetricsFile:
     def __init__(self, path: Path, last: int):
         self.path = path
         lines = path.read_text().splitlines() if path.is_file() else []  # the last one may have been cut by a crash
-        path.write_text("".join(line + "\n" for line in lines[:last]))
+        write_text(path, "".join(line + "\n" for line in lines[:last]))
 
     def write(self, metrics: dict) -> None:
         with self.path.open("a") as file:

@@ -69,7 +69,7 @@ def test_random_weights_of_a_shape(monkeypatch):
     monkeypatch.setitem(bench.SHAPES, "llama-3.2-1b", (300, 32, 48, 2, 4, 2, 8, False))
     work = bench.prepare(flags("--shape", "llama-3.2-1b", "--cot", "3", "--group", "2", "--dtype", "bfloat16", "--prompt-tokens", "7"))
     assert [len(p) for p in work.prompts] == [7, 7] and work.model.E.dtype == torch.bfloat16
-    optimizer = bench.Optimizer(work.model, 1e-9, 10, 0, (0.9, 0.95), 0.0, 1.0)
+    optimizer = bench.Optimizer(work.model, 1e-9, 10, 0, (0.9, 0.95), 0.0, 1.0, bench.World("cpu"))
     assert bench.update(work, optimizer, "soft", 0, "update")["step"] > 0
 
 

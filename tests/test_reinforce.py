@@ -5,8 +5,8 @@ import torch
 
 from minisoft.bench import peak_bytes
 from minisoft.model import Config, PromptCache, Transformer
-from minisoft.reinforce import (Mismatch, backward, choose_micro_batch, encodings, leave_one_out, log_prob, measure_mismatch,
-                                position_bytes)
+from minisoft.plan import choose_micro_batch, position_bytes, state_bytes
+from minisoft.reinforce import Mismatch, backward, encodings, leave_one_out, log_prob, measure_mismatch
 from minisoft.rollout import ANSWER, COT, FORCED, PAD, Rollout
 from minisoft.soft import Categorical, make_kind
 
@@ -295,7 +295,7 @@ def test_position_bytes_are_those_measured():
 
 
 def test_micro_batch_from_free_memory(model):
-    row, state = 100 * position_bytes(model), 16 * sum(p.numel() for p in model.parameters())
+    row, state = 100 * position_bytes(model), sum(state_bytes(model, 1).values())
     found = [choose_micro_batch(model, 100, state + free * row) for free in (100, 9, 2)]
     assert found == [16, 4, 1] and not model.recompute
     assert choose_micro_batch(model, 100, state + 1.9 * row) == 1 and model.recompute

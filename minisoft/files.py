@@ -1,0 +1,72 @@
+"""Files and folders that are there whole or not at all, whatever happens while they are written."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+
+def sync(path: Path) -> None:
+    """Return when a file's bytes, or a folder's list of names, have reached the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Put a text in the place of the file `path`."""
+    new = path.with_name(path.name + ".new")
+    try:
+        new.write_text(text, "utf-8")
+        sync(new)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+    os.replace(new, path)
+    sync(path.parent)
+
+
+def write_json(path: Path, value: dict) -> None:
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict | None = None) -> None:
+    """A safetensors file.  Raises OSError where it cannot be written."""
+    try:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path}: cannot be written: {error}") from None
+
+
+def replace_folder(folder: Path, write) -> None:
+    """Put what write(new folder) writes in the place of `folder`.  A kill between the two renames leaves it under the name
+    FOLDER.old: see `recover`."""
+    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        write(new)
+        for path in (*new.iterdir(), new):
+            sync(path)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)  # a full disk gets its room back
+        raise
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    new.rename(folder)
+    sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover(parent: Path) -> None:
+    """Undo a kill between the two renames of `replace_folder` in the folders of `parent`."""
+    for old in parent.glob("*.old"):
+        if not old.with_suffix("").exists():
+            old.rename(old.with_suffix(""))

@@ -1,0 +1,157 @@
+"""The state of a run: what is saved comes back, what is damaged is noticed, nothing good is lost."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from minisoft import state
+from minisoft.errors import InputError
+from minisoft.parallel import World
+
+WORLD = World("cpu")
+TENSORS = {"weight/a": torch.randn(12), "exp_avg/a": torch.randn(12)}
+
+
+def save(folder, step, keep=2, tensors=TENSORS, **facts):
+    state.save(folder, step, tensors, 1, facts, WORLD, keep)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_is_saved_comes_back(tmp_path):
+    facts = {"best": 0.1 + 0.2, "before": None, "sources": {"--data": "é"}}
+    save(tmp_path, 3, **facts)
+    found = state.newest(tmp_path, WORLD)
+    assert found.facts == {**facts, "step": 3, "pieces": 1}
+    for name, tensor in TENSORS.items():
+        assert torch.equal(found.read(name, 0, 12), tensor) and torch.equal(found.read(name, 5, 7), tensor[5:7])
+    assert names(tmp_path) == ["step-000003"]
+
+
+@pytest.mark.parametrize("before, now", [(1, 3), (3, 1), (2, 3), (5, 2), (4, 4)])
+def test_pieces_of_any_number_of_ranks_are_read_by_any_other(tmp_path, before, now):
+    x = torch.randn(10)
+    folder = tmp_path / "step-000001"
+    folder.mkdir()
+    whole = torch.cat((x, torch.zeros(-10 % before)))
+    for i, piece in enumerate(whole.chunk(before)):
+        state.save_tensors(folder / f"piece-{i}-of-{before}.safetensors", {"x": piece})
+    state.write_json(folder / "facts.json", {"pieces": before})
+    saved, length = state.State(folder), -(-10 // now)
+    parts = [saved.read("x", rank * length, max(rank * length, min((rank + 1) * length, 10))) for rank in range(now)]
+    assert torch.equal(torch.cat(parts), x)
+
+
+def test_the_newest_are_kept(tmp_path):
+    for step in (1, 2, 10, 1000000):
+        save(tmp_path, step)
+    assert names(tmp_path) == ["step-000010", "step-1000000"]
+    assert state.newest(tmp_path, WORLD).facts["step"] == 1000000
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "bit", "missing", "facts", "no manifest", "bad manifest", "empty manifest"])
+def test_a_damaged_state_is_passed_over_and_the_one_before_it_is_taken(tmp_path, capsys, damage):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    newest = tmp_path / "step-000002"
+    piece = newest / "piece-0-of-1.safetensors"
+    if damage == "cut":
+        piece.write_bytes(piece.read_bytes()[:-3])
+    elif damage == "empty":
+        piece.write_bytes(b"")
+    elif damage == "bit":
+        piece.write_bytes(piece.read_bytes()[:-1] + bytes([piece.read_bytes()[-1] ^ 1]))
+    elif damage == "missing":
+        piece.unlink()
+    elif damage == "facts":
+        (newest / "facts.json").write_text("{}")
+    elif damage == "no manifest":
+        (newest / "manifest.json").unlink()
+    elif damage == "empty manifest":
+        (newest / "manifest.json").write_text("{}")
+    else:
+        (newest / "manifest.json").write_text('{"piece-0-of-1.safetensors": 3}')
+    assert state.newest(tmp_path, WORLD).facts["step"] == 1
+    said = capsys.readouterr().out
+    assert str(newest) in said and "expected" in said and "this state is passed over" in said
+    save(tmp_path, 2)  # the run comes here again
+    assert state.newest(tmp_path, WORLD).facts["step"] == 2
+
+
+def test_no_state_is_whole(tmp_path):
+    assert state.newest(tmp_path, WORLD) is None
+    for step in (1, 2):
+        save(tmp_path, step)
+        (tmp_path / f"step-00000{step}" / "facts.json").unlink()
+    with pytest.raises(InputError, match="expected a whole state, found 2 and none whole.*facts.json"):
+        state.newest(tmp_path, WORLD)
+
+
+def test_later_damaged_states_do_not_push_out_good_ones(tmp_path):
+    """keep 1: after going on from step 1 past the damaged step 3, step 2 must stay."""
+    save(tmp_path, 1, keep=2)
+    save(tmp_path, 3, keep=2)
+    (tmp_path / "step-000003" / "facts.json").unlink()
+    save(tmp_path, 2, keep=1)
+    assert names(tmp_path) == ["step-000002"]
+
+
+def test_a_kill_while_it_is_written_leaves_the_one_before(tmp_path, monkeypatch):
+    save(tmp_path, 1)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(state, "write_json", killed)
+        save(tmp_path, 2)
+    assert "step-000002.new" in names(tmp_path)
+    assert state.newest(tmp_path, WORLD).facts["step"] == 1
+    save(tmp_path, 2, keep=1)
+    assert names(tmp_path) == ["step-000002"]
+
+
+FULL_DISK = """
+import resource, sys, torch
+from pathlib import Path
+from minisoft import state
+from minisoft.parallel import World
+folder = Path(sys.argv[1])
+state.save(folder, 1, {"x": torch.zeros(10)}, 1, {}, World("cpu"), 2)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    state.save(folder, 2, {"x": torch.zeros(1_000_000)}, 1, {}, World("cpu"), 2)
+except OSError as error:
+    print("OSError", error)
+"""
+
+
+def test_a_disk_that_takes_no_more_bytes(tmp_path):
+    """By the operating system's limit on the size of a file."""
+    found = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert found.stdout.startswith("OSError") and "piece-0-of-1.safetensors" in found.stdout
+    assert names(tmp_path) == ["step-000001"]  # and the room is free again
+    assert state.newest(tmp_path, WORLD).facts["step"] == 1
+
+
+def test_a_folder_has_one_process(tmp_path):
+    code = ("import sys, time; from pathlib import Path; from minisoft import state; "
+            "held = state.lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)")
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(InputError, match=f"found another one at work in it: process {other.pid} on "):
+        state.lock(tmp_path)
+    other.kill()  # SIGKILL: the lock goes with the process
+    other.wait()
+    other.stdout.close()
+    for _ in range(100):
+        try:
+            state.lock(tmp_path).close()
+            return
+        except InputError:
+            time.sleep(0.05)
+    pytest.fail("the lock of a killed process holds")

@@ -27,7 +27,7 @@ from minisoft.errors import InputError, expecting
 from minisoft.files import write_text
 from minisoft.journal import Journal
 from minisoft.parallel import RankError, World
-from minisoft.reward import Verifier
+from minisoft.reward import WORKERS, Verifier
 from minisoft.rollout import Format, Request, rollout
 from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K, make_kind, noise_scale
 
@@ -184,7 +184,7 @@ def begin(args: argparse.Namespace, world: World) -> tuple[list[Subject], dict, 
     return subjects, sources, Journal(args.out, facts, world)
 
 
-def run_all(args: argparse.Namespace, world: World, score, subjects, sources, journal, keep) -> list[dict]:
+def run_all(args: argparse.Namespace, world: World, verifier, subjects, sources, journal, keep) -> list[dict]:
     """The result of every model x data x seed; keep(generations) is called with those of each setting."""
     results = []
     for subject in subjects:
@@ -207,20 +207,20 @@ def run_all(args: argparse.Namespace, world: World, score, subjects, sources, jo
                     world.say(f"{subject.label} on {name}, seed {seed}: {setting}")
                     result["settings"][setting], made = evaluation.evaluate(
                         model, tokenizer, rows, setting, kind_of(setting, inference), samples=args.samples, seed=seed,
-                        cot_tokens=inference["cot"], template=inference["prompt"], score=score, **common)
+                        cot_tokens=inference["cot"], template=inference["prompt"], verifier=verifier, **common)
                     keep({"run": run, "setting": setting, **g} for g in made)
                 results.append(result)
         del model  # before the next one is loaded
     return results
 
 
-def evaluate(args: argparse.Namespace, world: World, score) -> None:
+def evaluate(args: argparse.Namespace, world: World, verifier) -> None:
     subjects, sources, journal = begin(args, world)
     writes = args.out and world.main
     new = args.out.with_suffix(".jsonl.new") if writes else Path(os.devnull)
     try:
         with new.open("w", encoding="utf-8") as file:
-            results = run_all(args, world, score, subjects, sources, journal,
+            results = run_all(args, world, verifier, subjects, sources, journal,
                               lambda made: file.writelines(json.dumps(g) + "\n" for g in made))
     except BaseException:
         if writes:
@@ -236,7 +236,7 @@ def evaluate(args: argparse.Namespace, world: World, score) -> None:
     journal.remove()
 
 
-def show(args: argparse.Namespace, world: World, score) -> None:
+def show(args: argparse.Namespace, world: World, verifier) -> None:
     """Look inside the chain of thought of one problem, sample 0 (the one that an evaluation draws)."""
     if len(args.model) > 1 or len(args.data or []) > 1 or world.size > 1:
         raise InputError("--show: expected one model, one data set and one process, found more")
@@ -253,7 +253,7 @@ def show(args: argparse.Namespace, world: World, score) -> None:
         kind, request = kind_of(setting, inference), Request(prompt, (args.seed[0], setting, args.show), range(1))
         record = rollout(model, form, kind, [request], inference["cot"], setting.endswith("greedy"), True)[0]
         chains.append(inside.look(model, form, kind, record, setting,
-                                  evaluation.describe(form, record, 0, args.show, problem, score)))
+                                  evaluation.describe(form, record, args.show, problem, verifier)[0]))
         print(inside.as_text(chains[-1]))
     page = args.out or Path(f"show-{args.show}.html")
     write_text(page, inside.as_page(f"{subject.label}, problem {args.show}", chains))
@@ -266,11 +266,11 @@ def main(argv=None) -> None:
         args = read_flags(argv)
         if args.out:
             args.out.parent.mkdir(parents=True, exist_ok=True)
-        with World(args.device, patience=24 * 60) as world, Verifier() as verifier:  # ranks meet after a whole setting
+        with World(args.device, patience=24 * 60) as world, Verifier(workers=WORKERS) as verifier:  # ranks meet after a whole setting
             if args.show is None:
-                evaluate(args, world, verifier.score)
+                evaluate(args, world, verifier)
             else:
-                show(args, world, verifier.score)
+                show(args, world, verifier)
     except (InputError, OSError, RankError) as error:
         sys.exit(f"eval.py: error: {error}")
     except KeyboardInterrupt:

@@ -18,22 +18,22 @@ import math
 import signal
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from minisoft import checkpoint, data, evaluation, files, report, state
+from minisoft import checkpoint, data, evaluation, files, plan, report, state
 from minisoft.errors import InputError
 from minisoft.journal import Journal
 from minisoft.optimizer import ABOVE, Optimizer
-from minisoft.parallel import RankError, World
-from minisoft.plan import choose_micro_batch
+from minisoft.parallel import RankError, World, share
 from minisoft.reinforce import Mismatch, backward, leave_one_out, measure_mismatch
-from minisoft.reward import Verifier
+from minisoft.reward import WORKERS, Verifier, only_as_text
 from minisoft.rollout import ANSWER, ANSWER_TOKENS, COT, Format, Request, rollout
 from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K, make_kind, noise_scale, rms
-from minisoft.tokenizer import read_json
+from minisoft.tokenizer import Tokenizer, read_json
 
 DEFAULTS = {"data": "gsm8k", "prompts": 2, "group": 32, "steps": 4000, "cot": 128, "warmup": 20, "validate_every": 100,
             "lr": {"hard": 6e-6, "soft": 6e-6, "fuzzy": 6e-6}}  # the paper's (section 4, appendix A)
@@ -88,6 +88,8 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
     add(group, "--eval-batch", 64, "rows at once in validation", type=int)
     add(group, "--shard", "auto", "keep float32 masters and AdamW's moments in pieces, one on each rank; auto: above "
         f"{ABOVE / 1e9:.0f}e9 parameters", choices=["auto", "yes", "no"])
+    add(group, "--plan", None, "only print how much memory each of so many ranks would need (--device cuda needs no GPU, --model "
+        "no weights)", type=int, metavar="RANKS")
     add(group, "--patience", 30., "minutes that ranks wait for each other before they give up", type=float)
     args = parser.parse_args(argv)
     for action in parser._actions:  # a second look, without defaults: which flags were given?
@@ -121,9 +123,8 @@ class Run:
         self.kind = self.make_kind(args.tokens)
         if (args.top_k or 1) > self.model.config.vocab_size:
             raise InputError(f"--top-k: expected at most the vocabulary's {self.model.config.vocab_size}, found {args.top_k}")
-        sharded = args.shard == "yes" or args.shard == "auto" and sum(p.numel() for p in self.model.parameters()) > ABOVE
         self.optimizer = Optimizer(self.model, args.lr, args.steps, args.warmup, args.betas, args.weight_decay, args.clip,
-                                   world, sharded)
+                                   world, in_pieces(args, self.model))
         self.about = {**about, "prompt": self.template, "base": self.source.resolve().name, "data": Path(args.data).stem,
                       "tokens": args.tokens, "sigma": self.sigma, "gamma": args.gamma, "tau": self.kind.tau, "noise": args.noise,
                       "top_k": args.top_k}
@@ -165,6 +166,9 @@ class Run:
         self.problems, held_out = data.split(problems, args.validation + args.test)
         self.validation, self.test = held_out[: args.validation], held_out[args.validation:]
         data.batch(len(self.problems), args.prompts, 0, 0)  # enough problems?
+        if odd := [p.answer for p in problems if only_as_text(p.answer)]:
+            self.world.say(f"{len(odd)} of {len(problems)} gold answers are neither numbers nor formulas nor words to the verifier, "
+                           f"so that only the same text is right: {', '.join(map(repr, odd[:5]))}")
         content = {"--data": repr(problems).encode(), "--prompt": self.template.encode(),
                    **{name: (self.source / name).read_bytes() for name in (
                        "config.json", "tokenizer.json", "tokenizer.model") if (self.source / name).is_file()}}
@@ -180,7 +184,8 @@ class Run:
     def choose_micro_batch(self) -> None:
         """--micro-batch, if it was not given: the same on all ranks, and, as part of config.json, in a resumed run."""
         positions = self.args.cot + max(map(len, self.form.prefill)) + ANSWER_TOKENS
-        found = choose_micro_batch(self.model, positions, report.memory_bytes(self.world.device), self.optimizer.pieces)
+        found = plan.choose_micro_batch(self.model, positions, report.memory_bytes(self.world.device),
+                                        self.optimizer.pieces, self.world.device.type)
         if self.args.micro_batch is None:
             self.args.micro_batch = min(self.world.gather_objects([found]))
         if self.args.micro_batch < 1:
@@ -209,11 +214,11 @@ class Run:
         args = self.args
         return make_kind(name, self.sigma, args.tau if name == args.tokens else None, args.noise, args.top_k)
 
-    def evaluate(self, problems, score, *settings: str) -> dict:
+    def evaluate(self, problems, verifier, *settings: str) -> dict:
         """Greedy settings on held-out problems: {setting: {"pass@1": fraction, ...}}."""
         return {setting: evaluation.evaluate(
             self.model, self.tokenizer, problems, setting, self.make_kind(setting.split("-")[0]), samples=1, seed=0,
-            batch=self.args.eval_batch, cot_tokens=self.args.cot, template=self.template, score=score, world=self.world,
+            batch=self.args.eval_batch, cot_tokens=self.args.cot, template=self.template, verifier=verifier, world=self.world,
             journal=Journal(None, {}, self.world))[0] for setting in dict.fromkeys(settings) if problems}
 
 
@@ -233,6 +238,37 @@ def resumed(args: argparse.Namespace, given: set[str]) -> argparse.Namespace:
     return args
 
 
+def print_plan(args: argparse.Namespace) -> None:
+    """--plan: the memory of the rank with the most problems.  Without a tokenizer prompts are taken to have 256 tokens."""
+    source = checkpoint.find(args.model)
+    about = checkpoint.read_about(source)
+    fill_defaults(args, about)
+    model = checkpoint.outline(source).to(checkpoint.DTYPES[args.dtype])
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    there = device.type == "cpu" or torch.cuda.is_available()
+    memory = report.memory_bytes(device) if there else 80e9
+    prompt, after = 256, 16 + ANSWER_TOKENS
+    if any((source / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        tokenizer, template = Tokenizer(source), data.read_prompt(args.prompt) if args.prompt else about.get(
+            "prompt", data.PAPER_PROMPT)
+        longest = max(data.load_problems(args.data), key=lambda problem: len(problem.question)).question
+        prompt = len(tokenizer.encode(data.prompt(longest, template)))
+        after = max(map(len, Format(tokenizer).prefill)) + ANSWER_TOKENS
+    problems = max(len(share(rank, args.plan, args.prompts, args.group)) for rank in range(args.plan))
+    rows, pieces = args.prompts * args.group // args.plan, args.plan if in_pieces(args, model) else 1
+    micro_batch = min(rows, args.micro_batch or plan.choose_micro_batch(model, args.cot + after, memory, pieces, device.type))
+    load = plan.Load(rows, problems, args.cot, after, prompt, micro_batch, args.tokens != "hard")
+    print(f"{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters, {args.dtype}, {args.plan} ranks of {device.type} with {memory / 2**30:.0f} GiB, "
+          f"masters and moments {'in pieces' if pieces > 1 else 'on every rank'}\na rank's part of a step: {rows} rows of {problems} "
+          f"problems, prompts of {prompt} and rows of {load.positions} tokens, {micro_batch} rows at a time backward\n"
+          f"{report.table(plan.describe(plan.plan(model, load, pieces, device.type)))}")
+
+
+def in_pieces(args: argparse.Namespace, model) -> bool:
+    """Are float32 masters and AdamW's moments kept in pieces?"""
+    return args.shard == "yes" or args.shard == "auto" and sum(p.numel() for p in model.parameters()) > ABOVE
+
+
 def fill_defaults(args: argparse.Namespace, about: dict) -> None:
     """Flags that were not given: from the model folder's minisoft.json, else the paper's."""
     for name, value in {**DEFAULTS, **about.get("defaults", {})}.items():
@@ -240,13 +276,13 @@ def fill_defaults(args: argparse.Namespace, about: dict) -> None:
             setattr(args, name, value[args.tokens] if isinstance(value, dict) else value)
     args.out = args.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
     for name in ("prompts", "group", "steps", "cot", "lr", "clip", "eval_batch", "validate_every", "save_every", "keep",
-                 "patience"):
-        if not getattr(args, name) > (name == "group"):
+                 "patience", "plan"):
+        if getattr(args, name) is not None and not getattr(args, name) > (name == "group"):
             expected = "at least 2 (leave-one-out)" if name == "group" else "a positive number"
             raise InputError(f"--{name.replace('_', '-')}: expected {expected}, found {getattr(args, name)}")
 
 
-def train_step(run: Run, score) -> tuple[dict, list[dict]]:
+def train_step(run: Run, verifier) -> tuple[dict, list[dict]]:
     """One update (section 3): rollout, reward, advantage, replayed log-probability, summed gradient, step.
 
     Returns (metrics, this rank's generations).
@@ -258,8 +294,10 @@ def train_step(run: Run, score) -> tuple[dict, list[dict]]:
                             (args.seed, run.step, numbers[b]), samples) for b, samples in run.shares]
         rollouts = rollout(model, run.form, run.kind, requests, args.cot)
     with report.clock(seconds, "seconds_reward"):  # eq. 11
-        generations = [evaluation.describe(run.form, record, row, numbers[b], run.problems[numbers[b]], score)
-                       for (b, _), record in zip(run.shares, rollouts) for row in range(len(record.samples))]
+        before = Counter(verifier.counts)
+        generations = [generation for (b, _), record in zip(run.shares, rollouts) for generation in evaluation.describe(
+            run.form, record, numbers[b], run.problems[numbers[b]], verifier)]
+        counts = sum(world.gather_objects([verifier.counts - before]), Counter())
     columns = ("reward", "cot_tokens", "answer_tokens", "entropy", "truncated")
     table = world.gather(torch.tensor([[g[c] for c in columns] for g in generations], dtype=torch.float64))
     rewards = table[:, 0].view(args.prompts, args.group)
@@ -275,7 +313,7 @@ def train_step(run: Run, score) -> tuple[dict, list[dict]]:
         lr = run.optimizer.step(run.step, grad_norm)
     mean = dict(zip(columns, table.mean(0).tolist()))
     return {"step": run.step + 1, "reward": mean["reward"], "accuracy": (rewards == 100).double().mean().item(),
-            "boxed": (rewards >= 10).double().mean().item(), "truncated": mean["truncated"],
+            "verifier": dict(sorted(counts.items())), "boxed": (rewards >= 10).double().mean().item(), "truncated": mean["truncated"],
             "cot_length": mean["cot_tokens"], "answer_length": mean["answer_tokens"], "entropy": mean["entropy"],
             "informative": advantages.any(1).double().mean().item(), "grad_norm": grad_norm,
             **{name: norm / grad_norm if grad_norm else 0.0 for name, norm in shares.items()},
@@ -333,7 +371,7 @@ def culprits(run: Run, mismatch: Mismatch) -> str:
     return f"log-probabilities {finite}; first of {len(set(names))} parameters: {', '.join(list(dict.fromkeys(names))[:2])}"
 
 
-def train(run: Run, score, stop: dict) -> None:
+def train(run: Run, verifier, stop: dict) -> None:
     """The run, from where it stands to its end, or to a request to stop."""
     args = run.args
     run.world.say(f"{args.model}: {sum(p.numel() for p in run.model.parameters()):,} parameters, {run.model.E.dtype}, "
@@ -341,13 +379,13 @@ def train(run: Run, score, stop: dict) -> None:
             f"{len(run.validation)} validation, {len(run.test)} test problems of {args.data}\n"
             f"{args.tokens} tokens, B {args.prompts} x G {args.group}, {args.steps} updates, lr {args.lr} -> {args.out}")
     if run.before is None:
-        run.before = run.evaluate(run.test, score, "hard-greedy", f"{args.tokens}-greedy")
+        run.before = run.evaluate(run.test, verifier, "hard-greedy", f"{args.tokens}-greedy")
     with tqdm(total=args.steps, initial=run.step, disable=not run.world.main, unit="step") as bar:
         while run.step < args.steps:
-            metrics, generations = train_step(run, score)
+            metrics, generations = train_step(run, verifier)
             run.step, run.seconds = run.step + 1, run.seconds + metrics["seconds"]
             if run.validation and (run.step % args.validate_every == 0 or run.step == args.steps):
-                metrics["validation"] = run.evaluate(run.validation, score, "hard-greedy")["hard-greedy"]["pass@1"]
+                metrics["validation"] = run.evaluate(run.validation, verifier, "hard-greedy")["hard-greedy"]["pass@1"]
                 if metrics["validation"] > run.best:
                     run.save_model("best")
                 run.best = max(run.best, metrics["validation"])
@@ -367,12 +405,12 @@ def train(run: Run, score, stop: dict) -> None:
                 raise SystemExit(0 if stopping == signal.SIGTERM else 130)
 
 
-def finish(run: Run, score) -> None:
+def finish(run: Run, verifier) -> None:
     """Test the best model, write RUN/summary.json, print the table before/after."""
     best = run.args.out / "best"
     if best.is_dir():
         run.model = checkpoint.load_model(best, run.world.device, run.model.E.dtype)
-    after = run.evaluate(run.test, score, *run.before)
+    after = run.evaluate(run.test, verifier, *run.before)
     run.world.all_or_none(lambda: run.world.main and files.write_json(run.args.out / "summary.json", {
         "before": run.before, "after": after, "steps": run.step, "seconds": round(run.seconds, 1),
         "validation": run.best if run.validation else None}))
@@ -392,11 +430,13 @@ def main(argv=None) -> None:
         stop["asked"] = signum
         print("\nstopping after this step or evaluation (Ctrl-C once more to stop at once)", file=sys.stderr)
     try:
+        if args.plan is not None:
+            return print_plan(args)
         args = resumed(args, given) if args.resume else args
-        with World(args.device, args.patience) as world, Verifier() as verifier, Run(args, world) as run:
+        with World(args.device, args.patience) as world, Verifier(workers=WORKERS) as verifier, Run(args, world) as run:
             signal.signal(signal.SIGINT, ask), signal.signal(signal.SIGTERM, ask)
-            train(run, verifier.score, stop)
-            finish(run, verifier.score)
+            train(run, verifier, stop)
+            finish(run, verifier)
     except torch.OutOfMemoryError as error:
         sys.exit(f"train.py: error: out of memory outside the backward passes; set a smaller --group, --cot or --eval-batch, or "
                  f"--dtype bfloat16: {str(error).splitlines()[0]:.200}")

@@ -30,15 +30,20 @@ def load(folder: str | Path, device="cpu", dtype: torch.dtype | None = None) -> 
     return model, tokenizer
 
 
-def load_model(folder: Path, device="cpu", dtype: torch.dtype | None = None) -> Transformer:
-    """The Transformer of a Hugging Face folder (see `load`)."""
+def outline(folder: Path) -> Transformer:
+    """The model of a folder's config.json on the meta device: its shapes without its weights, float32."""
     raw = read_json(folder / "config.json", required=True)
     try:
         config = Config.read(raw)
     except InputError as error:
         raise InputError(f"{folder / 'config.json'}: {error}") from None
     with torch.device("meta"):
-        model = Transformer(config)
+        return Transformer(config)
+
+
+def load_model(folder: Path, device="cpu", dtype: torch.dtype | None = None) -> Transformer:
+    """The Transformer of a Hugging Face folder (see `load`)."""
+    model = outline(folder)
     expected = {name: tuple(p.shape) for name, p in model.state_dict().items()}
     files = _locate(folder, expected)
     stored = {}

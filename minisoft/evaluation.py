@@ -45,11 +45,10 @@ def intervals(values: list[list[float]]) -> list[list[float]]:
 
 
 def evaluate(model, tokenizer, problems: list[data.Problem], setting: str, kind, *, samples: int, batch: int,
-             cot_tokens: int, template: str, seed, score, world, journal, run=0) -> tuple[dict, list[dict]]:
+             cot_tokens: int, template: str, seed, verifier, world, journal, run=0) -> tuple[dict, list[dict]]:
     """Roll out `samples` of every problem in one of SETTINGS (greedy: one), the answer always greedy.
 
-    kind: the setting's kind of CoT token; batch: rows at once; seed: any key; score(answer_text, gold) -> 100 | 10 | 0;
-    problems are shared out over the ranks of `world`; those that `journal` knows under [run, setting, problem] are not
+    kind: the setting's kind of CoT token; batch: rows at once; seed: any key; verifier: see minisoft.reward; problems are shared out over the ranks of `world`; those that `journal` knows under [run, setting, problem] are not
     done again.  Returns (summary, one dict for each generation, ordered by problem and sample); ranks but the main one get
     no generations.
     """
@@ -61,23 +60,26 @@ def evaluate(model, tokenizer, problems: list[data.Problem], setting: str, kind,
     mine = [i for i in longest_first if [run, setting, i] not in journal][world.rank:: world.size]
     with tqdm(total=len(mine) * group, desc=setting, unit="row", leave=False, disable=not world.main) as bar:
         for n, record in stream(model, form, kind, [requests[i] for i in mine], cot_tokens, greedy, True, batch, False):
-            journal.add([run, setting, mine[n]], [describe(form, record, row, mine[n], problems[mine[n]], score)
-                                                  for row in range(group)])
+            journal.add([run, setting, mine[n]], describe(form, record, mine[n], problems[mine[n]], verifier))
             bar.update(group)
     journal.collect()
     generations = [g for i in range(len(problems)) for g in journal.take([run, setting, i])] if world.main else []
     return world.from_main(lambda: summarize(generations, group)), generations
 
 
-def describe(form: Format, record, row: int, number: int, problem: data.Problem, score) -> dict:
-    """One row of a Rollout as a readable, scored dict; entropies in nats, by CoT position."""
-    cot, answer = record.tokens(row, COT), record.tokens(row, ANSWER)
-    text = form.answer_text(answer)
-    entropies = [round(e, 4) for e in record.entropy[row, : len(cot)].tolist()]
-    return {"problem": number, "sample": record.samples[row], "question": problem.question,
-            "cot": form.tokenizer.decode(cot), "answer": text, "gold": problem.answer,
-            "reward": score(text, problem.answer), "cot_tokens": len(cot), "answer_tokens": len(answer),
-            "truncated": bool(record.truncated[row]), "entropy": sum(entropies) / len(entropies), "entropies": entropies}
+def describe(form: Format, record, number: int, problem: data.Problem, verifier) -> list[dict]:
+    """The rows of a Rollout as readable, scored dicts; entropies in nats, by CoT position."""
+    answers = [record.tokens(row, ANSWER) for row in range(len(record.samples))]
+    texts = [form.answer_text(answer) for answer in answers]
+    found = []
+    for row, reward in enumerate(verifier.score_all([(text, problem.answer) for text in texts])):
+        cot = record.tokens(row, COT)
+        entropies = [round(e, 4) for e in record.entropy[row, : len(cot)].tolist()]
+        found.append({"problem": number, "sample": record.samples[row], "question": problem.question,
+                      "cot": form.tokenizer.decode(cot), "answer": texts[row], "gold": problem.answer, "reward": reward,
+                      "cot_tokens": len(cot), "answer_tokens": len(answers[row]), "truncated": bool(record.truncated[row]),
+                      "entropy": sum(entropies) / len(entropies), "entropies": entropies})
+    return found
 
 
 def summarize(generations: list[dict], samples: int) -> dict:

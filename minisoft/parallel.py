@@ -25,6 +25,20 @@ def keep_memory() -> None:
         mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
 
 
+def share(rank: int, size: int, prompts: int, group: int) -> list[tuple[int, range]]:
+    """The part of a step's B x G samples that rank `rank` of `size` takes: [(problem, its samples)], equal in number.
+
+    B and G are global (paper: B = 2, G = 32, also on 8 ranks).  Raises InputError when ranks do not divide B G.
+    """
+    total = prompts * group
+    if total % size:
+        raise InputError(f"prompts x group = {prompts} x {group} = {total} samples a step: expected a multiple of the number "
+                         f"of ranks, found {size} ranks")
+    first, last = rank * total // size, (rank + 1) * total // size
+    parts = [(b, range(max(first - b * group, 0), min(last - b * group, group))) for b in range(prompts)]
+    return [(b, samples) for b, samples in parts if len(samples)]
+
+
 class RankError(RuntimeError):
     """An exchange between ranks has failed because one of them has ended or hangs."""
 
@@ -83,17 +97,8 @@ class World:
             return [0]  # it had the store itself, if no torchrun has
 
     def share(self, prompts: int, group: int) -> list[tuple[int, range]]:
-        """This rank's part of the step's B x G samples: [(problem, its samples)], sizes equal on all ranks.
-
-        B and G are global (paper: B = 2, G = 32, also on 8 ranks).  Raises InputError when ranks do not divide B G.
-        """
-        total = prompts * group
-        if total % self.size:
-            raise InputError(f"prompts x group = {prompts} x {group} = {total} samples a step: expected a multiple of "
-                             f"the number of ranks, found {self.size} ranks")
-        first, last = self.rank * total // self.size, (self.rank + 1) * total // self.size
-        parts = [(b, range(max(first - b * group, 0), min(last - b * group, group))) for b in range(prompts)]
-        return [(b, samples) for b, samples in parts if len(samples)]
+        """This rank's part of the step's B x G samples, as `share` gives it."""
+        return share(self.rank, self.size, prompts, group)
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
         """Pieces (n, ...) of all ranks, joined in rank order on the CPU."""

@@ -1,31 +1,113 @@
-"""How much memory a run needs."""
+"""How much memory one rank needs, by arithmetic: nothing is run, and the model may lie on the meta device.
 
-from minisoft.model import Transformer
+    python train.py --model FOLDER --data FILE --plan 8       # of each of 8 ranks; FOLDER needs no weights
 
-MOST_ROWS = {"cuda": 64}  # of a micro-batch; 16 on CPUs, where more take longer
+The rollout, the backward passes and the update come one after the other; each has what stays (weights, masters, moments)
+and something of its own, and the largest of the three is what a rank needs.  Tests hold the sums against measured peaks.
+"""
+
+from dataclasses import dataclass
+
+from minisoft.model import RowCache, Transformer
+
+LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB of float32 logits, whatever V
 
 
-def position_bytes(model: Transformer) -> int:
-    """Bytes that one position of a row keeps for the backward pass, most of it in the layers.  A test measures them."""
-    c = model.config
-    heads = (6 * c.num_attention_heads + 10 * c.num_key_value_heads) * c.head_dim
-    numbers = 6 * c.hidden_size + heads + 4 * c.intermediate_size
-    return c.num_hidden_layers * numbers * model.E.element_size()
+def position_bytes(model: Transformer, stretch: float = 1.0) -> float:
+    """Bytes that one position of a row keeps for the backward pass, measured in the forward pass; stretch: (prompt + row) / row,
+    because every row has the prompt's keys and values beside its own."""
+    c, size = model.config, model.E.element_size()
+    if model.recompute:
+        return c.num_hidden_layers * c.hidden_size * size
+    normed = 6.5 if size == 4 else 11.25  # norms keep float32
+    heads = (2 * c.num_attention_heads + 2 * stretch * c.num_key_value_heads) * c.head_dim + c.num_attention_heads
+    heads += (2 if size == 4 else 4) * c.qk_norm * (c.num_attention_heads + c.num_key_value_heads) * c.head_dim
+    return c.num_hidden_layers * (normed * c.hidden_size + 4 * c.intermediate_size + heads) * size
 
 
-def choose_micro_batch(model: Transformer, positions: int, memory: float, pieces: int = 1) -> int:
+def choose_micro_batch(model: Transformer, positions: int, memory: float, pieces: int, device: str) -> int:
     """Rows of `positions` positions that a backward pass may take at once where there are `memory` bytes in all: half of
     what weights, gradients, float32 masters and AdamW's moments in `pieces` leave (the rest is for logits and rollouts).
     Where not even one fits, layers are computed again in the backward pass from now on."""
-    state = sum(state_bytes(model, pieces).values())
-    rows = int((memory - state) / 2 / (positions * position_bytes(model)))
+    free = memory - sum(standing(model, pieces).values()) - gradient_bytes(model, device)
+    rows = int(free / 2 / (positions * position_bytes(model)))
     model.recompute = rows < 1
-    return min(max(rows, 1), MOST_ROWS.get(model.E.device.type, 16))
+    return min(max(rows, 1), 64 if device == "cuda" else 16)  # more gain nothing, and take longer on CPUs
 
 
-def state_bytes(model: Transformer, pieces: int) -> dict[str, int]:
-    """Bytes that live as long as the run, besides the gradient at the end of the backward passes: of the weights, of their sums over backward passes (float64 on CPUs), of float32
-    masters and AdamW's moments (`Optimizer`)."""
+def standing(model: Transformer, pieces: int) -> dict[str, float]:
+    """Bytes of what stays as long as the run."""
     N, size = sum(p.numel() for p in model.parameters()), model.E.element_size()
-    return {"weights": N * size, "gradient": N * (8 if model.E.device.type == "cpu" else 4),
-            "masters": 0 if size == 4 and pieces == 1 else 4 * N // pieces, "moments": 8 * N // pieces}
+    return {"weights": N * size, "float32 masters": 0 if size == 4 and pieces == 1 else 4 * N / pieces,
+            "AdamW's moments": 8 * N / pieces}
+
+
+def gradient_bytes(model: Transformer, device: str) -> int:
+    """Bytes of the sum of this rank's backward passes, and of what one of them leaves in the largest matrix."""
+    N = sum(p.numel() for p in model.parameters())
+    return N * (8 if device == "cpu" else 4) + model.E.numel() * model.E.element_size()
+
+
+@dataclass(frozen=True)
+class Load:
+    """One rank's part of a step: rows of so many problems, CoT budget, prefilled and answer tokens, the longest prompt."""
+
+    rows: int
+    problems: int
+    cot: int
+    after: int
+    prompt: int
+    micro_batch: int
+    soft: bool
+
+    @property
+    def positions(self) -> int:
+        return self.cot + self.after
+
+
+def rollout_bytes(model: Transformer, load: Load, device: str) -> dict[str, float]:
+    """Copies of the matrices in oneDNN's order on CPUs, and of W_d and E^T in float32; caches; numbers for every token of the
+    vocabulary, or, if that is more, what the copying of E^T needs."""
+    c, size, cpu = model.config, model.E.element_size(), device == "cpu"
+    tables = 1 if c.tie_word_embeddings else 2
+    layers = sum(p.numel() for p in model.parameters() if p.dim() == 2) - tables * model.E.numel()
+    tables = 1 + load.soft if cpu else 0 if size == 4 else 1 if c.tie_word_embeddings else 1 + load.soft
+    position = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * (4 if cpu else size)
+    N, up = RowCache.round_up(load.rows), RowCache.round_up
+    prompts = 1 << (load.problems - 1).bit_length()  # their places are doubled at need
+    copying = load.soft * cpu * 4 * model.E.numel() * (1 if size == 4 else 2)
+    return {"copies of weights": layers * size * cpu + 4 * model.E.numel() * tables,
+            "keys and values": position * (N * up(load.positions) + prompts * up(load.prompt)),
+            "vocabulary": max(4 * N * c.vocab_size * 6, copying)}
+
+
+def backward_bytes(model: Transformer, load: Load, device: str) -> dict[str, float]:
+    """Of the second micro-batch and later ones, when all sums exist."""
+    rows = min(load.micro_batch, load.rows)
+    chunk = min(LOGITS_AT_ONCE, rows * load.cot * model.config.vocab_size)
+    kept = rows * load.positions * position_bytes(model, 1 + load.prompt / load.positions) + load.prompt * position_bytes(model)
+    return {"gradient": gradient_bytes(model, device), "activations": kept, "vocabulary": 3 * 4 * chunk}
+
+
+def plan(model: Transformer, load: Load, pieces: int, device: str) -> dict[str, dict[str, float]]:
+    """{phase: {what: bytes}}; phases: always, rollout, backward, update."""
+    N = sum(p.numel() for p in model.parameters())
+    one = model.E.numel() * (12 if device == "cpu" else 8)  # of the largest matrix: its sum over ranks, and in float32
+    return {"always": standing(model, pieces), "rollout": rollout_bytes(model, load, device),
+            "backward": backward_bytes(model, load, device),
+            "update": {"gradient": 4 * N / pieces + one}}
+
+
+def describe(found: dict[str, dict[str, float]]) -> list[list[str]]:
+    """The plan as rows of a table, in GiB."""
+    rows = [["when", "what", "GiB"]]
+    for phase, parts in found.items():
+        rows += [[phase, what, f"{number / 2**30:.2f}"] for what, number in parts.items() if number]
+    return [*rows, ["peak", f"always + {max(list(found)[1:], key=lambda phase: sum(found[phase].values()))}",
+                    f"{peak(found) / 2**30:.2f}"]]
+
+
+def peak(found: dict[str, dict[str, float]]) -> float:
+    """The bytes of `always` and of the largest phase."""
+    sums = {phase: sum(parts.values()) for phase, parts in found.items()}
+    return sums.pop("always") + max(sums.values())

@@ -42,6 +42,7 @@ METRICS = {
     "replay_mismatch": "mean |log-prob replayed - at rollout| per action token of rows with an advantage",
     "replay_mismatch_max": "the largest of these", "lr": "learning rate of the update",
     "seconds": "of the whole step; seconds_rollout, _reward, _backward, _optimizer: of its parts",
+    "verifier": "how many of the step's answers were decided how (Verifier.counts in minisoft/reward.py)",
     "validation": "hard-greedy pass@1 on the validation problems (every --validate-every steps)",
     "memory_gib": "peak memory of this process so far, GiB (GPU memory on CUDA)",
 }

@@ -266,7 +266,8 @@ def main(argv=None) -> None:
         args = read_flags(argv)
         if args.out:
             args.out.parent.mkdir(parents=True, exist_ok=True)
-        with World(args.device, patience=24 * 60) as world, Verifier(workers=WORKERS) as verifier:  # ranks meet after a whole setting
+        patience = 24 * 60  # ranks meet after a whole setting
+        with World(args.device, patience) as world, Verifier(workers=WORKERS) as verifier:
             if args.show is None:
                 evaluate(args, world, verifier)
             else:

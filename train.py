@@ -28,12 +28,12 @@ from minisoft import checkpoint, data, evaluation, files, plan, report, state
 from minisoft.errors import InputError
 from minisoft.journal import Journal
 from minisoft.optimizer import ABOVE, Optimizer
-from minisoft.parallel import RankError, World, share
+from minisoft.parallel import RankError, World
 from minisoft.reinforce import Mismatch, backward, leave_one_out, measure_mismatch
 from minisoft.reward import WORKERS, Verifier, only_as_text
 from minisoft.rollout import ANSWER, ANSWER_TOKENS, COT, Format, Request, rollout
 from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K, make_kind, noise_scale, rms
-from minisoft.tokenizer import Tokenizer, read_json
+from minisoft.tokenizer import read_json
 
 DEFAULTS = {"data": "gsm8k", "prompts": 2, "group": 32, "steps": 4000, "cot": 128, "warmup": 20, "validate_every": 100,
             "lr": {"hard": 6e-6, "soft": 6e-6, "fuzzy": 6e-6}}  # the paper's (section 4, appendix A)
@@ -83,13 +83,13 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
     add(group, "--device", None, "cpu or cuda (default cuda where there is one)")
     add(group, "--dtype", "float32", "of the transformer; bfloat16 has float32 master weights and logits, but a larger "
         "replay mismatch", choices=list(checkpoint.DTYPES))
-    add(group, "--micro-batch", None, "rows per backward pass; does not change the gradient (default from the memory there is, "
-        "at most 16 on CPUs, 64 on GPUs)", type=int)
+    add(group, "--micro-batch", None, "rows per backward pass; does not change the gradient (default from the memory there "
+        "is, at most 16 on CPUs, 64 on GPUs)", type=int)
     add(group, "--eval-batch", 64, "rows at once in validation", type=int)
     add(group, "--shard", "auto", "keep float32 masters and AdamW's moments in pieces, one on each rank; auto: above "
         f"{ABOVE / 1e9:.0f}e9 parameters", choices=["auto", "yes", "no"])
-    add(group, "--plan", None, "only print how much memory each of so many ranks would need (--device cuda needs no GPU, --model "
-        "no weights)", type=int, metavar="RANKS")
+    add(group, "--plan", None, "only print how much memory each of so many ranks would need (--device cuda needs no GPU, "
+        "--model no weights)", type=int, metavar="RANKS")
     add(group, "--patience", 30., "minutes that ranks wait for each other before they give up", type=float)
     args = parser.parse_args(argv)
     for action in parser._actions:  # a second look, without defaults: which flags were given?
@@ -122,12 +122,13 @@ class Run:
         self.sigma = facts["sigma"]
         self.kind = self.make_kind(args.tokens)
         if (args.top_k or 1) > self.model.config.vocab_size:
-            raise InputError(f"--top-k: expected at most the vocabulary's {self.model.config.vocab_size}, found {args.top_k}")
+            raise InputError(f"--top-k: expected at most the vocabulary's {self.model.config.vocab_size}, "
+                             f"found {args.top_k}")
         self.optimizer = Optimizer(self.model, args.lr, args.steps, args.warmup, args.betas, args.weight_decay, args.clip,
                                    world, in_pieces(args, self.model))
         self.about = {**about, "prompt": self.template, "base": self.source.resolve().name, "data": Path(args.data).stem,
-                      "tokens": args.tokens, "sigma": self.sigma, "gamma": args.gamma, "tau": self.kind.tau, "noise": args.noise,
-                      "top_k": args.top_k}
+                      "tokens": args.tokens, "sigma": self.sigma, "gamma": args.gamma, "tau": self.kind.tau,
+                      "noise": args.noise, "top_k": args.top_k}
         self.step, self.best, self.before, self.seconds = (facts[k] for k in ("step", "best", "before", "seconds"))
         if saved:
             self.optimizer.load(saved.read, self.step)
@@ -157,7 +158,7 @@ class Run:
         return report.MetricsFile(self.args.out / "metrics.jsonl", self.step)
 
     def read_problems(self) -> None:
-        """Problems to train with, to validate and to test with; `sources`: SHA-256 of all that decides what is learnt from."""
+        """Problems to train, validate and test with; `sources`: SHA-256 of all that decides what is learnt from."""
         args, problems = self.args, self.world.in_turn(lambda: data.load_problems(self.args.data))
         tenth = min(200, len(problems) // 10)
         args.validation, args.test = (tenth if n is None else n for n in (args.validation, args.test))
@@ -167,8 +168,8 @@ class Run:
         self.validation, self.test = held_out[: args.validation], held_out[args.validation:]
         data.batch(len(self.problems), args.prompts, 0, 0)  # enough problems?
         if odd := [p.answer for p in problems if only_as_text(p.answer)]:
-            self.world.say(f"{len(odd)} of {len(problems)} gold answers are neither numbers nor formulas nor words to the verifier, "
-                           f"so that only the same text is right: {', '.join(map(repr, odd[:5]))}")
+            self.world.say(f"{len(odd)} of {len(problems)} gold answers are neither numbers nor formulas nor words to the "
+                           f"verifier, so that only the same text is right: {', '.join(map(repr, odd[:5]))}")
         content = {"--data": repr(problems).encode(), "--prompt": self.template.encode(),
                    **{name: (self.source / name).read_bytes() for name in (
                        "config.json", "tokenizer.json", "tokenizer.model") if (self.source / name).is_file()}}
@@ -195,8 +196,8 @@ class Run:
         """RUN/best or RUN/last, by the main rank.  Raises FloatingPointError rather than replace good weights by NaN."""
         bad = [name for name, p in self.model.named_parameters() if not p.isfinite().all()]
         if bad:
-            raise FloatingPointError(f"step {self.step}: weights: expected finite numbers, found NaN or infinity in {bad[0]}; "
-                                     f"nothing was saved; the last saved state in {self.args.out} can be resumed")
+            raise FloatingPointError(f"step {self.step}: weights: expected finite numbers, found NaN or infinity in "
+                                     f"{bad[0]}; nothing was saved; the last saved state in {self.args.out} can be resumed")
         self.world.all_or_none(lambda: self.world.main and checkpoint.save_model(
             self.args.out / name, self.model, self.source, self.about))
 
@@ -218,8 +219,8 @@ class Run:
         """Greedy settings on held-out problems: {setting: {"pass@1": fraction, ...}}."""
         return {setting: evaluation.evaluate(
             self.model, self.tokenizer, problems, setting, self.make_kind(setting.split("-")[0]), samples=1, seed=0,
-            batch=self.args.eval_batch, cot_tokens=self.args.cot, template=self.template, verifier=verifier, world=self.world,
-            journal=Journal(None, {}, self.world))[0] for setting in dict.fromkeys(settings) if problems}
+            batch=self.args.eval_batch, cot_tokens=self.args.cot, template=self.template, verifier=verifier,
+            world=self.world, journal=Journal(None, {}, self.world))[0] for setting in dict.fromkeys(settings) if problems}
 
 
 def resumed(args: argparse.Namespace, given: set[str]) -> argparse.Namespace:
@@ -236,32 +237,6 @@ def resumed(args: argparse.Namespace, given: set[str]) -> argparse.Namespace:
     for name in set(vars(args)) - {"out", "resume"} - (given & MAY_CHANGE):
         setattr(args, name, old.get(name, getattr(args, name)))
     return args
-
-
-def print_plan(args: argparse.Namespace) -> None:
-    """--plan: the memory of the rank with the most problems.  Without a tokenizer prompts are taken to have 256 tokens."""
-    source = checkpoint.find(args.model)
-    about = checkpoint.read_about(source)
-    fill_defaults(args, about)
-    model = checkpoint.outline(source).to(checkpoint.DTYPES[args.dtype])
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    there = device.type == "cpu" or torch.cuda.is_available()
-    memory = report.memory_bytes(device) if there else 80e9
-    prompt, after = 256, 16 + ANSWER_TOKENS
-    if any((source / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        tokenizer, template = Tokenizer(source), data.read_prompt(args.prompt) if args.prompt else about.get(
-            "prompt", data.PAPER_PROMPT)
-        longest = max(data.load_problems(args.data), key=lambda problem: len(problem.question)).question
-        prompt = len(tokenizer.encode(data.prompt(longest, template)))
-        after = max(map(len, Format(tokenizer).prefill)) + ANSWER_TOKENS
-    problems = max(len(share(rank, args.plan, args.prompts, args.group)) for rank in range(args.plan))
-    rows, pieces = args.prompts * args.group // args.plan, args.plan if in_pieces(args, model) else 1
-    micro_batch = min(rows, args.micro_batch or plan.choose_micro_batch(model, args.cot + after, memory, pieces, device.type))
-    load = plan.Load(rows, problems, args.cot, after, prompt, micro_batch, args.tokens != "hard")
-    print(f"{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters, {args.dtype}, {args.plan} ranks of {device.type} with {memory / 2**30:.0f} GiB, "
-          f"masters and moments {'in pieces' if pieces > 1 else 'on every rank'}\na rank's part of a step: {rows} rows of {problems} "
-          f"problems, prompts of {prompt} and rows of {load.positions} tokens, {micro_batch} rows at a time backward\n"
-          f"{report.table(plan.describe(plan.plan(model, load, pieces, device.type)))}")
 
 
 def in_pieces(args: argparse.Namespace, model) -> bool:
@@ -306,14 +281,16 @@ def train_step(run: Run, verifier) -> tuple[dict, list[dict]]:
         mismatch, shares = differentiate(run, rollouts, advantages)
     grad_norm = run.optimizer.grad_norm()
     if not grad_norm < float("inf"):
-        raise FloatingPointError(f"step {run.step + 1}: gradient norm: expected a finite number, found {grad_norm} ({culprits(run, mismatch)}); "
-                                 f"nothing was changed; the last saved state in {args.out} can be resumed")
+        raise FloatingPointError(f"step {run.step + 1}: gradient norm: expected a finite number, found {grad_norm} "
+                                 f"({culprits(run, mismatch)}); nothing was changed; the last saved state in {args.out} "
+                                 "can be resumed")
     shares["share_E"] = run.optimizer.grad_norm("model.embed_tokens.weight")
     with report.clock(seconds, "seconds_optimizer"):
         lr = run.optimizer.step(run.step, grad_norm)
     mean = dict(zip(columns, table.mean(0).tolist()))
     return {"step": run.step + 1, "reward": mean["reward"], "accuracy": (rewards == 100).double().mean().item(),
-            "verifier": dict(sorted(counts.items())), "boxed": (rewards >= 10).double().mean().item(), "truncated": mean["truncated"],
+            "verifier": dict(sorted(counts.items())), "boxed": (rewards >= 10).double().mean().item(),
+            "truncated": mean["truncated"],
             "cot_length": mean["cot_tokens"], "answer_length": mean["answer_tokens"], "entropy": mean["entropy"],
             "informative": advantages.any(1).double().mean().item(), "grad_norm": grad_norm,
             **{name: norm / grad_norm if grad_norm else 0.0 for name, norm in shares.items()},
@@ -341,8 +318,8 @@ def differentiate(run: Run, rollouts, advantages: torch.Tensor) -> tuple[Mismatc
 
 
 def passes(run: Run, rollouts, advantages: torch.Tensor, terms: tuple[int, ...]) -> Mismatch:
-    """This rank's backward passes.  Where the memory of any rank's GPU is too small, all ranks do theirs once more with half as
-    many rows at a time; raises InputError where that is not enough."""
+    """This rank's backward passes.  Where the memory of any rank's GPU is too small, all ranks do theirs once more with half
+    as many rows at a time; raises InputError where that is not enough."""
     args = run.args
     for last_try in (False, True):
         mismatch, failed = Mismatch(), False
@@ -357,8 +334,8 @@ def passes(run: Run, rollouts, advantages: torch.Tensor, terms: tuple[int, ...])
         run.optimizer.discard()
         torch.cuda.empty_cache()
         if last_try or args.micro_batch == 1:
-            raise InputError(f"step {run.step + 1}: --micro-batch: expected backward passes that fit into the memory of the GPU, "
-                             f"found {args.micro_batch} rows at a time too many; set a smaller --micro-batch, a smaller --cot, "
+            raise InputError(f"step {run.step + 1}: --micro-batch: expected backward passes that fit into the memory of the "
+                             f"GPU, found {args.micro_batch} rows at a time too many; set a smaller --micro-batch or --cot, "
                              "--dtype bfloat16, --shard yes or more ranks")
         args.micro_batch //= 2
         run.world.say(f"step {run.step + 1}: out of memory; from now on {args.micro_batch} rows a backward pass")
@@ -431,15 +408,17 @@ def main(argv=None) -> None:
         print("\nstopping after this step or evaluation (Ctrl-C once more to stop at once)", file=sys.stderr)
     try:
         if args.plan is not None:
-            return print_plan(args)
+            source = checkpoint.find(args.model)
+            fill_defaults(args, checkpoint.read_about(source))
+            return print(plan.of_run(args, source, args.plan if in_pieces(args, checkpoint.outline(source)) else 1))
         args = resumed(args, given) if args.resume else args
         with World(args.device, args.patience) as world, Verifier(workers=WORKERS) as verifier, Run(args, world) as run:
             signal.signal(signal.SIGINT, ask), signal.signal(signal.SIGTERM, ask)
             train(run, verifier, stop)
             finish(run, verifier)
     except torch.OutOfMemoryError as error:
-        sys.exit(f"train.py: error: out of memory outside the backward passes; set a smaller --group, --cot or --eval-batch, or "
-                 f"--dtype bfloat16: {str(error).splitlines()[0]:.200}")
+        sys.exit("train.py: error: out of memory outside the backward passes; set a smaller --group, --cot or --eval-batch, "
+                 f"or --dtype bfloat16: {str(error).splitlines()[0]:.200}")
     except (InputError, FloatingPointError, OSError, RankError) as error:
         sys.exit(f"train.py: error: {error}")
     except KeyboardInterrupt:

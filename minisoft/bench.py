@@ -196,7 +196,8 @@ def memory(work: Work, names: list[str]) -> list[dict]:
 def compare(work: Work, args, can: dict[str, float]) -> dict:
     """{contender: {part: [seconds of each round]}}; contenders are kinds of token and ways of transformers.  After Ctrl-C:
     the rounds that were complete."""
-    optimizer = Optimizer(work.model, 1e-9, 10, 0, (0.9, 0.95), 0.0, 1.0, World(str(work.model.E.device)))  # rollouts stay alike
+    world = World(str(work.model.E.device))
+    optimizer = Optimizer(work.model, 1e-9, 10, 0, (0.9, 0.95), 0.0, 1.0, world)  # so small a step leaves rollouts alike
     rivals = {}
     if args.against:
         from minisoft.against import Rivals

@@ -156,8 +156,8 @@ def find(model: str) -> Path:
 
 
 def save_model(folder: Path, model: Transformer, source: Path, about: dict) -> None:
-    """Write a Hugging Face folder that transformers and vLLM load, whole or not at all: the weights in their own dtype, config
-    and tokenizer files carried over from `source`, `about` as the sidecar.  Raises OSError."""
+    """Write a Hugging Face folder that transformers and vLLM load, whole or not at all: the weights in their own dtype,
+    config and tokenizer files carried over from `source`, `about` as the sidecar.  Raises OSError."""
     config = read_json(source / "config.json")
     config.pop("torch_dtype", None), config.pop("dtype", None)
     config["torch_dtype"] = str(model.E.dtype).removeprefix("torch.")

@@ -48,8 +48,9 @@ def evaluate(model, tokenizer, problems: list[data.Problem], setting: str, kind,
              cot_tokens: int, template: str, seed, verifier, world, journal, run=0) -> tuple[dict, list[dict]]:
     """Roll out `samples` of every problem in one of SETTINGS (greedy: one), the answer always greedy.
 
-    kind: the setting's kind of CoT token; batch: rows at once; seed: any key; verifier: see minisoft.reward; problems are shared out over the ranks of `world`; those that `journal` knows under [run, setting, problem] are not
-    done again.  Returns (summary, one dict for each generation, ordered by problem and sample); ranks but the main one get
+    kind: the setting's kind of CoT token; batch: rows at once; seed: any key; verifier: see minisoft.reward; problems are
+    shared out over the ranks of `world`; those that `journal` knows under [run, setting, problem] are not done again.
+    Returns (summary, one dict for each generation, ordered by problem and sample); ranks but the main one get
     no generations.
     """
     form, greedy = Format(tokenizer), setting.endswith("greedy")

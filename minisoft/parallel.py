@@ -32,8 +32,8 @@ def share(rank: int, size: int, prompts: int, group: int) -> list[tuple[int, ran
     """
     total = prompts * group
     if total % size:
-        raise InputError(f"prompts x group = {prompts} x {group} = {total} samples a step: expected a multiple of the number "
-                         f"of ranks, found {size} ranks")
+        raise InputError(f"prompts x group = {prompts} x {group} = {total} samples a step: expected a multiple of the "
+                         f"number of ranks, found {size} ranks")
     first, last = rank * total // size, (rank + 1) * total // size
     parts = [(b, range(max(first - b * group, 0), min(last - b * group, group))) for b in range(prompts)]
     return [(b, samples) for b, samples in parts if len(samples)]
@@ -82,9 +82,9 @@ class World:
         try:
             yield
         except RuntimeError as error:
-            raise RankError(f"rank {self.rank}: expected an answer of every rank, found none of "
-                            f"{' and '.join(f'rank {r}' for r in self._silent()) or 'some'} (ended, or waited for too long): "
-                            f"{str(error).splitlines()[0]:.200}") from None
+            silent = " and ".join(f"rank {r}" for r in self._silent()) or "some"
+            raise RankError(f"rank {self.rank}: expected an answer of every rank, found none of {silent} (ended, or waited "
+                            f"for too long): {str(error).splitlines()[0]:.200}") from None
 
     def _silent(self, seconds: float = 5.0) -> list[int]:
         """After an exchange has failed here: the ranks where none has failed, `seconds` later."""

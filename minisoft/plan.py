@@ -7,15 +7,21 @@ and something of its own, and the largest of the three is what a rank needs.  Te
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import torch
+
+from minisoft import checkpoint, data, report
 from minisoft.model import RowCache, Transformer
-
-LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB of float32 logits, whatever V
+from minisoft.parallel import share
+from minisoft.reinforce import LOGITS_AT_ONCE
+from minisoft.rollout import ANSWER_TOKENS, Format
+from minisoft.tokenizer import Tokenizer
 
 
 def position_bytes(model: Transformer, stretch: float = 1.0) -> float:
-    """Bytes that one position of a row keeps for the backward pass, measured in the forward pass; stretch: (prompt + row) / row,
-    because every row has the prompt's keys and values beside its own."""
+    """Bytes that one position of a row keeps for the backward pass, by measurement; stretch: (prompt + row) / row, because
+    every row has the prompt's keys and values beside its own."""
     c, size = model.config, model.E.element_size()
     if model.recompute:
         return c.num_hidden_layers * c.hidden_size * size
@@ -66,8 +72,8 @@ class Load:
 
 
 def rollout_bytes(model: Transformer, load: Load, device: str) -> dict[str, float]:
-    """Copies of the matrices in oneDNN's order on CPUs, and of W_d and E^T in float32; caches; numbers for every token of the
-    vocabulary, or, if that is more, what the copying of E^T needs."""
+    """Copies of the matrices in oneDNN's order on CPUs, and of W_d and E^T in float32; caches; numbers for every token of
+    the vocabulary, or, if that is more, what the copying of E^T needs."""
     c, size, cpu = model.config, model.E.element_size(), device == "cpu"
     tables = 1 if c.tie_word_embeddings else 2
     layers = sum(p.numel() for p in model.parameters() if p.dim() == 2) - tables * model.E.numel()
@@ -85,7 +91,8 @@ def backward_bytes(model: Transformer, load: Load, device: str) -> dict[str, flo
     """Of the second micro-batch and later ones, when all sums exist."""
     rows = min(load.micro_batch, load.rows)
     chunk = min(LOGITS_AT_ONCE, rows * load.cot * model.config.vocab_size)
-    kept = rows * load.positions * position_bytes(model, 1 + load.prompt / load.positions) + load.prompt * position_bytes(model)
+    kept = rows * load.positions * position_bytes(model, 1 + load.prompt / load.positions)
+    kept += load.prompt * position_bytes(model)
     return {"gradient": gradient_bytes(model, device), "activations": kept, "vocabulary": 3 * 4 * chunk}
 
 
@@ -111,3 +118,28 @@ def peak(found: dict[str, dict[str, float]]) -> float:
     """The bytes of `always` and of the largest phase."""
     sums = {phase: sum(parts.values()) for phase, parts in found.items()}
     return sums.pop("always") + max(sums.values())
+
+
+def of_run(args, source: Path, pieces: int) -> str:
+    """What --plan prints: the memory of the rank with the most problems.  args: the flags of train.py; where `source` has no
+    tokenizer, prompts are taken to have 256 tokens, and where there is no GPU, one to have 80 GB."""
+    model = checkpoint.outline(source).to(checkpoint.DTYPES[args.dtype])
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    there = device.type == "cpu" or torch.cuda.is_available()
+    memory = report.memory_bytes(device) if there else 80e9
+    prompt, after = 256, 16 + ANSWER_TOKENS
+    if any((source / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        tokenizer, about = Tokenizer(source), checkpoint.read_about(source)
+        template = data.read_prompt(args.prompt) if args.prompt else about.get("prompt", data.PAPER_PROMPT)
+        longest = max(data.load_problems(args.data), key=lambda problem: len(problem.question)).question
+        prompt = len(tokenizer.encode(data.prompt(longest, template)))
+        after = max(map(len, Format(tokenizer).prefill)) + ANSWER_TOKENS
+    problems = max(len(share(rank, args.plan, args.prompts, args.group)) for rank in range(args.plan))
+    rows = args.prompts * args.group // args.plan
+    found = args.micro_batch or choose_micro_batch(model, args.cot + after, memory, pieces, device.type)
+    load = Load(rows, problems, args.cot, after, prompt, min(rows, found), args.tokens != "hard")
+    return (f"{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters, {args.dtype}, {args.plan} ranks of "
+            f"{device.type} with {memory / 2**30:.0f} GiB, masters and moments {'in pieces' if pieces > 1 else 'on every rank'}\n"
+            f"a rank's part of a step: {rows} rows of {problems} problems, prompts of {prompt} and rows of {load.positions} "
+            f"tokens, {load.micro_batch} rows at a time backward\n"
+            f"{report.table(describe(plan(model, load, pieces, device.type)))}")

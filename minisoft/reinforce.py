@@ -9,10 +9,10 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from minisoft.model import PromptCache, Transformer
-from minisoft.plan import LOGITS_AT_ONCE
 from minisoft.rollout import ANSWER, COT, PAD, Rollout
 from minisoft.soft import Categorical
 
+LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB of float32 logits, whatever V
 
 
 def leave_one_out(rewards: torch.Tensor) -> torch.Tensor:

@@ -112,7 +112,7 @@ def _problems(path: Path, world) -> list[str]:
         manifest = read_json(path / "manifest.json", required=True)
     except InputError as error:
         return [str(error)]
-    found = [] if "facts.json" in manifest else [f"{path}: manifest.json: expected sizes and hashes of all files, found none"]
+    found = [] if "facts.json" in manifest else [f"{path / 'manifest.json'}: expected hashes of all files, found none"]
     for name, expected in list(manifest.items())[world.rank:: world.size]:
         there = digest(path / name) if (path / name).is_file() else "no such file"
         if there != expected:

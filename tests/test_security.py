@@ -1,0 +1,71 @@
+"""Nothing that comes from a model folder or from a model's answer is executed (answers: see test_reward.py)."""
+
+import ast
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+
+from minisoft import checkpoint
+from minisoft.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = [*ROOT.glob("*.py"), *ROOT.glob("minisoft/*.py"), *ROOT.glob("weights/*.py")]
+
+
+class Bomb:
+    """Unpickling it would leave a file behind."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    shutil.copytree(checkpoint.WEIGHTS / "tiny", tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_no_source_unpickles_or_evaluates(path):
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            names.add(ast.unparse(node.func))
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names |= {alias.name for alias in node.names} | {getattr(node, "module", None)}
+    assert "argparse" in names or len(SOURCES) > 10  # the walk finds something
+    assert not names & {"pickle", "marshal", "shelve", "dill", "torch.load", "eval", "exec", "compile", "os.system", "os.popen"}
+    assert "trust_remote_code=True" not in path.read_text()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_pickled_weights_are_refused_unopened(folder, tmp_path, name):
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    with pytest.raises(InputError, match="model.safetensors: expected a"):
+        checkpoint.load(folder)
+    assert not (tmp_path / "exploded").exists()
+    pickle.loads(pickle.dumps(Bomb(tmp_path / "exploded")))
+    assert (tmp_path / "exploded").exists()  # it would have
+
+
+def test_code_and_templates_of_a_model_folder_are_not_run(folder, tmp_path):
+    evil = f"import os; os.mkdir({str(tmp_path / 'exploded')!r})\n"
+    for name in ("modeling_llama.py", "configuration_llama.py", "tokenization.py", "conftest.py"):
+        (folder / name).write_text(evil)
+    template = "{{ cycler.__init__.__globals__.os.mkdir('" + str(tmp_path / "exploded") + "') }}"
+    (folder / "chat_template.jinja").write_text(template)
+    for name, new in (("config.json", {"auto_map": {"AutoModelForCausalLM": "modeling_llama.Model"}}),
+                      ("tokenizer_config.json", {"chat_template": template, "auto_map": {"AutoTokenizer": ["tokenization.T", None]}})):
+        (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **new}))
+    model, tokenizer = checkpoint.load(folder)
+    checkpoint.save_model(tmp_path / "out", model, folder, {})
+    assert tokenizer.encode("3 + 4") and not (tmp_path / "exploded").exists()
+    assert not list((tmp_path / "out").glob("*.py"))

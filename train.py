@@ -33,7 +33,7 @@ from minisoft.reinforce import Mismatch, backward, leave_one_out, measure_mismat
 from minisoft.reward import WORKERS, Verifier, only_as_text
 from minisoft.rollout import ANSWER, ANSWER_TOKENS, COT, Format, Request, rollout
 from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K, make_kind, noise_scale, rms
-from minisoft.tokenizer import read_json
+from minisoft.tokenizer import FILES, read_json
 
 DEFAULTS = {"data": "gsm8k", "prompts": 2, "group": 32, "steps": 4000, "cot": 128, "warmup": 20, "validate_every": 100,
             "lr": {"hard": 6e-6, "soft": 6e-6, "fuzzy": 6e-6}}  # the paper's (section 4, appendix A)
@@ -105,16 +105,13 @@ class Run:
         if args.resume:
             self.claim()
         self.source = world.in_turn(lambda: checkpoint.find(args.model))
-        about = checkpoint.read_about(self.source)
+        about = world.all_or_none(lambda: checkpoint.read_about(self.source))
         fill_defaults(args, about)
         args.out = Path(world.from_main(lambda: str(args.out)))  # the clocks of the ranks may differ
         if not args.resume and any((args.out / name).exists() for name in ("best", "last", "state")):
             raise InputError(f"{args.out}: expected an unused folder, found a run; add --resume to go on with it")
-        self.template = data.read_prompt(args.prompt) if args.prompt else about.get("prompt", data.PAPER_PROMPT)
-        self.read_problems()
-        self.shares = world.share(args.prompts, args.group)
-        self.model, self.tokenizer = checkpoint.load(self.source, world.device, checkpoint.DTYPES[args.dtype])
-        self.form = Format(self.tokenizer)
+        problems = world.in_turn(lambda: data.load_problems(args.data))
+        world.all_or_none(lambda: self.read(problems, about))
         saved = state.newest(args.out / "state", world) if args.resume else None
         facts = saved.facts if saved else {"step": 0, "best": -1.0, "before": None, "seconds": 0.0, "sources": self.sources,
                                            "sigma": args.gamma * noise_scale(self.model, args.noise)}
@@ -150,16 +147,18 @@ class Run:
         def take():
             self.args.out.mkdir(parents=True, exist_ok=True)
             self.lock = state.lock(self.args.out)
-            files.recover(self.args.out)
+            files.recover(self.args.out), files.recover(self.args.out / "state")
         self.world.all_or_none(lambda: take() if self.world.main else None)
 
     def begin_files(self, config: dict) -> report.MetricsFile:
         files.write_json(self.args.out / "config.json", config)
         return report.MetricsFile(self.args.out / "metrics.jsonl", self.step)
 
-    def read_problems(self) -> None:
-        """Problems to train, validate and test with; `sources`: SHA-256 of all that decides what is learnt from."""
-        args, problems = self.args, self.world.in_turn(lambda: data.load_problems(self.args.data))
+    def read(self, problems: list[data.Problem], about: dict) -> None:
+        """Problems to train, validate and test with, the prompt, the model; `sources`: SHA-256 of all that decides what is
+        learnt from, but for the weights."""
+        args = self.args
+        self.template = data.read_prompt(args.prompt) if args.prompt else about.get("prompt", data.PAPER_PROMPT)
         tenth = min(200, len(problems) // 10)
         args.validation, args.test = (tenth if n is None else n for n in (args.validation, args.test))
         if min(args.validation, args.test) < 0:
@@ -169,11 +168,14 @@ class Run:
         data.batch(len(self.problems), args.prompts, 0, 0)  # enough problems?
         if odd := [p.answer for p in problems if only_as_text(p.answer)]:
             self.world.say(f"{len(odd)} of {len(problems)} gold answers are neither numbers nor formulas nor words to the "
-                           f"verifier, so that only the same text is right: {', '.join(map(repr, odd[:5]))}")
+                           f"verifier, so that only the same text is right: {', '.join(f'{a!r:.60}' for a in odd[:50])}")
         content = {"--data": repr(problems).encode(), "--prompt": self.template.encode(),
-                   **{name: (self.source / name).read_bytes() for name in (
-                       "config.json", "tokenizer.json", "tokenizer.model") if (self.source / name).is_file()}}
+                   **{name: (self.source / name).read_bytes() for name in ("config.json", "generation_config.json", *FILES)
+                      if (self.source / name).is_file()}}
         self.sources = {name: hashlib.sha256(text).hexdigest() for name, text in content.items()}
+        self.shares = self.world.share(args.prompts, args.group)
+        self.model, self.tokenizer = checkpoint.load(self.source, self.world.device, checkpoint.DTYPES[args.dtype])
+        self.form = Format(self.tokenizer)
 
     def check_sources(self, before: dict) -> None:
         """Raises InputError where what the run had read has changed."""
@@ -183,12 +185,14 @@ class Run:
                              f"{', '.join(changed)} ({self.args.data}, {self.source})")
 
     def choose_micro_batch(self) -> None:
-        """--micro-batch, if it was not given: the same on all ranks, and, as part of config.json, in a resumed run."""
+        """--micro-batch, if it was not given, and whether layers are computed again: the same on all ranks, and, as part of
+        config.json, in a resumed run."""
         positions = self.args.cot + max(map(len, self.form.prefill)) + ANSWER_TOKENS
-        found = plan.choose_micro_batch(self.model, positions, report.memory_bytes(self.world.device),
-                                        self.optimizer.pieces, self.world.device.type)
+        rows, recompute = plan.choose_micro_batch(self.model, positions, report.memory_bytes(self.world.device),
+                                                  self.optimizer.pieces, self.world.device.type)
+        self.model.recompute = any(self.world.gather_objects([recompute]))
         if self.args.micro_batch is None:
-            self.args.micro_batch = min(self.world.gather_objects([found]))
+            self.args.micro_batch = min(self.world.gather_objects([rows]))
         if self.args.micro_batch < 1:
             raise InputError(f"--micro-batch: expected at least 1, found {self.args.micro_batch}")
 
@@ -264,6 +268,7 @@ def train_step(run: Run, verifier) -> tuple[dict, list[dict]]:
     """
     args, model, world, seconds, start = run.args, run.model, run.world, {}, time.perf_counter()
     numbers = data.batch(len(run.problems), args.prompts, args.seed, run.step)
+    numbers = world.balance(numbers, lambda number: len(run.problems[number].question))
     with report.clock(seconds, "seconds_rollout"):  # eqs. 3-6
         requests = [Request(run.tokenizer.encode(data.prompt(run.problems[numbers[b]].question, run.template)),
                             (args.seed, run.step, numbers[b]), samples) for b, samples in run.shares]

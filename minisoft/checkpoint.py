@@ -119,6 +119,16 @@ def _tensors(files: dict[str, Path], expected: dict):
                 yield name, tensor
 
 
+def _good_defaults(value) -> bool:
+    """What a model folder may say about training and evaluating it: numbers and the name of its data."""
+    number = lambda v: type(v) in (int, float) and 0 < v < float("inf")
+    whole = lambda v: type(v) is int and v > 0
+    good = {**dict.fromkeys(("prompts", "group", "steps", "cot", "warmup", "validate_every"), whole),
+            "data": lambda v: isinstance(v, str),
+            "lr": lambda v: number(v) or isinstance(v, dict) and set(v) == set(KINDS) and all(map(number, v.values()))}
+    return isinstance(value, dict) and all(name in good and good[name](v) for name, v in value.items())
+
+
 def read_about(folder: Path) -> dict:
     """The minisoft.json of a model folder, {} without one.  Raises InputError for a field that cannot be used."""
     about, path = read_json(folder / SIDECAR), folder / SIDECAR
@@ -129,7 +139,7 @@ def read_about(folder: Path) -> dict:
             ("noise", f"one of {', '.join(NOISES)}", lambda v: v in NOISES), ("sigma", "a positive number", number),
             ("gamma", "a positive number", number), ("tau", "a positive number", number),
             ("top_k", "a positive integer or null", lambda v: v is None or type(v) is int and v > 0),
-            ("defaults", "an object", lambda v: isinstance(v, dict)), ("base", "a text", lambda v: isinstance(v, str)),
+            ("defaults", "an object of flags of train.py", _good_defaults), ("base", "a text", lambda v: isinstance(v, str)),
             ("data", "a text", lambda v: isinstance(v, str))):
         if field in about and not good(about[field]):
             raise InputError(f"{path}: {field}: expected {expected}, found {about[field]!r:.80}")

@@ -66,7 +66,11 @@ def replace_folder(folder: Path, write) -> None:
 
 
 def recover(parent: Path) -> None:
-    """Undo a kill between the two renames of `replace_folder` in the folders of `parent`."""
+    """Undo a kill between the two renames of `replace_folder` in the folders of `parent`, and remove what was half-written."""
     for old in parent.glob("*.old"):
-        if not old.with_suffix("").exists():
+        if old.with_suffix("").exists():
+            shutil.rmtree(old)
+        else:
             old.rename(old.with_suffix(""))
+    for new in parent.glob("*.new"):
+        shutil.rmtree(new) if new.is_dir() else new.unlink()

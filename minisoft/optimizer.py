@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from minisoft.errors import expecting
 from minisoft.model import Transformer
 
+MESSAGE = 2**21  # numbers
 ABOVE = 4e9  # parameters from which on masters and moments are kept in pieces where nothing else is said
 
 
@@ -19,7 +20,8 @@ class Optimizer:
     of every parameter the rank's own one of `world.size` equal pieces (flat, the last one padded with zeros), 12 bytes a
     parameter divided by the number of ranks; the new weights are then put together once a step.
 
-    Backward passes are summed in float64 on CPUs, where no weight depends on the number of ranks, and in float32 on GPUs.
+    Backward passes are summed in float64 on CPUs, so that no bit of a weight depends on the number of ranks where none has a
+    part of a problem only, and in float32 on GPUs.
     betas, weight_decay and clip (largest gradient norm) are open in the paper.
     """
 
@@ -31,6 +33,11 @@ class Optimizer:
         self.sums: dict[str, torch.Tensor] = {}  # of what backward passes of this rank have left, each like its parameter
         for name, p in self.parameters.items():
             p.register_post_accumulate_grad_hook(lambda p, name=name: self._take(name, p))
+        self.messages: list[list[str]] = []  # small parameters' sums travel together: each message has its price
+        for name, p in self.parameters.items():
+            if not self.messages or sum(self.parameters[other].numel() for other in self.messages[-1]) + p.numel() > MESSAGE:
+                self.messages.append([])
+            self.messages[-1].append(name)
         self.lr, self.steps, self.warmup, self.clip = lr, steps, warmup, clip
         with expecting("betas from 0 to below 1 and a weight decay of at least 0", "AdamW"):
             self.adamw = torch.optim.AdamW(list(self.masters.values()), lr=lr, betas=tuple(betas), weight_decay=weight_decay,
@@ -53,15 +60,19 @@ class Optimizer:
         return torch.zeros(p.shape, dtype=torch.float64 if p.device.type == "cpu" else torch.float32, device=p.device)
 
     def discard(self) -> None:
-        """Forget the backward passes since the last `collect`."""
+        """Forget the backward passes since the last `collect`, also one that ended halfway."""
         self.sums.clear()
+        for p in self.parameters.values():
+            p.grad = None
 
     def collect(self) -> float:
         """The backward passes of all ranks become part of the gradient; returns the Euclidean norm of this part."""
         parts = []
-        for name, p in self.parameters.items():
-            total = self.sums.pop(name, None)
-            parts.append(self._piece(self.world.sum(self._zeros(p) if total is None else total)).float())
+        for names in self.messages:
+            totals = [self.sums.pop(name) if name in self.sums else self._zeros(self.parameters[name]) for name in names]
+            sizes = [total.numel() for total in totals]
+            message = torch.cat([total.flatten() for total in totals]) if len(totals) > 1 else totals[0].flatten()
+            parts += [self._piece(total).float() for total in self.world.sum(message).split(sizes)]
         for master, part in zip(self.masters.values(), parts):
             master.grad = part if master.grad is None else master.grad.add_(part)
         return self._norm(parts)

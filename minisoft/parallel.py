@@ -40,7 +40,7 @@ def share(rank: int, size: int, prompts: int, group: int) -> list[tuple[int, ran
 
 
 class RankError(RuntimeError):
-    """An exchange between ranks has failed because one of them has ended or hangs."""
+    """Ranks do not work together: one of them has ended or hangs, or they hold different weights."""
 
 
 class World:
@@ -64,16 +64,18 @@ class World:
         if self.device.type == "cuda" and self.device.index is None:
             self.device = torch.device("cuda", self.of_node)
         if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
+            with expecting(f"one of {torch.cuda.device_count()} GPUs", self.device):
+                torch.cuda.set_device(self.device)
         if self.size > 1:  # what lies on the CPU goes by gloo, which notices at once that a rank has gone
-            dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
-                                    timeout=datetime.timedelta(minutes=patience))
+            with expecting(f"{self.size} ranks to meet", "torch.distributed"):
+                dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
+                                        timeout=datetime.timedelta(minutes=patience))
 
     def __enter__(self) -> "World":
         return self
 
     def __exit__(self, kind, *_) -> None:
-        if self.size > 1 and kind in (None, SystemExit):  # after an error, do not wait for the others
+        if self.size > 1 and (self.device.type == "cpu" or kind in (None, SystemExit)):  # NCCL waits for the others
             dist.destroy_process_group()
 
     @contextmanager
@@ -83,22 +85,36 @@ class World:
             yield
         except RuntimeError as error:
             silent = " and ".join(f"rank {r}" for r in self._silent()) or "some"
-            raise RankError(f"rank {self.rank}: expected an answer of every rank, found none of {silent} (ended, or waited "
-                            f"for too long): {str(error).splitlines()[0]:.200}") from None
+            raise RankError(f"rank {self.rank}: expected an answer of every rank, found none of {silent} (ended, or "
+                            f"busy for too long): {str(error).splitlines()[0]:.200}") from None
 
-    def _silent(self, seconds: float = 5.0) -> list[int]:
-        """After an exchange has failed here: the ranks where none has failed, `seconds` later."""
-        store = dist.distributed_c10d._get_default_store()
+    def _silent(self, seconds: float = 10.0) -> list[int]:
+        """After an exchange has failed: the ranks that have not reported that theirs failed too when no report has come for
+        so long.  They have ended, hang, or are still busy."""
+        store, seen, left = dist.distributed_c10d._get_default_store(), 0, seconds
         try:
             store.set(f"failed/{self.rank}", "")
-            time.sleep(seconds)
-            return [rank for rank in range(self.size) if not store.check([f"failed/{rank}"])]
+            while left > 0:
+                time.sleep(1)
+                silent = [rank for rank in range(self.size) if not store.check([f"failed/{rank}"])]
+                seen, left = len(silent), left - 1 if len(silent) == seen else seconds
+            time.sleep(seconds if self.main else 0)  # without torchrun it has the store that the others ask
+            return silent
         except RuntimeError:
-            return [0]  # it had the store itself, if no torchrun has
+            return [0]
 
     def share(self, prompts: int, group: int) -> list[tuple[int, range]]:
         """This rank's part of the step's B x G samples, as `share` gives it."""
         return share(self.rank, self.size, prompts, group)
+
+    def balance(self, problems: list, size) -> list:
+        """The problems of a step in an order in which the ranks' parts are of similar size(problem) in all, where each takes
+        a whole number of them: large ones first, dealt out to and fro."""
+        if len(problems) % self.size:
+            return problems
+        dealt = sorted(problems, key=size, reverse=True)
+        rounds = [dealt[i: i + self.size][:: -1 if i // self.size % 2 else 1] for i in range(0, len(dealt), self.size)]
+        return [one[rank] for rank in range(self.size) for one in rounds]
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
         """Pieces (n, ...) of all ranks, joined in rank order on the CPU."""
@@ -154,17 +170,17 @@ class World:
 
     def join(self, piece: torch.Tensor) -> torch.Tensor:
         """Pieces (n,) of all ranks -> (size n,), in rank order."""
-        whole = piece.new_empty(self.size * len(piece))
+        parts = list(piece.new_empty(self.size, len(piece)))
         with self._exchange():
-            dist.all_gather_into_tensor(whole, piece)
-        return whole
+            dist.all_gather(parts, piece)
+        return torch.cat(parts)
 
     def check_identical(self, parameters) -> None:
-        """Raises RuntimeError unless the weights of all ranks have the same checksums."""
+        """Raises RankError unless the weights of all ranks have the same checksums."""
         if self.size > 1:
             sums = self.gather_objects([[p.detach().view(torch.uint8).sum().item() for p in parameters]])
             if any(other != sums[0] for other in sums):
-                raise RuntimeError("ranks hold different weights: expected bit-identical copies")
+                raise RankError("ranks hold different weights: expected bit-identical copies")
 
     def say(self, text: str) -> None:
         """Print it once, above any progress bar."""

@@ -31,14 +31,15 @@ def position_bytes(model: Transformer, stretch: float = 1.0) -> float:
     return c.num_hidden_layers * (normed * c.hidden_size + 4 * c.intermediate_size + heads) * size
 
 
-def choose_micro_batch(model: Transformer, positions: int, memory: float, pieces: int, device: str) -> int:
-    """Rows of `positions` positions that a backward pass may take at once where there are `memory` bytes in all: half of
-    what weights, gradients, float32 masters and AdamW's moments in `pieces` leave (the rest is for logits and rollouts).
-    Where not even one fits, layers are computed again in the backward pass from now on."""
-    free = memory - sum(standing(model, pieces).values()) - gradient_bytes(model, device)
+def choose_micro_batch(model: Transformer, positions: int, memory: float, pieces: int, device: str) -> tuple[int, bool]:
+    """(rows of `positions` positions that a backward pass may take at once where there are `memory` bytes in all; must
+    layers be computed again in the backward pass?).
+
+    They get half of what weights, gradients, float32 masters and AdamW's moments in `pieces` leave; the rest is for logits
+    and rollouts.  Where not even one row fits, layers are computed again."""
+    free = memory - sum(standing(model, pieces).values()) - gradient_bytes(model, pieces, device)
     rows = int(free / 2 / (positions * position_bytes(model)))
-    model.recompute = rows < 1
-    return min(max(rows, 1), 64 if device == "cuda" else 16)  # more gain nothing, and take longer on CPUs
+    return min(max(rows, 1), 64 if device == "cuda" else 16), rows < 1  # more gain nothing, and take longer on CPUs
 
 
 def standing(model: Transformer, pieces: int) -> dict[str, float]:
@@ -48,10 +49,11 @@ def standing(model: Transformer, pieces: int) -> dict[str, float]:
             "AdamW's moments": 8 * N / pieces}
 
 
-def gradient_bytes(model: Transformer, device: str) -> int:
-    """Bytes of the sum of this rank's backward passes, and of what one of them leaves in the largest matrix."""
+def gradient_bytes(model: Transformer, pieces: int, device: str) -> float:
+    """Bytes of the sum of this rank's backward passes, of what one of them leaves in the largest matrix, and, in steps that
+    measure the shares of answer and CoT, of the collected answer part."""
     N = sum(p.numel() for p in model.parameters())
-    return N * (8 if device == "cpu" else 4) + model.E.numel() * model.E.element_size()
+    return N * (8 if device == "cpu" else 4) + model.E.numel() * model.E.element_size() + 4 * N / pieces
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,13 @@ def rollout_bytes(model: Transformer, load: Load, device: str) -> dict[str, floa
             "vocabulary": max(4 * N * c.vocab_size * 6, copying)}
 
 
-def backward_bytes(model: Transformer, load: Load, device: str) -> dict[str, float]:
+def backward_bytes(model: Transformer, load: Load, pieces: int, device: str) -> dict[str, float]:
     """Of the second micro-batch and later ones, when all sums exist."""
     rows = min(load.micro_batch, load.rows)
     chunk = min(LOGITS_AT_ONCE, rows * load.cot * model.config.vocab_size)
     kept = rows * load.positions * position_bytes(model, 1 + load.prompt / load.positions)
     kept += load.prompt * position_bytes(model)
-    return {"gradient": gradient_bytes(model, device), "activations": kept, "vocabulary": 3 * 4 * chunk}
+    return {"gradient": gradient_bytes(model, pieces, device), "activations": kept, "vocabulary": 3 * 4 * chunk}
 
 
 def plan(model: Transformer, load: Load, pieces: int, device: str) -> dict[str, dict[str, float]]:
@@ -101,7 +103,7 @@ def plan(model: Transformer, load: Load, pieces: int, device: str) -> dict[str, 
     N = sum(p.numel() for p in model.parameters())
     one = model.E.numel() * (12 if device == "cpu" else 8)  # of the largest matrix: its sum over ranks, and in float32
     return {"always": standing(model, pieces), "rollout": rollout_bytes(model, load, device),
-            "backward": backward_bytes(model, load, device),
+            "backward": backward_bytes(model, load, pieces, device),
             "update": {"gradient": 4 * N / pieces + one}}
 
 
@@ -136,10 +138,10 @@ def of_run(args, source: Path, pieces: int) -> str:
         after = max(map(len, Format(tokenizer).prefill)) + ANSWER_TOKENS
     problems = max(len(share(rank, args.plan, args.prompts, args.group)) for rank in range(args.plan))
     rows = args.prompts * args.group // args.plan
-    found = args.micro_batch or choose_micro_batch(model, args.cot + after, memory, pieces, device.type)
-    load = Load(rows, problems, args.cot, after, prompt, min(rows, found), args.tokens != "hard")
+    micro_batch, model.recompute = choose_micro_batch(model, args.cot + after, memory, pieces, device.type)
+    load = Load(rows, problems, args.cot, after, prompt, min(rows, args.micro_batch or micro_batch), args.tokens != "hard")
     return (f"{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters, {args.dtype}, {args.plan} ranks of "
             f"{device.type} with {memory / 2**30:.0f} GiB, masters and moments {'in pieces' if pieces > 1 else 'on every rank'}\n"
             f"a rank's part of a step: {rows} rows of {problems} problems, prompts of {prompt} and rows of {load.positions} "
-            f"tokens, {load.micro_batch} rows at a time backward\n"
+            f"tokens, {load.micro_batch} rows at a time backward{', layers computed twice' * model.recompute}\n"
             f"{report.table(describe(plan(model, load, pieces, device.type)))}")

@@ -23,6 +23,7 @@ from itertools import accumulate
 from queue import SimpleQueue
 
 from minisoft.data import boxed
+from minisoft.errors import InputError
 
 MAX_CHARS, MAX_DEPTH = 1000, 20  # a longer or deeper answer is not looked into
 WORKERS = max(1, min(4, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))  # that pay, for each rank
@@ -169,6 +170,8 @@ def _heavy(text: str, gold: str) -> bool:
 
 def only_as_text(gold: str) -> bool:
     """Whether a gold answer has a part that is neither a number nor a formula nor words, so that only its text is right."""
+    if len(gold) > MAX_CHARS or max(accumulate((c in "([{") - (c in ")]}") for c in gold)) > MAX_DEPTH:
+        return True
     text = _peel(_tidy(gold))
     if members := _parts(text)[1]:
         return any(map(only_as_text, members))
@@ -206,7 +209,7 @@ class Verifier(AbstractContextManager):
         self._child = None
 
     def score(self, answer_text: str, gold: str) -> int:
-        r"""100, 10 or 0 (eq. 11) for the text after the prefilled `\boxed{`; RuntimeError if Math-Verify is missing."""
+        r"""100, 10 or 0 (eq. 11) for the text after the prefilled `\boxed{`; InputError if Math-Verify is missing."""
         reward, how = self._judge(answer_text, gold)
         self.counts[how] += 1
         return reward
@@ -288,7 +291,7 @@ class Verifier(AbstractContextManager):
                 cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
             if (reply := self._reply(STARTUP_S)) != b'"ready"\n':
                 self._end_child()
-                raise RuntimeError(f"Math-Verify (pip install math-verify) does not start: {reply or 'no reply'}")
+                raise InputError(f"Math-Verify (pip install math-verify): expected it to start, found: {reply or 'no reply'}")
         began = time.monotonic()
         exact = [re.sub(r"\d*\.\d+", lambda m: r"\frac{%d}{%d}" % Fraction(m[0]).as_integer_ratio(), text)
                  for text in (gold, answer)]  # decimals as fractions

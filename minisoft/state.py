@@ -11,7 +11,7 @@ import hashlib
 import os
 import shutil
 import socket
-from contextlib import ExitStack
+import sys
 from pathlib import Path
 
 import torch
@@ -32,8 +32,8 @@ def lock(run: Path):
         file.seek(0)
         raise InputError(f"{run}: expected a run of this process alone, found another one at work in it: "
                          f"{file.read().strip()}") from None
-    except OSError:
-        pass  # a file system without locks
+    except OSError as error:
+        print(f"{run}: its file system has no locks ({error.strerror}): start no second process in it", file=sys.stderr)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
@@ -51,7 +51,7 @@ def digest(path: Path) -> list:
 
 def save(folder: Path, step: int, tensors: dict[str, torch.Tensor], pieces: int, facts: dict, world, keep: int) -> None:
     """Write the state after `step` updates, each of the first `pieces` ranks its own tensors; then remove all states but the
-    newest `keep`.  To be called by all ranks.  Raises OSError on all of them, with everything as before, if one cannot
+    newest `keep`.  To be called by all ranks.  Raises OSError on all of them, the earlier states as before, if one cannot
     write."""
     target = folder / _name(step)
     new = target.with_name(target.name + ".new")
@@ -60,6 +60,7 @@ def save(folder: Path, step: int, tensors: dict[str, torch.Tensor], pieces: int,
         if world.main:
             shutil.rmtree(new, ignore_errors=True)
             new.mkdir(parents=True)
+            sync(folder.parent)
 
     def write() -> dict:
         if world.rank >= pieces:
@@ -114,7 +115,10 @@ def _problems(path: Path, world) -> list[str]:
         return [str(error)]
     found = [] if "facts.json" in manifest else [f"{path / 'manifest.json'}: expected hashes of all files, found none"]
     for name, expected in list(manifest.items())[world.rank:: world.size]:
-        there = digest(path / name) if (path / name).is_file() else "no such file"
+        try:
+            there = digest(path / name)
+        except OSError as error:
+            there = error.strerror
         if there != expected:
             found.append(f"{path / name}: expected size and SHA-256 {expected}, found {there}")
     return found
@@ -138,10 +142,9 @@ class State:
     """A saved state: `facts`, and numbers of its tensors, by however many ranks it was saved."""
 
     def __init__(self, path: Path):
-        self.path, self.facts, self.stack = path, read_json(path / "facts.json", required=True), ExitStack()
+        self.facts = read_json(path / "facts.json", required=True)
         pieces = self.facts["pieces"]
-        self.files = [self.stack.enter_context(safe_open(path / f"piece-{i}-of-{pieces}.safetensors", framework="pt"))
-                      for i in range(pieces)]
+        self.files = [safe_open(path / f"piece-{i}-of-{pieces}.safetensors", framework="pt") for i in range(pieces)]
 
     def read(self, key: str, first: int, last: int) -> torch.Tensor:
         """Numbers first..last - 1 of the flat tensor of that name."""
@@ -150,6 +153,3 @@ class State:
         parts = [piece[max(first - i * length, 0): min(last - i * length, length)] for i, piece in enumerate(slices)
                  if first < (i + 1) * length and last > i * length]
         return torch.cat([torch.empty(0), *parts])
-
-    def close(self) -> None:
-        self.stack.close()

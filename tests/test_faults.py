@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import train
 from minisoft import checkpoint
 from minisoft.errors import InputError
+from minisoft.optimizer import Optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["--prompts", "2", "--group", "4", "--cot", "40", "--validation", "6", "--test", "4", "--validate-every", "2",
@@ -147,6 +148,32 @@ def test_too_little_memory_is_tried_once_more_with_fewer_rows(tmp_path, broken_b
         assert torch.equal(load_file(tmp_path / "two/last/model.safetensors")[name], tensor)
 
 
+def test_a_backward_pass_that_ends_halfway_leaves_nothing(tmp_path, monkeypatch):
+    """Out of memory while its gradients are being summed."""
+    run(tmp_path / "one", "--steps", "1", "--micro-batch", "2", "--shares-every", "0")
+    real, times = Optimizer._zeros, [3]
+
+    def zeros(p):
+        times[0] -= 1
+        if times[0] == 0:
+            raise torch.OutOfMemoryError("no memory")
+        return real(p)
+    monkeypatch.setattr(Optimizer, "_zeros", staticmethod(zeros))
+    run(tmp_path / "two", "--steps", "1", "--micro-batch", "4", "--shares-every", "0")
+    assert times[0] < 0
+    for name, tensor in load_file(tmp_path / "one/last/model.safetensors").items():
+        assert torch.equal(load_file(tmp_path / "two/last/model.safetensors")[name], tensor)
+
+
+def test_what_a_kill_left_half_written_goes(tmp_path):
+    run(tmp_path / "run", "--steps", "1")
+    for name in ("state/step-000137.new", "best.old", "last.new"):
+        (tmp_path / "run" / name).mkdir()
+    (tmp_path / "run/config.json.new").write_text("{")
+    resume(tmp_path / "run", "--steps", "2")
+    assert not [*(tmp_path / "run").rglob("*.new"), *(tmp_path / "run").rglob("*.old")]
+
+
 def test_too_little_memory_twice_says_what_to_set(tmp_path, broken_backward):
     broken_backward([torch.OutOfMemoryError("no memory")] * 2)
     with pytest.raises(SystemExit, match="step 1: --micro-batch: expected backward passes that fit.*set a smaller --micro-batch"):
@@ -207,11 +234,11 @@ def test_two_hundred_kills_of_the_embedded_default(tmp_path):
         try:
             assert process.wait(moments.uniform(0, 30) if kills > 0 else None) == 0
             assert content(out) == content(tmp_path / "whole")
-            finished, out = finished + 1, tmp_path / f"run{finished + 1}"
-            if kills <= 0:
-                return
+            if kills > 0:
+                finished, out = finished + 1, tmp_path / f"run{finished + 1}"
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
             kills -= 1
             time.sleep(0.1)
+    assert content(out) == content(tmp_path / "whole")

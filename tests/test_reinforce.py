@@ -295,7 +295,7 @@ def test_position_bytes_are_those_measured():
 
 
 def test_micro_batch_from_free_memory(model):
-    row, state = 100 * position_bytes(model), sum(standing(model, 1).values()) + gradient_bytes(model, "cpu")
+    row, state = 100 * position_bytes(model), sum(standing(model, 1).values()) + gradient_bytes(model, 1, "cpu")
     found = [choose_micro_batch(model, 100, state + free * row, 1, "cpu") for free in (100, 9, 2)]
-    assert found == [16, 4, 1] and not model.recompute
-    assert choose_micro_batch(model, 100, state + 1.9 * row, 1, "cpu") == 1 and model.recompute
+    assert found == [(16, False), (4, False), (1, False)]
+    assert choose_micro_batch(model, 100, state + 1.9 * row, 1, "cpu") == (1, True)

@@ -188,6 +188,15 @@ def test_other_places_of_the_noise(tmp_path, flags):
     assert about["top_k"] == (5 if "--top-k" in flags else None) and about["tau"] == (1.0 if "--top-k" in flags else 0.5)
 
 
+def test_problems_are_dealt_so_that_ranks_get_alike_much(monkeypatch):
+    world, problems = World("cpu"), [7, 1, 5, 3, 8, 2, 6, 4]
+    assert world.balance(problems, lambda p: p) == [8, 7, 6, 5, 4, 3, 2, 1]
+    world.size = 2
+    assert world.balance(problems, lambda p: p) == [8, 5, 4, 1, 7, 6, 3, 2]  # 18 and 18
+    world.size = 3
+    assert world.balance(problems, lambda p: p) == problems
+
+
 def test_learning_rate_warms_up_and_falls_to_zero():
     model = torch.nn.Linear(2, 2)
     optimizer = Optimizer(model, 1e-3, 100, 20, (.9, .95), 0., 1., World("cpu"))

@@ -26,7 +26,7 @@ from minisoft import checkpoint, data, evaluation, inside, report
 from minisoft.errors import InputError, expecting
 from minisoft.files import write_text
 from minisoft.journal import Journal
-from minisoft.parallel import RankError, World
+from minisoft.parallel import RankError, World, as_program
 from minisoft.reward import WORKERS, Verifier
 from minisoft.rollout import Format, Request, rollout
 from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K, make_kind, noise_scale
@@ -280,4 +280,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

@@ -28,7 +28,7 @@ from minisoft import checkpoint, data, evaluation, files, plan, report, state
 from minisoft.errors import InputError
 from minisoft.journal import Journal
 from minisoft.optimizer import ABOVE, Optimizer
-from minisoft.parallel import RankError, World
+from minisoft.parallel import RankError, World, as_program
 from minisoft.reinforce import Mismatch, backward, leave_one_out, measure_mismatch
 from minisoft.reward import WORKERS, Verifier, only_as_text
 from minisoft.rollout import ANSWER, ANSWER_TOKENS, COT, Format, Request, rollout
@@ -431,4 +431,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

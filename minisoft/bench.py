@@ -11,6 +11,7 @@ advantage is different from 0, and no reward is computed.
 """
 
 import argparse
+import gc
 import sys
 import time
 from dataclasses import dataclass
@@ -166,6 +167,7 @@ def peak_bytes(function, device: torch.device) -> int:
         before = torch.cuda.memory_allocated(device)
         function()
         return torch.cuda.max_memory_allocated(device) - before
+    gc.collect()  # what nobody needs any more is not to be freed in between
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         function()
     held = most = 0

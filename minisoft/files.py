@@ -66,7 +66,7 @@ def replace_folder(folder: Path, write) -> None:
 
 
 def recover(parent: Path) -> None:
-    """Undo a kill between the two renames of `replace_folder` in the folders of `parent`, and remove what was half-written."""
+    """Undo a kill between the two renames of `replace_folder` in the folders of `parent`; remove what was half-written."""
     for old in parent.glob("*.old"):
         if old.with_suffix("").exists():
             shutil.rmtree(old)

@@ -8,17 +8,17 @@ import torch.nn.functional as F
 from minisoft.errors import expecting
 from minisoft.model import Transformer
 
-MESSAGE = 2**21  # numbers
+MESSAGE = 2**21  # numbers that travel together
 ABOVE = 4e9  # parameters from which on masters and moments are kept in pieces where nothing else is said
 
 
 class Optimizer:
     """Turns the gradients of a step, summed over backward passes and ranks, into new weights.
 
-    Every rank holds the whole model, because rollouts need it at every token.  What an update needs besides are float32
-    masters (float32 parameters are their own), the gradient and AdamW's two moments: all of it on every rank or, sharded,
-    of every parameter the rank's own one of `world.size` equal pieces (flat, the last one padded with zeros), 12 bytes a
-    parameter divided by the number of ranks; the new weights are then put together once a step.
+    Every rank holds the whole model, because rollouts need it at every token, and the whole sum of its backward passes.  What
+    an update needs besides are float32 masters (float32 parameters are their own), AdamW's two moments and the gradient
+    summed over ranks: all of it on every rank or, sharded, of every parameter the rank's own one of `world.size` equal
+    pieces (flat, the last one padded with zeros); the new weights are then put together once a step.
 
     Backward passes are summed in float64 on CPUs, so that no bit of a weight depends on the number of ranks where none has a
     part of a problem only, and in float32 on GPUs.
@@ -33,7 +33,7 @@ class Optimizer:
         self.sums: dict[str, torch.Tensor] = {}  # of what backward passes of this rank have left, each like its parameter
         for name, p in self.parameters.items():
             p.register_post_accumulate_grad_hook(lambda p, name=name: self._take(name, p))
-        self.messages: list[list[str]] = []  # small parameters' sums travel together: each message has its price
+        self.messages: list[list[str]] = []  # names of parameters: each message has its price
         for name, p in self.parameters.items():
             if not self.messages or sum(self.parameters[other].numel() for other in self.messages[-1]) + p.numel() > MESSAGE:
                 self.messages.append([])

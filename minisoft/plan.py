@@ -141,7 +141,8 @@ def of_run(args, source: Path, pieces: int) -> str:
     micro_batch, model.recompute = choose_micro_batch(model, args.cot + after, memory, pieces, device.type)
     load = Load(rows, problems, args.cot, after, prompt, min(rows, args.micro_batch or micro_batch), args.tokens != "hard")
     return (f"{args.model}: {sum(p.numel() for p in model.parameters()):,} parameters, {args.dtype}, {args.plan} ranks of "
-            f"{device.type} with {memory / 2**30:.0f} GiB, masters and moments {'in pieces' if pieces > 1 else 'on every rank'}\n"
+            f"{device.type} with {memory / 2**30:.0f} GiB, masters and moments "
+            f"{'in pieces' if pieces > 1 else 'on every rank'}\n"
             f"a rank's part of a step: {rows} rows of {problems} problems, prompts of {prompt} and rows of {load.positions} "
             f"tokens, {load.micro_batch} rows at a time backward{', layers computed twice' * model.recompute}\n"
             f"{report.table(describe(plan(model, load, pieces, device.type)))}")

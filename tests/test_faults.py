@@ -73,9 +73,10 @@ train.main(sys.argv[3:])
 
 
 @pytest.mark.parametrize("place, times", [
-    ("train.rollout", 2), ("train.backward", 5), ("metrics.write", 2), ("state.save_tensors", 2), ("state.write_json", 5),
-    ("state.digest", 5), ("checkpoint.save_tensors", 3), ("path.rename", 1), ("path.rename", 4), ("path.rename", 5),
-    ("path.rename", 6), ("shutil.rmtree", 8), ("train.finish", 0), ("files.write_json", 1)])
+    ("train.rollout", 2), ("metrics.write", 2), ("state.save_tensors", 2), ("path.rename", 4), ("path.rename", 5),
+    *(pytest.param(*at, marks=pytest.mark.slow) for at in (
+        ("train.backward", 5), ("state.write_json", 5), ("state.digest", 5), ("checkpoint.save_tensors", 3), ("path.rename", 1),
+        ("path.rename", 6), ("shutil.rmtree", 8), ("train.finish", 0), ("files.write_json", 1)))])
 def test_a_kill_at_any_place(whole, tmp_path, place, times):
     """SIGKILL before the call number `times` of a function: in a rollout, a replay, a save, before each of its renames."""
     out = tmp_path / "run"
@@ -108,6 +109,26 @@ def test_changed_data_are_named_at_resume(tmp_path):
     with pytest.raises(SystemExit, match="--resume: expected what the run began with, found other content of --data "):
         resume(out, "--steps", "2")
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "lock"} == before
+
+
+def test_a_changed_tokenizer_and_prompt_are_named_at_resume(tmp_path):
+    shutil.copytree(checkpoint.WEIGHTS / "tiny", tmp_path / "model")
+    (tmp_path / "prompt.txt").write_text("User: QUESTION Assistant:")
+    out, flags = tmp_path / "run", ["--model", str(tmp_path / "model"), "--prompt", str(tmp_path / "prompt.txt")]
+    run(out, "--steps", "1", *flags)
+    (tmp_path / "prompt.txt").write_text("Question: QUESTION Answer:")
+    settings = tmp_path / "model/tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "add_bos_token": False}))
+    with pytest.raises(SystemExit, match=r"found other content of --prompt, tokenizer_config.json \("):
+        resume(out, "--steps", "2")
+
+
+def test_golds_that_the_verifier_cannot_read_are_listed(tmp_path, capsys):
+    rows = (ROOT / "weights/tiny/train.jsonl").read_text().splitlines()[:40]
+    rows[7] = json.dumps({"question": "Which angle?", "answer": "\\angle A B C"})
+    (tmp_path / "data.jsonl").write_text("\n".join(rows))
+    run(tmp_path / "run", "--steps", "1", "--data", str(tmp_path / "data.jsonl"))
+    assert "1 of 40 gold answers are neither numbers nor formulas nor words" in capsys.readouterr().out
 
 
 def test_a_disk_that_takes_no_more_bytes_while_saving(tmp_path):

@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["--prompts", "4", "--group", "4", "--cot", "40", "--validation", "0", "--test", "0", "--shares-every", "2",
          "--show-every", "0", "--steps", "5", "--warmup", "1", "--lr", "2e-3", "--device", "cpu"]
 
+SLOW = pytest.mark.slow
+
 
 def environment(rank=None, size=None, port=None, host="127.0.0.1"):
     """That of a test, with two ranks' variables where there is no torchrun."""
@@ -68,7 +70,8 @@ def one(tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("ranks, shard", [(2, "no"), (2, "yes"), (4, "no"), (4, "yes")])
+@pytest.mark.parametrize("ranks, shard", [
+    pytest.param(2, "no", marks=SLOW), (2, "yes"), (4, "no"), (4, "yes")])
 def test_five_updates_by_any_number_of_ranks(one, tmp_path, ranks, shard):
     """B = 4 problems, so no rank has a part of one."""
     torchrun(ranks, tmp_path / "run", "--shard", shard)
@@ -108,7 +111,8 @@ def wait_for(path, seconds=90):
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("how, gone, patience", [(signal.SIGKILL, 1, "5"), (signal.SIGKILL, 0, "5"), (signal.SIGSTOP, 2, "0.3")])
+@pytest.mark.parametrize("how, gone, patience", [
+    (signal.SIGKILL, 1, "5"), pytest.param(signal.SIGKILL, 0, "5", marks=SLOW), pytest.param(signal.SIGSTOP, 2, "0.3", marks=SLOW)])
 def test_a_rank_that_dies_or_hangs_is_named_by_the_others(tmp_path, how, gone, patience):
     out = tmp_path / "run"
     ranks = start_ranks(out, 3, "--prompts", "3", "--patience", patience)
@@ -168,7 +172,7 @@ def two_hosts():
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
-@pytest.mark.parametrize("shard", ["no", "yes"])
+@pytest.mark.parametrize("shard", [pytest.param("no", marks=SLOW), "yes"])
 def test_two_hosts(one, tmp_path, two_hosts, shard):
     """Through torchrun's rendezvous, two ranks on each."""
     master = two_hosts[0][1]
@@ -190,6 +194,7 @@ def test_two_hosts(one, tmp_path, two_hosts, shard):
     assert json.loads((tmp_path / "run/config.json").read_text())["world"] == 4
 
 
+@pytest.mark.slow
 def test_two_ranks_with_pieces_in_bfloat16_go_on_bit_for_bit(tmp_path):
     flags = ["--shard", "yes", "--dtype", "bfloat16", "--save-every", "2", "--steps", "4"]
     torchrun(2, tmp_path / "whole", *flags)

@@ -71,7 +71,7 @@ def one(tmp_path_factory):
 
 
 @pytest.mark.parametrize("ranks, shard", [
-    pytest.param(2, "no", marks=SLOW), (2, "yes"), (4, "no"), (4, "yes")])
+    pytest.param(2, "no", marks=SLOW), pytest.param(2, "yes", marks=SLOW), (4, "no"), (4, "yes")])
 def test_five_updates_by_any_number_of_ranks(one, tmp_path, ranks, shard):
     """B = 4 problems, so no rank has a part of one."""
     torchrun(ranks, tmp_path / "run", "--shard", shard)
@@ -172,7 +172,8 @@ def two_hosts():
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
-@pytest.mark.parametrize("shard", [pytest.param("no", marks=SLOW), "yes"])
+@pytest.mark.slow
+@pytest.mark.parametrize("shard", ["no", "yes"])
 def test_two_hosts(one, tmp_path, two_hosts, shard):
     """Through torchrun's rendezvous, two ranks on each."""
     master = two_hosts[0][1]

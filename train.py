@@ -39,6 +39,7 @@ DEFAULTS = {"data": "gsm8k", "prompts": 2, "group": 32, "steps": 4000, "cot": 12
             "lr": {"hard": 6e-6, "soft": 6e-6, "fuzzy": 6e-6}}  # the paper's (section 4, appendix A)
 MAY_CHANGE = {"steps", "validate_every", "save_every", "keep", "show_every", "shares_every", "micro_batch", "eval_batch",
               "device", "shard", "patience", "out", "resume"}  # flags that may differ when a run goes on
+WRITES = ("best", "last", "config.json", "metrics.jsonl", "summary.json")  # in RUN, besides state/ and lock
 
 
 def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
@@ -147,7 +148,10 @@ class Run:
         def take():
             self.args.out.mkdir(parents=True, exist_ok=True)
             self.lock = state.lock(self.args.out)
-            files.recover(self.args.out), files.recover(self.args.out / "state")
+            if self.args.resume:  # a new RUN may be a folder with files of the user's
+                half_written = (new.with_suffix("") for new in (self.args.out / "state").glob("step-*.new"))
+                for path in (*(self.args.out / name for name in WRITES), *half_written):
+                    files.recover(path)
         self.world.all_or_none(lambda: take() if self.world.main else None)
 
     def begin_files(self, config: dict) -> report.MetricsFile:

@@ -65,12 +65,14 @@ def replace_folder(folder: Path, write) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def recover(parent: Path) -> None:
-    """Undo a kill between the two renames of `replace_folder` in the folders of `parent`; remove what was half-written."""
-    for old in parent.glob("*.old"):
-        if old.with_suffix("").exists():
-            shutil.rmtree(old)
-        else:
-            old.rename(old.with_suffix(""))
-    for new in parent.glob("*.new"):
-        shutil.rmtree(new) if new.is_dir() else new.unlink()
+def recover(path: Path) -> None:
+    """Undo a kill while `path` was written: between the two renames of `replace_folder`, or halfway."""
+    old, new = path.with_name(path.name + ".old"), path.with_name(path.name + ".new")
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    elif old.exists():
+        old.rename(path)
+    if new.is_dir():
+        shutil.rmtree(new)
+    else:
+        new.unlink(missing_ok=True)

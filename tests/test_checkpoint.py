@@ -323,7 +323,7 @@ def test_a_kill_between_the_two_renames_is_undone(model_folder, tmp_path):
     model, target = load_model(model_folder), tmp_path / "runs" / "best"
     save_model(target, model, model_folder, {"step": 1})
     target.rename(target.with_name("best.old"))
-    recover(target.parent)
+    recover(target)
     assert read_json(target / SIDECAR) == {"step": 1}
     save_model(target, model, model_folder, {"step": 2})
     assert [path.name for path in target.parent.iterdir()] == ["best"]

@@ -196,6 +196,16 @@ def test_what_a_kill_left_half_written_goes(tmp_path):
     assert not [*(tmp_path / "run").rglob("*.new"), *(tmp_path / "run").rglob("*.old")]
 
 
+def test_a_new_run_touches_nothing_else_in_its_folder(tmp_path):
+    for name in ("notes.old", "notes", "draft.new"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "list.new").write_text("mine")
+    run(tmp_path, "--steps", "1", "--validation", "0")
+    assert all((tmp_path / name).exists() for name in ("notes.old", "notes", "draft.new", "list.new"))
+    resume(tmp_path, "--steps", "2")
+    assert all((tmp_path / name).exists() for name in ("notes.old", "notes", "draft.new", "list.new"))
+
+
 def test_too_little_memory_twice_says_what_to_set(tmp_path, broken_backward):
     broken_backward([torch.OutOfMemoryError("no memory")] * 2)
     with pytest.raises(SystemExit, match="step 1: --micro-batch: expected backward passes that fit.*set a smaller --micro-batch"):

@@ -29,9 +29,9 @@ from minisoft.errors import InputError
 from minisoft.journal import Journal
 from minisoft.optimizer import ABOVE, Optimizer
 from minisoft.parallel import RankError, World, as_program
-from minisoft.reinforce import Mismatch, backward, leave_one_out, measure_mismatch
+from minisoft.reinforce import ESTIMATORS, TERMS, Mismatch, advantages, backward, measure_mismatch
 from minisoft.reward import WORKERS, Verifier, only_as_text
-from minisoft.rollout import ANSWER, ANSWER_TOKENS, COT, Format, Request, rollout
+from minisoft.rollout import ANSWER_TOKENS, Format, Request, rollout
 from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K, make_kind, noise_scale, rms
 from minisoft.tokenizer import FILES, read_json
 
@@ -71,6 +71,11 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
     add(group, "--betas", [.9, .95], "AdamW; open in the paper", type=float, nargs=2)
     add(group, "--weight-decay", 0., "AdamW; open in the paper", type=float)
     add(group, "--clip", 1., "largest norm of the gradient; open in the paper", type=float)
+    add(group, "--estimator", ESTIMATORS[0], "of the gradient, all unbiased: rloo, the paper's; prefix, a baseline from samples "
+        "with the same tokens so far; pairs, antithetic draws; thin, rows of small advantage left out at random",
+        choices=ESTIMATORS)
+    add(group, "--terms", "both", "ablation: which log-probabilities learn, those of the CoT, of the answer, or both",
+        choices=list(TERMS))
     group = parser.add_argument_group("run")
     add(group, "--out", None, "RUN, the folder to write (default runs/DATE-TIME)", type=Path)
     add(group, "--resume", False, "go on with what is in RUN", action="store_true")
@@ -178,6 +183,11 @@ class Run:
                       if (self.source / name).is_file()}}
         self.sources = {name: hashlib.sha256(text).hexdigest() for name, text in content.items()}
         self.shares = self.world.share(args.prompts, args.group)
+        if args.estimator == "prefix" and any(len(samples) < args.group for _, samples in self.shares):
+            raise InputError(f"--estimator prefix: expected whole groups on every rank, found {self.world.size} ranks for "
+                             f"B {args.prompts}")
+        if args.estimator == "pairs" and (args.group < 4 or args.group % 2):
+            raise InputError(f"--group: expected an even number, at least 4, for --estimator pairs, found {args.group}")
         self.model, self.tokenizer = checkpoint.load(self.source, self.world.device, checkpoint.DTYPES[args.dtype])
         self.form = Format(self.tokenizer)
 
@@ -275,7 +285,7 @@ def train_step(run: Run, verifier) -> tuple[dict, list[dict]]:
     numbers = world.balance(numbers, lambda number: len(run.problems[number].question))
     with report.clock(seconds, "seconds_rollout"):  # eqs. 3-6
         requests = [Request(run.tokenizer.encode(data.prompt(run.problems[numbers[b]].question, run.template)),
-                            (args.seed, run.step, numbers[b]), samples) for b, samples in run.shares]
+                            (args.seed, run.step, numbers[b]), samples, args.estimator == "pairs") for b, samples in run.shares]
         rollouts = rollout(model, run.form, run.kind, requests, args.cot)
     with report.clock(seconds, "seconds_reward"):  # eq. 11
         before = Counter(verifier.counts)
@@ -285,9 +295,10 @@ def train_step(run: Run, verifier) -> tuple[dict, list[dict]]:
     columns = ("reward", "cot_tokens", "answer_tokens", "entropy", "truncated")
     table = world.gather(torch.tensor([[g[c] for c in columns] for g in generations], dtype=torch.float64))
     rewards = table[:, 0].view(args.prompts, args.group)
-    advantages = leave_one_out(rewards).float().to(world.device)  # (B, G), eqs. 12-13
-    with report.clock(seconds, "seconds_backward"):  # eqs. 9, 10, 14, 15
-        mismatch, shares = differentiate(run, rollouts, advantages)
+    with report.clock(seconds, "seconds_backward"):  # eqs. 9, 10, 12-15
+        weights = [advantages(args.estimator, rewards[b].to(world.device), record, (args.seed, run.step, numbers[b]))
+                   for (b, _), record in zip(run.shares, rollouts)]  # each (n,) or (n, S)
+        mismatch, shares = differentiate(run, rollouts, weights)
     grad_norm = run.optimizer.grad_norm()
     if not grad_norm < float("inf"):
         raise FloatingPointError(f"step {run.step + 1}: gradient norm: expected a finite number, found {grad_norm} "
@@ -301,14 +312,14 @@ def train_step(run: Run, verifier) -> tuple[dict, list[dict]]:
             "verifier": dict(sorted(counts.items())), "boxed": (rewards >= 10).double().mean().item(),
             "truncated": mean["truncated"],
             "cot_length": mean["cot_tokens"], "answer_length": mean["answer_tokens"], "entropy": mean["entropy"],
-            "informative": advantages.any(1).double().mean().item(), "grad_norm": grad_norm,
+            "informative": (rewards != rewards[:, :1]).any(1).double().mean().item(), "grad_norm": grad_norm,
             **{name: norm / grad_norm if grad_norm else 0.0 for name, norm in shares.items()},
             "replay_mismatch": mismatch.total / mismatch.tokens, "replay_mismatch_max": mismatch.largest, "lr": lr,
             "seconds": time.perf_counter() - start, **seconds,
             "memory_gib": report.peak_memory_gib(world.device)}, generations
 
 
-def differentiate(run: Run, rollouts, advantages: torch.Tensor) -> tuple[Mismatch, dict]:
+def differentiate(run: Run, rollouts, weights: list[torch.Tensor]) -> tuple[Mismatch, dict]:
     """Collect the gradient of the loss (eq. 14) over all ranks; now and then also its parts' norms.
 
     The whole gradient is the sum of its CoT and answer terms, so a step that measures their shares computes them one
@@ -316,8 +327,8 @@ def differentiate(run: Run, rollouts, advantages: torch.Tensor) -> tuple[Mismatc
     """
     measure = run.args.shares_every and run.step % run.args.shares_every == 0
     mismatch, shares = Mismatch(), {}
-    for name, terms in (("answer", (ANSWER,)), ("cot", (COT,))) if measure else (("all", (COT, ANSWER)),):
-        mismatch = mismatch + passes(run, rollouts, advantages, terms)
+    for name in ("answer", "cot") if measure and run.args.terms == "both" else (run.args.terms,):
+        mismatch = mismatch + passes(run, rollouts, weights, TERMS[name])
         norm = run.optimizer.collect()
         if measure:
             shares[f"share_{name}"] = norm
@@ -326,16 +337,16 @@ def differentiate(run: Run, rollouts, advantages: torch.Tensor) -> tuple[Mismatc
     return mismatch.over_ranks(run.world), shares
 
 
-def passes(run: Run, rollouts, advantages: torch.Tensor, terms: tuple[int, ...]) -> Mismatch:
+def passes(run: Run, rollouts, weights: list[torch.Tensor], terms: tuple[int, ...]) -> Mismatch:
     """This rank's backward passes.  Where the memory of any rank's GPU is too small, all ranks do theirs once more with half
     as many rows at a time; raises InputError where that is not enough."""
     args = run.args
     for last_try in (False, True):
         mismatch, failed = Mismatch(), False
         try:
-            for (b, samples), record in zip(run.shares, rollouts):
-                backward(run.model, run.kind, record, advantages[b, samples.start: samples.stop],
-                         1 / (args.prompts * args.group), args.micro_batch, mismatch, terms)
+            for record, weight in zip(rollouts, weights):
+                backward(run.model, run.kind, record, weight, 1 / (args.prompts * args.group), args.micro_batch, mismatch,
+                         terms)
         except torch.OutOfMemoryError:
             failed = True
         if not any(run.world.gather_objects([failed])):

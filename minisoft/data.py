@@ -31,7 +31,8 @@ HUB = {  # short name -> (hub dataset, configuration, split)
     "hellaswag": ("Rowan/hellaswag", None, "validation"),
     "arc-easy": ("allenai/ai2_arc", "ARC-Easy", "test"), "arc-challenge": ("allenai/ai2_arc", "ARC-Challenge", "test"),
     "mmlu": ("cais/mmlu", "all", "test")}
-EMBEDDED = {"tiny": "train.jsonl", "tiny-test": "test.jsonl", "tiny-hard": "hard.jsonl"}  # in weights/tiny
+EMBEDDED = {"tiny": "train.jsonl", **{f"tiny-{name}": f"{name}.jsonl" for name in (
+    "test", "long", "hard", "facts", "sorting", "drills", "references")}}  # in weights/tiny
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,14 @@ def load(source: str | Path) -> list[Problem] | list[Choice]:
 
 
 def load_problems(source: str | Path) -> list[Problem]:
-    """Problems of a .jsonl or .json file, of "tiny", "tiny-test", "tiny-hard", or of the hub ("gsm8k", "math-500", ...,
+    """Problems of a .jsonl or .json file, of "tiny", "tiny-test", "tiny-long", "tiny-hard", or of the hub ("gsm8k", "math-500", ...,
     or "owner/name[:configuration[:split]]").  Rows with an empty answer are left out and named on stderr.  Raises
     InputError for any other row that is no problem."""
     return _problems(_read(source), source)
 
 
 def load_choices(source: str | Path) -> list[Choice]:
-    """Multiple-choice questions of a file or of the hub ("hellaswag", "arc-easy", "arc-challenge", "mmlu", or
+    """Multiple-choice questions of a file, of "tiny-facts", "tiny-sorting", "tiny-drills", "tiny-references", or of the hub ("hellaswag", "arc-easy", "arc-challenge", "mmlu", or
     "owner/name[:configuration[:split]]").  Formats of a row:
 
         HellaSwag    ctx, endings (texts), label (index); with activity_label, ctx_a and ctx_b: context of these

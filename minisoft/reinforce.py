@@ -6,24 +6,70 @@ Dimensions: P problems, G samples of each, n rows of one problem, S positions af
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
+from minisoft.draws import Draws, key
 from minisoft.model import PromptCache, Transformer
 from minisoft.rollout import ANSWER, COT, PAD, Rollout
 from minisoft.soft import Categorical
 
 LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB of float32 logits, whatever V
+TERMS = {"both": (COT, ANSWER), "cot": (COT,), "answer": (ANSWER,)}  # which log-probabilities learn
+ESTIMATORS = ("rloo", "prefix", "pairs", "thin")  # of the gradient, see `advantages`
 
 
-def leave_one_out(rewards: torch.Tensor) -> torch.Tensor:
+def leave_one_out(rewards: torch.Tensor, together: int = 1) -> torch.Tensor:
     """Rewards (P, G) -> advantages (P, G): reward minus the mean reward of the other G - 1 samples (eqs. 12-13).
 
-    Raises ValueError for G < 2, where there is no other sample.
+    together: samples that are drawn together, such as the 2 of an antithetic pair, are not independent of each other:
+    the baseline is then the mean of the G - 2 others.  Raises ValueError where there are none.
     """
     G = rewards.shape[-1]
-    if G < 2:
-        raise ValueError(f"leave_one_out: expected at least 2 samples a problem, found {G}")
-    return (rewards - rewards.mean(-1, keepdim=True)) * (G / (G - 1))  # = r - (sum - r) / (G - 1)
+    if G <= together or G % together:
+        raise ValueError(f"leave_one_out: expected at least {2 * together} samples a problem, found {G}")
+    blocks = rewards.view(*rewards.shape[:-1], G // together, together).sum(-1).repeat_interleave(together, -1)
+    return rewards - (rewards.sum(-1, keepdim=True) - blocks) / (G - together)
+
+
+def advantages(estimator: str, rewards: torch.Tensor, rollout: Rollout, draws_key: tuple) -> torch.Tensor:
+    """Rewards (G,) of all samples of a problem -> advantages (n,) or (n, S) of the rows of a Rollout, float32, by one of
+    ESTIMATORS, which all have the gradient of eq. 8 as their mean.
+
+    rloo: the paper's; prefix: see `prefix_advantages`, which needs the Rollout of all samples; pairs: samples drawn in
+    antithetic pairs; thin: see `thin`, whose draws `draws_key` decides.
+    """
+    if estimator == "prefix":
+        return prefix_advantages(rewards, rollout).float()
+    found = leave_one_out(rewards, 2 if estimator == "pairs" else 1)
+    found = thin(found, draws_key) if estimator == "thin" and found.any() else found
+    return found[rollout.samples.start: rollout.samples.stop].float()
+
+
+def prefix_advantages(rewards: torch.Tensor, rollout: Rollout, prior: float = 1.0) -> torch.Tensor:
+    """Rewards (G,) of all samples of a problem -> advantages (G, S), one for each position.
+
+    The baseline at a position is the mean reward of those *other* samples whose (shadow) tokens before it are the same;
+    the mean of all others (eq. 13) counts as `prior` more of them.  It does not depend on the sample's action there, so
+    the gradient stays unbiased; what the tokens before have already decided no longer adds to its variance.
+    """
+    others = 1 - torch.eye(len(rewards), dtype=rewards.dtype, device=rewards.device)  # (G, G)
+    whole = rewards - leave_one_out(rewards)  # (G,), eq. 13
+    tokens = rollout.ids * 4 + rollout.role  # (G, S)
+    same = (tokens[:, None] == tokens).to(rewards.dtype).cumprod(-1)  # (G, G, S): up to and with this position
+    same = F.pad(same[..., :-1], (1, 0), value=1.0) * others[..., None]  # before it
+    baseline = (torch.einsum("ghs,h->gs", same, rewards) + prior * whole[:, None]) / (same.sum(1) + prior)
+    return rewards[:, None] - baseline
+
+
+def thin(advantages: torch.Tensor, draws_key: tuple) -> torch.Tensor:
+    """Advantages (n,) -> sparser ones of the same mean: a row whose advantage is below their root mean square c is kept with
+    probability |A| / c and then counts as c."""
+    c = advantages.square().mean().sqrt()
+    chance = (advantages.abs() / c).clamp_(max=1)
+    keys = torch.tensor([key("thin", *draws_key, row) for row in range(len(advantages))], device=advantages.device)
+    kept = Draws(keys, torch.zeros_like(keys)).uniform() < chance
+    return torch.where(kept, advantages / chance, 0.0)
 
 
 @dataclass
@@ -53,9 +99,9 @@ def log_prob(model: Transformer, kind, rollout: Rollout, rows: torch.Tensor, hid
     """Log-probability (m, S) of every recorded action of the given rows (m,), from their `encodings` hidden (m, S, d)
     (eqs. 9-10); positions that are no action get 0.
 
-    What has V numbers a position exists for one chunk of positions at a time.  Hence with weight (m,) each chunk is
-    differentiated at once: the gradients of  sum_m weight_m sum_S log_prob, over positions whose role is in `terms`, are
-    added to those of `hidden`, a leaf, and of the decoding and embedding matrices.
+    What has V numbers a position exists for one chunk of positions at a time.  Hence with weight (m, S) each chunk is
+    differentiated at once: the gradients of  sum_mS weight log_prob, over positions whose role is in `terms`, are added to
+    those of `hidden`, a leaf, and of the decoding and embedding matrices.
     """
     role, chunk = rollout.role[rows, : hidden.shape[1]], _chunk(model)
     out = torch.zeros(role.shape, dtype=torch.float64, device=hidden.device)
@@ -68,7 +114,7 @@ def log_prob(model: Transformer, kind, rollout: Rollout, rows: torch.Tensor, hid
             score = distribution[term](hidden[row, position]).log_prob(action)  # (chunk,)
             out[row, position] = score.detach()
             if weight is not None and term in terms and len(at):
-                (weight[row] * score).sum().backward()
+                (weight[row, position] * score).sum().backward()
     return out
 
 
@@ -108,12 +154,13 @@ def backward(model: Transformer, kind, rollout: Rollout, advantages: torch.Tenso
              mismatch: Mismatch, terms: tuple[int, ...] = (COT, ANSWER)) -> None:
     """Add to the gradients those of  -scale * sum_g A_g * l_g  (eqs. 14-15), l_g the *sum* of the log-probs of row g.
 
-    advantages (n,), constants; scale 1 / (B G), global; rows go through the model `micro_batch` at a time, which does
+    advantages (n,), or (n, S) where they differ by position, constants; scale 1 / (B G), global; rows go through the model `micro_batch` at a time, which does
     not change the gradient; terms: which roles count in l_g.  The prompt is run once: the gradients that the rows send
     into its keys and values add up there and go back through it together.  Rows with advantage 0 are left out;
     `mismatch` collects the others' replay mismatch.
     """
-    useful = advantages.nonzero()[:, 0]
+    advantages = advantages.view(len(advantages), -1).expand(rollout.role.shape)  # (n, S)
+    useful = advantages.any(1).nonzero()[:, 0]
     if not len(useful):
         return
     whole, cache = model.prefill(torch.tensor([rollout.prompt], device=model.E.device))

@@ -127,13 +127,16 @@ def document(seed: int, index: int) -> tuple[str, str]:
     return PROMPT.replace("QUESTION", asked), f" {thought}{' ' if thought else ''}The final answer is: \\boxed{{{answer}}}"
 
 
+def _style(rng, story: Story) -> str:
+    return "expression" if rng.random() < EXPRESSION[story.thing] else rng.choice(("equations", "words", "running"))
+
+
 def _story(rng):
     story = draw_story(rng, rng.randint(1, 4))
     if rng.random() < .03:  # an unheard-of name, so that every letter is alive in the embedding matrix
         name = "".join(rng.choice("abcdefghijklmnopqrstuvwxyz") for _ in range(rng.randint(2, 6)))
         story = Story(rng.choice((name, name.upper(), name.title())), story.thing, story.start, story.steps)
-    style = ("expression" if rng.random() < EXPRESSION[story.thing] else
-             rng.choice(("equations", "words", "running")))
+    style = _style(rng, story)
     slip = lambda value: max(0, value + rng.choice((-10, -1, 1, 10))) if rng.random() < .005 else value
     asked = question(story, rng)
     return asked, *solution(story, style, slip)
@@ -169,3 +172,59 @@ def _sorting(rng):
     numbers = [rng.randint(1, 99) for _ in range(rng.randint(3, 5))]
     word, done = rng.choice((("Sort", sorted(numbers)), ("Reverse", numbers[::-1])))
     return f"{word}: {', '.join(map(str, numbers))}.", "", ", ".join(map(str, done))
+
+
+def choice(skill: str, index: int) -> dict:
+    """Multiple choice number `index` of a skill that reinforcement does not train, in the format of HellaSwag: "facts",
+    "sorting", "drills", or "references", chains of thought in the corpus's mixture of styles; of the last two the wrong
+    option has one error."""
+    rng = random.Random(f"minisoft/choice/{skill}/{index}")
+    context, right, wrong = {"facts": _fact_choice, "sorting": _sorting_choice, "drills": _drill_choice,
+                             "references": _reference_choice}[skill](rng)
+    endings = rng.sample([right, *wrong], 1 + len(wrong))
+    return {"ctx": context, "endings": endings, "label": endings.index(right)}
+
+
+def _boxed(answer) -> str:
+    return f"\\boxed{{{answer}}}"
+
+
+def _fact_choice(rng):
+    asked, _, answer = _fact(rng)
+    return f"{PROMPT.replace('QUESTION', asked)} The final answer is:", _boxed(answer), [
+        _boxed(letter) for letter in "ABCD" if letter != answer]
+
+
+def _sorting_choice(rng):
+    asked, _, answer = _sorting(rng)
+    numbers, wrong = answer.split(", "), set()
+    while len(wrong) < 3:
+        wrong |= {", ".join(rng.sample(numbers, len(numbers)))} - {answer}
+        if len(set(numbers)) < 3:  # too few orders
+            asked, _, answer = _sorting(rng)
+            numbers, wrong = answer.split(", "), set()
+    return f"{PROMPT.replace('QUESTION', asked)} The final answer is:", _boxed(answer), [_boxed(w) for w in sorted(wrong)]
+
+
+def _drill_choice(rng):
+    asked, thought, answer = _drill(rng)
+    numbers = answer.split(", ")
+    bad = rng.randrange(len(numbers))
+    error = str(int(numbers[bad]) + rng.choice((1, 10)))
+    sums = thought.split(". ")
+    sums[bad] = f"{sums[bad].split(' = ')[0]} = {error}" + "." * (bad == len(sums) - 1)
+    text = lambda thought, numbers: f"{thought} The final answer is: {_boxed(', '.join(numbers))}"
+    return PROMPT.replace("QUESTION", asked), text(thought, numbers), [
+        text(". ".join(sums), numbers[:bad] + [error] + numbers[bad + 1:])]
+
+
+def _reference_choice(rng):
+    story = draw_story(rng, rng.randint(2, 4))
+    style, asked = _style(rng, story), question(story, rng)
+    made = []
+    right = solution(story, style, lambda value: made.append(value) or value)
+    bad, slip = rng.randrange(len(made)), rng.choice((1, 10))
+    calls = iter(range(len(made)))
+    error = solution(story, style, lambda value: value + slip * (next(calls) == bad))
+    text = lambda found: f"{found[0]} The final answer is: {_boxed(found[1])}"
+    return PROMPT.replace("QUESTION", asked), text(right), [text(error)]

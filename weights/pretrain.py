@@ -19,6 +19,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from tqdm import tqdm
 
 import corpus
+from minisoft import linear
 from minisoft.model import Config, Transformer
 
 SPECIAL = ("<unk>", "<eos>")
@@ -90,11 +91,16 @@ def write_sidecar(out: Path) -> None:
 
 
 def write_problems(out: Path) -> None:
-    """The generated problem sets: 2-4 changes of the count for training and test, 5-6 for the harder test."""
+    """The generated problems: 2-4 changes of the count for training and test, 4-5 and 5-6 for longer tests; and multiple
+    choice on skills that are pretrained but not reinforced."""
     out.mkdir(parents=True, exist_ok=True)
-    for seed, (name, size, steps) in enumerate((("train", 3000, (2, 4)), ("test", 400, (2, 4)), ("hard", 400, (5, 6)))):
+    lines = lambda rows: "".join(json.dumps(row) + "\n" for row in rows)
+    for seed, (name, size, steps) in enumerate((("train", 3000, (2, 4)), ("test", 400, (2, 4)), ("hard", 400, (5, 6)),
+                                                ("long", 400, (4, 5)))):
         rows = (dict(zip(("question", "answer"), corpus.problem(seed, i, steps))) for i in range(size))
-        (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (out / f"{name}.jsonl").write_text(lines(rows))
+    for skill in ("facts", "sorting", "drills", "references"):
+        (out / f"{skill}.jsonl").write_text(lines(corpus.choice(skill, i) for i in range(300)))
 
 
 def main() -> None:
@@ -108,6 +114,7 @@ def main() -> None:
     write_problems(args.out)
     write_sidecar(args.out)
     torch.set_num_threads(args.threads)
+    linear.ONEDNN = False  # torch's own products, with which weights/tiny was made
     tokenizer = make_tokenizer()
     raw = make_config(tokenizer.get_vocab_size())
     model = Transformer(Config.read(raw))

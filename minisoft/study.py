@@ -1,0 +1,238 @@
+"""The paper in miniature: the embedded model trained with hard, soft and fuzzy tokens, and the five findings looked for.
+
+    python -m minisoft.study --out runs/study                      # about two hours on two cores
+    python -m minisoft.study --out runs/study --parts all          # with ablation, variance remedies and fuzzy tokens
+    python -m minisoft.study --out runs/study --list               # the commands that it consists of
+
+A cell is one call of train.py, eval.py or minisoft.gradient in a process of its own with one thread; --jobs of them run at
+once.  Cells that are done are not done again, and one that was interrupted goes on where it stopped, so the same command
+continues the study; a cell typed by hand gives the same numbers on the same machine.  Parts:
+
+    findings   learning rates on validation (a seed of their own), --seeds runs of each kind, six settings and multiple
+               choice for all of them, checkpoints on the way, where the gradient comes from
+    ablation   training on the CoT's terms only, on the answer's only
+    variance   other unbiased estimators and shapes of a batch, their signal and what they learn
+    fuzzy      higher temperatures, bfloat16
+
+Writes OUT/study.md (tables), study.json (their numbers), pictures (extra `plot`), cells.jsonl (command, commit, seconds).
+"""
+
+import argparse
+import json
+import os
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from minisoft import checkpoint, findings
+from minisoft.data import WEIGHTS
+from minisoft.errors import InputError
+from minisoft.soft import KINDS
+from minisoft.state import State
+from minisoft.tokenizer import read_json
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("findings", "ablation", "variance", "fuzzy")
+SWEEP_SEED, LRS = 100, ("1e-4", "2e-4", "4e-4", "8e-4")
+CHECKPOINTS, STEPS = (15, 30, 45), 60
+PROBLEMS = ("tiny-test", "tiny-long")  # in domain and longer than in training
+SKILLS = ("tiny-facts", "tiny-sorting", "tiny-drills", "tiny-references")
+SHAPES = ((64, 8), (8, 64))  # B x G beside 16 x 32, as many samples
+TAUS = ("0.01", "0.1")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One command; it is done when `result` exists."""
+
+    name: str
+    command: tuple[str, ...]
+    result: Path
+
+
+class Study:
+    def __init__(self, out: Path, seeds: int, jobs: int):
+        self.out, self.seeds, self.jobs, self.failed = out, range(seeds), jobs, None
+        self.commit = _commit()
+
+    def train(self, name: str, tokens: str, lr: str, seed: int, *flags: str) -> Cell:
+        run = self.out / name
+        command = ("train.py", "--tokens", tokens, "--lr", lr, "--seed", str(seed), *flags, "--show-every", "0", "--out", str(run))
+        return Cell(name, command, run / "summary.json")
+
+    def evaluate(self, name: str, models: list[str], *flags: str) -> Cell:
+        result = self.out / f"{name}.json"
+        return Cell(name, ("eval.py", "--model", *models, *flags, "--batch", "512", "--out", str(result)), result)
+
+    def gradient(self, name: str, model: Path, tokens: str, *flags: str) -> Cell:
+        result = self.out / f"{name}.json"
+        return Cell(name, ("-m", "minisoft.gradient", "--model", str(model), "--tokens", tokens, *flags, "--out", str(result)),
+                    result)
+
+    def chosen(self) -> dict[str, str]:
+        """kind -> the learning rate with the best validation in the sweep, the smaller of equals."""
+        best = lambda kind, lr: read_json(self.out / f"sweep/{kind}-{lr}/summary.json", required=True)["validation"]
+        return {kind: max(LRS, key=lambda lr: (best(kind, lr), -float(lr))) for kind in KINDS}
+
+    def at_step(self, kind: str, seed: int, step: int) -> Path:
+        """The model of a main run after `step` updates, as a folder; made from the run's saved state."""
+        run, folder = self.out / f"train/{kind}-s{seed}", self.out / f"checkpoints/{kind}-s{seed}-{step}"
+        if not folder.is_dir():
+            state = State(run / f"state/step-{step:06d}")
+            model = checkpoint.load_model(run / "last", torch.device("cpu"), torch.float32)
+            with torch.no_grad():
+                for name, p in model.named_parameters():
+                    p.copy_(state.read(f"weight/{name}", 0, p.numel()).view_as(p))
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            checkpoint.save_model(folder, model, run / "last", checkpoint.read_about(run / "last"))
+        return folder
+
+    def stages(self, parts: list[str]):
+        """Lists of cells; those of a stage may run side by side, and need what the stages before have left."""
+        yield [self.train(f"sweep/{kind}-{lr}", kind, lr, SWEEP_SEED, "--shares-every", "0") for lr in LRS for kind in KINDS]
+        lr = self.chosen()
+        main = lambda folder, kind, seed, *flags: self.train(f"{folder}-s{seed}", kind, lr[kind], seed, *flags)
+        each = [(kind, seed) for seed in self.seeds for kind in KINDS]
+        yield [main(f"train/{kind}", kind, seed, "--save-every", "15", "--keep", "4") for kind, seed in each]
+        if "findings" in parts:
+            yield [*self.tests(each), *self.signals()]
+        extra = []
+        if "ablation" in parts:
+            extra += [main(f"ablation/{kind}-{terms}", kind, seed, "--terms", terms)
+                      for seed in self.seeds for kind in KINDS for terms in ("answer", "cot")]
+        if "variance" in parts:
+            extra += [main(f"variance/{name}", "soft", seed, *flags)
+                      for seed in self.seeds for name, flags in remedies().items()]
+            extra += self.variance_signals()
+        if "fuzzy" in parts:
+            extra += [main(f"fuzzy/tau-{tau}", "fuzzy", seed, "--tau", tau) for seed in self.seeds for tau in TAUS]
+            extra += [main("fuzzy/bfloat16", "fuzzy", seed, "--dtype", "bfloat16") for seed in self.seeds]
+            base = WEIGHTS / "tiny"
+            extra += [self.gradient(f"gradient/fuzzy-tau-{tau}", base, "fuzzy", "--tau", tau) for tau in TAUS]
+            extra += [self.gradient("gradient/fuzzy-bfloat16", base, "fuzzy", "--logits", "bfloat16")]
+        yield extra
+
+    def tests(self, each) -> list[Cell]:
+        """Base and best checkpoints in all six settings and on multiple choice; checkpoints on the way, hard inference."""
+        whole = ("--data", *PROBLEMS, *SKILLS, "--limit", "200", "--settings", "all", "--samples", "32")
+        brief = ("--data", "tiny-test", "--limit", "200", "--settings", "hard-greedy,hard-sample", "--samples", "8")
+        return [self.evaluate("test/base", [f"base={WEIGHTS / 'tiny'}"], *whole),
+                *(self.evaluate(f"test/{kind}-s{seed}", [f"{kind}={self.out / f'train/{kind}-s{seed}/best'}"], *whole)
+                  for kind, seed in each),
+                *(self.evaluate(f"checkpoints/{kind}-s{seed}", [
+                    f"{step}={self.at_step(kind, seed, step)}" for step in CHECKPOINTS], *brief) for kind, seed in each)]
+
+    def signals(self) -> list[Cell]:
+        """Where the gradient comes from before, halfway and at the end of the first run of each kind."""
+        places = lambda kind: {0: WEIGHTS / "tiny", 30: self.at_step(kind, 0, 30), STEPS: self.at_step(kind, 0, STEPS)}
+        return [self.gradient(f"gradient/{kind}-{step}", folder, kind) for kind in KINDS
+                for step, folder in places(kind).items()]
+
+    def variance_signals(self) -> list[Cell]:
+        middle = self.at_step("soft", 0, 30)
+        return [self.gradient(f"gradient/{name}-{step}", folder, "soft", *flags)
+                for step, folder in ((0, WEIGHTS / "tiny"), (30, middle)) for name, flags in remedies().items()]
+
+    def run(self, cells: list[Cell], bar) -> None:
+        """Do what is not done yet, `jobs` cells at a time.  Raises InputError for a cell that failed, KeyboardInterrupt
+        after those at work have saved."""
+        waiting, lock = [cell for cell in cells if not cell.result.is_file()], threading.Lock()
+        bar.total += len(waiting)
+
+        def work() -> None:
+            while not self.failed:
+                with lock:
+                    if not waiting:
+                        return
+                    cell = waiting.pop(0)
+                bar.set_description(cell.name)
+                self.do(cell)
+                bar.update()
+        threads = [threading.Thread(target=work) for _ in range(self.jobs)]
+        [thread.start() for thread in threads]
+        try:
+            [thread.join() for thread in threads]
+        except KeyboardInterrupt:  # the cells have got it too: they save and end
+            self.failed = self.failed or "interrupted"
+            [thread.join() for thread in threads]
+            raise
+        if self.failed:
+            raise InputError(self.failed)
+
+    def do(self, cell: Cell) -> None:
+        log = self.out / f"logs/{cell.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        cell.result.parent.mkdir(parents=True, exist_ok=True)
+        begun = cell.command[0] == "train.py" and (cell.result.parent / "config.json").is_file()
+        start = time.time()
+        with log.open("a") as file:
+            status = subprocess.call([sys.executable, *cell.command, *["--resume"] * begun], stdout=file, stderr=file, cwd=ROOT,
+                                     env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+        if status or not cell.result.is_file():
+            self.failed = self.failed or f"{cell.name}: expected {cell.result}, found exit status {status}; see {log}"
+            return
+        line = {"cell": cell.name, "command": shlex.join(["python", *cell.command]), "commit": self.commit,
+                "seconds": round(time.time() - start, 1)}
+        with (self.out / "cells.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def remedies() -> dict[str, tuple[str, ...]]:
+    """name -> flags of train.py and minisoft.gradient: other estimators, and other shapes of a batch at equal cost."""
+    return {**{name: ("--estimator", name) for name in ("prefix", "pairs", "thin")},
+            **{f"{B}x{G}": ("--prompts", str(B), "--group", str(G)) for B, G in SHAPES}}
+
+
+def _commit() -> str:
+    """The commit of this checkout, with + where files differ from it; "" outside git."""
+    git = lambda *words: subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
+    return git("rev-parse", "--short", "HEAD") + "+" * bool(git("status", "--porcelain", "--untracked-files=no"))
+
+
+def read_flags(argv=None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser("python -m minisoft.study", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the study")
+    parser.add_argument("--parts", default="findings", help=f"all, or some of {','.join(PARTS)} (default findings)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each kind, seeds 0, 1, ... (default 3)")
+    parser.add_argument("--jobs", type=int, default=2, help="cells at once, one thread each (default 2)")
+    parser.add_argument("--list", action="store_true", help="print the commands that are known so far, run nothing")
+    args = parser.parse_args(argv)
+    args.parts = list(PARTS) if args.parts == "all" else args.parts.split(",")
+    if unknown := set(args.parts) - set(PARTS):
+        parser.error(f"--parts: expected all or some of {', '.join(PARTS)}, found {', '.join(sorted(unknown))}")
+    for name in ("seeds", "jobs"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name}: expected at least 1, found {getattr(args, name)}")
+    args.out = args.out.resolve()
+    return args
+
+
+def main(argv=None) -> None:
+    args = read_flags(argv)
+    study = Study(args.out, args.seeds, args.jobs)
+    try:
+        with tqdm(total=0, unit="cell", disable=args.list) as bar:
+            for cells in study.stages(args.parts):
+                if args.list:
+                    print("\n".join(shlex.join(["python", *cell.command]) for cell in cells), flush=True)
+                else:
+                    args.out.mkdir(parents=True, exist_ok=True)
+                    study.run(cells, bar)
+        if not args.list:
+            findings.write(args.out)
+    except (InputError, OSError) as error:
+        sys.exit(f"minisoft.study: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(f"minisoft.study: interrupted; the same command goes on with {args.out}")
+
+
+if __name__ == "__main__":
+    main()

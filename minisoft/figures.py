@@ -1,7 +1,7 @@
-"""Pictures like the paper's Figures 2-4, readable in black and white (extra `plot`: matplotlib).
+"""Pictures like the paper's Figures 2-4 and of a study, readable in black and white (extra `plot`: matplotlib).
 
-`training`, `curves`, `pass_at_k` and `entropy` return a matplotlib Figure and save it where a path is given.  The first
-two raise InputError for a run folder that cannot be read; the others draw runs, results of eval.py with a "label".
+Each public function that takes a path returns a matplotlib Figure and saves it where one is given.  `training` and `curves`
+raise InputError for a run folder that cannot be read; `pass_at_k` and `entropy` draw runs, results of eval.py with a "label".
 """
 
 import json
@@ -122,6 +122,38 @@ def entropy(runs: list[dict], path: Path | None = None):
     return _grid(runs, ("sample", "greedy"), "entropy_by_position", entropy_profile, lambda numbers: {},
                  f"CoT position (tokens), up to where fewer\nthan {100 * LEAST_SHARE:.0f} % or {LEAST_ROWS} of the "
                  "generations are left", "mean entropy (nats)", path)
+
+
+def gradient(kinds: dict[str, dict[int, dict]], path: Path | None = None):
+    """Norm of the gradient's parts, and the cosine between those of independent batches (± 1 standard error), over updates;
+    kinds: {kind of token: {update: "signal" of minisoft.gradient}}, a column for each."""
+    figure, axes = _panels(2, len(kinds), sharex=True, sharey="row")
+    parts = [(term, part) for term in ("cot", "answer") for part in ("E", "body")]
+    for (top, bottom), (kind, steps) in zip(axes.T, kinds.items()):
+        for index, (term, part) in enumerate(parts):
+            label = f"{'CoT' if term == 'cot' else 'answer'} terms, {'E' if part == 'E' else 'the rest'}"
+            found = {step: signal[term][part] for step, signal in steps.items()}
+            _line(top, {step: [s["norm"]] for step, s in found.items()}, index, label)
+            _line(bottom, {step: [s["cosine"]] for step, s in found.items()}, index, label, {
+                step: (s["cosine"] - s["cosine_error"], s["cosine"] + s["cosine_error"]) for step, s in found.items()})
+        top.set(title=f"{kind} tokens", yscale="log", ylabel="gradient norm")
+        bottom.set(xlabel="update", ylabel="cosine between batches")
+        bottom.axhline(0, color=".7", linewidth=.8, zorder=1)
+    return _finish(figure, {"band: ± 1 standard error"}, path)
+
+
+def matched(kinds: dict[str, list[list[tuple[float, float]]]], path: Path | None = None):
+    """Entropy of hard-sampled CoTs over their accuracy, along training: a line for each run, from the base on; kinds: {kind:
+    [[(accuracy, entropy in nats), ...] of each seed]}."""
+    figure, ((axis,),) = _panels(1, 1)
+    for index, (kind, runs) in enumerate(kinds.items()):
+        for number, run in enumerate(runs):
+            accuracy, entropy = zip(*run)
+            axis.plot([100 * a for a in accuracy], entropy, color=GREYS[index], linestyle=DASHES[index], marker=MARKERS[index],
+                      markerfacecolor="white", markersize=4.5, linewidth=1.2, label=kind if number == 0 else None)
+    axis.set(xlabel="hard-sample pass@1 (%)", ylabel="entropy of hard-sampled CoTs (nats)")
+    axis.set_ylim(bottom=0)
+    return _finish(figure, set(), path)
 
 
 def entropy_profile(numbers: dict) -> dict[int, float]:

@@ -1,0 +1,281 @@
+"""Tables and pictures of a study (minisoft.study): one table for each question, differences with 95 % intervals over seeds.
+
+    python -m minisoft.findings runs/study
+
+± is the standard deviation over seeds.  A difference of two kinds is that of their means over seeds, its interval Student's
+with the pooled variance; a difference to the base, which has no seeds, is Student's of one sample.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from itertools import product
+from pathlib import Path
+from statistics import fmean, median, stdev, variance
+
+import torch
+
+from minisoft import figures
+from minisoft.errors import InputError
+from minisoft.figures import cell
+from minisoft.files import write_json, write_text
+from minisoft.report import number, read_results, table
+from minisoft.soft import KINDS
+from minisoft.tokenizer import read_json
+
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
+       2.110, 2.101, 2.093, 2.086)  # Student's 0.975 quantile for 1 ... 20 degrees of freedom
+PROBLEMS, SKILLS = ("tiny-test", "tiny-long"), ("tiny-facts", "tiny-sorting", "tiny-drills", "tiny-references")
+
+
+def student(freedom: int) -> float:
+    return T95[freedom - 1] if 1 <= freedom <= len(T95) else 1.96 if freedom else float("nan")
+
+
+def difference(a: list[float], b: list[float]) -> tuple[float, float] | None:
+    """(mean of a - mean of b, half its 95 % interval); b with one value is a constant.  None without an interval."""
+    if len(a) < 2 or not b:
+        return None
+    if len(b) == 1:
+        return fmean(a) - b[0], student(len(a) - 1) * stdev(a) / len(a) ** .5
+    freedom = len(a) + len(b) - 2
+    pooled = ((len(a) - 1) * variance(a) + (len(b) - 1) * variance(b)) / freedom
+    return fmean(a) - fmean(b), student(freedom) * (pooled * (1 / len(a) + 1 / len(b))) ** .5
+
+
+def show_mean(values: list[float], scale: float = 100, digits: int = 1) -> str:
+    return " ± ".join(f"{scale * of(values):.{digits}f}" for of in ((fmean, stdev) if len(values) > 1 else (fmean,))) if values else ""
+
+
+def show_difference(a: list[float], b: list[float], scale: float = 100, digits: int = 1) -> str:
+    found = difference(a, b)
+    if found is None:
+        return ""
+    low, high = (scale * (found[0] + sign * found[1]) for sign in (-1, 1))
+    return f"{scale * found[0]:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+class Results:
+    """What is in the folder of a study."""
+
+    def __init__(self, out: Path):
+        self.out = out
+        self.runs = read_results(sorted(out.glob("test/*.json")))
+
+    def values(self, kind: str, data: str, part: str, field: str) -> list[float]:
+        """A field of the evaluations of all seeds of a kind, or of "base"."""
+        return [numbers[field] for numbers in cell(self.runs, kind, data, part) if field in numbers]
+
+    def after(self, pattern: str, setting: str = "hard-greedy") -> list[float]:
+        """Greedy test accuracy after training, from the summaries of runs."""
+        return [read_json(path)["after"][setting]["pass@1"] for path in sorted(self.out.glob(f"{pattern}/summary.json"))]
+
+    def gradient(self, name: str) -> dict | None:
+        return read_json(self.out / f"gradient/{name}.json") or None
+
+    def compare(self, title: str, rows, scale: float = 100, digits: int = 1) -> str:
+        """A table with a row for each (name, data, part, field): base, kinds, and differences."""
+        found = [[title, "base", *KINDS, "soft - hard", "fuzzy - hard", "hard - base", "soft - base"]]
+        for name, *where in rows:
+            base, *kinds = ([] if who is None else self.values(who, *where) for who in ("base", *KINDS))
+            of, (hard, soft, fuzzy) = (lambda a, b: show_difference(a, b, scale, digits)), kinds
+            found.append([name, *(show_mean(v, scale, digits) for v in (base, *kinds)), of(soft, hard), of(fuzzy, hard),
+                          of(hard, base), of(soft, base)])
+        return table(found)
+
+
+def facts(out: Path) -> str:
+    """When and where: commit, hardware, minutes."""
+    path = out / "cells.jsonl"
+    cells = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith("model name")), "") if Path("/proc/cpuinfo").is_file() else platform.processor()
+    return (f"{len(cells)} cells of one thread, {sum(c['seconds'] for c in cells) / 60:.0f} minutes in all (several ran side by "
+            f"side), commits {', '.join(dict.fromkeys(c['commit'] for c in cells))}; {os.cpu_count()} x {cpu}, torch "
+            f"{torch.__version__.split('+')[0]}")
+
+
+def sweep(r: Results) -> str:
+    found: dict[str, dict[str, float]] = {kind: {} for kind in KINDS}
+    for kind in KINDS:
+        for path in r.out.glob(f"sweep/{kind}-*/summary.json"):
+            found[kind][path.parent.name.removeprefix(f"{kind}-")] = read_json(path)["validation"]
+    rates = sorted({lr for of in found.values() for lr in of}, key=float)
+    return table([["tokens", *rates]] + [[kind, *(f"{100 * found[kind][lr]:.1f}" if lr in found[kind] else "" for lr in rates)]
+                                         for kind in KINDS]) if rates else ""
+
+
+def parity(r: Results) -> str:
+    return r.compare("greedy pass@1 (%)", [(f"{data}, {part}", data, part, "pass@1") for data in PROBLEMS
+                                           for part in (f"{kind}-greedy" for kind in KINDS)])
+
+
+def diversity(r: Results) -> str:
+    return r.compare("hard-sample (%)", [(f"{data}, pass@{k}", data, "hard-sample", f"pass@{k}")
+                                         for data in PROBLEMS for k in (1, 4, 16, 32)])
+
+
+def likelihood(r: Results) -> str:
+    return r.compare("NLL of the right answer (nats per token)",
+                     [(data, data, "choices", "nll") for data in SKILLS], 1, 3) + "\n\n" + r.compare(
+        "accuracy (%)", [(data, data, "choices", "accuracy") for data in SKILLS])
+
+
+def profile(r: Results) -> str:
+    return r.compare("entropy of hard-sampled CoTs (nats)",
+                     [(data, data, "hard-sample", "entropy") for data in PROBLEMS], 1, 3)
+
+
+def trajectory(r: Results, kind: str, seed: int) -> list[tuple[float, float]]:
+    """(hard-sample pass@1, entropy) on tiny-test of a run's checkpoints in order: the base, those on the way, the best."""
+    points = [(r.values("base", "tiny-test", "hard-sample", name) or [None])[0] for name in ("pass@1", "entropy")]
+    path = r.out / f"checkpoints/{kind}-s{seed}.json"
+    found = [tuple(points)] + [(run["settings"]["hard-sample"]["pass@1"], run["settings"]["hard-sample"]["entropy"])
+                               for run in (read_json(path).get("runs", []) if path.is_file() else [])]
+    best = r.out / f"test/{kind}-s{seed}.json"
+    for run in read_json(best).get("runs", []) if best.is_file() else []:
+        if run["data"] == "tiny-test":
+            found.append((run["settings"]["hard-sample"]["pass@1"], run["settings"]["hard-sample"]["entropy"]))
+    return found
+
+
+def seeds(r: Results, kind: str) -> list[int]:
+    return sorted(int(path.stem.rpartition("-s")[2]) for path in r.out.glob(f"checkpoints/{kind}-s*.json"))
+
+
+def at_accuracy(points: list[tuple[float, float]], accuracy: float) -> float | None:
+    """Entropy where a run's path of (accuracy, entropy) first crosses an accuracy, linear in between; None if never."""
+    for (a, e), (b, f) in zip(points, points[1:]):
+        if a <= accuracy <= b and b > a:
+            return e + (f - e) * (accuracy - a) / (b - a)
+    return None
+
+
+def matched(r: Results) -> str:
+    """Entropy of every soft and fuzzy checkpoint beside that of the hard runs at the same accuracy."""
+    hard = [trajectory(r, "hard", seed) for seed in seeds(r, "hard")]
+    rows = [["checkpoint", "runs", "hard-sample pass@1 (%)", "entropy (nats)", "of hard runs at this accuracy", "difference"]]
+    for kind, place in product(("soft", "fuzzy"), (2, 4)):
+        own = [points[place] for seed in seeds(r, kind) if len(points := trajectory(r, kind, seed)) > place]
+        others = [[e for h in hard if (e := at_accuracy(h, a)) is not None] for a, _ in own]
+        own, others = zip(*[(o, fmean(e)) for o, e in zip(own, others) if e]) if any(others) else ((), ())
+        if own:
+            gaps = [e - f for (_, e), f in zip(own, others)]
+            rows.append([f"{kind}, {'update 30' if place == 2 else 'best'}", str(len(own)), show_mean([a for a, _ in own]),
+                         show_mean([e for _, e in own], 1, 3), show_mean(list(others), 1, 3), show_difference(gaps, [0.0], 1, 3)])
+    return table(rows) if len(rows) > 1 else ""
+
+
+def inference(r: Results) -> str:
+    """Which inference is best, for each kind of training."""
+    rows = [["training", "data", *(f"{kind} greedy" for kind in KINDS), *(f"{kind} pass@32" for kind in KINDS)]]
+    for who, data in product(("base", *KINDS), PROBLEMS):
+        rows.append([who, data, *(number(cell(r.runs, who, data, f"{kind}-greedy"), "pass@1") for kind in KINDS),
+                     *(number(cell(r.runs, who, data, f"{kind}-sample"), "pass@32") for kind in KINDS)])
+    return table(rows) if r.runs else ""
+
+
+def sources(r: Results) -> str:
+    rows = [["tokens", "update", "terms", "norm in E", "norm in the body", "cosine in E", "cosine in the body", "snr, all"]]
+    for kind, step, term in product(KINDS, (0, 30, 60), ("cot", "answer")):
+        if found := r.gradient(f"{kind}-{step}"):
+            E, body, whole = (found["signal"][term][part] for part in ("E", "body", "all"))
+            rows.append([kind, str(step), term, f"{E['norm']:.3g}", f"{body['norm']:.3g}", *(
+                f"{s['cosine']:.3f} ± {s['cosine_error']:.3f}" for s in (E, body)), f"{whole['snr']:.3f} ± {whole['snr_error']:.3f}"])
+    return table(rows) if len(rows) > 1 else ""
+
+
+def ablation(r: Results) -> str:
+    rows = [["tokens", "both", "CoT only", "answer only", "CoT only - both", "answer only - both"]]
+    for kind in KINDS:
+        both, cot, answer = (r.after(p) for p in (f"train/{kind}-s*", f"ablation/{kind}-cot-s*", f"ablation/{kind}-answer-s*"))
+        rows.append([kind, *(show_mean(v) for v in (both, cot, answer)), show_difference(cot, both), show_difference(answer, both)])
+    return table(rows) if list(r.out.glob("ablation/*/summary.json")) else ""
+
+
+def remedies(r: Results) -> str:
+    rows = [["estimator", "snr, update 0", "snr, update 30", "hard-greedy after (%)", "difference", "seconds an update"]]
+    rloo = r.after("train/soft-s*")
+    for name in ("rloo", *sorted({path.parent.name.rpartition("-s")[0] for path in r.out.glob("variance/*/summary.json")})):
+        place = "train/soft" if name == "rloo" else f"variance/{name}"
+        signal = lambda step: r.gradient(f"{'soft' if name == 'rloo' else name}-{step}")
+        snr = [f"{s['snr']:.4f} ± {s['snr_error']:.4f}" if (g := signal(step)) and (s := g["signal"]["both"]["all"]) else ""
+               for step in (0, 30)]
+        found = r.after(f"{place}-s*")
+        rows.append([name, *snr, show_mean(found), "" if name == "rloo" else show_difference(found, rloo),
+                     show_mean(seconds(r.out.glob(f"{place}-s*/metrics.jsonl")), 1, 2)])
+    return table(rows) if len(rows) > 2 else ""
+
+
+def seconds(paths) -> list[float]:
+    """The median seconds of an update of each run."""
+    return [median(json.loads(line)["seconds"] for line in path.read_text("utf-8").splitlines()) for path in sorted(paths)]
+
+
+def fuzzy(r: Results) -> str:
+    rows = [["fuzzy tokens", "CoT positions that still move", "tied in bfloat16", "CoT norm in E", "CoT norm in the body",
+             "cosine in E", "cosine in the body", "hard-greedy after (%)"]]
+    for name, gradient, runs in (("tau 0.0001", "fuzzy-0", "train/fuzzy-s*"), ("tau 0.01", "fuzzy-tau-0.01", "fuzzy/tau-0.01-s*"),
+                                 ("tau 0.1", "fuzzy-tau-0.1", "fuzzy/tau-0.1-s*"),
+                                 ("tau 0.0001, bfloat16 (gradient: logits only)", "fuzzy-bfloat16", "fuzzy/bfloat16-s*"),
+                                 ("soft, tau 0.5", "soft-0", "train/soft-s*")):
+        if found := r.gradient(gradient):
+            E, body = (found["signal"]["cot"][part] for part in ("E", "body"))
+            rows.append([name, f"{found['ties']['still_moving']:.2%}", f"{found['ties']['tied_in_bfloat16']:.2%}",
+                         f"{E['norm']:.3g}", f"{body['norm']:.3g}", *(f"{s['cosine']:.3f} ± {s['cosine_error']:.3f}" for s in (E, body)),
+                         show_mean(r.after(runs))])
+    return table(rows) if len(rows) > 2 else ""
+
+
+SECTIONS = (
+    ("Learning rates: best hard-greedy validation (%)", sweep),
+    ("Finding 1: greedy pass@1", parity), ("Finding 2: pass@k under hard-sample inference", diversity),
+    ("Finding 3: likelihood out of domain", likelihood), ("Finding 4: entropy", profile),
+    ("Finding 4 at matched accuracy", matched), ("Finding 5: the best inference (%)", inference),
+    ("Where the gradient comes from", sources), ("Which terms learn: hard-greedy after training (%)", ablation),
+    ("Remedies for the variance of soft tokens", remedies), ("When fuzzy tokens can learn", fuzzy))
+
+
+def pictures(r: Results) -> dict:
+    """{file name: Figure}"""
+    runs = [path.parent for path in sorted(r.out.glob("train/*/summary.json"))]
+    order = sorted(r.runs, key=lambda run: ("base", *KINDS).index(run["label"]))
+    problems = [run for run in order if run["data"] in PROBLEMS]
+    gradients = {kind: {step: found["signal"] for step in (0, 30, 60) if (found := r.gradient(f"{kind}-{step}"))} for kind in KINDS}
+    paths = {kind: [trajectory(r, kind, seed) for seed in seeds(r, kind)] for kind in KINDS}
+    return {"training.png": figures.training(runs) if runs else None, "pass_at_k.png": figures.pass_at_k(problems),
+            "entropy.png": figures.entropy(problems), "gradient.png": figures.gradient(gradients) if any(gradients.values()) else None,
+            "matched.png": figures.matched(paths) if any(paths.values()) else None}
+
+
+def write(out: Path) -> None:
+    """OUT/study.md and pictures from what is there.  Raises InputError, OSError."""
+    r = Results(out)
+    parts = [f"## {title}\n\n{text}" for title, make in SECTIONS if (text := make(r))]
+    if not parts:
+        raise InputError(f"{out}: expected results of minisoft.study, found none")
+    write_text(out / "study.md", f"# Study\n\n{facts(out)}\n\n" + "\n\n".join(parts) + "\n")
+    try:
+        for name, figure in pictures(r).items():
+            if figure:
+                figure.savefig(out / name, dpi=160)
+    except ImportError as error:
+        print(f"minisoft.study: pictures need the extra `plot`: pip install matplotlib ({error})", file=sys.stderr)
+    print("\n\n".join(parts) + f"\n\nwritten: {out / 'study.md'}")
+
+
+def main(argv=None) -> None:
+    parser = argparse.ArgumentParser("python -m minisoft.findings", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, metavar="STUDY", help="folder of python -m minisoft.study --out")
+    args = parser.parse_args(argv)
+    try:
+        write(args.out)
+    except (InputError, OSError) as error:
+        sys.exit(f"minisoft.findings: error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -76,7 +76,9 @@ class Results:
         return read_json(self.out / f"gradient/{name}.json") or None
 
     def compare(self, title: str, rows, scale: float = 100, digits: int = 1) -> str:
-        """A table with a row for each (name, data, part, field): base, kinds, and differences."""
+        """A table with a row for each (name, data, part, field): base, kinds, and differences; "" without results."""
+        if not self.runs:
+            return ""
         found = [[title, "base", *KINDS, "soft - hard", "fuzzy - hard", "hard - base", "soft - base"]]
         for name, *where in rows:
             base, *kinds = ([] if who is None else self.values(who, *where) for who in ("base", *KINDS))
@@ -119,7 +121,7 @@ def diversity(r: Results) -> str:
 
 def likelihood(r: Results) -> str:
     return r.compare("NLL of the right answer (nats per token)",
-                     [(data, data, "choices", "nll") for data in SKILLS], 1, 3) + "\n\n" + r.compare(
+                     [(data, data, "choices", "nll") for data in SKILLS], 1, 4) + "\n\n" * bool(r.runs) + r.compare(
         "accuracy (%)", [(data, data, "choices", "accuracy") for data in SKILLS])
 
 

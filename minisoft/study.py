@@ -44,8 +44,8 @@ SWEEP_SEED, LRS = 100, ("1e-4", "2e-4", "4e-4", "8e-4")
 CHECKPOINTS, STEPS = (15, 30, 45), 60
 PROBLEMS = ("tiny-test", "tiny-long")  # in domain and longer than in training
 SKILLS = ("tiny-facts", "tiny-sorting", "tiny-drills", "tiny-references")
-SHAPES = ((64, 8), (8, 64))  # B x G beside 16 x 32, as many samples
-TAUS = ("0.01", "0.1")
+SHAPES = ((64, 8),)  # B x G beside 16 x 32, as many samples
+TAUS = ("0.1", "0.01")
 
 
 @dataclass(frozen=True)
@@ -103,21 +103,17 @@ class Study:
         yield [main(f"train/{kind}", kind, seed, "--save-every", "15", "--keep", "4") for kind, seed in each]
         if "findings" in parts:
             yield [*self.tests(each), *self.signals()]
-        extra = []
-        if "ablation" in parts:
-            extra += [main(f"ablation/{kind}-{terms}", kind, seed, "--terms", terms)
-                      for seed in self.seeds for kind in KINDS for terms in ("answer", "cot")]
         if "variance" in parts:
-            extra += [main(f"variance/{name}", "soft", seed, *flags)
-                      for seed in self.seeds for name, flags in remedies().items()]
-            extra += self.variance_signals()
+            yield [*self.variance_signals(), *(main(f"variance/{name}", "soft", seed, *flags)
+                                               for name, flags in remedies().items() for seed in self.seeds)]
         if "fuzzy" in parts:
-            extra += [main(f"fuzzy/tau-{tau}", "fuzzy", seed, "--tau", tau) for seed in self.seeds for tau in TAUS]
-            extra += [main("fuzzy/bfloat16", "fuzzy", seed, "--dtype", "bfloat16") for seed in self.seeds]
-            base = WEIGHTS / "tiny"
-            extra += [self.gradient(f"gradient/fuzzy-tau-{tau}", base, "fuzzy", "--tau", tau) for tau in TAUS]
-            extra += [self.gradient("gradient/fuzzy-bfloat16", base, "fuzzy", "--logits", "bfloat16")]
-        yield extra
+            base, flags = WEIGHTS / "tiny", {"bfloat16": ("--dtype", "bfloat16"), **{f"tau-{t}": ("--tau", t) for t in TAUS}}
+            yield [*(main(f"fuzzy/{name}", "fuzzy", seed, *how) for name, how in flags.items() for seed in self.seeds),
+                   *(self.gradient(f"gradient/fuzzy-tau-{tau}", base, "fuzzy", "--tau", tau) for tau in TAUS),
+                   self.gradient("gradient/fuzzy-bfloat16", base, "fuzzy", "--logits", "bfloat16")]
+        if "ablation" in parts:
+            yield [main(f"ablation/{kind}-{terms}", kind, seed, "--terms", terms)
+                   for kind in ("soft", "hard", "fuzzy") for terms in ("answer", "cot") for seed in self.seeds]
 
     def tests(self, each) -> list[Cell]:
         """Base and best checkpoints in all six settings and on multiple choice; checkpoints on the way, hard inference."""
@@ -137,7 +133,7 @@ class Study:
 
     def variance_signals(self) -> list[Cell]:
         middle = self.at_step("soft", 0, 30)
-        return [self.gradient(f"gradient/{name}-{step}", folder, "soft", *flags)
+        return [self.gradient(f"gradient/{name}-{step}", folder, "soft", *flags, "--batches", "16")
                 for step, folder in ((0, WEIGHTS / "tiny"), (30, middle)) for name, flags in remedies().items()]
 
     def run(self, cells: list[Cell], bar) -> None:

@@ -218,7 +218,9 @@ def main(argv=None) -> None:
         with tqdm(total=0, unit="cell", disable=args.list) as bar:
             for cells in study.stages(args.parts):
                 if args.list:
-                    print("\n".join(shlex.join(["python", *cell.command]) for cell in cells), flush=True)
+                    print("\n".join(shlex.join(["python", *cell.command]) for cell in cells))
+                    if not all(cell.result.is_file() for cell in cells):
+                        return print("# the commands that follow depend on the results of these")
                 else:
                     args.out.mkdir(parents=True, exist_ok=True)
                     study.run(cells, bar)

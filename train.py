@@ -61,6 +61,8 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
     add(group, "--gamma", GAMMA, "noise factor: sigma = gamma * noise scale, rms(E) for the embedding (F.1)", type=float)
     add(group, "--noise", "embedding", "where soft and fuzzy tokens get their noise (F.2)", choices=NOISES)
     add(group, "--top-k", None, "noise on the K best logits, the rest -inf (default all; F.2)", type=int, metavar="K")
+    add(group, "--logits", "float32", "bfloat16: round logits to it, as where the head is computed in bfloat16",
+        choices=list(checkpoint.DTYPES))
     add(group, "--cot", None, "CoT budget in tokens (default 128 *; paper: 128 GSM8K, 512 MATH)", type=int)
     group = parser.add_argument_group("REINFORCE (appendix A)")
     add(group, "--prompts", None, "B, problems a step over all ranks (default 2 *)", type=int, metavar="B")
@@ -189,6 +191,7 @@ class Run:
         if args.estimator == "pairs" and (args.group < 4 or args.group % 2):
             raise InputError(f"--group: expected an even number, at least 4, for --estimator pairs, found {args.group}")
         self.model, self.tokenizer = checkpoint.load(self.source, self.world.device, checkpoint.DTYPES[args.dtype])
+        self.model.rounded = args.logits == "bfloat16"
         self.form = Format(self.tokenizer)
 
     def check_sources(self, before: dict) -> None:
@@ -285,7 +288,8 @@ def train_step(run: Run, verifier) -> tuple[dict, list[dict]]:
     numbers = world.balance(numbers, lambda number: len(run.problems[number].question))
     with report.clock(seconds, "seconds_rollout"):  # eqs. 3-6
         requests = [Request(run.tokenizer.encode(data.prompt(run.problems[numbers[b]].question, run.template)),
-                            (args.seed, run.step, numbers[b]), samples, args.estimator == "pairs") for b, samples in run.shares]
+                            (args.seed, run.step, numbers[b]), samples, args.estimator == "pairs")
+                    for b, samples in run.shares]
         rollouts = rollout(model, run.form, run.kind, requests, args.cot)
     with report.clock(seconds, "seconds_reward"):  # eq. 11
         before = Counter(verifier.counts)
@@ -407,6 +411,7 @@ def finish(run: Run, verifier) -> None:
     best = run.args.out / "best"
     if best.is_dir():
         run.model = checkpoint.load_model(best, run.world.device, run.model.E.dtype)
+        run.model.rounded = run.args.logits == "bfloat16"
     after = run.evaluate(run.test, verifier, *run.before)
     run.world.all_or_none(lambda: run.world.main and files.write_json(run.args.out / "summary.json", {
         "before": run.before, "after": after, "steps": run.step, "seconds": round(run.seconds, 1),

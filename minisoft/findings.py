@@ -221,7 +221,7 @@ def fuzzy(r: Results) -> str:
              "cosine in E", "cosine in the body", "hard-greedy after (%)"]]
     for name, gradient, runs in (("tau 0.0001", "fuzzy-0", "train/fuzzy-s*"), ("tau 0.01", "fuzzy-tau-0.01", "fuzzy/tau-0.01-s*"),
                                  ("tau 0.1", "fuzzy-tau-0.1", "fuzzy/tau-0.1-s*"),
-                                 ("tau 0.0001, bfloat16 (gradient: logits only)", "fuzzy-bfloat16", "fuzzy/bfloat16-s*"),
+                                 ("tau 0.0001, logits in bfloat16", "fuzzy-bfloat16", "fuzzy/bfloat16-s*"),
                                  ("soft, tau 0.5", "soft-0", "train/soft-s*")):
         if found := r.gradient(gradient):
             E, body = (found["signal"]["cot"][part] for part in ("E", "body"))

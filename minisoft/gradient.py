@@ -39,23 +39,6 @@ EMBEDDING = "model.embed_tokens.weight"
 GAPS = (1e-4, 1e-3, 1e-2, .1, 1.0)  # differences of logits
 
 
-class RoundedLogits:
-    """A model whose logits are rounded to bfloat16, as where the head's product is computed in it; gradients pass."""
-
-    def __init__(self, model):
-        self.model = model
-
-    def __getattr__(self, name):
-        return getattr(self.model, name)
-
-    def __call__(self, *args):
-        return self.model(*args)
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        exact = self.model.logits(hidden)
-        return exact + (exact.bfloat16().float() - exact).detach()
-
-
 def take_gradient(model) -> dict[str, torch.Tensor]:
     """{"E": (n,), "body": (m,)} float32, and the gradients are gone."""
     found = {"E": [], "body": []}
@@ -147,11 +130,11 @@ def measure(args, verifier) -> dict:
     kind = make_kind(args.tokens, sigma, args.tau)
     form, template = Format(tokenizer), data.read_prompt(args.prompt) if args.prompt else about.get("prompt", data.PAPER_PROMPT)
     args.cot = args.cot or about.get("defaults", {}).get("cot", 128)
-    work, start, batches = RoundedLogits(model) if args.logits == "bfloat16" else model, time.perf_counter(), []
+    model.rounded, start, batches = args.logits == "bfloat16", time.perf_counter(), []
     for number in tqdm(range(args.batches), desc="batches", disable=None):
-        found = measure_batch(args, work, tokenizer, form, kind, problems, template, number, verifier)
+        found = measure_batch(args, model, tokenizer, form, kind, problems, template, number, verifier)
         if number == 0:
-            near = ties(work, kind, found["records"])
+            near = ties(model, kind, found["records"])
         del found["records"]
         batches.append(found)
     mean = lambda get: sum(map(get, batches)) / len(batches)

@@ -194,6 +194,7 @@ class Transformer(nn.Module):
             config.hidden_size, config.vocab_size, bias=False)
         self.frequencies = rope_frequencies(config)  # no buffer: it stays float32 whatever becomes of the weights
         self.recompute = False  # keep only the layers' inputs for the backward pass
+        self.rounded = False  # round logits to bfloat16, as where the head is computed in it; for measurements
         self.copies: dict | None = None  # inside `packed`: float32 copies of W_d and E^T, each made when first needed
 
     @property
@@ -223,8 +224,9 @@ class Transformer(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Encodings (..., d) -> logits (..., V), float32 also for bfloat16 weights: in bfloat16, ties at
-        tau = 0.0001 would be coin flips."""
-        return self._product(hidden.float(), "W_d")
+        tau = 0.0001 would be coin flips; gradients pass through the rounding of `rounded` unchanged."""
+        logits = self._product(hidden.float(), "W_d")
+        return logits + (logits.bfloat16().float() - logits).detach() if self.rounded else logits
 
     def mix(self, p: torch.Tensor) -> torch.Tensor:
         """Probabilities (..., V) float32 -> sum_v p_v E_v (..., d) float32 (eq. 5)."""

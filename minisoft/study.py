@@ -12,7 +12,7 @@ continues the study; a cell typed by hand gives the same numbers on the same mac
                choice for all of them, checkpoints on the way, where the gradient comes from
     ablation   training on the CoT's terms only, on the answer's only
     variance   other unbiased estimators and shapes of a batch, their signal and what they learn
-    fuzzy      higher temperatures, bfloat16
+    fuzzy      higher temperatures, logits rounded to bfloat16
 
 Writes OUT/study.md (tables), study.json (their numbers), pictures (extra `plot`), cells.jsonl (command, commit, seconds).
 """
@@ -107,7 +107,7 @@ class Study:
             yield [*self.variance_signals(), *(main(f"variance/{name}", "soft", seed, *flags)
                                                for name, flags in remedies().items() for seed in self.seeds)]
         if "fuzzy" in parts:
-            base, flags = WEIGHTS / "tiny", {"bfloat16": ("--dtype", "bfloat16"), **{f"tau-{t}": ("--tau", t) for t in TAUS}}
+            base, flags = WEIGHTS / "tiny", {"bfloat16": ("--logits", "bfloat16"), **{f"tau-{t}": ("--tau", t) for t in TAUS}}
             yield [*(main(f"fuzzy/{name}", "fuzzy", seed, *how) for name, how in flags.items() for seed in self.seeds),
                    *(self.gradient(f"gradient/fuzzy-tau-{tau}", base, "fuzzy", "--tau", tau) for tau in TAUS),
                    self.gradient("gradient/fuzzy-bfloat16", base, "fuzzy", "--logits", "bfloat16")]

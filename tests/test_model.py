@@ -153,6 +153,20 @@ def test_bfloat16_logits_are_not_rounded_to_bfloat16(saved):
     assert (logits != logits.bfloat16().float()).float().mean() > 0.9
 
 
+def test_rounded_logits_are_bfloat16_numbers_with_the_gradient_of_the_exact_ones(saved):
+    _, folder = saved("llama-mha")
+    model = load_model(folder, torch.device("cpu"), torch.float32)
+    hidden = torch.randn(5, model.config.hidden_size, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    exact = model.logits(hidden)
+    expected, = torch.autograd.grad(exact.square().sum(), hidden)
+    model.rounded = True
+    rounded = model.logits(hidden)
+    assert (rounded == exact.bfloat16().float()).all() and (rounded != exact).any()
+    found, = torch.autograd.grad((rounded * exact.detach() * 2).sum(), hidden)
+    close(found, expected, 1e-4)
+
+
+
 # ---------------------------------------------------------------- the shared prompt
 
 @pytest.mark.parametrize("architecture", SAMPLE)

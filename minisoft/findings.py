@@ -191,7 +191,7 @@ def sources(r: Results) -> str:
 
 def ablation(r: Results) -> str:
     rows = [["tokens", "both", "CoT only", "answer only", "CoT only - both", "answer only - both"]]
-    for kind in KINDS:
+    for kind in ("hard", "soft"):
         both, cot, answer = (r.after(p) for p in (f"train/{kind}-s*", f"ablation/{kind}-cot-s*", f"ablation/{kind}-answer-s*"))
         rows.append([kind, *(show_mean(v) for v in (both, cot, answer)), show_difference(cot, both), show_difference(answer, both)])
     return table(rows) if list(r.out.glob("ablation/*/summary.json")) else ""

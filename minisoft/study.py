@@ -107,13 +107,12 @@ class Study:
             yield [*self.variance_signals(), *(main(f"variance/{name}", "soft", seed, *flags)
                                                for name, flags in remedies().items() for seed in self.seeds)]
         if "fuzzy" in parts:
-            base, flags = WEIGHTS / "tiny", {"bfloat16": ("--logits", "bfloat16"), **{f"tau-{t}": ("--tau", t) for t in TAUS}}
-            yield [*(main(f"fuzzy/{name}", "fuzzy", seed, *how) for name, how in flags.items() for seed in self.seeds),
-                   *(self.gradient(f"gradient/fuzzy-tau-{tau}", base, "fuzzy", "--tau", tau) for tau in TAUS),
-                   self.gradient("gradient/fuzzy-bfloat16", base, "fuzzy", "--logits", "bfloat16")]
+            flags = {"bfloat16": ("--logits", "bfloat16"), **{f"tau-{tau}": ("--tau", tau) for tau in TAUS}}
+            yield [*(self.gradient(f"gradient/fuzzy-{name}", WEIGHTS / "tiny", "fuzzy", *how) for name, how in flags.items()),
+                   *(main(f"fuzzy/{name}", "fuzzy", seed, *how) for name, how in flags.items() for seed in self.seeds)]
         if "ablation" in parts:
             yield [main(f"ablation/{kind}-{terms}", kind, seed, "--terms", terms)
-                   for kind in ("soft", "hard", "fuzzy") for terms in ("answer", "cot") for seed in self.seeds]
+                   for kind in ("soft", "hard") for terms in ("answer", "cot") for seed in self.seeds]
 
     def tests(self, each) -> list[Cell]:
         """Base and best checkpoints in all six settings and on multiple choice; checkpoints on the way, hard inference."""

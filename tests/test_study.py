@@ -106,7 +106,7 @@ def test_the_commands_are_those_of_the_programs(tmp_path):
             parse = {"train.py": train.read_flags, "eval.py": evaluation.read_flags}.get(program)
             parse(flags) if parse else gradient.read_flags(flags[1:])
             found.append(one.name)
-    assert len(found) == len(set(found)) == 12 + 6 + 7 + 6 + 9 + 2 * len(remedies()) + 2 * len(remedies()) + 6 + 3 + 12
+    assert len(found) == len(set(found)) == 12 + 6 + 7 + 6 + 9 + 4 * len(remedies()) + 9 + 8
 
 
 def numbers(value: float, samples: int) -> dict:

@@ -40,7 +40,7 @@ from minisoft.tokenizer import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("findings", "ablation", "variance", "fuzzy")
-SWEEP_SEED, LRS = 100, ("1e-4", "2e-4", "4e-4", "8e-4")
+SWEEP_SEED, LRS, MORE_LRS = 100, ("1e-4", "2e-4", "4e-4", "8e-4"), ("1.6e-3", "3.2e-3")  # more where the largest is best
 CHECKPOINTS, STEPS = (15, 30, 45), 60
 PROBLEMS = ("tiny-test", "tiny-long")  # in domain and longer than in training
 SKILLS = ("tiny-facts", "tiny-sorting", "tiny-drills", "tiny-references")
@@ -78,8 +78,9 @@ class Study:
 
     def chosen(self) -> dict[str, str]:
         """kind -> the learning rate with the best validation in the sweep, the smaller of equals."""
-        best = lambda kind, lr: read_json(self.out / f"sweep/{kind}-{lr}/summary.json", required=True)["validation"]
-        return {kind: max(LRS, key=lambda lr: (best(kind, lr), -float(lr))) for kind in KINDS}
+        best = lambda path: (read_json(path, required=True)["validation"], -float(lr_of(path)))
+        lr_of = lambda path: path.parent.name.split("-", 1)[1]
+        return {kind: lr_of(max(self.out.glob(f"sweep/{kind}-*/summary.json"), key=best)) for kind in KINDS}
 
     def at_step(self, kind: str, seed: int, step: int) -> Path:
         """The model of a main run after `step` updates, as a folder; made from the run's saved state."""
@@ -96,7 +97,10 @@ class Study:
 
     def stages(self, parts: list[str]):
         """Lists of cells; those of a stage may run side by side, and need what the stages before have left."""
-        yield [self.train(f"sweep/{kind}-{lr}", kind, lr, SWEEP_SEED, "--shares-every", "0") for lr in LRS for kind in KINDS]
+        sweep = lambda kind, lr: self.train(f"sweep/{kind}-{lr}", kind, lr, SWEEP_SEED, "--shares-every", "0")
+        yield [sweep(kind, lr) for lr in LRS for kind in KINDS]
+        for largest, more in zip((LRS[-1], *MORE_LRS), MORE_LRS):
+            yield [sweep(kind, more) for kind, lr in self.chosen().items() if lr == largest]
         lr = self.chosen()
         main = lambda folder, kind, seed, *flags: self.train(f"{folder}-s{seed}", kind, lr[kind], seed, *flags)
         each = [(kind, seed) for seed in self.seeds for kind in KINDS]
@@ -138,7 +142,7 @@ class Study:
     def run(self, cells: list[Cell], bar) -> None:
         """Do what is not done yet, `jobs` cells at a time.  Raises InputError for a cell that failed, KeyboardInterrupt
         after those at work have saved."""
-        waiting, lock = [cell for cell in cells if not cell.result.is_file()], threading.Lock()
+        waiting, lock = [cell for cell in cells if not self.is_done(cell)], threading.Lock()
         bar.total += len(waiting)
 
         def work() -> None:
@@ -160,6 +164,15 @@ class Study:
             raise
         if self.failed:
             raise InputError(self.failed)
+
+    def is_done(self, cell: Cell) -> bool:
+        """Raises InputError where a training run with another learning rate is in its place."""
+        if cell.result.is_file() and cell.command[0] == "train.py":
+            there, wanted = read_json(cell.result.parent / "config.json")["lr"], float(cell.command[cell.command.index("--lr") + 1])
+            if there != wanted:
+                raise InputError(f"{cell.result.parent}: expected a run with --lr {wanted}, which the sweep chose, found one with "
+                                 f"{there}; move it away")
+        return cell.result.is_file()
 
     def do(self, cell: Cell) -> None:
         log = self.out / f"logs/{cell.name}.log"

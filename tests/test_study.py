@@ -48,6 +48,19 @@ def test_the_best_learning_rate_on_validation_the_smaller_of_equals(tmp_path):
         for lr, value in zip(("1e-4", "2e-4", "4e-4", "8e-4"), found):
             write(tmp_path / f"sweep/{kind}-{lr}/summary.json", {"validation": value})
     assert Study(tmp_path, 3, 1).chosen() == {"hard": "2e-4", "soft": "1e-4", "fuzzy": "8e-4"}
+    stages = Study(tmp_path, 1, 1).stages([])
+    assert len(next(stages)) == 12 and [c.name for c in next(stages)] == ["sweep/fuzzy-1.6e-3"]  # the largest was the best
+    write(tmp_path / "sweep/fuzzy-1.6e-3/summary.json", {"validation": .2})
+    assert next(stages) == [] and [c.command[4] for c in next(stages)] == ["2e-4", "1e-4", "8e-4"]
+
+
+def test_a_run_with_another_learning_rate_is_not_taken_for_done(tmp_path):
+    study = Study(tmp_path, 1, 1)
+    write(tmp_path / "train/x/summary.json", {})
+    write(tmp_path / "train/x/config.json", {"lr": 2e-4})
+    assert run(study, [study.train("train/x", "soft", "2e-4", 0)]) == 0
+    with pytest.raises(InputError, match="expected a run with --lr 0.0004, .* found one with 0.0002; move it away"):
+        run(study, [study.train("train/x", "soft", "4e-4", 0)])
 
 
 def cell(folder: Path, name: str, code: str) -> Cell:
@@ -97,7 +110,7 @@ def test_the_commands_are_those_of_the_programs(tmp_path):
     import train
     from minisoft import gradient
     study, found = Study(tmp_path, 2, 1), []
-    study.chosen = lambda: dict.fromkeys(("hard", "soft", "fuzzy"), "2e-4")
+    study.chosen = lambda: {"hard": "1.6e-3", "soft": "2e-4", "fuzzy": "8e-4"}
     study.at_step = lambda kind, seed, step: tmp_path / f"{kind}-{seed}-{step}"
     (tmp_path / "gradient").mkdir()
     for cells in study.stages(["findings", "ablation", "variance", "fuzzy"]):
@@ -106,7 +119,7 @@ def test_the_commands_are_those_of_the_programs(tmp_path):
             parse = {"train.py": train.read_flags, "eval.py": evaluation.read_flags}.get(program)
             parse(flags) if parse else gradient.read_flags(flags[1:])
             found.append(one.name)
-    assert len(found) == len(set(found)) == 12 + 6 + 7 + 6 + 9 + 4 * len(remedies()) + 9 + 8
+    assert len(found) == len(set(found)) == 12 + 1 + 1 + 6 + 7 + 6 + 9 + 4 * len(remedies()) + 9 + 8
 
 
 def numbers(value: float, samples: int) -> dict:

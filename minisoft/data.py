@@ -59,15 +59,15 @@ def load(source: str | Path) -> list[Problem] | list[Choice]:
 
 
 def load_problems(source: str | Path) -> list[Problem]:
-    """Problems of a .jsonl or .json file, of "tiny", "tiny-test", "tiny-long", "tiny-hard", or of the hub ("gsm8k", "math-500", ...,
-    or "owner/name[:configuration[:split]]").  Rows with an empty answer are left out and named on stderr.  Raises
+    """Problems of a .jsonl or .json file, of "tiny", "tiny-test", "tiny-long", "tiny-hard", or of the hub ("gsm8k", ..., or
+    "owner/name[:configuration[:split]]").  Rows with an empty answer are left out and named on stderr.  Raises
     InputError for any other row that is no problem."""
     return _problems(_read(source), source)
 
 
 def load_choices(source: str | Path) -> list[Choice]:
-    """Multiple-choice questions of a file, of "tiny-facts", "tiny-sorting", "tiny-drills", "tiny-references", or of the hub ("hellaswag", "arc-easy", "arc-challenge", "mmlu", or
-    "owner/name[:configuration[:split]]").  Formats of a row:
+    """Multiple-choice questions of a file, of "tiny-facts", "tiny-sorting", "tiny-drills", "tiny-references", or of the hub
+    ("hellaswag", "arc-easy", "arc-challenge", "mmlu", or "owner/name[:configuration[:split]]").  Formats of a row:
 
         HellaSwag    ctx, endings (texts), label (index); with activity_label, ctx_a and ctx_b: context of these
         ARC          question, choices {text: [...], label: [...]}, answerKey (one of the labels)

@@ -46,7 +46,8 @@ def difference(a: list[float], b: list[float]) -> tuple[float, float] | None:
 
 
 def show_mean(values: list[float], scale: float = 100, digits: int = 1) -> str:
-    return " ± ".join(f"{scale * of(values):.{digits}f}" for of in ((fmean, stdev) if len(values) > 1 else (fmean,))) if values else ""
+    statistics = (fmean, stdev)[: len(values)]  # of no values none, of one no deviation
+    return " ± ".join(f"{scale * of(values):.{digits}f}" for of in statistics)
 
 
 def show_difference(a: list[float], b: list[float], scale: float = 100, digits: int = 1) -> str:
@@ -55,6 +56,11 @@ def show_difference(a: list[float], b: list[float], scale: float = 100, digits: 
         return ""
     low, high = (scale * (found[0] + sign * found[1]) for sign in (-1, 1))
     return f"{scale * found[0]:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+def show_error(signal: dict, name: str, digits: int = 3) -> str:
+    """A number of minisoft.gradient with its standard error."""
+    return f"{signal[name]:.{digits}f} ± {signal[name + '_error']:.{digits}f}"
 
 
 class Results:
@@ -94,8 +100,9 @@ def facts(out: Path) -> str:
     cells = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
     cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                 if line.startswith("model name")), "") if Path("/proc/cpuinfo").is_file() else platform.processor()
-    return (f"{len(cells)} cells of one thread, {sum(c['seconds'] for c in cells) / 60:.0f} minutes in all (several ran side by "
-            f"side), commits {', '.join(dict.fromkeys(c['commit'] for c in cells))}; {os.cpu_count()} x {cpu}, torch "
+    minutes = sum(c["seconds"] for c in cells) / 60
+    return (f"{len(cells)} cells of one thread, {minutes:.0f} minutes in all (several ran side by side), commits "
+            f"{', '.join(dict.fromkeys(c['commit'] for c in cells))}; {os.cpu_count()} x {cpu}, torch "
             f"{torch.__version__.split('+')[0]}")
 
 
@@ -105,8 +112,8 @@ def sweep(r: Results) -> str:
         for path in r.out.glob(f"sweep/{kind}-*/summary.json"):
             found[kind][path.parent.name.removeprefix(f"{kind}-")] = read_json(path)["validation"]
     rates = sorted({lr for of in found.values() for lr in of}, key=float)
-    return table([["tokens", *rates]] + [[kind, *(f"{100 * found[kind][lr]:.1f}" if lr in found[kind] else "" for lr in rates)]
-                                         for kind in KINDS]) if rates else ""
+    show = lambda kind, lr: f"{100 * found[kind][lr]:.1f}" if lr in found[kind] else ""
+    return table([["tokens", *rates]] + [[kind, *(show(kind, lr) for lr in rates)] for kind in KINDS]) if rates else ""
 
 
 def parity(r: Results) -> str:
@@ -158,7 +165,7 @@ def at_accuracy(points: list[tuple[float, float]], accuracy: float) -> float | N
 def matched(r: Results) -> str:
     """Entropy of every soft and fuzzy checkpoint beside that of the hard runs at the same accuracy."""
     hard = [trajectory(r, "hard", seed) for seed in seeds(r, "hard")]
-    rows = [["checkpoint", "runs", "hard-sample pass@1 (%)", "entropy (nats)", "of hard runs at this accuracy", "difference"]]
+    rows = [["checkpoint", "runs", "hard-sample pass@1 (%)", "entropy (nats)", "of hard runs there", "difference"]]
     for kind, place in product(("soft", "fuzzy"), (2, 4)):
         own = [points[place] for seed in seeds(r, kind) if len(points := trajectory(r, kind, seed)) > place]
         others = [[e for h in hard if (e := at_accuracy(h, a)) is not None] for a, _ in own]
@@ -166,7 +173,8 @@ def matched(r: Results) -> str:
         if own:
             gaps = [e - f for (_, e), f in zip(own, others)]
             rows.append([f"{kind}, {'update 30' if place == 2 else 'best'}", str(len(own)), show_mean([a for a, _ in own]),
-                         show_mean([e for _, e in own], 1, 3), show_mean(list(others), 1, 3), show_difference(gaps, [0.0], 1, 3)])
+                         show_mean([e for _, e in own], 1, 3), show_mean(list(others), 1, 3),
+                         show_difference(gaps, [0.0], 1, 3)])
     return table(rows) if len(rows) > 1 else ""
 
 
@@ -184,16 +192,17 @@ def sources(r: Results) -> str:
     for kind, step, term in product(KINDS, (0, 30, 60), ("cot", "answer")):
         if found := r.gradient(f"{kind}-{step}"):
             E, body, whole = (found["signal"][term][part] for part in ("E", "body", "all"))
-            rows.append([kind, str(step), term, f"{E['norm']:.3g}", f"{body['norm']:.3g}", *(
-                f"{s['cosine']:.3f} ± {s['cosine_error']:.3f}" for s in (E, body)), f"{whole['snr']:.3f} ± {whole['snr_error']:.3f}"])
+            rows.append([kind, str(step), term, f"{E['norm']:.3g}", f"{body['norm']:.3g}", show_error(E, "cosine"),
+                         show_error(body, "cosine"), show_error(whole, "snr")])
     return table(rows) if len(rows) > 1 else ""
 
 
 def ablation(r: Results) -> str:
     rows = [["tokens", "both", "CoT only", "answer only", "CoT only - both", "answer only - both"]]
     for kind in ("hard", "soft"):
-        both, cot, answer = (r.after(p) for p in (f"train/{kind}-s*", f"ablation/{kind}-cot-s*", f"ablation/{kind}-answer-s*"))
-        rows.append([kind, *(show_mean(v) for v in (both, cot, answer)), show_difference(cot, both), show_difference(answer, both)])
+        both, cot, answer = map(r.after, (f"train/{kind}-s*", f"ablation/{kind}-cot-s*", f"ablation/{kind}-answer-s*"))
+        rows.append([kind, show_mean(both), show_mean(cot), show_mean(answer), show_difference(cot, both),
+                     show_difference(answer, both)])
     return table(rows) if list(r.out.glob("ablation/*/summary.json")) else ""
 
 
@@ -203,8 +212,7 @@ def remedies(r: Results) -> str:
     for name in ("rloo", *sorted({path.parent.name.rpartition("-s")[0] for path in r.out.glob("variance/*/summary.json")})):
         place = "train/soft" if name == "rloo" else f"variance/{name}"
         signal = lambda step: r.gradient(f"{'soft' if name == 'rloo' else name}-{step}")
-        snr = [f"{s['snr']:.4f} ± {s['snr_error']:.4f}" if (g := signal(step)) and (s := g["signal"]["both"]["all"]) else ""
-               for step in (0, 30)]
+        snr = [show_error(g["signal"]["both"]["all"], "snr", 4) if (g := signal(step)) else "" for step in (0, 30)]
         found = r.after(f"{place}-s*")
         rows.append([name, *snr, show_mean(found), "" if name == "rloo" else show_difference(found, rloo),
                      show_mean(seconds(r.out.glob(f"{place}-s*/metrics.jsonl")), 1, 2)])
@@ -219,14 +227,14 @@ def seconds(paths) -> list[float]:
 def fuzzy(r: Results) -> str:
     rows = [["fuzzy tokens", "CoT positions that still move", "tied in bfloat16", "CoT norm in E", "CoT norm in the body",
              "cosine in E", "cosine in the body", "hard-greedy after (%)"]]
-    for name, gradient, runs in (("tau 0.0001", "fuzzy-0", "train/fuzzy-s*"), ("tau 0.01", "fuzzy-tau-0.01", "fuzzy/tau-0.01-s*"),
-                                 ("tau 0.1", "fuzzy-tau-0.1", "fuzzy/tau-0.1-s*"),
-                                 ("tau 0.0001, logits in bfloat16", "fuzzy-bfloat16", "fuzzy/bfloat16-s*"),
-                                 ("soft, tau 0.5", "soft-0", "train/soft-s*")):
+    for name, gradient, runs in (
+            ("tau 0.0001", "fuzzy-0", "train/fuzzy-s*"), ("tau 0.01", "fuzzy-tau-0.01", "fuzzy/tau-0.01-s*"),
+            ("tau 0.1", "fuzzy-tau-0.1", "fuzzy/tau-0.1-s*"), ("soft, tau 0.5", "soft-0", "train/soft-s*"),
+            ("tau 0.0001, logits in bfloat16", "fuzzy-bfloat16", "fuzzy/bfloat16-s*")):
         if found := r.gradient(gradient):
             E, body = (found["signal"]["cot"][part] for part in ("E", "body"))
             rows.append([name, f"{found['ties']['still_moving']:.2%}", f"{found['ties']['tied_in_bfloat16']:.2%}",
-                         f"{E['norm']:.3g}", f"{body['norm']:.3g}", *(f"{s['cosine']:.3f} ± {s['cosine_error']:.3f}" for s in (E, body)),
+                         f"{E['norm']:.3g}", f"{body['norm']:.3g}", show_error(E, "cosine"), show_error(body, "cosine"),
                          show_mean(r.after(runs))])
     return table(rows) if len(rows) > 2 else ""
 
@@ -245,10 +253,12 @@ def pictures(r: Results) -> dict:
     runs = [path.parent for path in sorted(r.out.glob("train/*/summary.json"))]
     order = sorted(r.runs, key=lambda run: ("base", *KINDS).index(run["label"]))
     problems = [run for run in order if run["data"] in PROBLEMS]
-    gradients = {kind: {step: found["signal"] for step in (0, 30, 60) if (found := r.gradient(f"{kind}-{step}"))} for kind in KINDS}
+    gradients = {kind: {step: found["signal"] for step in (0, 30, 60) if (found := r.gradient(f"{kind}-{step}"))}
+                 for kind in KINDS}
     paths = {kind: [trajectory(r, kind, seed) for seed in seeds(r, kind)] for kind in KINDS}
     return {"training.png": figures.training(runs) if runs else None, "pass_at_k.png": figures.pass_at_k(problems),
-            "entropy.png": figures.entropy(problems), "gradient.png": figures.gradient(gradients) if any(gradients.values()) else None,
+            "entropy.png": figures.entropy(problems),
+            "gradient.png": figures.gradient(gradients) if any(gradients.values()) else None,
             "matched.png": figures.matched(paths) if any(paths.values()) else None}
 
 

@@ -54,8 +54,9 @@ def measure_batch(args, model, tokenizer, form, kind, problems, template, number
     seconds = {}
     numbers = data.batch(len(problems), args.prompts, args.seed, number)
     with report.clock(seconds, "rollout"):
-        requests = [Request(tokenizer.encode(data.prompt(problems[i].question, template)), ("gradient", args.seed, number, i),
-                            range(args.group), args.estimator == "pairs") for i in numbers]
+        requests = [Request(tokenizer.encode(data.prompt(problems[i].question, template)),
+                            ("gradient", args.seed, number, i), range(args.group), args.estimator == "pairs")
+                    for i in numbers]
         records = rollout(model, form, kind, requests, args.cot)
     rewards = [torch.tensor([g["reward"] for g in evaluation.describe(form, record, i, problems[i], verifier)],
                             dtype=torch.float64) for i, record in zip(numbers, records)]
@@ -89,12 +90,12 @@ def signal(gram: torch.Tensor) -> dict:
 
 def signals(gradients: list[dict]) -> dict:
     """{term: {part: signal}} for the terms answer, cot, both and the parts E, body, all."""
-    stack = lambda term, part: torch.stack([g[term, part] for g in gradients])  # (N, n)
+    stack = lambda term, part: torch.stack([g[term, part] for g in gradients]).double()  # (N, n)
     grams = {}
     for part in ("E", "body"):
         cot, answer = stack("cot", part), stack("answer", part)
         grams["cot", part], grams["answer", part], grams["both", part] = (
-            (x @ x.T).double() for x in (cot, answer, cot + answer))
+            x @ x.T for x in (cot, answer, cot + answer))
     for term in ("cot", "answer", "both"):
         grams[term, "all"] = grams[term, "E"] + grams[term, "body"]
     return {term: {part: signal(grams[term, part]) for part in ("E", "body", "all")} for term in ("cot", "answer", "both")}
@@ -128,7 +129,8 @@ def measure(args, verifier) -> dict:
     problems = data.load_problems(args.data or about.get("defaults", {}).get("data") or "tiny")
     sigma = about.get("sigma") or GAMMA * noise_scale(model, "embedding")
     kind = make_kind(args.tokens, sigma, args.tau)
-    form, template = Format(tokenizer), data.read_prompt(args.prompt) if args.prompt else about.get("prompt", data.PAPER_PROMPT)
+    form = Format(tokenizer)
+    template = data.read_prompt(args.prompt) if args.prompt else about.get("prompt", data.PAPER_PROMPT)
     args.cot = args.cot or about.get("defaults", {}).get("cot", 128)
     model.rounded, start, batches = args.logits == "bfloat16", time.perf_counter(), []
     for number in tqdm(range(args.batches), desc="batches", disable=None):
@@ -143,8 +145,9 @@ def measure(args, verifier) -> dict:
             "seed": args.seed, "reward": mean(lambda b: b["reward"]), "informative": mean(lambda b: b["informative"]),
             "seconds_per_batch": {name: mean(lambda b: b["seconds"][name]) for name in batches[0]["seconds"]},
             "signal": signals([b["gradients"] for b in batches]),
-            "norms": [torch.cat([b["gradients"]["cot", part] + b["gradients"]["answer", part] for part in ("E", "body")]
-                                ).norm().item() for b in batches], "ties": near, "seconds": time.perf_counter() - start}
+            "norms": [torch.linalg.vector_norm(torch.cat([b["gradients"]["cot", part] + b["gradients"]["answer", part]
+                                                          for part in ("E", "body")]), dtype=torch.float64).item()
+                      for b in batches], "ties": near, "seconds": time.perf_counter() - start}
 
 
 def table(found: dict) -> str:
@@ -173,12 +176,14 @@ def read_flags(argv=None) -> argparse.Namespace:
     group.add_argument("--cot", type=int, help="CoT budget in tokens (default the model's, else 128)")
     group.add_argument("--seed", type=int, default=0, help="decides problems and draws (default 0)")
     group.add_argument("--micro-batch", type=int, default=16, help="rows per backward pass (default 16)")
-    group.add_argument("--device", default="cpu", help="default cpu")
+    group.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
     group.add_argument("--out", type=Path, metavar="FILE.json", help="where the numbers go (default: only printed)")
     args = parser.parse_args(argv)
-    for name, least in (("prompts", 1), ("group", 2), ("batches", 3), ("micro_batch", 1)):
-        if getattr(args, name) < least:
+    for name, least in (("prompts", 1), ("group", 2), ("batches", 3), ("micro_batch", 1), ("cot", 1)):
+        if getattr(args, name) is not None and getattr(args, name) < least:
             parser.error(f"--{name.replace('_', '-')}: expected at least {least}, found {getattr(args, name)}")
+    if args.estimator == "pairs" and (args.group < 4 or args.group % 2):
+        parser.error(f"--group: expected an even number, at least 4, for --estimator pairs, found {args.group}")
     if args.out and not args.out.parent.is_dir():
         parser.error(f"--out: expected a file in a folder that exists, found {args.out}")
     return args

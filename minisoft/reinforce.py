@@ -27,7 +27,8 @@ def leave_one_out(rewards: torch.Tensor, together: int = 1) -> torch.Tensor:
     """
     G = rewards.shape[-1]
     if G <= together or G % together:
-        raise ValueError(f"leave_one_out: expected at least {2 * together} samples a problem, found {G}")
+        raise ValueError(f"leave_one_out: expected at least {2 * together} samples a problem, a multiple of {together}, "
+                         f"found {G}")
     blocks = rewards.view(*rewards.shape[:-1], G // together, together).sum(-1).repeat_interleave(together, -1)
     return rewards - (rewards.sum(-1, keepdim=True) - blocks) / (G - together)
 
@@ -154,8 +155,8 @@ def backward(model: Transformer, kind, rollout: Rollout, advantages: torch.Tenso
              mismatch: Mismatch, terms: tuple[int, ...] = (COT, ANSWER)) -> None:
     """Add to the gradients those of  -scale * sum_g A_g * l_g  (eqs. 14-15), l_g the *sum* of the log-probs of row g.
 
-    advantages (n,), or (n, S) where they differ by position, constants; scale 1 / (B G), global; rows go through the model `micro_batch` at a time, which does
-    not change the gradient; terms: which roles count in l_g.  The prompt is run once: the gradients that the rows send
+    advantages (n,), or (n, S) where they differ by position, constants; scale 1 / (B G), global; rows go through the model
+    `micro_batch` at a time, which does not change the gradient; terms: which roles count in l_g.  The prompt is run once: the gradients that the rows send
     into its keys and values add up there and go back through it together.  Rows with advantage 0 are left out;
     `mismatch` collects the others' replay mismatch.
     """

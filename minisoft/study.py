@@ -64,7 +64,8 @@ class Study:
 
     def train(self, name: str, tokens: str, lr: str, seed: int, *flags: str) -> Cell:
         run = self.out / name
-        command = ("train.py", "--tokens", tokens, "--lr", lr, "--seed", str(seed), *flags, "--show-every", "0", "--out", str(run))
+        command = ("train.py", "--tokens", tokens, "--lr", lr, "--seed", str(seed), *flags, "--show-every", "0",
+                   "--out", str(run))
         return Cell(name, command, run / "summary.json")
 
     def evaluate(self, name: str, models: list[str], *flags: str) -> Cell:
@@ -73,8 +74,8 @@ class Study:
 
     def gradient(self, name: str, model: Path, tokens: str, *flags: str) -> Cell:
         result = self.out / f"{name}.json"
-        return Cell(name, ("-m", "minisoft.gradient", "--model", str(model), "--tokens", tokens, *flags, "--out", str(result)),
-                    result)
+        return Cell(name, ("-m", "minisoft.gradient", "--model", str(model), "--tokens", tokens, *flags,
+                           "--out", str(result)), result)
 
     def chosen(self) -> dict[str, str]:
         """kind -> the learning rate with the best validation in the sweep, the smaller of equals."""
@@ -112,7 +113,8 @@ class Study:
                                                for name, flags in remedies().items() for seed in self.seeds)]
         if "fuzzy" in parts:
             flags = {"bfloat16": ("--logits", "bfloat16"), **{f"tau-{tau}": ("--tau", tau) for tau in TAUS}}
-            yield [*(self.gradient(f"gradient/fuzzy-{name}", WEIGHTS / "tiny", "fuzzy", *how) for name, how in flags.items()),
+            yield [*(self.gradient(f"gradient/fuzzy-{name}", WEIGHTS / "tiny", "fuzzy", *how)
+                     for name, how in flags.items()),
                    *(main(f"fuzzy/{name}", "fuzzy", seed, *how) for name, how in flags.items() for seed in self.seeds)]
         if "ablation" in parts:
             yield [main(f"ablation/{kind}-{terms}", kind, seed, "--terms", terms)
@@ -130,9 +132,9 @@ class Study:
 
     def signals(self) -> list[Cell]:
         """Where the gradient comes from before, halfway and at the end of the first run of each kind."""
-        places = lambda kind: {0: WEIGHTS / "tiny", 30: self.at_step(kind, 0, 30), STEPS: self.at_step(kind, 0, STEPS)}
-        return [self.gradient(f"gradient/{kind}-{step}", folder, kind) for kind in KINDS
-                for step, folder in places(kind).items()]
+        place = lambda kind, step: self.at_step(kind, 0, step) if step else WEIGHTS / "tiny"
+        return [self.gradient(f"gradient/{kind}-{step}", place(kind, step), kind) for kind in KINDS
+                for step in (0, STEPS // 2, STEPS)]
 
     def variance_signals(self) -> list[Cell]:
         middle = self.at_step("soft", 0, 30)
@@ -168,10 +170,11 @@ class Study:
     def is_done(self, cell: Cell) -> bool:
         """Raises InputError where a training run with another learning rate is in its place."""
         if cell.result.is_file() and cell.command[0] == "train.py":
-            there, wanted = read_json(cell.result.parent / "config.json")["lr"], float(cell.command[cell.command.index("--lr") + 1])
+            there = read_json(cell.result.parent / "config.json")["lr"]
+            wanted = float(cell.command[cell.command.index("--lr") + 1])
             if there != wanted:
-                raise InputError(f"{cell.result.parent}: expected a run with --lr {wanted}, which the sweep chose, found one with "
-                                 f"{there}; move it away")
+                raise InputError(f"{cell.result.parent}: expected a run with --lr {wanted}, which the sweep chose, found one "
+                                 f"with {there}; move it away")
         return cell.result.is_file()
 
     def do(self, cell: Cell) -> None:

@@ -66,9 +66,9 @@ def show_error(signal: dict, name: str, digits: int = 3) -> str:
 class Results:
     """What is in the folder of a study."""
 
-    def __init__(self, out: Path):
+    def __init__(self, out: Path, tests: str = "test"):
         self.out = out
-        self.runs = read_results(sorted(out.glob("test/*.json")))
+        self.runs = read_results([*out.glob("test/base.json"), *sorted(out.glob(f"{tests}/*-s*.json"))])
 
     def values(self, kind: str, data: str, part: str, field: str) -> list[float]:
         """A field of the evaluations of all seeds of a kind, or of "base"."""
@@ -187,6 +187,18 @@ def inference(r: Results) -> str:
     return table(rows) if r.runs else ""
 
 
+def longer(r: Results) -> str:
+    """The findings after three times the updates, in one table each for numbers in %, and in nats."""
+    if not list(r.out.glob("longer-test/*.json")):
+        return ""
+    long = Results(r.out, "longer-test")
+    shares = [(f"{data}, {part}, {field}", data, part, field) for data in PROBLEMS for part, field in (
+        ("hard-greedy", "pass@1"), ("soft-greedy", "pass@1"), ("hard-sample", "pass@1"), ("hard-sample", "pass@32"))]
+    nats = [(f"{data}, NLL", data, "choices", "nll") for data in SKILLS] + [
+        (f"{data}, entropy", data, "hard-sample", "entropy") for data in PROBLEMS]
+    return long.compare("%", shares) + "\n\n" + long.compare("nats", nats, 1, 4)
+
+
 def sources(r: Results) -> str:
     rows = [["tokens", "update", "terms", "norm in E", "norm in the body", "cosine in E", "cosine in the body", "snr, all"]]
     for kind, step, term in product(KINDS, (0, 30, 60), ("cot", "answer")):
@@ -244,7 +256,8 @@ SECTIONS = (
     ("Finding 1: greedy pass@1", parity), ("Finding 2: pass@k under hard-sample inference", diversity),
     ("Finding 3: likelihood out of domain", likelihood), ("Finding 4: entropy", profile),
     ("Finding 4 at matched accuracy", matched), ("Finding 5: the best inference (%)", inference),
-    ("Where the gradient comes from", sources), ("Which terms learn: hard-greedy after training (%)", ablation),
+    ("Three times the updates", longer), ("Where the gradient comes from", sources),
+    ("Which terms learn: hard-greedy after training (%)", ablation),
     ("Remedies for the variance of soft tokens", remedies), ("When fuzzy tokens can learn", fuzzy))
 
 

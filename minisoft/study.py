@@ -13,6 +13,7 @@ continues the study; a cell typed by hand gives the same numbers on the same mac
     ablation   training on the CoT's terms only, on the answer's only
     variance   other unbiased estimators and shapes of a batch, their signal and what they learn
     fuzzy      higher temperatures, logits rounded to bfloat16
+    longer     three times the updates, hard and soft: what was only a matter of time?
 
 Writes OUT/study.md (tables), study.json (their numbers), pictures (extra `plot`), cells.jsonl (command, commit, seconds).
 """
@@ -39,12 +40,13 @@ from minisoft.state import State
 from minisoft.tokenizer import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("findings", "ablation", "variance", "fuzzy")
+PARTS = ("findings", "ablation", "variance", "fuzzy", "longer")
 SWEEP_SEED, LRS, MORE_LRS = 100, ("1e-4", "2e-4", "4e-4", "8e-4"), ("1.6e-3", "3.2e-3")  # more where the largest is best
 CHECKPOINTS, STEPS = (15, 30, 45), 60
 PROBLEMS = ("tiny-test", "tiny-long")  # in domain and longer than in training
 SKILLS = ("tiny-facts", "tiny-sorting", "tiny-drills", "tiny-references")
 SHAPES = ((64, 8),)  # B x G beside 16 x 32, as many samples
+WHOLE = ("--data", *PROBLEMS, *SKILLS, "--limit", "200", "--settings", "all", "--samples", "32")  # of eval.py
 TAUS = ("0.1", "0.01")
 
 
@@ -119,14 +121,21 @@ class Study:
         if "ablation" in parts:
             yield [main(f"ablation/{kind}-{terms}", kind, seed, "--terms", terms)
                    for kind in ("soft", "hard") for terms in ("answer", "cot") for seed in self.seeds]
+        if "longer" in parts:
+            some = [(kind, seed) for kind in ("soft", "hard") for seed in self.seeds]
+            yield [main(f"longer/{kind}", kind, seed, "--steps", str(3 * STEPS)) for kind, seed in some]
+            yield [self.whole("longer", kind, seed) for kind, seed in some]
+
+    def whole(self, part: str, kind: str, seed: int) -> Cell:
+        """The best checkpoint of a run of part "train" or "longer" in all six settings and on multiple choice."""
+        model = f"{kind}={self.out / f'{part}/{kind}-s{seed}/best'}"
+        return self.evaluate(f"{'test' if part == 'train' else part + '-test'}/{kind}-s{seed}", [model], *WHOLE)
 
     def tests(self, each) -> list[Cell]:
-        """Base and best checkpoints in all six settings and on multiple choice; checkpoints on the way, hard inference."""
-        whole = ("--data", *PROBLEMS, *SKILLS, "--limit", "200", "--settings", "all", "--samples", "32")
+        """The base and the best checkpoints; checkpoints on the way, in hard inference."""
         brief = ("--data", "tiny-test", "--limit", "200", "--settings", "hard-greedy,hard-sample", "--samples", "8")
-        return [self.evaluate("test/base", [f"base={WEIGHTS / 'tiny'}"], *whole),
-                *(self.evaluate(f"test/{kind}-s{seed}", [f"{kind}={self.out / f'train/{kind}-s{seed}/best'}"], *whole)
-                  for kind, seed in each),
+        return [self.evaluate("test/base", [f"base={WEIGHTS / 'tiny'}"], *WHOLE),
+                *(self.whole("train", kind, seed) for kind, seed in each),
                 *(self.evaluate(f"checkpoints/{kind}-s{seed}", [
                     f"{step}={self.at_step(kind, seed, step)}" for step in CHECKPOINTS], *brief) for kind, seed in each)]
 
@@ -173,8 +182,8 @@ class Study:
             there = read_json(cell.result.parent / "config.json")["lr"]
             wanted = float(cell.command[cell.command.index("--lr") + 1])
             if there != wanted:
-                raise InputError(f"{cell.result.parent}: expected a run with --lr {wanted}, which the sweep chose, found one "
-                                 f"with {there}; move it away")
+                raise InputError(f"{cell.result.parent}: expected a run with --lr {wanted}, which the sweep chose, found "
+                                 f"one with {there}; move it away")
         return cell.result.is_file()
 
     def do(self, cell: Cell) -> None:
@@ -184,8 +193,8 @@ class Study:
         begun = cell.command[0] == "train.py" and (cell.result.parent / "config.json").is_file()
         start = time.time()
         with log.open("a") as file:
-            status = subprocess.call([sys.executable, *cell.command, *["--resume"] * begun], stdout=file, stderr=file, cwd=ROOT,
-                                     env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+            status = subprocess.call([sys.executable, *cell.command, *["--resume"] * begun], stdout=file, stderr=file,
+                                     cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
         if status or not cell.result.is_file():
             self.failed = self.failed or f"{cell.name}: expected {cell.result}, found exit status {status}; see {log}"
             return

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from minisoft import findings
 from minisoft.errors import InputError
 from minisoft.findings import at_accuracy, difference, show_difference, show_mean, student
-from minisoft.study import Cell, Study, main, remedies
+from minisoft.study import PARTS, Cell, Study, main, remedies
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -113,13 +113,13 @@ def test_the_commands_are_those_of_the_programs(tmp_path):
     study.chosen = lambda: {"hard": "1.6e-3", "soft": "2e-4", "fuzzy": "8e-4"}
     study.at_step = lambda kind, seed, step: tmp_path / f"{kind}-{seed}-{step}"
     (tmp_path / "gradient").mkdir()
-    for cells in study.stages(["findings", "ablation", "variance", "fuzzy"]):
+    for cells in study.stages(list(PARTS)):
         for one in cells:
             program, flags = one.command[0], list(one.command[1:])
             parse = {"train.py": train.read_flags, "eval.py": evaluation.read_flags}.get(program)
             parse(flags) if parse else gradient.read_flags(flags[1:])
             found.append(one.name)
-    assert len(found) == len(set(found)) == 12 + 1 + 1 + 6 + 7 + 6 + 9 + 4 * len(remedies()) + 9 + 8
+    assert len(found) == len(set(found)) == 12 + 1 + 1 + 6 + 7 + 6 + 9 + 4 * len(remedies()) + 9 + 8 + 4 + 4
 
 
 def numbers(value: float, samples: int) -> dict:
@@ -151,6 +151,7 @@ def folder(tmp_path) -> Path:
             value = reached + .01 * seed
             write(tmp_path / f"test/{kind}-s{seed}.json", result(kind, f"{kind}{seed}", value))
             settings = lambda v: {"settings": {"hard-greedy": numbers(v, 1), "hard-sample": numbers(v, 8)}}
+            write(tmp_path / f"longer-test/{kind}-s{seed}.json", result(kind, f"{kind}{seed}", value + .05))
             write(tmp_path / f"checkpoints/{kind}-s{seed}.json", {"runs": [settings(v) for v in (.5, .55, .6)]})
             for name in (f"train/{kind}", f"ablation/{kind}-cot", f"ablation/{kind}-answer", "variance/prefix", "fuzzy/tau-0.1"):
                 write(tmp_path / f"{name}-s{seed}/summary.json", {"after": {"hard-greedy": {"pass@1": value}}})
@@ -185,7 +186,7 @@ def test_pictures_of_a_study(folder):
 
 
 def test_part_of_a_study_is_told_as_far_as_it_goes(folder):
-    for path in (*folder.glob("test/*"), *folder.glob("gradient/*"), *folder.glob("checkpoints/*")):
+    for path in (*folder.glob("test/*"), *folder.glob("longer-test/*"), *folder.glob("gradient/*"), *folder.glob("checkpoints/*")):
         path.unlink()
     findings.write(folder)
     text = (folder / "study.md").read_text()

@@ -142,17 +142,19 @@ def gradient(kinds: dict[str, dict[int, dict]], path: Path | None = None):
     return _finish(figure, {"band: ± 1 standard error"}, path)
 
 
-def matched(kinds: dict[str, list[list[tuple[float, float]]]], path: Path | None = None):
-    """Entropy of hard-sampled CoTs over their accuracy, along training: a line for each run, from the base on; kinds: {kind:
-    [[(accuracy, entropy in nats), ...] of each seed]}."""
-    figure, ((axis,),) = _panels(1, 1)
-    for index, (kind, runs) in enumerate(kinds.items()):
-        for number, run in enumerate(runs):
-            accuracy, entropy = zip(*run)
-            axis.plot([100 * a for a in accuracy], entropy, color=GREYS[index], linestyle=DASHES[index], marker=MARKERS[index],
-                      markerfacecolor="white", markersize=4.5, linewidth=1.2, label=kind if number == 0 else None)
-    axis.set(xlabel="hard-sample pass@1 (%)", ylabel="entropy of hard-sampled CoTs (nats)")
-    axis.set_ylim(bottom=0)
+def matched(kinds: dict[str, list[list[dict]]], path: Path | None = None):
+    """Entropy of hard-sampled CoTs over greedy and over sampled accuracy, along training: a line for each run, from the base
+    on; kinds: {kind: [[{"greedy", "sample", "entropy"}, ...] of each seed]}."""
+    figure, ((left, right),) = _panels(1, 2, sharey=True)
+    for axis, how in ((left, "greedy"), (right, "sample")):
+        for index, (kind, runs) in enumerate(kinds.items()):
+            for number, run in enumerate(runs):
+                axis.plot([100 * point[how] for point in run], [point["entropy"] for point in run], color=GREYS[index],
+                          linestyle=DASHES[index], marker=MARKERS[index], markerfacecolor="white", markersize=4.5,
+                          linewidth=1.2, label=kind if number == 0 else None)
+        axis.set(xlabel=f"hard-{how} pass@1 (%)", ylabel="entropy of hard-sampled CoTs (nats)")
+        axis.tick_params(labelleft=True)
+    left.set_ylim(bottom=0)
     return _finish(figure, set(), path)
 
 

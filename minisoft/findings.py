@@ -137,16 +137,15 @@ def profile(r: Results) -> str:
                      [(data, data, "hard-sample", "entropy") for data in PROBLEMS], 1, 3)
 
 
-def trajectory(r: Results, kind: str, seed: int) -> list[tuple[float, float]]:
-    """(hard-sample pass@1, entropy) on tiny-test of a run's checkpoints in order: the base, those on the way, the best."""
-    points = [(r.values("base", "tiny-test", "hard-sample", name) or [None])[0] for name in ("pass@1", "entropy")]
-    path = r.out / f"checkpoints/{kind}-s{seed}.json"
-    found = [tuple(points)] + [(run["settings"]["hard-sample"]["pass@1"], run["settings"]["hard-sample"]["entropy"])
-                               for run in (read_json(path).get("runs", []) if path.is_file() else [])]
-    best = r.out / f"test/{kind}-s{seed}.json"
-    for run in read_json(best).get("runs", []) if best.is_file() else []:
-        if run["data"] == "tiny-test":
-            found.append((run["settings"]["hard-sample"]["pass@1"], run["settings"]["hard-sample"]["entropy"]))
+def trajectory(r: Results, kind: str, seed: int) -> list[dict]:
+    """greedy, sample (pass@1 on tiny-test) and entropy (nats), all of hard inference, of a run's checkpoints in order: the
+    base, those on the way, the best."""
+    found = []
+    for name in ("test/base", f"checkpoints/{kind}-s{seed}", f"test/{kind}-s{seed}"):
+        for run in read_json(r.out / f"{name}.json").get("runs", []):
+            if run["data"] == "tiny-test":
+                greedy, sample = (run["settings"][f"hard-{how}"] for how in ("greedy", "sample"))
+                found.append({"greedy": greedy["pass@1"], "sample": sample["pass@1"], "entropy": sample["entropy"]})
     return found
 
 
@@ -154,27 +153,29 @@ def seeds(r: Results, kind: str) -> list[int]:
     return sorted(int(path.stem.rpartition("-s")[2]) for path in r.out.glob(f"checkpoints/{kind}-s*.json"))
 
 
-def at_accuracy(points: list[tuple[float, float]], accuracy: float) -> float | None:
-    """Entropy where a run's path of (accuracy, entropy) first crosses an accuracy, linear in between; None if never."""
-    for (a, e), (b, f) in zip(points, points[1:]):
-        if a <= accuracy <= b and b > a:
-            return e + (f - e) * (accuracy - a) / (b - a)
+def at_accuracy(points: list[dict], how: str, accuracy: float) -> float | None:
+    """Entropy where a run's path first crosses an accuracy, linear in between; None if never."""
+    for p, q in zip(points, points[1:]):
+        if p[how] <= accuracy <= q[how] and q[how] > p[how]:
+            return p["entropy"] + (q["entropy"] - p["entropy"]) * (accuracy - p[how]) / (q[how] - p[how])
     return None
 
 
 def matched(r: Results) -> str:
-    """Entropy of every soft and fuzzy checkpoint beside that of the hard runs at the same accuracy."""
+    """Entropy of the soft and fuzzy runs' best checkpoints beside that of the hard runs where they were as accurate."""
     hard = [trajectory(r, "hard", seed) for seed in seeds(r, "hard")]
-    rows = [["checkpoint", "runs", "hard-sample pass@1 (%)", "entropy (nats)", "of hard runs there", "difference"]]
-    for kind, place in product(("soft", "fuzzy"), (2, 4)):
-        own = [points[place] for seed in seeds(r, kind) if len(points := trajectory(r, kind, seed)) > place]
-        others = [[e for h in hard if (e := at_accuracy(h, a)) is not None] for a, _ in own]
-        own, others = zip(*[(o, fmean(e)) for o, e in zip(own, others) if e]) if any(others) else ((), ())
-        if own:
-            gaps = [e - f for (_, e), f in zip(own, others)]
-            rows.append([f"{kind}, {'update 30' if place == 2 else 'best'}", str(len(own)), show_mean([a for a, _ in own]),
-                         show_mean([e for _, e in own], 1, 3), show_mean(list(others), 1, 3),
-                         show_difference(gaps, [0.0], 1, 3)])
+    rows = [["best checkpoint", "matched by", "runs", "accuracy (%)", "entropy (nats)", "of hard runs there", "difference"]]
+    for kind, how in product(("soft", "fuzzy"), ("greedy", "sample")):
+        found = []
+        for seed in seeds(r, kind):
+            *_, best = trajectory(r, kind, seed)
+            if others := [e for points in hard if (e := at_accuracy(points, how, best[how])) is not None]:
+                found.append((best[how], best["entropy"], fmean(others)))
+        if found:
+            accuracy, own, other = map(list, zip(*found))
+            gaps = [a - b for a, b in zip(own, other)]
+            rows.append([kind, f"hard-{how} pass@1", str(len(found)), show_mean(accuracy), show_mean(own, 1, 3),
+                         show_mean(other, 1, 3), show_difference(gaps, [0.0], 1, 3)])
     return table(rows) if len(rows) > 1 else ""
 
 

@@ -32,10 +32,10 @@ def test_numbers_for_people():
 
 
 def test_entropy_at_an_accuracy_is_read_where_a_run_first_reaches_it():
-    path = [(.4, .2), (.6, .1), (.5, .05), (.9, .04)]
-    assert at_accuracy(path, .5) == pytest.approx(.15)
-    assert at_accuracy(path, .7) == pytest.approx(.05 + (.04 - .05) * .5)
-    assert at_accuracy(path, .3) is None and at_accuracy(path, .95) is None
+    path = [{"greedy": a, "entropy": e} for a, e in ((.4, .2), (.6, .1), (.5, .05), (.9, .04))]
+    assert at_accuracy(path, "greedy", .5) == pytest.approx(.15)
+    assert at_accuracy(path, "greedy", .7) == pytest.approx(.05 + (.04 - .05) * .5)
+    assert at_accuracy(path, "greedy", .3) is None and at_accuracy(path, "greedy", .95) is None
 
 
 def write(path: Path, value) -> None:
@@ -150,7 +150,7 @@ def folder(tmp_path) -> Path:
         for seed in range(3):
             value = reached + .01 * seed
             write(tmp_path / f"test/{kind}-s{seed}.json", result(kind, f"{kind}{seed}", value))
-            settings = lambda v: {"settings": {"hard-greedy": numbers(v, 1), "hard-sample": numbers(v, 8)}}
+            settings = lambda v: {"data": "tiny-test", "settings": {"hard-greedy": numbers(v, 1), "hard-sample": numbers(v, 8)}}
             write(tmp_path / f"longer-test/{kind}-s{seed}.json", result(kind, f"{kind}{seed}", value + .05))
             write(tmp_path / f"checkpoints/{kind}-s{seed}.json", {"runs": [settings(v) for v in (.5, .55, .6)]})
             for name in (f"train/{kind}", f"ablation/{kind}-cot", f"ablation/{kind}-answer", "variance/prefix", "fuzzy/tau-0.1"):

@@ -33,7 +33,7 @@ from minisoft.parallel import keep_memory
 from minisoft.reinforce import ESTIMATORS, Mismatch, advantages, backward, encodings
 from minisoft.reward import WORKERS, Verifier
 from minisoft.rollout import ANSWER, COT, Format, Request, rollout
-from minisoft.soft import GAMMA, KINDS, make_kind, noise_scale
+from minisoft.soft import GAMMA, KINDS, NOISES, make_kind, noise_scale
 
 EMBEDDING = "model.embed_tokens.weight"
 GAPS = (1e-4, 1e-3, 1e-2, .1, 1.0)  # differences of logits
@@ -127,8 +127,9 @@ def measure(args, verifier) -> dict:
     about = checkpoint.read_about(folder)
     model, tokenizer = checkpoint.load(folder, torch.device(args.device), checkpoint.DTYPES["float32"])
     problems = data.load_problems(args.data or about.get("defaults", {}).get("data") or "tiny")
-    sigma = about.get("sigma") or GAMMA * noise_scale(model, "embedding")
-    kind = make_kind(args.tokens, sigma, args.tau)
+    as_trained = "sigma" in about and args.noise == about.get("noise", "embedding")
+    sigma = about["sigma"] if as_trained else GAMMA * noise_scale(model, args.noise)
+    kind = make_kind(args.tokens, sigma, args.tau, args.noise, args.top_k)
     form = Format(tokenizer)
     template = data.read_prompt(args.prompt) if args.prompt else about.get("prompt", data.PAPER_PROMPT)
     args.cot = args.cot or about.get("defaults", {}).get("cot", 128)
@@ -140,7 +141,8 @@ def measure(args, verifier) -> dict:
         del found["records"]
         batches.append(found)
     mean = lambda get: sum(map(get, batches)) / len(batches)
-    return {"model": args.model, "tokens": args.tokens, "tau": kind.tau, "sigma": sigma, "logits": args.logits,
+    return {"model": args.model, "tokens": args.tokens, "tau": kind.tau, "sigma": sigma, "noise": args.noise, "top_k": args.top_k,
+            "logits": args.logits,
             "estimator": args.estimator, "prompts": args.prompts, "group": args.group, "batches": args.batches,
             "seed": args.seed, "reward": mean(lambda b: b["reward"]), "informative": mean(lambda b: b["informative"]),
             "seconds_per_batch": {name: mean(lambda b: b["seconds"][name]) for name in batches[0]["seconds"]},
@@ -166,6 +168,9 @@ def read_flags(argv=None) -> argparse.Namespace:
     group.add_argument("--prompt", help="file with the prompt, QUESTION where the question goes (default the model's)")
     group.add_argument("--tokens", choices=KINDS, default="soft", help="kind of CoT token (default soft)")
     group.add_argument("--tau", type=float, help="temperature of the CoT (default the paper's; F.3)")
+    group.add_argument("--noise", choices=NOISES, default="embedding",
+                       help="where soft and fuzzy tokens get their noise (default embedding; F.2)")
+    group.add_argument("--top-k", type=int, metavar="K", help="noise on the K best logits, the rest -inf (default all; F.2)")
     group.add_argument("--logits", choices=("float32", "bfloat16"), default="float32",
                        help="bfloat16: logits are rounded to it, in rollout and replay (default float32)")
     group.add_argument("--estimator", choices=ESTIMATORS, default="rloo", help="as in train.py (default rloo)")

@@ -219,15 +219,30 @@ def ablation(r: Results) -> str:
     return table(rows) if list(r.out.glob("ablation/*/summary.json")) else ""
 
 
+def relative_variance(one: dict | None, other: dict | None) -> str:
+    """Mean squared norm of one measurement's gradients over that of another's, on the batches both have, with its standard
+    error (jackknife): where both have the same mean and little signal, the ratio of their variances."""
+    if not one or not other:
+        return ""
+    a, b = (torch.tensor(found["norms"], dtype=torch.float64).square() for found in (one, other))
+    n = min(len(a), len(b))
+    a, b = a[:n], b[:n]
+    without = (a.sum() - a) / (b.sum() - b)  # (n,), each without one batch
+    return f"{a.sum() / b.sum():.2f} ± {((n - 1) / n * (without - without.mean()).square().sum()).sqrt():.2f}"
+
+
 def remedies(r: Results) -> str:
-    rows = [["estimator", "snr, update 0", "snr, update 30", "hard-greedy after (%)", "difference", "seconds an update"]]
+    rows = [["estimator", "snr, update 0", "snr, update 30", "variance of rloo's, 0", "and 30", "hard-greedy after (%)",
+             "difference", "seconds an update"]]
     rloo = r.after("train/soft-s*")
     for name in ("rloo", *sorted({path.parent.name.rpartition("-s")[0] for path in r.out.glob("variance/*/summary.json")})):
         place = "train/soft" if name == "rloo" else f"variance/{name}"
         signal = lambda step: r.gradient(f"{'soft' if name == 'rloo' else name}-{step}")
         snr = [show_error(g["signal"]["both"]["all"], "snr", 4) if (g := signal(step)) else "" for step in (0, 30)]
         found = r.after(f"{place}-s*")
-        rows.append([name, *snr, show_mean(found), "" if name == "rloo" else show_difference(found, rloo),
+        ratios = ["" if name in ("rloo", "top-5") else relative_variance(signal(step), r.gradient(f"soft-{step}"))
+                  for step in (0, 30)]  # noise on logits has another mean
+        rows.append([name, *snr, *ratios, show_mean(found), "" if name == "rloo" else show_difference(found, rloo),
                      show_mean(seconds(r.out.glob(f"{place}-s*/metrics.jsonl")), 1, 2)])
     return table(rows) if len(rows) > 2 else ""
 

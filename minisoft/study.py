@@ -11,7 +11,7 @@ continues the study; a cell typed by hand gives the same numbers on the same mac
     findings   learning rates on validation (a seed of their own), --seeds runs of each kind, six settings and multiple
                choice for all of them, checkpoints on the way, where the gradient comes from
     ablation   training on the CoT's terms only, on the answer's only
-    variance   other unbiased estimators and shapes of a batch, their signal and what they learn
+    variance   other unbiased estimators and shapes of a batch, and noise in fewer directions: signal, what they learn
     fuzzy      higher temperatures, logits rounded to bfloat16
     longer     three times the updates, hard and soft: what was only a matter of time?
 
@@ -205,9 +205,11 @@ class Study:
 
 
 def remedies() -> dict[str, tuple[str, ...]]:
-    """name -> flags of train.py and minisoft.gradient: other estimators, and other shapes of a batch at equal cost."""
+    """name -> flags of train.py and minisoft.gradient: other estimators, another shape of a batch at equal cost; and, no
+    estimator but another kind of noise, that on the 5 best logits (F.2)."""
     return {**{name: ("--estimator", name) for name in ("prefix", "pairs", "thin")},
-            **{f"{B}x{G}": ("--prompts", str(B), "--group", str(G)) for B, G in SHAPES}}
+            **{f"{B}x{G}": ("--prompts", str(B), "--group", str(G)) for B, G in SHAPES},
+            "top-5": ("--noise", "logits", "--top-k", "5")}
 
 
 def _commit() -> str:

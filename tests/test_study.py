@@ -139,7 +139,7 @@ def result(label: str, model: str, value: float) -> dict:
 def signal() -> dict:
     one = {"norm": 3.0, "cosine": .1, "cosine_error": .02, "snr": .1, "snr_error": .03}
     return {"signal": {term: {part: one for part in ("E", "body", "all")} for term in ("cot", "answer", "both")},
-            "ties": {"still_moving": .1, "tied_in_bfloat16": .01}}
+            "norms": [1.0, 2.0, 3.0], "ties": {"still_moving": .1, "tied_in_bfloat16": .01}}
 
 
 @pytest.fixture
@@ -162,6 +162,7 @@ def folder(tmp_path) -> Path:
             write(tmp_path / f"gradient/{kind}-{step}.json", signal())
         write(tmp_path / f"sweep/{kind}-2e-4/summary.json", {"validation": reached})
     write(tmp_path / "gradient/fuzzy-tau-0.1.json", signal())
+    write(tmp_path / "gradient/prefix-0.json", {**signal(), "norms": [2.0, 4.0, 6.0]})
     write(tmp_path / "cells.jsonl", {"cell": "x", "command": "python x", "commit": "abc", "seconds": 120.0})
     return tmp_path
 
@@ -175,6 +176,7 @@ def test_tables_of_a_study(folder, capsys):
     assert [c.strip() for c in row.split("|")[2:8]] == ["41.0", "82.0 ± 1.0", "72.0 ± 1.0", "42.0 ± 1.0",
                                                         "-10.0 [-12.3, -7.7]", "-40.0 [-42.3, -37.7]"]
     assert "| hard   | 80.0 |" in text  # the sweep
+    assert next(line for line in text.splitlines() if line.startswith("| prefix")).split("|")[4].strip() == "4.00 ± 0.00"
     assert capsys.readouterr().out.strip().endswith("study.md")
 
 

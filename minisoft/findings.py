@@ -181,10 +181,14 @@ def matched(r: Results) -> str:
 
 def inference(r: Results) -> str:
     """Which inference is best, for each kind of training."""
-    rows = [["training", "data", *(f"{kind} greedy" for kind in KINDS), *(f"{kind} pass@32" for kind in KINDS)]]
+    rows = [["training", "data", *(f"{kind} greedy" for kind in KINDS), "soft - hard", *(f"{kind} pass@32" for kind in KINDS),
+             "soft - hard"]]
     for who, data in product(("base", *KINDS), PROBLEMS):
-        rows.append([who, data, *(number(cell(r.runs, who, data, f"{kind}-greedy"), "pass@1") for kind in KINDS),
-                     *(number(cell(r.runs, who, data, f"{kind}-sample"), "pass@32") for kind in KINDS)])
+        rows.append([who, data])
+        for part, field in (("greedy", "pass@1"), ("sample", "pass@32")):
+            hard, soft = (r.values(who, data, f"{kind}-{part}", field) for kind in ("hard", "soft"))
+            rows[-1] += [*(number(cell(r.runs, who, data, f"{kind}-{part}"), field) for kind in KINDS),
+                         show_difference([b - a for a, b in zip(hard, soft)], [0.0])]  # of the same runs
     return table(rows) if r.runs else ""
 
 

@@ -61,7 +61,7 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
     add(group, "--gamma", GAMMA, "noise factor: sigma = gamma * noise scale, rms(E) for the embedding (F.1)", type=float)
     add(group, "--noise", "embedding", "where soft and fuzzy tokens get their noise (F.2)", choices=NOISES)
     add(group, "--top-k", None, "noise on the K best logits, the rest -inf (default all; F.2)", type=int, metavar="K")
-    add(group, "--logits", "float32", "bfloat16: round logits to it, as where the head is computed in bfloat16",
+    add(group, "--logits", "float32", "bfloat16: round logits to it in updates, as where the head is computed in bfloat16",
         choices=list(checkpoint.DTYPES))
     add(group, "--cot", None, "CoT budget in tokens (default 128 *; paper: 128 GSM8K, 512 MATH)", type=int)
     group = parser.add_argument_group("REINFORCE (appendix A)")
@@ -74,7 +74,8 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
     add(group, "--weight-decay", 0., "AdamW; open in the paper", type=float)
     add(group, "--clip", 1., "largest norm of the gradient; open in the paper", type=float)
     add(group, "--estimator", ESTIMATORS[0], "of the gradient, all unbiased: rloo, the paper's; prefix, a baseline from samples "
-        "with the same tokens so far; pairs, antithetic draws; thin, rows of small advantage left out at random",
+        "with the same tokens so far (needs whole groups on every rank); pairs, antithetic draws; thin, rows of small "
+        "advantage left out at random",
         choices=ESTIMATORS)
     add(group, "--terms", "both", "ablation: which log-probabilities learn, those of the CoT, of the answer, or both",
         choices=list(TERMS))
@@ -133,7 +134,8 @@ class Run:
                                    world, in_pieces(args, self.model))
         self.about = {**about, "prompt": self.template, "base": self.source.resolve().name, "data": Path(args.data).stem,
                       "tokens": args.tokens, "sigma": self.sigma, "gamma": args.gamma, "tau": self.kind.tau,
-                      "noise": args.noise, "top_k": args.top_k}
+                      "noise": args.noise, "top_k": args.top_k, "logits": args.logits, "estimator": args.estimator,
+                      "terms": args.terms}
         self.step, self.best, self.before, self.seconds = (facts[k] for k in ("step", "best", "before", "seconds"))
         if saved:
             self.optimizer.load(saved.read, self.step)
@@ -191,7 +193,6 @@ class Run:
         if args.estimator == "pairs" and (args.group < 4 or args.group % 2):
             raise InputError(f"--group: expected an even number, at least 4, for --estimator pairs, found {args.group}")
         self.model, self.tokenizer = checkpoint.load(self.source, self.world.device, checkpoint.DTYPES[args.dtype])
-        self.model.rounded = args.logits == "bfloat16"
         self.form = Format(self.tokenizer)
 
     def check_sources(self, before: dict) -> None:
@@ -383,7 +384,9 @@ def train(run: Run, verifier, stop: dict) -> None:
         run.before = run.evaluate(run.test, verifier, "hard-greedy", f"{args.tokens}-greedy")
     with tqdm(total=args.steps, initial=run.step, disable=not run.world.main, unit="step") as bar:
         while run.step < args.steps:
+            run.model.rounded = args.logits == "bfloat16"
             metrics, generations = train_step(run, verifier)
+            run.model.rounded = False
             run.step, run.seconds = run.step + 1, run.seconds + metrics["seconds"]
             if run.validation and (run.step % args.validate_every == 0 or run.step == args.steps):
                 metrics["validation"] = run.evaluate(run.validation, verifier, "hard-greedy")["hard-greedy"]["pass@1"]
@@ -411,7 +414,6 @@ def finish(run: Run, verifier) -> None:
     best = run.args.out / "best"
     if best.is_dir():
         run.model = checkpoint.load_model(best, run.world.device, run.model.E.dtype)
-        run.model.rounded = run.args.logits == "bfloat16"
     after = run.evaluate(run.test, verifier, *run.before)
     run.world.all_or_none(lambda: run.world.main and files.write_json(run.args.out / "summary.json", {
         "before": run.before, "after": after, "steps": run.step, "seconds": round(run.seconds, 1),

@@ -2,13 +2,13 @@
 
     python -m minisoft.gradient --model weights/tiny --tokens soft --out soft.json
 
-Measures the gradient of eq. 14 on independent batches of B problems x G samples with the model's weights left as they are,
-CoT and answer terms separately, in E (with a tied head) and in the rest (the body).  For each of these:
+Measures the gradient of eq. 14 on batches of B problems x G samples, without a problem in common, the model's weights left as
+they are, CoT and answer terms separately, in E (with a tied head) and in the rest (the body).  For each of these:
 
     norm       root mean square over batches of the gradient's Euclidean norm
     cosine     mean over pairs of batches of the cosine between their gradients
-    snr        |mean gradient|^2 / variance of one batch's gradient, without bias: pairs of batches estimate the numerator;
-               1 / snr is the number of batches whose mean is as much signal as noise
+    snr        |mean gradient|^2, estimated without bias from pairs of batches, / variance of one batch's gradient; 1 / snr
+               is the number of batches whose mean is as much signal as noise
     *_error    standard error, by the jackknife over batches
 
 `ties` says how far the most likely token of a CoT step is from the second: share of positions whose two best logits differ
@@ -40,11 +40,11 @@ GAPS = (1e-4, 1e-3, 1e-2, .1, 1.0)  # differences of logits
 
 
 def take_gradient(model) -> dict[str, torch.Tensor]:
-    """{"E": (n,), "body": (m,)} float32, and the gradients are gone."""
+    """{"E": (n,), "body": (m,)} float32 on the CPU, and the gradients are gone."""
     found = {"E": [], "body": []}
     for name, p in model.named_parameters():
         gradient = torch.zeros_like(p) if p.grad is None else p.grad
-        found["E" if name == EMBEDDING else "body"].append(gradient.flatten().float())
+        found["E" if name == EMBEDDING else "body"].append(gradient.flatten().float().cpu())
         p.grad = None
     return {part: torch.cat(pieces) for part, pieces in found.items()}
 
@@ -59,7 +59,7 @@ def measure_batch(args, model, tokenizer, form, kind, problems, template, number
                     for i in numbers]
         records = rollout(model, form, kind, requests, args.cot)
     rewards = [torch.tensor([g["reward"] for g in evaluation.describe(form, record, i, problems[i], verifier)],
-                            dtype=torch.float64) for i, record in zip(numbers, records)]
+                            dtype=torch.float64, device=model.E.device) for i, record in zip(numbers, records)]
     gradients = {}
     for term, roles in (("answer", (ANSWER,)), ("cot", (COT,))):
         with report.clock(seconds, f"backward_{term}"):
@@ -90,12 +90,13 @@ def signal(gram: torch.Tensor) -> dict:
 
 def signals(gradients: list[dict]) -> dict:
     """{term: {part: signal}} for the terms answer, cot, both and the parts E, body, all."""
-    stack = lambda term, part: torch.stack([g[term, part] for g in gradients]).double()  # (N, n)
-    grams = {}
+    grams, pieces = {}, lambda term, part: zip(*(g[term, part].split(2**18) for g in gradients))
     for part in ("E", "body"):
-        cot, answer = stack("cot", part), stack("answer", part)
-        grams["cot", part], grams["answer", part], grams["both", part] = (
-            x @ x.T for x in (cot, answer, cot + answer))
+        grams["cot", part] = grams["answer", part] = grams["both", part] = 0.0
+        for some in zip(pieces("cot", part), pieces("answer", part)):  # in float64 only so much at a time
+            cot, answer = (torch.stack(x).double() for x in some)  # (N, 2^18)
+            for term, x in (("cot", cot), ("answer", answer), ("both", cot + answer)):
+                grams[term, part] = grams[term, part] + x @ x.T  # (N, N)
     for term in ("cot", "answer", "both"):
         grams[term, "all"] = grams[term, "E"] + grams[term, "body"]
     return {term: {part: signal(grams[term, part]) for part in ("E", "body", "all")} for term in ("cot", "answer", "both")}
@@ -181,7 +182,8 @@ def read_flags(argv=None) -> argparse.Namespace:
     group.add_argument("--cot", type=int, help="CoT budget in tokens (default the model's, else 128)")
     group.add_argument("--seed", type=int, default=0, help="decides problems and draws (default 0)")
     group.add_argument("--micro-batch", type=int, default=16, help="rows per backward pass (default 16)")
-    group.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
+    group.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu",
+                       help="default cuda where there is one")
     group.add_argument("--out", type=Path, metavar="FILE.json", help="where the numbers go (default: only printed)")
     args = parser.parse_args(argv)
     for name, least in (("prompts", 1), ("group", 2), ("batches", 3), ("micro_batch", 1), ("cot", 1)):

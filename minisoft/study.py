@@ -1,21 +1,23 @@
 """The paper in miniature: the embedded model trained with hard, soft and fuzzy tokens, and the five findings looked for.
 
-    python -m minisoft.study --out runs/study                      # about two hours on two cores
-    python -m minisoft.study --out runs/study --parts all          # with ablation, variance remedies and fuzzy tokens
+    python -m minisoft.study --out runs/study                      # the findings: less than two hours on two cores
+    python -m minisoft.study --out runs/study --parts all          # with ablation, variance remedies, fuzzy tokens, ...
     python -m minisoft.study --out runs/study --list               # the commands that it consists of
 
 A cell is one call of train.py, eval.py or minisoft.gradient in a process of its own with one thread; --jobs of them run at
 once.  Cells that are done are not done again, and one that was interrupted goes on where it stopped, so the same command
-continues the study; a cell typed by hand gives the same numbers on the same machine.  Parts:
+continues the study; a cell typed by hand, in the repository and with another --out, gives the same numbers on the same
+machine.  Parts:
 
-    findings   learning rates on validation (a seed of their own), --seeds runs of each kind, six settings and multiple
-               choice for all of them, checkpoints on the way, where the gradient comes from
+    findings   always: learning rates on validation (a seed of their own), --seeds runs of each kind, six settings and
+               multiple choice for all of them, checkpoints on the way, where the gradient comes from
     ablation   training on the CoT's terms only, on the answer's only
     variance   other unbiased estimators and shapes of a batch, and noise in fewer directions: signal, what they learn
     fuzzy      higher temperatures, logits rounded to bfloat16
     longer     three times the updates, hard and soft: what was only a matter of time?
 
-Writes OUT/study.md (tables), study.json (their numbers), pictures (extra `plot`), cells.jsonl (command, commit, seconds).
+Writes OUT/study.md (tables), pictures (extra `plot`), cells.jsonl (command, commit, seconds of every cell); results lie in
+OUT/PART/, logs in OUT/logs/.
 """
 
 import argparse
@@ -32,19 +34,18 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minisoft import checkpoint, findings
+from minisoft import checkpoint, findings, state
 from minisoft.data import WEIGHTS
 from minisoft.errors import InputError
+from minisoft.findings import PROBLEMS, SKILLS, last_validations
 from minisoft.soft import KINDS
-from minisoft.state import State
 from minisoft.tokenizer import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("findings", "ablation", "variance", "fuzzy", "longer")
-SWEEP_SEED, LRS, MORE_LRS = 100, ("1e-4", "2e-4", "4e-4", "8e-4"), ("1.6e-3", "3.2e-3")  # more where the largest is best
-CHECKPOINTS, STEPS = (15, 30, 45), 60
-PROBLEMS = ("tiny-test", "tiny-long")  # in domain and longer than in training
-SKILLS = ("tiny-facts", "tiny-sorting", "tiny-drills", "tiny-references")
+SWEEP_SEED, LADDER = 100, ("2.5e-5", "5e-5", "1e-4", "2e-4", "4e-4", "8e-4", "1.6e-3", "3.2e-3")  # of learning rates
+LRS = LADDER[2:6]  # tried for every kind; the others where the best of those tried lies at the edge
+CHECKPOINTS, STEPS = (15, 30, 45, 60), 60
 SHAPES = ((64, 8),)  # B x G beside 16 x 32, as many samples
 WHOLE = ("--data", *PROBLEMS, *SKILLS, "--limit", "200", "--settings", "all", "--samples", "32")  # of eval.py
 TAUS = ("0.1", "0.01")
@@ -58,16 +59,18 @@ class Cell:
     command: tuple[str, ...]
     result: Path
 
+    def __str__(self) -> str:
+        return shlex.join(["OMP_NUM_THREADS=1", "python", *self.command])
+
 
 class Study:
-    def __init__(self, out: Path, seeds: int, jobs: int):
-        self.out, self.seeds, self.jobs, self.failed = out, range(seeds), jobs, None
-        self.commit = _commit()
+    def __init__(self, out: Path, seeds: int, jobs: int, dry: bool = False):
+        self.out, self.seeds, self.jobs, self.dry, self.failed = out, range(seeds), jobs, dry, None
 
     def train(self, name: str, tokens: str, lr: str, seed: int, *flags: str) -> Cell:
         run = self.out / name
-        command = ("train.py", "--tokens", tokens, "--lr", lr, "--seed", str(seed), *flags, "--show-every", "0",
-                   "--out", str(run))
+        command = ("train.py", "--tokens", tokens, "--lr", lr, "--seed", str(seed), "--steps", str(STEPS), *flags,
+                   "--show-every", "0", "--out", str(run))
         return Cell(name, command, run / "summary.json")
 
     def evaluate(self, name: str, models: list[str], *flags: str) -> Cell:
@@ -80,20 +83,29 @@ class Study:
                            "--out", str(result)), result)
 
     def chosen(self) -> dict[str, str]:
-        """kind -> the learning rate with the best validation in the sweep, the smaller of equals."""
-        best = lambda path: (read_json(path, required=True)["validation"], -float(lr_of(path)))
-        lr_of = lambda path: path.parent.name.split("-", 1)[1]
-        return {kind: lr_of(max(self.out.glob(f"sweep/{kind}-*/summary.json"), key=best)) for kind in KINDS}
+        """kind -> the learning rate with the best last validations in the sweep, the smaller of equals."""
+        return {kind: max(tried, key=lambda lr: (last_validations(self.out / f"sweep/{kind}-{lr}"), -float(lr)))
+                for kind, tried in self.tried().items()}
+
+    def tried(self) -> dict[str, list[str]]:
+        return {kind: [lr for lr in LADDER if (self.out / f"sweep/{kind}-{lr}/summary.json").is_file()] for kind in KINDS}
+
+    def untried(self) -> list[tuple[str, str]]:
+        """(kind, learning rate) beside the best so far where that lies at the edge of what was tried."""
+        tried, chosen = self.tried(), self.chosen()
+        return [(kind, lr) for kind in KINDS for lr in LADDER if lr not in tried[kind]
+                and abs(LADDER.index(lr) - LADDER.index(chosen[kind])) == 1]
 
     def at_step(self, kind: str, seed: int, step: int) -> Path:
         """The model of a main run after `step` updates, as a folder; made from the run's saved state."""
         run, folder = self.out / f"train/{kind}-s{seed}", self.out / f"checkpoints/{kind}-s{seed}-{step}"
-        if not folder.is_dir():
-            state = State(run / f"state/step-{step:06d}")
+        there = run / f"state/step-{step:06d}"
+        if not self.dry and not (folder.is_dir() and _age(folder / "model.safetensors") < _age(there / "facts.json")):
+            saved = state.State(there)
             model = checkpoint.load_model(run / "last", torch.device("cpu"), torch.float32)
             with torch.no_grad():
                 for name, p in model.named_parameters():
-                    p.copy_(state.read(f"weight/{name}", 0, p.numel()).view_as(p))
+                    p.copy_(saved.read(f"weight/{name}", 0, p.numel()).view_as(p))
             folder.parent.mkdir(parents=True, exist_ok=True)
             checkpoint.save_model(folder, model, run / "last", checkpoint.read_about(run / "last"))
         return folder
@@ -102,14 +114,13 @@ class Study:
         """Lists of cells; those of a stage may run side by side, and need what the stages before have left."""
         sweep = lambda kind, lr: self.train(f"sweep/{kind}-{lr}", kind, lr, SWEEP_SEED, "--shares-every", "0")
         yield [sweep(kind, lr) for lr in LRS for kind in KINDS]
-        for largest, more in zip((LRS[-1], *MORE_LRS), MORE_LRS):
-            yield [sweep(kind, more) for kind, lr in self.chosen().items() if lr == largest]
+        while more := self.untried():
+            yield [sweep(kind, lr) for kind, lr in more]
         lr = self.chosen()
         main = lambda folder, kind, seed, *flags: self.train(f"{folder}-s{seed}", kind, lr[kind], seed, *flags)
         each = [(kind, seed) for seed in self.seeds for kind in KINDS]
-        yield [main(f"train/{kind}", kind, seed, "--save-every", "15", "--keep", "4") for kind, seed in each]
-        if "findings" in parts:
-            yield [*self.tests(each), *self.signals()]
+        yield [main(f"train/{kind}", kind, seed, "--save-every", "15", "--keep", str(STEPS)) for kind, seed in each]
+        yield [*self.tests(each), *self.signals()]
         if "variance" in parts:
             yield [*self.variance_signals(), *(main(f"variance/{name}", "soft", seed, *flags)
                                                for name, flags in remedies().items() for seed in self.seeds)]
@@ -163,7 +174,10 @@ class Study:
                         return
                     cell = waiting.pop(0)
                 bar.set_description(cell.name)
-                self.do(cell)
+                try:
+                    self.do(cell)
+                except OSError as error:  # such as a full disk
+                    self.failed = self.failed or f"{cell.name}: {error}"
                 bar.update()
         threads = [threading.Thread(target=work) for _ in range(self.jobs)]
         [thread.start() for thread in threads]
@@ -177,7 +191,11 @@ class Study:
             raise InputError(self.failed)
 
     def is_done(self, cell: Cell) -> bool:
-        """Raises InputError where a training run with another learning rate is in its place."""
+        """Is its result there, and no older than the models of this study that it measures?  Raises InputError where a
+        training run with another learning rate is in its place."""
+        models = [Path(word.partition("=")[2] or word) / "model.safetensors" for word in cell.command if str(self.out) in word]
+        if cell.result.is_file() and any(model.is_file() and _age(model) < _age(cell.result) for model in models):
+            return False
         if cell.result.is_file() and cell.command[0] == "train.py":
             there = read_json(cell.result.parent / "config.json")["lr"]
             wanted = float(cell.command[cell.command.index("--lr") + 1])
@@ -191,15 +209,14 @@ class Study:
         log.parent.mkdir(parents=True, exist_ok=True)
         cell.result.parent.mkdir(parents=True, exist_ok=True)
         begun = cell.command[0] == "train.py" and (cell.result.parent / "config.json").is_file()
-        start = time.time()
+        start, commit = time.time(), _commit()
         with log.open("a") as file:
             status = subprocess.call([sys.executable, *cell.command, *["--resume"] * begun], stdout=file, stderr=file,
                                      cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
         if status or not cell.result.is_file():
             self.failed = self.failed or f"{cell.name}: expected {cell.result}, found exit status {status}; see {log}"
             return
-        line = {"cell": cell.name, "command": shlex.join(["python", *cell.command]), "commit": self.commit,
-                "seconds": round(time.time() - start, 1)}
+        line = {"cell": cell.name, "command": str(cell), "commit": commit, "seconds": round(time.time() - start, 1)}
         with (self.out / "cells.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -215,14 +232,23 @@ def remedies() -> dict[str, tuple[str, ...]]:
 def _commit() -> str:
     """The commit of this checkout, with + where files differ from it; "" outside git."""
     git = lambda *words: subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
-    return git("rev-parse", "--short", "HEAD") + "+" * bool(git("status", "--porcelain", "--untracked-files=no"))
+    try:
+        return git("rev-parse", "--short", "HEAD") + "+" * bool(git("status", "--porcelain", "--untracked-files=no"))
+    except FileNotFoundError:
+        return ""
+
+
+def _age(path: Path) -> float:
+    """Seconds since a file was written, for ever if there is none."""
+    return time.time() - path.stat().st_mtime if path.is_file() else float("inf")
 
 
 def read_flags(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m minisoft.study", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the study")
-    parser.add_argument("--parts", default="findings", help=f"all, or some of {','.join(PARTS)} (default findings)")
+    parser.add_argument("--parts", default="findings", help=f"all, or some of {','.join(PARTS)}; findings always are one of "
+                        "them (default findings)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each kind, seeds 0, 1, ... (default 3)")
     parser.add_argument("--jobs", type=int, default=2, help="cells at once, one thread each (default 2)")
     parser.add_argument("--list", action="store_true", help="print the commands that are known so far, run nothing")
@@ -239,19 +265,22 @@ def read_flags(argv=None) -> argparse.Namespace:
 
 def main(argv=None) -> None:
     args = read_flags(argv)
-    study = Study(args.out, args.seeds, args.jobs)
+    study = Study(args.out, args.seeds, args.jobs, args.list)
     try:
+        if not args.list:
+            args.out.mkdir(parents=True, exist_ok=True)
+            lock = state.lock(args.out)  # held to the end
         with tqdm(total=0, unit="cell", disable=args.list) as bar:
             for cells in study.stages(args.parts):
                 if args.list:
-                    print("\n".join(shlex.join(["python", *cell.command]) for cell in cells))
+                    print("\n".join(map(str, cells)))
                     if not all(cell.result.is_file() for cell in cells):
                         return print("# the commands that follow depend on the results of these")
                 else:
-                    args.out.mkdir(parents=True, exist_ok=True)
                     study.run(cells, bar)
         if not args.list:
             findings.write(args.out)
+            lock.close()
     except (InputError, OSError) as error:
         sys.exit(f"minisoft.study: error: {error}")
     except KeyboardInterrupt:

@@ -18,17 +18,20 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_student_intervals_of_published_quantiles():
-    assert student(2) == 4.303 and student(20) == 2.086 and student(500) == 1.96
-    mean, half = difference([1.0, 2.0, 3.0], [0.0, 0.0, 3.0])  # variances 1 and 3, pooled 2, 4 degrees of freedom
-    assert mean == 1.0 and half == pytest.approx(2.776 * (2 * 2 / 3) ** .5)
-    mean, half = difference([1.0, 2.0, 3.0], [1.5])  # to a constant
+    assert student(2) == 4.303 and student(20) == student(500) == 2.086
+    mean, half = difference([1.0, 2.0, 3.0], [0.0, 0.0, 3.0])  # variances 1 and 3: Welch's 16 / 5 = 3.2 degrees of freedom
+    assert mean == 1.0 and half == pytest.approx(3.182 * (4 / 3) ** .5)
+    mean, half = difference([1.0, 2.0, 3.0], [5.0, 5.0, 5.0])  # all spread on one side: 2 degrees of freedom
+    assert mean == -3.0 and half == pytest.approx(4.303 / 3**.5)
+    mean, half = difference([1.0, 2.0, 3.0], 1.5)  # to a constant
     assert mean == 0.5 and half == pytest.approx(4.303 / 3**.5)
-    assert difference([1.0], [2.0]) is None and difference([1.0, 2.0], []) is None
+    assert difference([1.0], [2.0, 3.0]) is None and difference([1.0, 2.0], [1.0]) is None and difference([1.0], 1.0) is None
+    assert difference([1.0, 1.0], [2.0, 2.0]) == (-1.0, 0.0)
 
 
 def test_numbers_for_people():
     assert show_mean([.5, .6]) == "55.0 ± 7.1" and show_mean([.123], 1, 2) == "0.12" and show_mean([]) == ""
-    assert show_difference([.5, .6], [.5]) == "+5.0 [-58.5, +68.5]"
+    assert show_difference([.5, .6], .5) == "+5.0 [-58.5, +68.5]" and show_difference([1.0, 1.0], .5) == "+50.0 (no spread)"
 
 
 def test_entropy_at_an_accuracy_is_read_where_a_run_first_reaches_it():
@@ -46,12 +49,32 @@ def write(path: Path, value) -> None:
 def test_the_best_learning_rate_on_validation_the_smaller_of_equals(tmp_path):
     for kind, found in {"hard": (.1, .9, .9, .2), "soft": (.5, .4, .3, .2), "fuzzy": (.1, .1, .1, .3)}.items():
         for lr, value in zip(("1e-4", "2e-4", "4e-4", "8e-4"), found):
-            write(tmp_path / f"sweep/{kind}-{lr}/summary.json", {"validation": value})
+            validated(tmp_path / f"sweep/{kind}-{lr}", [.99, value - .01, None, value + .01])  # a lucky one does not count
     assert Study(tmp_path, 3, 1).chosen() == {"hard": "2e-4", "soft": "1e-4", "fuzzy": "8e-4"}
     stages = Study(tmp_path, 1, 1).stages([])
-    assert len(next(stages)) == 12 and [c.name for c in next(stages)] == ["sweep/fuzzy-1.6e-3"]  # the largest was the best
-    write(tmp_path / "sweep/fuzzy-1.6e-3/summary.json", {"validation": .2})
-    assert next(stages) == [] and [c.command[4] for c in next(stages)] == ["2e-4", "1e-4", "8e-4"]
+    assert len(next(stages)) == 12 and [c.name for c in next(stages)] == ["sweep/soft-5e-5", "sweep/fuzzy-1.6e-3"]
+    validated(tmp_path / "sweep/soft-5e-5", [.2, .2])
+    validated(tmp_path / "sweep/fuzzy-1.6e-3", [.4, .4])
+    assert [c.name for c in next(stages)] == ["sweep/fuzzy-3.2e-3"]
+    validated(tmp_path / "sweep/fuzzy-3.2e-3", [.4, .4])  # not better
+    assert [c.command[4] for c in next(stages)] == ["2e-4", "1e-4", "1.6e-3"]
+
+
+def validated(run: Path, values: list) -> None:
+    """A finished run with these validations."""
+    write(run / "summary.json", {})
+    (run / "metrics.jsonl").write_text("".join(json.dumps({"step": i} | ({"validation": v} if v is not None else {})) + "\n"
+                                               for i, v in enumerate(values)))
+
+
+def test_a_test_older_than_its_model_is_done_again(tmp_path):
+    study, model = Study(tmp_path, 1, 1), tmp_path / "train/x/best/model.safetensors"
+    testing = study.evaluate("test/x", [f"soft={model.parent}"])
+    write(model, {}), write(testing.result, {})
+    os.utime(model, (1, 1))
+    assert study.is_done(testing)
+    os.utime(testing.result, (0, 0))
+    assert not study.is_done(testing)
 
 
 def test_a_run_with_another_learning_rate_is_not_taken_for_done(tmp_path):
@@ -80,7 +103,7 @@ def test_cells_are_done_once_and_written_down(tmp_path):
     assert run(study, cells[:1]) == 1 and run(study, cells) == 2 and run(study, cells) == 0  # 'x' would fail the second time
     lines = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
     assert sorted(line["cell"] for line in lines) == ["part/0", "part/1", "part/2"]
-    assert all(line["command"].startswith("python -c") and line["seconds"] >= 0 for line in lines)
+    assert all(line["command"].startswith("OMP_NUM_THREADS=1 python -c") and line["seconds"] >= 0 for line in lines)
     assert (tmp_path / "part/2.json").read_text() == "1"
 
 
@@ -110,7 +133,7 @@ def test_the_commands_are_those_of_the_programs(tmp_path):
     import train
     from minisoft import gradient
     study, found = Study(tmp_path, 2, 1), []
-    study.chosen = lambda: {"hard": "1.6e-3", "soft": "2e-4", "fuzzy": "8e-4"}
+    study.chosen, study.untried = (lambda: dict.fromkeys(("hard", "soft", "fuzzy"), "2e-4")), (lambda: [])
     study.at_step = lambda kind, seed, step: tmp_path / f"{kind}-{seed}-{step}"
     (tmp_path / "gradient").mkdir()
     for cells in study.stages(list(PARTS)):
@@ -119,7 +142,7 @@ def test_the_commands_are_those_of_the_programs(tmp_path):
             parse = {"train.py": train.read_flags, "eval.py": evaluation.read_flags}.get(program)
             parse(flags) if parse else gradient.read_flags(flags[1:])
             found.append(one.name)
-    assert len(found) == len(set(found)) == 12 + 1 + 1 + 6 + 7 + 6 + 9 + 4 * len(remedies()) + 9 + 8 + 4 + 4
+    assert len(found) == len(set(found)) == 12 + 6 + 7 + 6 + 9 + 4 * len(remedies()) + 9 + 8 + 4 + 4
 
 
 def numbers(value: float, samples: int) -> dict:
@@ -160,7 +183,7 @@ def folder(tmp_path) -> Path:
                     json.dumps({"step": i, "accuracy": value, "seconds": i}) + "\n" for i in (1, 2, 3)))
         for step in (0, 30, 60):
             write(tmp_path / f"gradient/{kind}-{step}.json", signal())
-        write(tmp_path / f"sweep/{kind}-2e-4/summary.json", {"validation": reached})
+        validated(tmp_path / f"sweep/{kind}-2e-4", [reached, reached])
     write(tmp_path / "gradient/fuzzy-tau-0.1.json", signal())
     write(tmp_path / "gradient/prefix-0.json", {**signal(), "norms": [2.0, 4.0, 6.0]})
     write(tmp_path / "cells.jsonl", {"cell": "x", "command": "python x", "commit": "abc", "seconds": 120.0})
@@ -208,7 +231,7 @@ def test_commands_without_running_them(tmp_path):
     shown = subprocess.run([sys.executable, "-m", "minisoft.study", "--out", str(tmp_path / "s"), "--list"], text=True, cwd=ROOT,
                            capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     lines = shown.stdout.splitlines()
-    assert shown.returncode == 0 and len(lines) == 13 and lines[0].startswith("python train.py --tokens hard --lr 1e-4")
+    assert shown.returncode == 0 and len(lines) == 13 and lines[0].startswith("OMP_NUM_THREADS=1 python train.py --tokens hard --lr 1e-4")
     assert lines[-1].startswith("# the commands that follow") and not (tmp_path / "s").exists()
     nothing = subprocess.run([sys.executable, "-m", "minisoft.findings", str(tmp_path)], text=True, cwd=ROOT, capture_output=True,
                              env={**os.environ, "PYTHONPATH": str(ROOT)})

@@ -114,7 +114,8 @@ class Subject:
         folder = checkpoint.find(given)
         about = checkpoint.read_about(folder)
         trained = [str(about[field]) for field in ("base", "data", "tokens") if "tokens" in about and field in about]
-        usual = {"gamma": GAMMA, "noise": "embedding", "top_k": None, "logits": "float32", "estimator": "rloo", "terms": "both"}
+        usual = {"gamma": GAMMA, "noise": "embedding", "top_k": None, "logits": "float32", "estimator": "rloo",
+                 "terms": "both"}
         unusual = [f"{field} {about[field]}" for field in usual if about.get(field, usual[field]) != usual[field]]
         return cls(given, folder, about, name if given != text else ", ".join([" ".join(trained), *unusual]) if trained
                    else folder.resolve().name)

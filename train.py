@@ -73,8 +73,8 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
     add(group, "--betas", [.9, .95], "AdamW; open in the paper", type=float, nargs=2)
     add(group, "--weight-decay", 0., "AdamW; open in the paper", type=float)
     add(group, "--clip", 1., "largest norm of the gradient; open in the paper", type=float)
-    add(group, "--estimator", ESTIMATORS[0], "of the gradient, all unbiased: rloo, the paper's; prefix, a baseline from samples "
-        "with the same tokens so far (needs whole groups on every rank); pairs, antithetic draws; thin, rows of small "
+    add(group, "--estimator", ESTIMATORS[0], "of the gradient, all unbiased: rloo, the paper's; prefix, a baseline from "
+        "samples with the same tokens so far (needs whole groups on every rank); pairs, antithetic draws; thin, rows of small "
         "advantage left out at random",
         choices=ESTIMATORS)
     add(group, "--terms", "both", "ablation: which log-probabilities learn, those of the CoT, of the answer, or both",

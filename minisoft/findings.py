@@ -186,8 +186,8 @@ def matched(r: Results) -> str:
         if found:
             accuracy, own, other = map(list, zip(*found))
             gaps = [a - b for a, b in zip(own, other)]
-            rows.append([kind, f"hard-{how} pass@1", f"{len(found)} of {len(both)}", show_mean(accuracy), show_mean(own, 1, 3),
-                         show_mean(other, 1, 3), show_difference(gaps, 0.0, 1, 3)])
+            rows.append([kind, f"hard-{how} pass@1", f"{len(found)} of {len(both)}", show_mean(accuracy),
+                         show_mean(own, 1, 3), show_mean(other, 1, 3), show_difference(gaps, 0.0, 1, 3)])
     return table(rows) if len(rows) > 1 else ""
 
 

@@ -142,8 +142,8 @@ def measure(args, verifier) -> dict:
         del found["records"]
         batches.append(found)
     mean = lambda get: sum(map(get, batches)) / len(batches)
-    return {"model": args.model, "tokens": args.tokens, "tau": kind.tau, "sigma": sigma, "noise": args.noise, "top_k": args.top_k,
-            "logits": args.logits,
+    return {"model": args.model, "tokens": args.tokens, "tau": kind.tau, "sigma": sigma, "noise": args.noise,
+            "top_k": args.top_k, "logits": args.logits,
             "estimator": args.estimator, "prompts": args.prompts, "group": args.group, "batches": args.batches,
             "seed": args.seed, "reward": mean(lambda b: b["reward"]), "informative": mean(lambda b: b["informative"]),
             "seconds_per_batch": {name: mean(lambda b: b["seconds"][name]) for name in batches[0]["seconds"]},

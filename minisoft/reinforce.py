@@ -156,9 +156,9 @@ def backward(model: Transformer, kind, rollout: Rollout, advantages: torch.Tenso
     """Add to the gradients those of  -scale * sum_g A_g * l_g  (eqs. 14-15), l_g the *sum* of the log-probs of row g.
 
     advantages (n,), or (n, S) where they differ by position, constants; scale 1 / (B G), global; rows go through the model
-    `micro_batch` at a time, which does not change the gradient; terms: which roles count in l_g.  The prompt is run once: the gradients that the rows send
-    into its keys and values add up there and go back through it together.  Rows with advantage 0 are left out;
-    `mismatch` collects the others' replay mismatch.
+    `micro_batch` at a time, which does not change the gradient; terms: which roles count in l_g.  The prompt is run once:
+    the gradients that the rows send into its keys and values add up there and go back through it together.  Rows with
+    advantage 0 are left out; `mismatch` collects the others' replay mismatch.
     """
     advantages = advantages.view(len(advantages), -1).expand(rollout.role.shape)  # (n, S)
     useful = advantages.any(1).nonzero()[:, 0]

@@ -193,7 +193,8 @@ class Study:
     def is_done(self, cell: Cell) -> bool:
         """Is its result there, and no older than the models of this study that it measures?  Raises InputError where a
         training run with another learning rate is in its place."""
-        models = [Path(word.partition("=")[2] or word) / "model.safetensors" for word in cell.command if str(self.out) in word]
+        mine = [Path(word.partition("=")[2] or word) for word in cell.command if str(self.out) in word]
+        models = [folder / "model.safetensors" for folder in mine]
         if cell.result.is_file() and any(model.is_file() and _age(model) < _age(cell.result) for model in models):
             return False
         if cell.result.is_file() and cell.command[0] == "train.py":

@@ -251,7 +251,9 @@ def remedies(r: Results) -> str:
     rows = [["estimator", "snr, update 0", "snr, update 30", "E|g|^2 / rloo's, 0", "and 30",
              "hard-greedy after (%)", "difference", "seconds an update"]]
     rloo = r.after("train/soft-s*")
-    for name in ("rloo", *sorted({path.parent.name.rpartition("-s")[0] for path in r.out.glob("variance/*/summary.json")})):
+    tried = {path.parent.name.rpartition("-s")[0] for path in r.out.glob("variance/*/summary.json")}
+    measured = {path.stem.rpartition("-")[0] for path in r.out.glob("gradient/*-0.json")}
+    for name in ("rloo", *sorted(tried | measured - set(KINDS))):
         place = "train/soft" if name == "rloo" else f"variance/{name}"
         signal = lambda step: r.gradient(f"{'soft' if name == 'rloo' else name}-{step}")
         snr = [show_error(g["signal"]["both"]["all"], "snr", 4) if (g := signal(step)) else "" for step in (0, 30)]

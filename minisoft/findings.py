@@ -103,7 +103,8 @@ class Results:
 def facts(out: Path) -> str:
     """When and where: commit, hardware, minutes."""
     path = out / "cells.jsonl"
-    cells = [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
+    cells = list({found["cell"]: found for found in map(json.loads, lines)}.values())  # of a cell the last time it was done
     cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                 if line.startswith("model name")), "") if Path("/proc/cpuinfo").is_file() else platform.processor()
     minutes = sum(c["seconds"] for c in cells) / 60
@@ -319,7 +320,7 @@ def write(out: Path) -> None:
     try:
         for name, figure in pictures(r).items():
             if figure:
-                figure.savefig(out / name, dpi=160)
+                figure.savefig(out / name, dpi=110)
     except ImportError as error:
         print(f"minisoft.study: pictures need the extra `plot`: pip install matplotlib ({error})", file=sys.stderr)
     print("\n\n".join(parts) + f"\n\nwritten: {out / 'study.md'}")

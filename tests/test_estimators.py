@@ -216,6 +216,7 @@ def test_every_estimator_has_the_exact_gradient_as_its_mean():
         assert_zero_mean(values - exact @ directions, exact.norm(), name)
 
 
+@pytest.mark.slow
 def test_estimators_of_soft_tokens_have_one_mean():
     """Differences to rloo's gradient, on the same samples but for pairs."""
     model, kind = small_model(), make_kind("soft", 1.2)

@@ -31,9 +31,9 @@ def work(V, d, inner, L, heads, kv_heads, D, tied, dtype, problems, group, cot, 
     ((2048, 128, 352, 4, 4, 2, 32, True, torch.float32, 2, 32, 64, 40, 16), "soft"),
     ((2048, 128, 352, 4, 4, 2, 32, True, torch.float32, 4, 16, 96, 60, 8), "hard"),
     ((32000, 256, 704, 2, 4, 2, 64, False, torch.float32, 2, 16, 64, 40, 8), "soft"),
-    ((32000, 256, 704, 2, 4, 2, 64, False, torch.bfloat16, 2, 16, 64, 40, 8), "soft"),
-    ((1024, 512, 1536, 8, 8, 2, 64, False, torch.float32, 1, 32, 64, 100, 8), "soft"),
-    ((1024, 512, 1536, 8, 8, 2, 64, False, torch.bfloat16, 1, 32, 64, 100, 8), "hard")])
+    pytest.param((32000, 256, 704, 2, 4, 2, 64, False, torch.bfloat16, 2, 16, 64, 40, 8), "soft", marks=pytest.mark.slow),
+    pytest.param((1024, 512, 1536, 8, 8, 2, 64, False, torch.float32, 1, 32, 64, 100, 8), "soft", marks=pytest.mark.slow),
+    pytest.param((1024, 512, 1536, 8, 8, 2, 64, False, torch.bfloat16, 1, 32, 64, 100, 8), "hard", marks=pytest.mark.slow)])
 def test_the_plan_is_what_is_measured(shape, name):
     """Peaks of tensors' bytes in the rollout and in the backward passes; within 10 % in all, 15 % in each."""
     w = work(*shape)

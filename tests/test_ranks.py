@@ -82,6 +82,7 @@ def test_five_updates_by_any_number_of_ranks(one, tmp_path, ranks, shard):
     assert config["world"] == ranks and config["shard"] == shard
 
 
+@SLOW
 def test_resumed_by_another_number_of_ranks(one, tmp_path):
     """Two ranks with pieces, then one, then four with pieces."""
     out = tmp_path / "run"

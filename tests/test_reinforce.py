@@ -220,7 +220,8 @@ def reparameterised(model, kind, prompt, n, generator):
     return parts[0] - parts[1], parts[1]
 
 
-@pytest.mark.parametrize("noise, sigma", [("embedding", 1.2), ("hidden", 0.8), ("logits", 1.2)])
+@pytest.mark.parametrize("noise, sigma", [("embedding", 1.2), pytest.param("hidden", 0.8, marks=pytest.mark.slow),
+                                          pytest.param("logits", 1.2, marks=pytest.mark.slow)])
 def test_reinforce_gradient_is_the_reparameterised_gradient(noise, sigma):
     """One expected reward differentiated in two ways that share nothing: the score function (REINFORCE, eq. 14) and
     back-propagation through the noise.  CoT and answer terms are compared one by one, along the direction of the exact

@@ -61,8 +61,7 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
     add(group, "--gamma", GAMMA, "noise factor: sigma = gamma * noise scale, rms(E) for the embedding (F.1)", type=float)
     add(group, "--noise", "embedding", "where soft and fuzzy tokens get their noise (F.2)", choices=NOISES)
     add(group, "--top-k", None, "noise on the K best logits, the rest -inf (default all; F.2)", type=int, metavar="K")
-    add(group, "--logits", "float32", "bfloat16: round logits to it in updates, as where the head is computed in bfloat16",
-        choices=list(checkpoint.DTYPES))
+    add(group, "--logits", "float32", "bfloat16: in updates, round logits to it", choices=list(checkpoint.DTYPES))
     add(group, "--cot", None, "CoT budget in tokens (default 128 *; paper: 128 GSM8K, 512 MATH)", type=int)
     group = parser.add_argument_group("REINFORCE (appendix A)")
     add(group, "--prompts", None, "B, problems a step over all ranks (default 2 *)", type=int, metavar="B")
@@ -77,8 +76,7 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
         "samples with the same tokens so far (needs whole groups on every rank); pairs, antithetic draws; thin, rows of small "
         "advantage left out at random",
         choices=ESTIMATORS)
-    add(group, "--terms", "both", "ablation: which log-probabilities learn, those of the CoT, of the answer, or both",
-        choices=list(TERMS))
+    add(group, "--terms", "both", "ablation: the log-probabilities that learn, CoT's, answer's or both", choices=list(TERMS))
     group = parser.add_argument_group("run")
     add(group, "--out", None, "RUN, the folder to write (default runs/DATE-TIME)", type=Path)
     add(group, "--resume", False, "go on with what is in RUN", action="store_true")

@@ -21,7 +21,7 @@ import torch
 from minisoft import figures
 from minisoft.errors import InputError
 from minisoft.figures import cell
-from minisoft.files import write_json, write_text
+from minisoft.files import write_text
 from minisoft.report import number, read_results, table
 from minisoft.soft import KINDS
 from minisoft.tokenizer import read_json

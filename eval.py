@@ -29,7 +29,7 @@ from minisoft.journal import Journal
 from minisoft.parallel import RankError, World, as_program
 from minisoft.reward import WORKERS, Verifier
 from minisoft.rollout import Format, Request, rollout
-from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K, make_kind, noise_scale
+from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K, check_top_k, make_kind, noise_scale
 
 
 def read_flags(argv=None) -> argparse.Namespace:
@@ -144,9 +144,7 @@ class Subject:
 
     def sigma(self, args: argparse.Namespace, inference: dict, model) -> float:
         """The standard deviation of the noise: --sigma, or gamma times the noise scale, that of its base where trained."""
-        V, top_k = model.config.vocab_size, inference["top_k"]
-        if top_k and top_k > V:
-            raise InputError(f"--top-k: expected at most the vocabulary's {V}, found {top_k}")
+        check_top_k(inference["top_k"], model)
         about, noise = self.about, inference["noise"]
         known = "sigma" in about and noise == about.get("noise", "embedding")
         scale = about["sigma"] / about.get("gamma", GAMMA) if known else noise_scale(model, noise)

@@ -32,7 +32,7 @@ from minisoft.parallel import RankError, World, as_program
 from minisoft.reinforce import ESTIMATORS, TERMS, Mismatch, advantages, backward, measure_mismatch
 from minisoft.reward import WORKERS, Verifier, only_as_text
 from minisoft.rollout import ANSWER_TOKENS, Format, Request, rollout
-from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K, make_kind, noise_scale, rms
+from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K, check_top_k, make_kind, noise_scale, rms
 from minisoft.tokenizer import FILES, read_json
 
 DEFAULTS = {"data": "gsm8k", "prompts": 2, "group": 32, "steps": 4000, "cot": 128, "warmup": 20, "validate_every": 100,
@@ -125,9 +125,7 @@ class Run:
         self.check_sources(facts["sources"])
         self.sigma = facts["sigma"]
         self.kind = self.make_kind(args.tokens)
-        if (args.top_k or 1) > self.model.config.vocab_size:
-            raise InputError(f"--top-k: expected at most the vocabulary's {self.model.config.vocab_size}, "
-                             f"found {args.top_k}")
+        check_top_k(args.top_k, self.model)
         self.optimizer = Optimizer(self.model, args.lr, args.steps, args.warmup, args.betas, args.weight_decay, args.clip,
                                    world, in_pieces(args, self.model))
         self.about = {**about, "prompt": self.template, "base": self.source.resolve().name, "data": Path(args.data).stem,

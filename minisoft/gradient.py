@@ -33,7 +33,7 @@ from minisoft.parallel import keep_memory
 from minisoft.reinforce import ESTIMATORS, Mismatch, advantages, backward, encodings
 from minisoft.reward import WORKERS, Verifier
 from minisoft.rollout import ANSWER, COT, Format, Request, rollout
-from minisoft.soft import GAMMA, KINDS, NOISES, make_kind, noise_scale
+from minisoft.soft import GAMMA, KINDS, NOISES, check_top_k, make_kind, noise_scale
 
 EMBEDDING = "model.embed_tokens.weight"
 GAPS = (1e-4, 1e-3, 1e-2, .1, 1.0)  # differences of logits
@@ -127,6 +127,7 @@ def measure(args, verifier) -> dict:
     folder = checkpoint.find(args.model)
     about = checkpoint.read_about(folder)
     model, tokenizer = checkpoint.load(folder, torch.device(args.device), checkpoint.DTYPES["float32"])
+    check_top_k(args.top_k, model)
     problems = data.load_problems(args.data or about.get("defaults", {}).get("data") or "tiny")
     as_trained = "sigma" in about and args.noise == about.get("noise", "embedding")
     sigma = about["sigma"] if as_trained else GAMMA * noise_scale(model, args.noise)

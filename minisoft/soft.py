@@ -190,6 +190,13 @@ def make_kind(name: str, sigma: float, tau: float | None = None, noise: str = "e
     return Mixture(tau, sigma) if noise == "embedding" else HiddenNoise(tau, sigma)
 
 
+def check_top_k(top_k: int | None, model) -> None:
+    """Raises InputError where noise is asked for on more logits than there are."""
+    V = model.config.vocab_size
+    if top_k and top_k > V:
+        raise InputError(f"--top-k: expected at most the vocabulary's {V}, found {top_k}")
+
+
 def entropy(logits: torch.Tensor) -> torch.Tensor:
     """Entropy (...) in nats of softmax(logits), logits (..., V): of the model's next token, at temperature 1."""
     p = logits.softmax(-1)  # (..., V)

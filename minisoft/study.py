@@ -24,6 +24,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -66,10 +67,11 @@ class Cell:
 class Study:
     def __init__(self, out: Path, seeds: int, jobs: int, dry: bool = False):
         self.out, self.seeds, self.jobs, self.dry, self.failed = out, range(seeds), jobs, dry, None
+        self.working: set[subprocess.Popen] = set()
 
-    def train(self, name: str, tokens: str, lr: str, seed: int, *flags: str) -> Cell:
+    def train(self, name: str, tokens: str, lr: str, seed: int, *flags: str, steps: int = STEPS) -> Cell:
         run = self.out / name
-        command = ("train.py", "--tokens", tokens, "--lr", lr, "--seed", str(seed), "--steps", str(STEPS), *flags,
+        command = ("train.py", "--tokens", tokens, "--lr", lr, "--seed", str(seed), "--steps", str(steps), *flags,
                    "--show-every", "0", "--out", str(run))
         return Cell(name, command, run / "summary.json")
 
@@ -134,7 +136,7 @@ class Study:
                    for kind in ("soft", "hard") for terms in ("answer", "cot") for seed in self.seeds]
         if "longer" in parts:
             some = [(kind, seed) for kind in ("soft", "hard") for seed in self.seeds]
-            yield [main(f"longer/{kind}", kind, seed, "--steps", str(3 * STEPS)) for kind, seed in some]
+            yield [self.train(f"longer/{kind}-s{seed}", kind, lr[kind], seed, steps=3 * STEPS) for kind, seed in some]
             yield [self.whole("longer", kind, seed) for kind, seed in some]
 
     def whole(self, part: str, kind: str, seed: int) -> Cell:
@@ -205,6 +207,13 @@ class Study:
                                  f"one with {there}; move it away")
         return cell.result.is_file()
 
+    def terminate(self, *_) -> None:
+        """What SIGTERM does: as Ctrl-C in a terminal, which the cells get by themselves."""
+        self.failed = "interrupted"  # no further cells
+        for process in list(self.working):
+            process.terminate()
+        raise KeyboardInterrupt
+
     def do(self, cell: Cell) -> None:
         log = self.out / f"logs/{cell.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -212,8 +221,11 @@ class Study:
         begun = cell.command[0] == "train.py" and (cell.result.parent / "config.json").is_file()
         start, commit = time.time(), _commit()
         with log.open("a") as file:
-            status = subprocess.call([sys.executable, *cell.command, *["--resume"] * begun], stdout=file, stderr=file,
-                                     cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+            process = subprocess.Popen([sys.executable, *cell.command, *["--resume"] * begun], stdout=file, stderr=file,
+                                       cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+            self.working.add(process)
+            status = process.wait()
+            self.working.discard(process)
         if status or not cell.result.is_file():
             self.failed = self.failed or f"{cell.name}: expected {cell.result}, found exit status {status}; see {log}"
             return
@@ -271,6 +283,7 @@ def main(argv=None) -> None:
         if not args.list:
             args.out.mkdir(parents=True, exist_ok=True)
             lock = state.lock(args.out)  # held to the end
+            signal.signal(signal.SIGTERM, study.terminate)
         with tqdm(total=0, unit="cell", disable=args.list) as bar:
             for cells in study.stages(args.parts):
                 if args.list:

@@ -138,6 +138,7 @@ def test_bad_flags_are_refused(flags, message, capsys):
     (["--data", "missing.jsonl"], "missing.jsonl: expected a data file, found no such file"),
     (["--data", "tiny-facts"], "expected a problem with a free answer, found multiple choice"),
     (["--prompts", "5000"], "prompts: expected at most the 3000 training problems, found 5000"),
+    (["--noise", "logits", "--top-k", "180"], "--top-k: expected at most the vocabulary's 179, found 180"),
 ])
 def test_bad_input_is_one_line(flags, message, tmp_path):
     with pytest.raises(SystemExit, match=message) as stop:

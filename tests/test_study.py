@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -119,12 +120,38 @@ def test_a_cell_that_fails_is_named_with_its_log_and_stops_the_study(tmp_path):
 
 def test_a_training_cell_that_was_interrupted_is_resumed(tmp_path, monkeypatch):
     study, called = Study(tmp_path, 1, 1), []
-    monkeypatch.setattr(subprocess, "call", lambda command, **how: called.append(command) or write(
-        tmp_path / "train/x/summary.json", {}) or 0)
+    real = subprocess.Popen
+
+    def start(command, **how):
+        if "train.py" not in command:
+            return real(command, **how)
+        called.append(command)
+        write(tmp_path / "train/x/summary.json", {})
+        return real([sys.executable, "-c", ""], **how)
+    monkeypatch.setattr(subprocess, "Popen", start)
     training = study.train("train/x", "soft", "2e-4", 0)
     write(tmp_path / "train/x/config.json", {})
     run(study, [training])
     assert called[0][1:4] == ["train.py", "--tokens", "soft"] and called[0][-1] == "--resume"
+
+
+def test_sigterm_ends_the_cells_at_work_too(tmp_path):
+    """The study in a process of its own, which gets SIGTERM once its cell works."""
+    started, ended = tmp_path / "started", tmp_path / "ended"
+    work = f"""import pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path(r'{ended}').touch(), sys.exit()))
+pathlib.Path(r'{started}').touch()
+time.sleep(60)"""
+    study = subprocess.Popen([sys.executable, "-c", f"""import pathlib
+from minisoft import study
+one = study.Cell("x", ("-c", {work!r}), pathlib.Path(r"{tmp_path}/x.json"))
+study.Study.stages = lambda self, parts: iter([[one]])
+study.main(["--out", r"{tmp_path}/study"])"""], stderr=subprocess.PIPE, text=True)
+    while not started.exists() and study.poll() is None:
+        time.sleep(.05)
+    study.terminate()
+    assert "minisoft.study: interrupted; the same command goes on" in study.communicate(timeout=30)[1]
+    assert study.returncode == 1 and ended.exists()
 
 
 def test_the_commands_are_those_of_the_programs(tmp_path):

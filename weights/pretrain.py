@@ -87,7 +87,7 @@ def write_sidecar(out: Path) -> None:
     """minisoft.json: the prompt, and how train.py trains this model when nothing else is said."""
     (out / "minisoft.json").write_text(json.dumps({"prompt": corpus.PROMPT, "defaults": {
         "data": "tiny", "prompts": 16, "steps": 60, "cot": 80, "validate_every": 10,
-        "lr": {"hard": 1e-4, "soft": 2e-4, "fuzzy": 8e-4}}}, indent=2) + "\n")
+        "lr": {"hard": 1e-4, "soft": 2e-4, "fuzzy": 2e-4}}}, indent=2) + "\n")
 
 
 def write_problems(out: Path) -> None:

@@ -72,10 +72,8 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
     add(group, "--betas", [.9, .95], "AdamW; open in the paper", type=float, nargs=2)
     add(group, "--weight-decay", 0., "AdamW; open in the paper", type=float)
     add(group, "--clip", 1., "largest norm of the gradient; open in the paper", type=float)
-    add(group, "--estimator", ESTIMATORS[0], "of the gradient, all unbiased: rloo, the paper's; prefix, a baseline from "
-        "samples with the same tokens so far (needs whole groups on every rank); pairs, antithetic draws; thin, rows of small "
-        "advantage left out at random",
-        choices=ESTIMATORS)
+    add(group, "--estimator", ESTIMATORS[0], "of the gradient, both unbiased: rloo, the paper's; prefix, a baseline from "
+        "samples with the same tokens so far (needs whole groups on every rank)", choices=ESTIMATORS)
     add(group, "--terms", "both", "ablation: the log-probabilities that learn, CoT's, answer's or both", choices=list(TERMS))
     group = parser.add_argument_group("run")
     add(group, "--out", None, "RUN, the folder to write (default runs/DATE-TIME)", type=Path)
@@ -186,8 +184,6 @@ class Run:
         if args.estimator == "prefix" and any(len(samples) < args.group for _, samples in self.shares):
             raise InputError(f"--estimator prefix: expected whole groups on every rank, found {self.world.size} ranks for "
                              f"B {args.prompts}")
-        if args.estimator == "pairs" and (args.group < 4 or args.group % 2):
-            raise InputError(f"--group: expected an even number, at least 4, for --estimator pairs, found {args.group}")
         self.model, self.tokenizer = checkpoint.load(self.source, self.world.device, checkpoint.DTYPES[args.dtype])
         self.form = Format(self.tokenizer)
 
@@ -285,8 +281,7 @@ def train_step(run: Run, verifier) -> tuple[dict, list[dict]]:
     numbers = world.balance(numbers, lambda number: len(run.problems[number].question))
     with report.clock(seconds, "seconds_rollout"):  # eqs. 3-6
         requests = [Request(run.tokenizer.encode(data.prompt(run.problems[numbers[b]].question, run.template)),
-                            (args.seed, run.step, numbers[b]), samples, args.estimator == "pairs")
-                    for b, samples in run.shares]
+                            (args.seed, run.step, numbers[b]), samples) for b, samples in run.shares]
         rollouts = rollout(model, run.form, run.kind, requests, args.cot)
     with report.clock(seconds, "seconds_reward"):  # eq. 11
         before = Counter(verifier.counts)
@@ -297,8 +292,8 @@ def train_step(run: Run, verifier) -> tuple[dict, list[dict]]:
     table = world.gather(torch.tensor([[g[c] for c in columns] for g in generations], dtype=torch.float64))
     rewards = table[:, 0].view(args.prompts, args.group)
     with report.clock(seconds, "seconds_backward"):  # eqs. 9, 10, 12-15
-        weights = [advantages(args.estimator, rewards[b].to(world.device), record, (args.seed, run.step, numbers[b]))
-                   for (b, _), record in zip(run.shares, rollouts)]  # each (n,) or (n, S)
+        weights = [advantages(args.estimator, rewards[b].to(world.device), record)  # each (n,) or (n, S)
+                   for (b, _), record in zip(run.shares, rollouts)]
         mismatch, shares = differentiate(run, rollouts, weights)
     grad_norm = run.optimizer.grad_norm()
     if not grad_norm < float("inf"):

@@ -38,12 +38,10 @@ def _hash(x: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Draws:
-    """The draws of N rows, each at a position of its own: keys, positions (N,) int64; signs (N,) of 1 and -1, where -1 asks
-    for the antithetic draws, 1 - u and -z in the place of u and z (None: all are 1)."""
+    """The draws of N rows, each at a position of its own: keys, positions (N,) int64."""
 
     keys: torch.Tensor
     positions: torch.Tensor
-    signs: torch.Tensor | None = None
 
     def _bits(self, n: int) -> torch.Tensor:
         """(N, n) random int64: the SplitMix64 streams of seeds that depend on key and position."""
@@ -52,13 +50,11 @@ class Draws:
 
     def uniform(self) -> torch.Tensor:
         """(N,) float32 in [0, 1), multiples of 2^-24."""
-        u = _shift(self._bits(1)[:, 0], 40).float() * 2**-24
-        return u if self.signs is None else torch.where(self.signs > 0, u, 1 - 2**-24 - u)
+        return _shift(self._bits(1)[:, 0], 40).float() * 2**-24
 
     def normal(self, n: int) -> torch.Tensor:
         """(N, n) float32, standard normal, by Box-Muller: n/2 hashes give two numbers of 32 bits each."""
         bits = self._bits((n + 1) // 2)
         radius = (-2 * ((_shift(bits, 32) + 1).float() * 2**-32).log()).sqrt()
         angle = (bits & 0xFFFFFFFF).float() * (2 * math.pi * 2**-32)
-        z = torch.cat((radius * angle.cos(), radius * angle.sin()), dim=-1)[:, :n]
-        return z if self.signs is None else z * self.signs[:, None]
+        return torch.cat((radius * angle.cos(), radius * angle.sin()), dim=-1)[:, :n]

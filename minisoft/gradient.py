@@ -55,7 +55,7 @@ def measure_batch(args, model, tokenizer, form, kind, problems, template, number
     numbers = data.batch(len(problems), args.prompts, args.seed, number)
     with report.clock(seconds, "rollout"):
         requests = [Request(tokenizer.encode(data.prompt(problems[i].question, template)),
-                            ("gradient", args.seed, number, i), range(args.group), args.estimator == "pairs")
+                            ("gradient", args.seed, number, i), range(args.group))
                     for i in numbers]
         records = rollout(model, form, kind, requests, args.cot)
     rewards = [torch.tensor([g["reward"] for g in evaluation.describe(form, record, i, problems[i], verifier)],
@@ -63,9 +63,9 @@ def measure_batch(args, model, tokenizer, form, kind, problems, template, number
     gradients = {}
     for term, roles in (("answer", (ANSWER,)), ("cot", (COT,))):
         with report.clock(seconds, f"backward_{term}"):
-            for i, reward, record in zip(numbers, rewards, records):
-                backward(model, kind, record, advantages(args.estimator, reward, record, (args.seed, number, i)),
-                         1 / (args.prompts * args.group), args.micro_batch, Mismatch(), roles)
+            for reward, record in zip(rewards, records):
+                backward(model, kind, record, advantages(args.estimator, reward, record), 1 / (args.prompts * args.group),
+                         args.micro_batch, Mismatch(), roles)
         gradients.update({(term, part): vector for part, vector in take_gradient(model).items()})
     return {"gradients": gradients, "reward": torch.stack(rewards).mean().item(), "seconds": seconds, "records": records,
             "informative": torch.stack([(r != r[0]).any().double() for r in rewards]).mean().item()}
@@ -190,8 +190,6 @@ def read_flags(argv=None) -> argparse.Namespace:
     for name, least in (("prompts", 1), ("group", 2), ("batches", 3), ("micro_batch", 1), ("cot", 1)):
         if getattr(args, name) is not None and getattr(args, name) < least:
             parser.error(f"--{name.replace('_', '-')}: expected at least {least}, found {getattr(args, name)}")
-    if args.estimator == "pairs" and (args.group < 4 or args.group % 2):
-        parser.error(f"--group: expected an even number, at least 4, for --estimator pairs, found {args.group}")
     if args.out and not args.out.parent.is_dir():
         parser.error(f"--out: expected a file in a folder that exists, found {args.out}")
     return args

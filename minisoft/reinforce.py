@@ -9,42 +9,33 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from minisoft.draws import Draws, key
 from minisoft.model import PromptCache, Transformer
 from minisoft.rollout import ANSWER, COT, PAD, Rollout
 from minisoft.soft import Categorical
 
 LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB of float32 logits, whatever V
 TERMS = {"both": (COT, ANSWER), "cot": (COT,), "answer": (ANSWER,)}  # which log-probabilities learn
-ESTIMATORS = ("rloo", "prefix", "pairs", "thin")  # of the gradient, see `advantages`
+ESTIMATORS = ("rloo", "prefix")  # of the gradient, see `advantages`
 
 
-def leave_one_out(rewards: torch.Tensor, together: int = 1) -> torch.Tensor:
+def leave_one_out(rewards: torch.Tensor) -> torch.Tensor:
     """Rewards (P, G) -> advantages (P, G): reward minus the mean reward of the other G - 1 samples (eqs. 12-13).
 
-    together: samples that are drawn together, such as the 2 of an antithetic pair, are not independent of each other:
-    the baseline is then the mean of the G - 2 others.  Raises ValueError where there are none.
+    Raises ValueError for G < 2, where there is no other sample.
     """
     G = rewards.shape[-1]
-    if G <= together or G % together:
-        raise ValueError(f"leave_one_out: expected at least {2 * together} samples a problem, a multiple of {together}, "
-                         f"found {G}")
-    blocks = rewards.view(*rewards.shape[:-1], G // together, together).sum(-1).repeat_interleave(together, -1)
-    return rewards - (rewards.sum(-1, keepdim=True) - blocks) / (G - together)
+    if G < 2:
+        raise ValueError(f"leave_one_out: expected at least 2 samples a problem, found {G}")
+    return rewards - (rewards.sum(-1, keepdim=True) - rewards) / (G - 1)
 
 
-def advantages(estimator: str, rewards: torch.Tensor, rollout: Rollout, draws_key: tuple) -> torch.Tensor:
+def advantages(estimator: str, rewards: torch.Tensor, rollout: Rollout) -> torch.Tensor:
     """Rewards (G,) of all samples of a problem -> advantages (n,) or (n, S) of the rows of a Rollout, float32, by one of
-    ESTIMATORS, which all have the gradient of eq. 8 as their mean.
-
-    rloo: the paper's; prefix: see `prefix_advantages`, which needs the Rollout of all samples; pairs: samples drawn in
-    antithetic pairs; thin: see `thin`, whose draws `draws_key` decides.
-    """
+    ESTIMATORS, which both have the gradient of eq. 8 as their mean: rloo, the paper's, or prefix (`prefix_advantages`, which
+    needs the Rollout of all samples)."""
     if estimator == "prefix":
         return prefix_advantages(rewards, rollout).float()
-    found = leave_one_out(rewards, 2 if estimator == "pairs" else 1)
-    found = thin(found, draws_key) if estimator == "thin" and found.any() else found
-    return found[rollout.samples.start: rollout.samples.stop].float()
+    return leave_one_out(rewards)[rollout.samples.start: rollout.samples.stop].float()
 
 
 def prefix_advantages(rewards: torch.Tensor, rollout: Rollout, prior: float = 1.0) -> torch.Tensor:
@@ -61,16 +52,6 @@ def prefix_advantages(rewards: torch.Tensor, rollout: Rollout, prior: float = 1.
     same = F.pad(same[..., :-1], (1, 0), value=1.0) * others[..., None]  # before it
     baseline = (torch.einsum("ghs,h->gs", same, rewards) + prior * whole[:, None]) / (same.sum(1) + prior)
     return rewards[:, None] - baseline
-
-
-def thin(advantages: torch.Tensor, draws_key: tuple) -> torch.Tensor:
-    """Advantages (n,) -> sparser ones of the same mean: a row whose advantage is below their root mean square c is kept with
-    probability |A| / c and then counts as c."""
-    c = advantages.square().mean().sqrt()
-    chance = (advantages.abs() / c).clamp_(max=1)
-    keys = torch.tensor([key("thin", *draws_key, row) for row in range(len(advantages))], device=advantages.device)
-    kept = Draws(keys, torch.zeros_like(keys)).uniform() < chance
-    return torch.where(kept, advantages / chance, 0.0)
 
 
 @dataclass

@@ -29,17 +29,11 @@ class Request:
     """Roll out the samples numbered `samples` of one problem.
 
     key: (seed, step, problem), which with the sample number decides every draw, however rows are batched or sharded.
-    antithetic: samples 2i and 2i + 1 are a pair, the second with the draws of the first turned around (see Draws).
     """
 
     prompt: list[int]
     key: tuple
     samples: range
-    antithetic: bool = False
-
-    def draws(self, sample: int) -> tuple[int, int]:
-        """(key, sign) of a sample's draws."""
-        return (key(*self.key, sample - sample % 2), 1 - 2 * (sample % 2)) if self.antithetic else (key(*self.key, sample), 1)
 
 
 @dataclass(frozen=True)
@@ -153,8 +147,7 @@ class _Batch:
         self.prefill = pad_sequence([torch.tensor(ids) for ids in form.prefill], batch_first=True).to(device)  # (2, F)
         self.prefill_length = torch.tensor([len(ids) for ids in form.prefill], device=device)  # (2,)
         zeros = lambda *shape, dtype=torch.long: torch.zeros(N, *shape, dtype=dtype, device=device)
-        self.keys, self.signs = zeros(), zeros()
-        self.cot_length, self.late, self.cache.position = zeros(), zeros(), zeros()
+        self.keys, self.cot_length, self.late, self.cache.position = zeros(), zeros(), zeros(), zeros()
         self.hidden = zeros(model.config.hidden_size, dtype=model.E.dtype)
         self.ids, self.log_prob = zeros(capacity), zeros(capacity, dtype=torch.float64)
         self.entropy = zeros(capacity, dtype=torch.float32)
@@ -176,8 +169,8 @@ class _Batch:
             self.cache.owner[place], self.hidden[place] = self.prompts[row.request]
         if taken:
             places = torch.tensor([place for place, _ in taken], device=self.device)
-            draws = torch.tensor([self.requests[row.request].draws(row.sample) for _, row in taken], device=self.device)
-            self.keys[places], self.signs[places] = draws.T
+            self.keys[places] = torch.tensor([key(*self.requests[row.request].key, row.sample) for _, row in taken],
+                                             device=self.device)
             self._tell()
             self.moved = True
 
@@ -205,7 +198,7 @@ class _Batch:
             self.fill()
         elif not self.waiting and any(self.rows) and (order := self.cache.shrink()) is not None:
             self.rows, self.moved = [self.rows[i] for i in order], True
-            for name in ("keys", "signs", "cot_length", "late", "hidden", "ids", "log_prob", "entropy",
+            for name in ("keys", "cot_length", "late", "hidden", "ids", "log_prob", "entropy",
                          *(["actions"] if self.record_actions else [])):
                 setattr(self, name, getattr(self, name)[order])
         return done
@@ -229,7 +222,7 @@ class _Batch:
         at, model = self.cache.position, self.model
         places, past = torch.arange(len(at), device=self.device), at - self.cot_length  # (N,)
         in_cot, in_answer = past < 0, past >= self.prefill_length[self.late]
-        logits, draws = model.logits(self.hidden), Draws(self.keys, at, self.signs)  # (N, V)
+        logits, draws = model.logits(self.hidden), Draws(self.keys, at)  # (N, V)
         token = self.prefill[self.late, past.clamp(0, self.prefill.shape[1] - 1)]
         log_prob = torch.zeros_like(self.log_prob[:, 0])
         if answering:

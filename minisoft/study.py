@@ -235,9 +235,9 @@ class Study:
 
 
 def remedies() -> dict[str, tuple[str, ...]]:
-    """name -> flags of train.py and minisoft.gradient: other estimators, another shape of a batch at equal cost; and, no
+    """name -> flags of train.py and minisoft.gradient: another estimator, another shape of a batch at equal cost; and, no
     estimator but another kind of noise, that on the 5 best logits (F.2)."""
-    return {**{name: ("--estimator", name) for name in ("prefix", "pairs", "thin")},
+    return {"prefix": ("--estimator", "prefix"),
             **{f"{B}x{G}": ("--prompts", str(B), "--group", str(G)) for B, G in SHAPES},
             "top-5": ("--noise", "logits", "--top-k", "5")}
 

@@ -42,11 +42,11 @@ def test_two_steps_move_every_parameter(runs, name):
     assert (config["estimator"], config["terms"]) == ((name, "both") if name in ESTIMATORS else ("rloo", name))
 
 
-def test_estimators_differ_in_the_gradient_and_only_pairs_in_the_samples(runs):
+def test_estimators_differ_in_the_gradient_and_not_in_the_samples(runs):
     first = {name: metrics[0] for name, (_, metrics, _) in runs.items()}
     assert len({first[name]["grad_norm"] for name in ESTIMATORS}) == len(ESTIMATORS)
     samples = {name: [first[name][k] for k in ("reward", "cot_length", "entropy")] for name in first}
-    assert all((samples[name] == samples["rloo"]) == (name != "pairs") for name in samples)
+    assert all(samples[name] == samples["rloo"] for name in samples)
 
 
 def test_terms_are_the_parts_of_the_whole_gradient(runs):
@@ -59,14 +59,6 @@ def test_terms_are_the_parts_of_the_whole_gradient(runs):
     assert 0 < whole["share_answer"] < 0.5 < whole["share_cot"]
 
 
-@pytest.mark.parametrize("group", [5, 2])
-def test_pairs_need_an_even_group_of_at_least_four(tmp_path, group):
-    with pytest.raises(SystemExit) as stop:
-        train.main([*SMALL, "--out", str(tmp_path / "run"), "--estimator", "pairs", "--group", str(group)])
-    assert stop.value.code == ("train.py: error: --group: expected an even number, at least 4, for --estimator pairs, "
-                               f"found {group}") and not (tmp_path / "run").exists()
-
-
 def test_prefix_needs_whole_groups_on_every_rank(tmp_path, monkeypatch):
     monkeypatch.setattr(World, "share", lambda self, prompts, group: [(0, range(group)), (1, range(3))])
     with pytest.raises(SystemExit, match="--estimator prefix: expected whole groups on every rank"):
@@ -74,9 +66,9 @@ def test_prefix_needs_whole_groups_on_every_rank(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("flags, message", [
-    (["--estimator", "thin"], r"estimator \(was pairs, now thin\)"),
+    (["--estimator", "rloo"], r"estimator \(was prefix, now rloo\)"),
     (["--terms", "cot"], r"terms \(was both, now cot\)"),
 ])
 def test_a_run_goes_on_with_its_own_estimator_and_terms_only(runs, flags, message):
     with pytest.raises(SystemExit, match=f"--resume: expected the flags of the run, found other values for {message}"):
-        train.main(["--out", str(runs["pairs"][0]), "--resume", *flags])
+        train.main(["--out", str(runs["prefix"][0]), "--resume", *flags])

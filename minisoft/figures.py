@@ -1,7 +1,7 @@
 """Pictures like the paper's Figures 2-4 and of a study, readable in black and white (extra `plot`: matplotlib).
 
-Each public function that takes a path returns a matplotlib Figure and saves it where one is given.  `training` and `curves`
-raise InputError for a run folder that cannot be read; `pass_at_k` and `entropy` draw runs, results of eval.py with a "label".
+Each public function that takes a path returns a matplotlib Figure and saves it where one is given.  `read_runs` and
+`curves` raise InputError for a run folder that cannot be read; `pass_at_k` and `entropy` draw runs, results of eval.py with a "label".
 """
 
 import json
@@ -14,8 +14,9 @@ from minisoft.soft import KINDS
 from minisoft.tokenizer import read_json
 
 INCIDENTAL = {"seed", "out", "resume", "sigma", "device", "world", "micro_batch", "eval_batch", "validate_every",
-              "save_every", "show_every", "shares_every"}  # fields of config.json in which seeds of one run may differ
+              "save_every", "keep", "show_every", "shares_every", "shard", "patience"}  # fields of config.json in which seeds of one run may differ
 GREYS, DASHES, MARKERS = ("0", ".4", ".6"), ("-", "--", "-.", ":"), "os^Dv"
+STYLES = {label: index for index, label in enumerate(("base", *KINDS))}  # the same in every picture
 LEAST_ROWS, LEAST_SHARE = 5, .05  # a CoT position that fewer generations reach has no meaningful mean entropy
 PANELS = (("accuracy", "accuracy (%)", 100), ("reward", "reward", 1), ("cot_length", "CoT length (tokens)", 1),
           ("entropy", "entropy (nats)", 1), ("grad_norm", "gradient norm", 1),
@@ -74,11 +75,11 @@ def read_runs(folders) -> dict[str, list[list[dict]]]:
     return runs
 
 
-def training(folders, path: Path | None = None):
+def training(runs: dict[str, list[list[dict]]], path: Path | None = None):
     """Figure 2: accuracy (%) over updates.  Left: of the training samples, a running mean with the raw data light
-    behind it; right: hard-greedy on the validation problems.  Runs that differ only in seed are one line, their mean
-    at the updates that all of them have."""
-    runs, bands = read_runs(folders), set()
+    behind it; right: hard-greedy on the validation problems.  runs: {label: metrics of each seed}, as of `read_runs`; a
+    label is one line, the mean of its seeds at the updates that all of them have."""
+    bands = set()
     window = smoothing_window(max(len(rows) for seeds in runs.values() for rows in seeds))
     figure, ((left, right),) = _panels(1, 2, sharex=True, sharey=True)
     for index, (label, seeds) in enumerate(runs.items()):
@@ -147,9 +148,10 @@ def matched(kinds: dict[str, list[list[dict]]], path: Path | None = None):
     on; kinds: {kind: [[{"greedy", "sample", "entropy"}, ...] of each seed]}."""
     figure, ((left, right),) = _panels(1, 2, sharey=True)
     for axis, how in ((left, "greedy"), (right, "sample")):
-        for index, (kind, runs) in enumerate(kinds.items()):
+        for kind, runs in kinds.items():
+            index = STYLES[kind]
             for number, run in enumerate(runs):
-                axis.plot([100 * point[how] for point in run], [point["entropy"] for point in run], color=GREYS[index],
+                axis.plot([100 * point[how] for point in run], [point["entropy"] for point in run], color=GREYS[index % 3],
                           linestyle=DASHES[index], marker=MARKERS[index], markerfacecolor="white", markersize=4.5,
                           linewidth=1.2, label=kind if number == 0 else None)
         axis.set(xlabel=f"hard-{how} pass@1 (%)", ylabel="entropy of hard-sampled CoTs (nats)")
@@ -222,6 +224,7 @@ def _line(axis, points: dict[int, list[float]], index: int, label: str, interval
     if not points:
         return set()
     x, seeds, every = list(points), len(next(iter(points.values()))), max(1, len(points) // 8)
+    index = STYLES.get(label, index)
     line, = axis.plot(x, [fmean(values) for values in points.values()], color=GREYS[index % len(GREYS)], label=label,
                       linestyle=DASHES[index % len(DASHES)], marker=MARKERS[index % len(MARKERS)], zorder=3,
                       markerfacecolor="white", markersize=4.5, linewidth=1.4,

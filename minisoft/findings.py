@@ -90,33 +90,43 @@ class Results:
         """A table with a row for each (name, data, part, field): base, kinds, and differences; "" without results."""
         if not self.runs:
             return ""
-        found = [[title, "base", *KINDS, "soft - hard", "fuzzy - hard", "hard - base", "soft - base"]]
+        found = [[title, "base", *KINDS, "soft - hard", "fuzzy - hard", "hard - base", "soft - base",
+                  "fuzzy - base"]]
         for name, *where in rows:
             base, hard, soft, fuzzy = (self.values(who, *where) for who in ("base", *KINDS))
             of = lambda a, b: show_difference(a, b, scale, digits)
             to_base = lambda a: of(a, base[0]) if base else ""
             found.append([name, *(show_mean(v, scale, digits) for v in (base, hard, soft, fuzzy)), of(soft, hard),
-                          of(fuzzy, hard), to_base(hard), to_base(soft)])
+                          of(fuzzy, hard), to_base(hard), to_base(soft), to_base(fuzzy)])
         return table(found)
+
+
+def read_cells(out: Path) -> list[dict]:
+    """The lines of OUT/cells.jsonl, one for each time that a cell was done or failed."""
+    path = out / "cells.jsonl"
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
 
 
 def facts(out: Path) -> str:
     """When and where: commit, hardware, minutes."""
-    path = out / "cells.jsonl"
-    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-    cells = list({found["cell"]: found for found in map(json.loads, lines)}.values())  # of a cell the last time it was done
+    lines = read_cells(out)
     cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                 if line.startswith("model name")), "") if Path("/proc/cpuinfo").is_file() else platform.processor()
-    minutes = sum(c["seconds"] for c in cells) / 60
-    return (f"{len(cells)} cells of one thread, {minutes:.0f} minutes in all (several ran side by side), commits "
-            f"{', '.join(dict.fromkeys(c['commit'] for c in cells))}; {os.cpu_count()} x {cpu}, torch "
+    minutes = sum(line["seconds"] for line in lines) / 60
+    return (f"{len({line['cell'] for line in lines})} cells of one thread, {minutes:.0f} minutes in all (two at a time, those "
+            f"done again included), commits {', '.join(dict.fromkeys(line['commit'] for line in lines))}; {os.cpu_count()} x {cpu}, torch "
             f"{torch.__version__.split('+')[0]}")
 
 
-def last_validations(run: Path) -> float:
-    """Mean of the last two hard-greedy validations of a run, so that neither a lucky one counts nor a run that collapses."""
+def validations(run: Path) -> dict[int, float]:
+    """{update: hard-greedy accuracy on validation problems}"""
     rows = map(json.loads, (run / "metrics.jsonl").read_text("utf-8").splitlines())
-    return fmean([row["validation"] for row in rows if "validation" in row][-2:])
+    return {row["step"]: row["validation"] for row in rows if "validation" in row}
+
+
+def last_validations(run: Path) -> float:
+    """Mean of the last two validations of a run, so that neither a lucky one counts nor a run that collapses."""
+    return fmean(list(validations(run).values())[-2:])
 
 
 def sweep(r: Results) -> str:
@@ -175,14 +185,16 @@ def at_accuracy(points: list[dict], how: str, accuracy: float) -> float | None:
 
 
 def matched(r: Results) -> str:
-    """Entropy of the soft and fuzzy runs where they are most accurate beside that of the hard run of the same seed where it
-    was as accurate."""
+    """Entropy of the soft and fuzzy runs where they are most accurate (on these problems), if more so than the base, beside
+    that of the hard run of the same seed where it was as accurate."""
     rows = [["tokens", "matched by", "runs", "accuracy (%)", "entropy (nats)", "of the hard runs there", "difference"]]
     for kind, how in product(("soft", "fuzzy"), ("greedy", "sample")):
         found, both = [], sorted(set(seeds(r, kind)) & set(seeds(r, "hard")))
         for seed in both:
-            best = max(trajectory(r, kind, seed), key=lambda point: point[how])
-            if (other := at_accuracy(trajectory(r, "hard", seed), how, best[how])) is not None:
+            base, *points = trajectory(r, kind, seed)
+            best = max(points, key=lambda point: point[how])
+            other = at_accuracy(trajectory(r, "hard", seed), how, best[how])
+            if other is not None and best[how] > base[how]:
                 found.append((best[how], best["entropy"], other))
         if found:
             accuracy, own, other = map(list, zip(*found))
@@ -194,15 +206,29 @@ def matched(r: Results) -> str:
 
 def inference(r: Results) -> str:
     """Which inference is best, for each kind of training."""
-    rows = [["training", "data", *(f"{kind} greedy" for kind in KINDS), "soft - hard greedy",
-             *(f"{kind} pass@32" for kind in KINDS), "soft - hard pass@32"]]
-    for who, data in product(("base", *KINDS), PROBLEMS):
-        rows.append([who, data])
-        for part, field in (("greedy", "pass@1"), ("sample", "pass@32")):
-            hard, soft = (r.values(who, data, f"{kind}-{part}", field) for kind in ("hard", "soft"))
-            rows[-1] += [*(number(cell(r.runs, who, data, f"{kind}-{part}"), field) for kind in KINDS),
-                         show_difference([b - a for a, b in zip(hard, soft)], 0.0)]  # of the same runs
-    return table(rows) if r.runs else ""
+    tables = []
+    for part, field in (("greedy", "pass@1"), ("sample", "pass@1"), ("sample", "pass@32")):
+        rows = [[f"{part}, {field} (%)", "data", *(f"{kind} inference" for kind in KINDS), "soft - hard", "fuzzy - hard"]]
+        for who, data in product(("base", *KINDS), PROBLEMS):
+            hard, soft, fuzzy = (r.values(who, data, f"{kind}-{part}", field) for kind in KINDS)
+            gap = lambda other: show_difference([b - a for a, b in zip(hard, other)], 0.0)  # of the same runs
+            rows.append([f"{who} trained" if who != "base" else who, data, *(number(cell(
+                r.runs, who, data, f"{kind}-{part}"), field) for kind in KINDS), gap(soft), gap(fuzzy)])
+        tables.append(table(rows))
+    return "\n\n".join(tables) if r.runs else ""
+
+
+def checkpoints(r: Results) -> str:
+    """Which checkpoint of each run is its best, and how good it was on validation problems, then and at the end."""
+    rows = [["tokens", "seed", "best at update", "validation there (%)", "at the last update (%)"]]
+    for kind in KINDS:
+        for path in sorted(r.out.glob(f"train/{kind}-s*/summary.json")):
+            found = validations(path.parent)
+            if found:
+                best = max(found, key=found.get)  # the first of equals
+                rows.append([kind, path.parent.name.rpartition("-s")[2], str(best), f"{100 * found[best]:.1f}",
+                             f"{100 * list(found.values())[-1]:.1f}"])
+    return table(rows) if len(rows) > 1 else ""
 
 
 def longer(r: Results) -> str:
@@ -218,11 +244,13 @@ def longer(r: Results) -> str:
 
 
 def sources(r: Results) -> str:
-    rows = [["tokens", "update", "terms", "norm in E", "norm in the body", "cosine in E", "cosine in the body", "snr, all"]]
-    for kind, step, term in product(KINDS, (0, 30, 60), ("cot", "answer")):
-        if found := r.gradient(f"{kind}-{step}"):
+    rows = [["tokens", "update", "batches", "terms", "norm in E", "norm in the body", "cosine in E", "cosine in the body", "snr, all"]]
+    places = [*((kind, kind, step) for kind, step in product(KINDS, (0, 30, 60))), ("soft, noise on the 5 best logits", "top-5", 0),
+              ("soft, noise on all logits", "logits", 0)]
+    for (name, file, step), term in product(places, ("cot", "answer")):
+        if found := r.gradient(f"{file}-{step}"):
             E, body, whole = (found["signal"][term][part] for part in ("E", "body", "all"))
-            rows.append([kind, str(step), term, f"{E['norm']:.3g}", f"{body['norm']:.3g}", show_error(E, "cosine"),
+            rows.append([name, str(step), str(found.get("batches", "")), term, f"{E['norm']:.3g}", f"{body['norm']:.3g}", show_error(E, "cosine"),
                          show_error(body, "cosine"), show_error(whole, "snr")])
     return table(rows) if len(rows) > 1 else ""
 
@@ -249,7 +277,7 @@ def relative_variance(one: dict | None, other: dict | None) -> str:
 
 
 def remedies(r: Results) -> str:
-    rows = [["estimator", "snr, update 0", "snr, update 30", "E|g|^2 / rloo's, 0", "and 30",
+    rows = [["estimator", "snr, base", "snr, soft's weights at update 30", "E|g|^2 / rloo's, base", "and at 30",
              "hard-greedy after (%)", "difference", "seconds an update"]]
     rloo = r.after("train/soft-s*")
     tried = {path.parent.name.rpartition("-s")[0] for path in r.out.glob("variance/*/summary.json")}
@@ -259,7 +287,7 @@ def remedies(r: Results) -> str:
         signal = lambda step: r.gradient(f"{'soft' if name == 'rloo' else name}-{step}")
         snr = [show_error(g["signal"]["both"]["all"], "snr", 4) if (g := signal(step)) else "" for step in (0, 30)]
         found = r.after(f"{place}-s*")
-        ratios = ["" if name in ("rloo", "top-5") else relative_variance(signal(step), r.gradient(f"soft-{step}"))
+        ratios = ["" if name in ("rloo", "top-5", "logits") else relative_variance(signal(step), r.gradient(f"soft-{step}"))
                   for step in (0, 30)]  # noise on logits has another mean
         rows.append([name, *snr, *ratios, show_mean(found), "" if name == "rloo" else show_difference(found, rloo),
                      show_mean(seconds(r.out.glob(f"{place}-s*/metrics.jsonl")), 1, 2)])
@@ -273,7 +301,8 @@ def seconds(paths) -> list[float]:
 
 def fuzzy(r: Results) -> str:
     rows = [["fuzzy tokens", "CoT positions that still move", "tied in bfloat16", "CoT norm in E", "CoT norm in the body",
-             "cosine in E", "cosine in the body", "hard-greedy after (%)"]]
+             "cosine in E", "cosine in the body", "hard-greedy after (%)", "difference to tau 0.0001"]]
+    paper = r.after("train/fuzzy-s*")
     for name, gradient, runs in (
             ("tau 0.0001", "fuzzy-0", "train/fuzzy-s*"), ("tau 0.01", "fuzzy-tau-0.01", "fuzzy/tau-0.01-s*"),
             ("tau 0.1", "fuzzy-tau-0.1", "fuzzy/tau-0.1-s*"), ("soft, tau 0.5", "soft-0", "train/soft-s*"),
@@ -282,15 +311,16 @@ def fuzzy(r: Results) -> str:
             E, body = (found["signal"]["cot"][part] for part in ("E", "body"))
             rows.append([name, f"{found['ties']['still_moving']:.2%}", f"{found['ties']['tied_in_bfloat16']:.2%}",
                          f"{E['norm']:.3g}", f"{body['norm']:.3g}", show_error(E, "cosine"), show_error(body, "cosine"),
-                         show_mean(r.after(runs))])
+                         show_mean(r.after(runs)), "" if len(rows) == 1 else show_difference(r.after(runs), paper)])
     return table(rows) if len(rows) > 2 else ""
 
 
 SECTIONS = (
     ("Learning rates: hard-greedy validation (%), mean of the last two", sweep),
+    ("Best checkpoints, which are what is tested", checkpoints),
     ("Finding 1: greedy pass@1", parity), ("Finding 2: pass@k under hard-sample inference", diversity),
     ("Finding 3: likelihood out of domain", likelihood), ("Finding 4: entropy", profile),
-    ("Finding 4 at matched accuracy", matched), ("Finding 5: the best inference (%)", inference),
+    ("Finding 4 at matched accuracy", matched), ("Finding 5: the best inference", inference),
     ("Three times the updates", longer), ("Where the gradient comes from", sources),
     ("Which terms learn: hard-greedy after training (%), on train.py's own 200 test problems", ablation),
     ("Remedies for the variance of soft tokens", remedies), ("When fuzzy tokens can learn", fuzzy))
@@ -298,7 +328,9 @@ SECTIONS = (
 
 def pictures(r: Results) -> dict:
     """{file name: Figure}"""
-    runs = [path.parent for path in sorted(r.out.glob("train/*/summary.json"))]
+    runs = {kind: [figures.read_run(path.parent)[1] for path in sorted(r.out.glob(f"train/{kind}-s*/summary.json"))]
+            for kind in KINDS}
+    runs = {kind: seeds for kind, seeds in runs.items() if seeds}
     order = sorted(r.runs, key=lambda run: ("base", *KINDS).index(run["label"]))
     problems = [run for run in order if run["data"] in PROBLEMS]
     gradients = {kind: {step: found["signal"] for step in (0, 30, 60) if (found := r.gradient(f"{kind}-{step}"))}
@@ -310,8 +342,8 @@ def pictures(r: Results) -> dict:
             "matched.png": figures.matched(paths) if any(paths.values()) else None}
 
 
-def write(out: Path) -> None:
-    """OUT/study.md and pictures from what is there.  Raises InputError, OSError."""
+def write(out: Path) -> str:
+    """OUT/study.md and pictures from what is there; returns the tables and where they are.  Raises InputError, OSError."""
     r = Results(out)
     parts = [f"## {title}\n\n{text}" for title, make in SECTIONS if (text := make(r))]
     if not parts:
@@ -323,7 +355,7 @@ def write(out: Path) -> None:
                 figure.savefig(out / name, dpi=110)
     except ImportError as error:
         print(f"minisoft.study: pictures need the extra `plot`: pip install matplotlib ({error})", file=sys.stderr)
-    print("\n\n".join(parts) + f"\n\nwritten: {out / 'study.md'}")
+    return "\n\n".join(parts) + f"\n\nwritten: {out / 'study.md'}"
 
 
 def main(argv=None) -> None:
@@ -332,7 +364,7 @@ def main(argv=None) -> None:
     parser.add_argument("out", type=Path, metavar="STUDY", help="folder of python -m minisoft.study --out")
     args = parser.parse_args(argv)
     try:
-        write(args.out)
+        print(write(args.out))
     except (InputError, OSError) as error:
         sys.exit(f"minisoft.findings: error: {error}")
 

@@ -222,7 +222,7 @@ def write(paths: list[Path], out: Path | None) -> None:
     runs, pictures = read_results(files), {}
     text, folder = tables(runs), out or (files[0].parent if files else folders[0])
     try:
-        pictures = {"training.png": figures.training(folders) if folders else None,
+        pictures = {"training.png": figures.training(figures.read_runs(folders)) if folders else None,
                     "curves.png": figures.curves(folders[0]) if len(folders) == 1 else None,
                     "pass_at_k.png": figures.pass_at_k(runs), "entropy.png": figures.entropy(runs)}
     except ImportError as error:

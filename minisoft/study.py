@@ -16,8 +16,8 @@ machine.  Parts:
     fuzzy      higher temperatures, logits rounded to bfloat16
     longer     three times the updates, hard and soft: what was only a matter of time?
 
-Writes OUT/study.md (tables), pictures (extra `plot`), cells.jsonl (command, commit, seconds of every cell); results lie in
-OUT/PART/, logs in OUT/logs/.
+Writes OUT/study.md (tables) and pictures (extra `plot`) after every part, cells.jsonl (command, commit, seconds of every
+cell); results lie in OUT/PART/, logs in OUT/logs/.  python -m minisoft.findings OUT writes and prints the tables again.
 """
 
 import argparse
@@ -27,8 +27,8 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +40,6 @@ from minisoft.data import WEIGHTS
 from minisoft.errors import InputError
 from minisoft.findings import PROBLEMS, SKILLS, last_validations
 from minisoft.soft import KINDS
-from minisoft.tokenizer import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("findings", "ablation", "variance", "fuzzy", "longer")
@@ -64,10 +63,21 @@ class Cell:
         return shlex.join(["OMP_NUM_THREADS=1", "python", *self.command])
 
 
+@dataclass(frozen=True)
+class Work:
+    """A cell at work, since time.time() `begun`."""
+
+    cell: Cell
+    process: subprocess.Popen
+    begun: float
+    commit: str
+
+
 class Study:
     def __init__(self, out: Path, seeds: int, jobs: int, dry: bool = False):
-        self.out, self.seeds, self.jobs, self.dry, self.failed = out, range(seeds), jobs, dry, None
-        self.working: set[subprocess.Popen] = set()
+        self.out, self.seeds, self.jobs, self.dry = out, range(seeds), jobs, dry
+        self.working: list[Work] = []
+        self.failed, self.stopped = None, 0  # what went wrong; the signal that came
 
     def train(self, name: str, tokens: str, lr: str, seed: int, *flags: str, steps: int = STEPS) -> Cell:
         run = self.out / name
@@ -165,88 +175,79 @@ class Study:
 
     def run(self, cells: list[Cell], bar) -> None:
         """Do what is not done yet, `jobs` cells at a time.  Raises InputError for a cell that failed, KeyboardInterrupt
-        after those at work have saved."""
-        waiting, lock = [cell for cell in cells if not self.is_done(cell)], threading.Lock()
+        where `stop` was called, both after those at work have ended."""
+        waiting = deque(cell for cell in cells if not self.is_done(cell))
         bar.total += len(waiting)
-
-        def work() -> None:
-            while not self.failed:
-                with lock:
-                    if not waiting:
-                        return
-                    cell = waiting.pop(0)
-                bar.set_description(cell.name)
-                try:
-                    self.do(cell)
-                except OSError as error:  # such as a full disk
-                    self.failed = self.failed or f"{cell.name}: {error}"
+        while self.working or waiting and not (self.failed or self.stopped):
+            while waiting and len(self.working) < self.jobs and not (self.failed or self.stopped):
+                bar.set_description(waiting[0].name)
+                self.start(waiting.popleft())
+            if self.stopped == signal.SIGTERM:  # Ctrl-C reaches the cells by itself
+                self.stopped = signal.SIGINT
+                [work.process.terminate() for work in self.working]
+            time.sleep(.05)
+            for work in [work for work in self.working if work.process.poll() is not None]:
+                self.working.remove(work)
+                self.end(work)
                 bar.update()
-        threads = [threading.Thread(target=work) for _ in range(self.jobs)]
-        [thread.start() for thread in threads]
-        try:
-            [thread.join() for thread in threads]
-        except KeyboardInterrupt:  # the cells have got it too: they save and end
-            self.failed = self.failed or "interrupted"
-            [thread.join() for thread in threads]
-            raise
+        if self.stopped:
+            raise KeyboardInterrupt
         if self.failed:
             raise InputError(self.failed)
 
+    def stop(self, number: int, _) -> None:
+        """For SIGINT and SIGTERM: no more cells; those at work save and end."""
+        self.stopped = number
+
     def is_done(self, cell: Cell) -> bool:
-        """Is its result there, and no older than the models of this study that it measures?  Raises InputError where a
-        training run with another learning rate is in its place."""
+        """Is its result there, and no older than the models of this study that it measures?  Raises InputError where
+        it is that of another command."""
+        if not cell.result.is_file():
+            return False
+        flags = lambda command: [Path(word).name for word in shlex.split(command)]  # wherever study and repository lie
+        before = [found["command"] for found in findings.read_cells(self.out) if found["cell"] == cell.name]
+        if before and flags(before[-1]) != flags(str(cell)):
+            raise InputError(f"{cell.result}: expected the result of {cell}, found that of {before[-1]}; move it away")
         mine = [Path(word.partition("=")[2] or word) for word in cell.command if str(self.out) in word]
         models = [folder / "model.safetensors" for folder in mine]
-        if cell.result.is_file() and any(model.is_file() and _age(model) < _age(cell.result) for model in models):
-            return False
-        if cell.result.is_file() and cell.command[0] == "train.py":
-            there = read_json(cell.result.parent / "config.json")["lr"]
-            wanted = float(cell.command[cell.command.index("--lr") + 1])
-            if there != wanted:
-                raise InputError(f"{cell.result.parent}: expected a run with --lr {wanted}, which the sweep chose, found "
-                                 f"one with {there}; move it away")
-        return cell.result.is_file()
+        return not any(model.is_file() and _age(model) < _age(cell.result) for model in models)
 
-    def terminate(self, *_) -> None:
-        """What SIGTERM does: as Ctrl-C in a terminal, which the cells get by themselves."""
-        self.failed = "interrupted"  # no further cells
-        for process in list(self.working):
-            process.terminate()
-        raise KeyboardInterrupt
-
-    def do(self, cell: Cell) -> None:
-        log = self.out / f"logs/{cell.name}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
+    def start(self, cell: Cell) -> None:
         cell.result.parent.mkdir(parents=True, exist_ok=True)
+        self.log(cell).parent.mkdir(parents=True, exist_ok=True)
         begun = cell.command[0] == "train.py" and (cell.result.parent / "config.json").is_file()
-        start, commit = time.time(), _commit()
-        with log.open("a") as file:
+        with self.log(cell).open("a") as file:
             process = subprocess.Popen([sys.executable, *cell.command, *["--resume"] * begun], stdout=file, stderr=file,
                                        cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
-            self.working.add(process)
-            status = process.wait()
-            self.working.discard(process)
-        if status or not cell.result.is_file():
-            self.failed = self.failed or f"{cell.name}: expected {cell.result}, found exit status {status}; see {log}"
-            return
-        line = {"cell": cell.name, "command": str(cell), "commit": commit, "seconds": round(time.time() - start, 1)}
+        self.working.append(Work(cell, process, time.time(), _commit()))
+
+    def end(self, work: Work) -> None:
+        cell, status = work.cell, work.process.returncode
+        done = status == 0 and cell.result.is_file()
+        if not done:
+            self.failed = self.failed or f"{cell.name}: expected {cell.result}, found exit status {status}; see {self.log(cell)}"
+        line = {"cell": cell.name, "command": str(cell), "commit": work.commit, "done": done,
+                "seconds": round(time.time() - work.begun, 1)}
         with (self.out / "cells.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
+
+    def log(self, cell: Cell) -> Path:
+        return self.out / f"logs/{cell.name}.log"
 
 
 def remedies() -> dict[str, tuple[str, ...]]:
     """name -> flags of train.py and minisoft.gradient: another estimator, another shape of a batch at equal cost; and, no
-    estimator but another kind of noise, that on the 5 best logits (F.2)."""
+    estimators but other kinds of noise, that on the 5 best logits (F.2) and, with its tau, that on all of them."""
     return {"prefix": ("--estimator", "prefix"),
             **{f"{B}x{G}": ("--prompts", str(B), "--group", str(G)) for B, G in SHAPES},
-            "top-5": ("--noise", "logits", "--top-k", "5")}
+            "top-5": ("--noise", "logits", "--top-k", "5"), "logits": ("--noise", "logits", "--tau", "1.0")}
 
 
 def _commit() -> str:
-    """The commit of this checkout, with + where files differ from it; "" outside git."""
+    """The commit of this checkout, with + where code differs from it; "" outside git."""
     git = lambda *words: subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
     try:
-        return git("rev-parse", "--short", "HEAD") + "+" * bool(git("status", "--porcelain", "--untracked-files=no"))
+        return git("rev-parse", "--short", "HEAD") + "+" * bool(git("status", "--porcelain", "train.py", "eval.py", "minisoft", "weights"))
     except FileNotFoundError:
         return ""
 
@@ -279,11 +280,13 @@ def read_flags(argv=None) -> argparse.Namespace:
 def main(argv=None) -> None:
     args = read_flags(argv)
     study = Study(args.out, args.seeds, args.jobs, args.list)
+    shown = f"python -m minisoft.findings {shlex.quote(str(args.out))} shows what is there"
     try:
         if not args.list:
             args.out.mkdir(parents=True, exist_ok=True)
             lock = state.lock(args.out)  # held to the end
-            signal.signal(signal.SIGTERM, study.terminate)
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, study.stop)
         with tqdm(total=0, unit="cell", disable=args.list) as bar:
             for cells in study.stages(args.parts):
                 if args.list:
@@ -292,13 +295,14 @@ def main(argv=None) -> None:
                         return print("# the commands that follow depend on the results of these")
                 else:
                     study.run(cells, bar)
+                    text = findings.write(args.out)
         if not args.list:
-            findings.write(args.out)
             lock.close()
+            print(text)
     except (InputError, OSError) as error:
-        sys.exit(f"minisoft.study: error: {error}")
+        sys.exit(f"minisoft.study: error: {error}; {shown}")
     except KeyboardInterrupt:
-        sys.exit(f"minisoft.study: interrupted; the same command goes on with {args.out}")
+        sys.exit(f"minisoft.study: interrupted; the same command goes on; {shown}")
 
 
 if __name__ == "__main__":

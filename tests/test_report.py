@@ -206,7 +206,7 @@ def test_entropy_leaves_out_positions_that_few_reach():
 def test_training_merges_seeds_and_names_what_differs(tmp_path):
     pytest.importorskip("matplotlib")
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", seed=1, accuracies=[.3, .4, .5, .6, .7, .8])
-    figure = figures.training([a, b, make_run(tmp_path / "c", lr=2e-4)], tmp_path / "t.png")
+    figure = figures.training(figures.read_runs([a, b, make_run(tmp_path / "c", lr=2e-4)]), tmp_path / "t.png")
     left, right = figure.axes
     assert list(lines(left)) == ["soft, lr 0.0001", "soft, lr 0.0002"] == legend(figure)[0]
     x, y = lines(left)["soft, lr 0.0001"]  # means of five neighbours, fewer at the ends; b has six updates

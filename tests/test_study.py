@@ -2,12 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tqdm import tqdm
 
 from minisoft import findings
@@ -78,13 +81,16 @@ def test_a_test_older_than_its_model_is_done_again(tmp_path):
     assert not study.is_done(testing)
 
 
-def test_a_run_with_another_learning_rate_is_not_taken_for_done(tmp_path):
+def test_the_result_of_another_command_is_not_taken_for_done(tmp_path):
+    """Wherever the study and the repository were when it was done."""
     study = Study(tmp_path, 1, 1)
     write(tmp_path / "train/x/summary.json", {})
-    write(tmp_path / "train/x/config.json", {"lr": 2e-4})
+    write(tmp_path / "cells.jsonl", {"cell": "train/x", "command": "OMP_NUM_THREADS=1 python train.py --tokens soft --lr 2e-4 "
+                                     "--seed 0 --steps 60 --show-every 0 --out /elsewhere/train/x"})
     assert run(study, [study.train("train/x", "soft", "2e-4", 0)]) == 0
-    with pytest.raises(InputError, match="expected a run with --lr 0.0004, .* found one with 0.0002; move it away"):
-        run(study, [study.train("train/x", "soft", "4e-4", 0)])
+    for other in (study.train("train/x", "soft", "4e-4", 0), study.train("train/x", "soft", "2e-4", 0, "--terms", "cot")):
+        with pytest.raises(InputError, match="summary.json: expected the result of .*, found that of .*; move it away"):
+            run(study, [other])
 
 
 def cell(folder: Path, name: str, code: str) -> Cell:
@@ -135,23 +141,48 @@ def test_a_training_cell_that_was_interrupted_is_resumed(tmp_path, monkeypatch):
     assert called[0][1:4] == ["train.py", "--tokens", "soft"] and called[0][-1] == "--resume"
 
 
-def test_sigterm_ends_the_cells_at_work_too(tmp_path):
-    """The study in a process of its own, which gets SIGTERM once its cell works."""
+@pytest.mark.parametrize("to_the_cell_too", [False, True])
+def test_a_study_that_is_stopped_waits_for_its_cells(tmp_path, to_the_cell_too):
+    """The study in a process of its own gets SIGTERM, which it passes on; or it and its cell get SIGINT, as from a terminal.
+    The cell takes a second to end."""
     started, ended = tmp_path / "started", tmp_path / "ended"
     work = f"""import pathlib, signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path(r'{ended}').touch(), sys.exit()))
+def end(*_):
+    time.sleep(1)
+    pathlib.Path(r'{ended}').touch()
+    sys.exit()
+signal.signal(signal.SIGTERM, end)
+signal.signal(signal.SIGINT, end)
 pathlib.Path(r'{started}').touch()
 time.sleep(60)"""
     study = subprocess.Popen([sys.executable, "-c", f"""import pathlib
 from minisoft import study
-one = study.Cell("x", ("-c", {work!r}), pathlib.Path(r"{tmp_path}/x.json"))
-study.Study.stages = lambda self, parts: iter([[one]])
-study.main(["--out", r"{tmp_path}/study"])"""], stderr=subprocess.PIPE, text=True)
+cells = [study.Cell(name, ("-c", {work!r}), pathlib.Path(r"{tmp_path}") / name) for name in ("x", "never")]
+study.Study.stages = lambda self, parts: iter([cells])
+study.main(["--out", r"{tmp_path}/study", "--jobs", "1"])"""], stderr=subprocess.PIPE, text=True, start_new_session=True)
     while not started.exists() and study.poll() is None:
         time.sleep(.05)
-    study.terminate()
-    assert "minisoft.study: interrupted; the same command goes on" in study.communicate(timeout=30)[1]
-    assert study.returncode == 1 and ended.exists()
+    os.killpg(study.pid, signal.SIGINT) if to_the_cell_too else study.terminate()
+    message = study.communicate(timeout=30)[1]
+    assert ended.exists() and study.returncode == 1
+    assert "minisoft.study: interrupted; the same command goes on; python -m minisoft.findings" in message
+    line, = findings.read_cells(tmp_path / "study")
+    assert line["cell"] == "x" and not line["done"] and line["seconds"] >= 1
+
+
+def test_a_models_folder_from_a_saved_state(tmp_path):
+    """That of the last update is the last model; an earlier one is another; a newer state makes it again."""
+    import train
+    study, out = Study(tmp_path, 1, 1), tmp_path / "train/hard-s0"
+    train.main(f"--tokens hard --prompts 2 --group 8 --cot 60 --validation 0 --test 0 --show-every 0 --lr 1e-3 --warmup 1 "
+               f"--steps 2 --save-every 1 --device cpu --out {out}".split())
+    weights = lambda folder: load_file(folder / "model.safetensors")["model.norm.weight"]
+    first, last = study.at_step("hard", 0, 1), study.at_step("hard", 0, 2)
+    assert torch.equal(weights(last), weights(out / "last")) and not torch.equal(weights(first), weights(last))
+    old = (first / "model.safetensors").stat().st_mtime_ns
+    assert study.at_step("hard", 0, 1) == first and (first / "model.safetensors").stat().st_mtime_ns == old
+    os.utime(out / "state/step-000001/facts.json", (time.time() + 60,) * 2)
+    assert study.at_step("hard", 0, 1) == first and (first / "model.safetensors").stat().st_mtime_ns > old
 
 
 def test_the_commands_are_those_of_the_programs(tmp_path):
@@ -172,62 +203,101 @@ def test_the_commands_are_those_of_the_programs(tmp_path):
     assert len(found) == len(set(found)) == 12 + 6 + 7 + 6 + 9 + 4 * len(remedies()) + 9 + 8 + 4 + 4
 
 
-def numbers(value: float, samples: int) -> dict:
+def numbers(value: float, samples: int, entropy: float = .15) -> dict:
     return {**{f"pass@{k}": min(1.0, value + .01 * k) for k in range(1, samples + 1)}, "boxed": 1.0, "truncated": 0.0,
-            "cot_length": 30.0, "entropy": .2 - .1 * value, "entropy_by_position": [.2] * 8, "rows_by_position": [40] * 8}
+            "cot_length": 30.0, "entropy": entropy, "entropy_by_position": [.2] * 8, "rows_by_position": [40] * 8}
 
 
 def result(label: str, model: str, value: float) -> dict:
+    """Soft inference is 2 points better than hard, fuzzy 1 worse."""
     common = {"model": model, "label": label, "samples": 32, "seed": 0, "problems": 200}
-    six = {f"{kind}-{how}": numbers(value, 1 if how == "greedy" else 32) for kind in ("hard", "soft", "fuzzy")
-           for how in ("greedy", "sample")}
+    six = {f"{kind}-{how}": numbers(value + better, 1 if how == "greedy" else 32)
+           for kind, better in (("hard", 0), ("soft", .02), ("fuzzy", -.01)) for how in ("greedy", "sample")}
     return {"runs": [{**common, "data": data, "settings": six} for data in findings.PROBLEMS] + [
         {**common, "data": data, "settings": {}, "choices": {"accuracy": value, "accuracy_norm": value, "nll": 1 - value}}
         for data in findings.SKILLS]}
 
 
-def signal() -> dict:
-    one = {"norm": 3.0, "cosine": .1, "cosine_error": .02, "snr": .1, "snr_error": .03}
-    return {"signal": {term: {part: one for part in ("E", "body", "all")} for term in ("cot", "answer", "both")},
-            "norms": [1.0, 2.0, 3.0], "ties": {"still_moving": .1, "tied_in_bfloat16": .01}}
+def signal_of(size: float) -> dict:
+    """All numbers differ: 1, 2, ... times `size` in the order of terms and parts."""
+    numbers = iter(range(1, 100))
+    one = lambda n: {"norm": n * size, "cosine": n * size / 1000, "cosine_error": .02, "snr": n * size / 100, "snr_error": .03}
+    return {"signal": {term: {part: one(next(numbers)) for part in ("E", "body", "all")} for term in ("cot", "answer", "both")},
+            "norms": [size, 2 * size, 3 * size], "batches": 24, "ties": {"still_moving": size / 100, "tied_in_bfloat16": .01}}
+
+
+KINDS = {"hard": .8, "soft": .7, "fuzzy": .4}
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A whole study that nobody ran: hard reaches 80 %, soft 70 %, fuzzy 40 %, the base has 40 %."""
     write(tmp_path / "test/base.json", result("base", "tiny", .4))
-    for kind, reached in {"hard": .8, "soft": .7, "fuzzy": .4}.items():
+    for number, (kind, reached) in enumerate(KINDS.items()):
         for seed in range(3):
             value = reached + .01 * seed
             write(tmp_path / f"test/{kind}-s{seed}.json", result(kind, f"{kind}{seed}", value))
-            settings = lambda v: {"data": "tiny-test", "settings": {"hard-greedy": numbers(v, 1), "hard-sample": numbers(v, 8)}}
             write(tmp_path / f"longer-test/{kind}-s{seed}.json", result(kind, f"{kind}{seed}", value + .05))
-            write(tmp_path / f"checkpoints/{kind}-s{seed}.json", {"runs": [settings(v) for v in (.5, .55, .6)]})
-            for name in (f"train/{kind}", f"ablation/{kind}-cot", f"ablation/{kind}-answer", "variance/prefix", "fuzzy/tau-0.1"):
-                write(tmp_path / f"{name}-s{seed}/summary.json", {"after": {"hard-greedy": {"pass@1": value}}})
-                write(tmp_path / f"{name}-s{seed}/config.json", {"tokens": kind, "seed": seed, "lr": 2e-4})
-                (tmp_path / f"{name}-s{seed}/metrics.jsonl").write_text("".join(
-                    json.dumps({"step": i, "accuracy": value, "seconds": i}) + "\n" for i in (1, 2, 3)))
+            settings = lambda v: {"data": "tiny-test", "settings": {
+                f"hard-{how}": numbers(v, 8, .2 - .1 * v + .01 * number) for how in ("greedy", "sample")}}
+            write(tmp_path / f"checkpoints/{kind}-s{seed}.json", {"runs": [settings(v) for v in (.3, value, .35)]})
+            for name, after in {"train": 0, "ablation": -.1, "fuzzy/tau-0.1": .3, "variance/prefix": .2}.items():
+                for part in {"train": [f"train/{kind}"], "ablation": [f"ablation/{kind}-{t}" for t in ("cot", "answer")]
+                             }.get(name, [name] * (kind == ("soft" if "prefix" in name else "fuzzy"))):
+                    run = tmp_path / f"{part}-s{seed}"
+                    write(run / "summary.json", {"after": {"hard-greedy": {
+                        "pass@1": value + after - .2 * part.endswith("answer")}}})
+                    write(run / "config.json", {"tokens": kind, "seed": seed, "lr": 2e-4})
+                    (run / "metrics.jsonl").write_text("".join(json.dumps(
+                        {"step": 10 * i, "accuracy": value, "seconds": i, "validation": v}) + "\n"
+                        for i, v in ((1, .3), (2, value), (3, value), (4, .1))))
         for step in (0, 30, 60):
-            write(tmp_path / f"gradient/{kind}-{step}.json", signal())
+            write(tmp_path / f"gradient/{kind}-{step}.json", signal_of(1 + number + step / 100))
         validated(tmp_path / f"sweep/{kind}-2e-4", [reached, reached])
-    write(tmp_path / "gradient/fuzzy-tau-0.1.json", signal())
-    write(tmp_path / "gradient/prefix-0.json", {**signal(), "norms": [2.0, 4.0, 6.0]})
+    write(tmp_path / "gradient/fuzzy-tau-0.1.json", signal_of(5))
+    write(tmp_path / "gradient/prefix-0.json", signal_of(4))
     write(tmp_path / "cells.jsonl", {"cell": "x", "command": "python x", "commit": "abc", "seconds": 120.0})
     return tmp_path
 
 
+ROWS = """
+sweep             | hard   | 80.0 |
+checkpoints       | soft   | 1    | 20             | 71.0                  | 10.0                   |
+parity            | tiny-test, hard-greedy  | 41.0 | 82.0 ± 1.0 | 72.0 ± 1.0 | 42.0 ± 1.0 | -10.0 [-12.3, -7.7] | -40.0 [-42.3, -37.7] | \
++41.0 [+38.5, +43.5] | +31.0 [+28.5, +33.5] | +1.0 [-1.5, +3.5] |
+parity            | tiny-long, soft-greedy  | 43.0 | 84.0 ± 1.0 | 74.0 ± 1.0 | 44.0 ± 1.0 |
+diversity         | tiny-long, pass@16 | 56.0 | 97.0 ± 1.0 | 87.0 ± 1.0 |
+likelihood        | tiny-sorting | 0.6000 | 0.1900 ± 0.0100 | 0.2900 ± 0.0100 | 0.5900 ± 0.0100 |
+profile           | tiny-test | 0.150 | 0.150 ± 0.000 |
+matched           | soft   | hard-greedy pass@1 | 3 of 3 | 72.0 ± 1.0   | 0.139 ± 0.001  | 0.129 ± 0.001          | +0.010 (no spread) |
+matched           | fuzzy  | hard-sample pass@1 | 2 of 3 | 42.5 ± 0.7   | 0.178
+inference         | soft trained | tiny-test | 72.0 ± 1.0 | 74.0 ± 1.0 | 71.0 ± 1.0 | +2.0 
+inference         | base | tiny-long | 41.0 | 43.0 | 40.0 |
+longer            | tiny-test, hard-greedy, pass@1 | 41.0 | 87.0 ± 1.0 | 77.0 ± 1.0 |
+sources           | soft   | 30 | 24 | answer | 9.2 | 11.5 | 0.009 ± 0.020 | 0.011 ± 0.020 | 0.138 ± 0.030 |
+ablation          | soft   | 71.0 ± 1.0 | 61.0 ± 1.0 | 41.0 ± 1.0 | -10.0 [-12.3, -7.7] | -30.0 [-32.3, -27.7] |
+remedies          | rloo   | 0.1800 ± 0.0300 | 0.2070 ± 0.0300 | | | 71.0 ± 1.0 | | 2.50 ± 0.00 |
+remedies          | prefix | 0.3600 ± 0.0300 | | 4.00 ± 0.00 | | 91.0 ± 1.0 | +20.0 [+17.7, +22.3] | 2.50 ± 0.00 |
+fuzzy             | tau 0.0001 | 3.00% | 1.00% | 3 | 6 | 0.003 ± 0.020 | 0.006 ± 0.020 | 41.0 ± 1.0 | |
+fuzzy             | tau 0.1 | 5.00% | 1.00% | 5 | 10 | 0.005 ± 0.020 | 0.010 ± 0.020 | 71.0 ± 1.0 | +30.0 [+27.7, +32.3] |
+""".replace("\\\n", "").strip().splitlines()
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_rows_of_the_tables(folder, row):
+    name, _, expected = row.partition(" ")
+    squeeze = lambda line: " ".join(line.split())
+    text = getattr(findings, name)(findings.Results(folder))
+    assert any(squeeze(line).startswith(squeeze(expected)) for line in text.splitlines()), text
+
+
 def test_tables_of_a_study(folder, capsys):
-    findings.write(folder)
+    findings.main([str(folder)])
     text = (folder / "study.md").read_text()
     assert all(title in text for title, _ in findings.SECTIONS)
     assert "1 cells of one thread, 2 minutes in all" in text and "commits abc" in text
-    row = next(line for line in text.splitlines() if line.startswith("| tiny-test, hard-greedy"))
-    assert [c.strip() for c in row.split("|")[2:8]] == ["41.0", "82.0 ± 1.0", "72.0 ± 1.0", "42.0 ± 1.0",
-                                                        "-10.0 [-12.3, -7.7]", "-40.0 [-42.3, -37.7]"]
-    assert "| hard   | 80.0 |" in text  # the sweep
-    assert next(line for line in text.splitlines() if line.startswith("| prefix")).split("|")[4].strip() == "4.00 ± 0.00"
     assert capsys.readouterr().out.strip().endswith("study.md")
+    assert {row.split()[0] for row in ROWS} == {make.__name__ for _, make in findings.SECTIONS}
 
 
 def test_pictures_of_a_study(folder):

@@ -1,7 +1,8 @@
 """Pictures like the paper's Figures 2-4 and of a study, readable in black and white (extra `plot`: matplotlib).
 
 Each public function that takes a path returns a matplotlib Figure and saves it where one is given.  `read_runs` and
-`curves` raise InputError for a run folder that cannot be read; `pass_at_k` and `entropy` draw runs, results of eval.py with a "label".
+`curves` raise InputError for a run folder that cannot be read; `pass_at_k` and `entropy` draw runs, results of eval.py with
+a "label".
 """
 
 import json
@@ -14,7 +15,7 @@ from minisoft.soft import KINDS
 from minisoft.tokenizer import read_json
 
 INCIDENTAL = {"seed", "out", "resume", "sigma", "device", "world", "micro_batch", "eval_batch", "validate_every",
-              "save_every", "keep", "show_every", "shares_every", "shard", "patience"}  # fields of config.json in which seeds of one run may differ
+              "save_every", "keep", "show_every", "shares_every", "shard", "patience"}  # in config.json of seeds of one run
 GREYS, DASHES, MARKERS = ("0", ".4", ".6"), ("-", "--", "-.", ":"), "os^Dv"
 STYLES = {label: index for index, label in enumerate(("base", *KINDS))}  # the same in every picture
 LEAST_ROWS, LEAST_SHARE = 5, .05  # a CoT position that fewer generations reach has no meaningful mean entropy

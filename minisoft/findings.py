@@ -113,9 +113,9 @@ def facts(out: Path) -> str:
     cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                 if line.startswith("model name")), "") if Path("/proc/cpuinfo").is_file() else platform.processor()
     minutes = sum(line["seconds"] for line in lines) / 60
-    return (f"{len({line['cell'] for line in lines})} cells of one thread, {minutes:.0f} minutes in all (two at a time, those "
-            f"done again included), commits {', '.join(dict.fromkeys(line['commit'] for line in lines))}; {os.cpu_count()} x {cpu}, torch "
-            f"{torch.__version__.split('+')[0]}")
+    commits = ", ".join(dict.fromkeys(line["commit"] for line in lines))
+    return (f"{len({line['cell'] for line in lines})} cells of one thread, {minutes:.0f} minutes in all (two at a time; those "
+            f"done again included), commits {commits}; {os.cpu_count()} x {cpu}, torch {torch.__version__.split('+')[0]}")
 
 
 def validations(run: Path) -> dict[int, float]:
@@ -244,14 +244,15 @@ def longer(r: Results) -> str:
 
 
 def sources(r: Results) -> str:
-    rows = [["tokens", "update", "batches", "terms", "norm in E", "norm in the body", "cosine in E", "cosine in the body", "snr, all"]]
-    places = [*((kind, kind, step) for kind, step in product(KINDS, (0, 30, 60))), ("soft, noise on the 5 best logits", "top-5", 0),
-              ("soft, noise on all logits", "logits", 0)]
+    rows = [["tokens", "update", "batches", "terms", "norm in E", "norm in the body", "cosine in E", "cosine in the body",
+             "snr, all"]]
+    places = [*((kind, kind, step) for kind, step in product(KINDS, (0, 30, 60))),
+              ("soft, noise on the 5 best logits", "top-5", 0), ("soft, noise on all logits", "logits", 0)]
     for (name, file, step), term in product(places, ("cot", "answer")):
         if found := r.gradient(f"{file}-{step}"):
             E, body, whole = (found["signal"][term][part] for part in ("E", "body", "all"))
-            rows.append([name, str(step), str(found.get("batches", "")), term, f"{E['norm']:.3g}", f"{body['norm']:.3g}", show_error(E, "cosine"),
-                         show_error(body, "cosine"), show_error(whole, "snr")])
+            rows.append([name, str(step), str(found["batches"]), term, f"{E['norm']:.3g}", f"{body['norm']:.3g}",
+                         show_error(E, "cosine"), show_error(body, "cosine"), show_error(whole, "snr")])
     return table(rows) if len(rows) > 1 else ""
 
 

@@ -179,17 +179,20 @@ class Study:
         waiting = deque(cell for cell in cells if not self.is_done(cell))
         bar.total += len(waiting)
         while self.working or waiting and not (self.failed or self.stopped):
-            while waiting and len(self.working) < self.jobs and not (self.failed or self.stopped):
-                bar.set_description(waiting[0].name)
-                self.start(waiting.popleft())
+            try:
+                if waiting and len(self.working) < self.jobs and not (self.failed or self.stopped):
+                    bar.set_description(waiting[0].name)
+                    self.start(waiting.popleft())
+                for work in [work for work in self.working if work.process.poll() is not None]:
+                    self.working.remove(work)
+                    self.end(work)
+                    bar.update()
+            except OSError as error:  # such as a full disk
+                self.failed = self.failed or str(error)
             if self.stopped == signal.SIGTERM:  # Ctrl-C reaches the cells by itself
                 self.stopped = signal.SIGINT
                 [work.process.terminate() for work in self.working]
             time.sleep(.05)
-            for work in [work for work in self.working if work.process.poll() is not None]:
-                self.working.remove(work)
-                self.end(work)
-                bar.update()
         if self.stopped:
             raise KeyboardInterrupt
         if self.failed:

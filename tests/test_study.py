@@ -124,6 +124,16 @@ def test_a_cell_that_fails_is_named_with_its_log_and_stops_the_study(tmp_path):
         run(Study(tmp_path, 1, 1), [cell(tmp_path, "empty", "pass")])
 
 
+def test_an_error_of_the_disk_waits_for_the_cells_at_work(tmp_path):
+    study = Study(tmp_path, 1, 2)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs/two").touch()  # where a folder is needed
+    slow = cell(tmp_path, "slow", f"import time; time.sleep(1); open(r'{tmp_path}/slow.json', 'x')")
+    with pytest.raises(InputError, match="logs/two"):
+        run(study, [slow, cell(tmp_path, "two/x", "pass")])
+    assert slow.result.exists() and findings.read_cells(tmp_path)[0]["done"]
+
+
 def test_a_training_cell_that_was_interrupted_is_resumed(tmp_path, monkeypatch):
     study, called = Study(tmp_path, 1, 1), []
     real = subprocess.Popen

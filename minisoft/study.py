@@ -208,7 +208,8 @@ class Study:
         if not cell.result.is_file():
             return False
         flags = lambda command: [Path(word).name for word in shlex.split(command)]  # wherever study and repository lie
-        before = [found["command"] for found in findings.read_cells(self.out) if found["cell"] == cell.name]
+        before = [found["command"] for found in findings.read_cells(self.out)
+                  if found["cell"] == cell.name and found.get("done", True)]
         if before and flags(before[-1]) != flags(str(cell)):
             raise InputError(f"{cell.result}: expected the result of {cell}, found that of {before[-1]}; move it away")
         mine = [Path(word.partition("=")[2] or word) for word in cell.command if str(self.out) in word]
@@ -228,7 +229,8 @@ class Study:
         cell, status = work.cell, work.process.returncode
         done = status == 0 and cell.result.is_file()
         if not done:
-            self.failed = self.failed or f"{cell.name}: expected {cell.result}, found exit status {status}; see {self.log(cell)}"
+            self.failed = self.failed or (f"{cell.name}: expected {cell.result}, found exit status {status}; see "
+                                          f"{self.log(cell)}")
         line = {"cell": cell.name, "command": str(cell), "commit": work.commit, "done": done,
                 "seconds": round(time.time() - work.begun, 1)}
         with (self.out / "cells.jsonl").open("a") as file:
@@ -250,7 +252,8 @@ def _commit() -> str:
     """The commit of this checkout, with + where code differs from it; "" outside git."""
     git = lambda *words: subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True).stdout.strip()
     try:
-        return git("rev-parse", "--short", "HEAD") + "+" * bool(git("status", "--porcelain", "train.py", "eval.py", "minisoft", "weights"))
+        changed = git("status", "--porcelain", "train.py", "eval.py", "minisoft", "weights")
+        return git("rev-parse", "--short", "HEAD") + "+" * bool(changed)
     except FileNotFoundError:
         return ""
 

@@ -3,11 +3,13 @@
 import copy
 import json
 import shutil
+import signal
 
 import pytest
 import torch
 
 torch.set_num_threads(1)  # at these sizes a second thread only waits
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started the tests with Ctrl-C ignored
 
 VOCABULARY = 512
 SENTENCES = [

@@ -71,7 +71,8 @@ def one(tmp_path_factory):
 
 
 @pytest.mark.parametrize("ranks, shard", [
-    pytest.param(2, "no", marks=SLOW), pytest.param(2, "yes", marks=SLOW), (4, "no"), (4, "yes")])
+    pytest.param(2, "no", marks=SLOW), pytest.param(2, "yes", marks=SLOW), pytest.param(4, "no", marks=SLOW),
+    (4, "yes")])
 def test_five_updates_by_any_number_of_ranks(one, tmp_path, ranks, shard):
     """B = 4 problems, so no rank has a part of one."""
     torchrun(ranks, tmp_path / "run", "--shard", shard)

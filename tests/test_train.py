@@ -129,7 +129,7 @@ def test_resume_refuses_other_flags_and_lists_them(finished):
         train.main(["--out", str(out), "--resume", "--tokens", "hard", "--group", "4"])
 
 
-@pytest.mark.parametrize("ranks, prompts, group", [(2, 1, 10), (4, 3, 4)])
+@pytest.mark.parametrize("ranks, prompts, group", [(2, 1, 10), pytest.param(4, 3, 4, marks=pytest.mark.slow)])
 def test_ranks_give_the_update_of_one_process(tmp_path, ranks, prompts, group):
     """Shares cut through groups (two ranks in one problem; a rank with parts of two problems)."""
     flags = ["train.py", *SMALL, "--prompts", str(prompts), "--group", str(group), "--steps", "2", "--lr", "1e-4",

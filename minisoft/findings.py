@@ -69,11 +69,12 @@ def show_error(signal: dict, name: str, digits: int = 3) -> str:
 
 
 class Results:
-    """What is in the folder of a study."""
+    """What is in the folder of a study: everything, and the tests of the base and of `kinds` of training, hard the first."""
 
-    def __init__(self, out: Path, tests: str = "test"):
-        self.out = out
-        self.runs = read_results([*out.glob("test/base.json"), *sorted(out.glob(f"{tests}/*-s*.json"))])
+    def __init__(self, out: Path, kinds: tuple[str, ...] = KINDS, tests: str = "test"):
+        self.out, self.kinds = out, kinds
+        self.tested = sorted(path for kind in kinds for path in out.glob(f"{tests}/{kind}-s*.json"))
+        self.runs = read_results([*out.glob("test/base.json"), *self.tested])
 
     def values(self, kind: str, data: str, part: str, field: str) -> list[float]:
         """A field of the evaluations of all seeds of a kind, or of "base"."""
@@ -90,15 +91,23 @@ class Results:
         """A table with a row for each (name, data, part, field): base, kinds, and differences; "" without results."""
         if not self.runs:
             return ""
-        found = [[title, "base", *KINDS, "soft - hard", "fuzzy - hard", "hard - base", "soft - base",
-                  "fuzzy - base"]]
+        found = [[title, "base", *self.kinds, *(f"{kind} - hard" for kind in self.kinds[1:]),
+                  *(f"{kind} - base" for kind in self.kinds)]]
         for name, *where in rows:
-            base, hard, soft, fuzzy = (self.values(who, *where) for who in ("base", *KINDS))
+            base, *trained = (self.values(who, *where) for who in ("base", *self.kinds))
             of = lambda a, b: show_difference(a, b, scale, digits)
-            to_base = lambda a: of(a, base[0]) if base else ""
-            found.append([name, *(show_mean(v, scale, digits) for v in (base, hard, soft, fuzzy)), of(soft, hard),
-                          of(fuzzy, hard), to_base(hard), to_base(soft), to_base(fuzzy)])
+            found.append([name, *(show_mean(v, scale, digits) for v in (base, *trained)),
+                          *(of(values, trained[0]) for values in trained[1:]),
+                          *(of(values, base[0]) if base else "" for values in trained)])
         return table(found)
+
+    def summary(self) -> str:
+        """The findings in one table of numbers in % and one of nats; "" if nothing was tested."""
+        shares = [(f"{data}, {part}, {field}", data, part, field) for data in PROBLEMS for part, field in (
+            ("hard-greedy", "pass@1"), ("soft-greedy", "pass@1"), ("hard-sample", "pass@1"), ("hard-sample", "pass@32"))]
+        nats = [(f"{data}, NLL", data, "choices", "nll") for data in SKILLS] + [
+            (f"{data}, entropy", data, "hard-sample", "entropy") for data in PROBLEMS]
+        return self.compare("%", shares) + "\n\n" + self.compare("nats", nats, 1, 4) if self.tested else ""
 
 
 def read_cells(out: Path) -> list[dict]:
@@ -232,15 +241,14 @@ def checkpoints(r: Results) -> str:
 
 
 def longer(r: Results) -> str:
-    """The findings after three times the updates, in one table each for numbers in %, and in nats."""
-    if not list(r.out.glob("longer-test/*.json")):
-        return ""
-    long = Results(r.out, "longer-test")
-    shares = [(f"{data}, {part}, {field}", data, part, field) for data in PROBLEMS for part, field in (
-        ("hard-greedy", "pass@1"), ("soft-greedy", "pass@1"), ("hard-sample", "pass@1"), ("hard-sample", "pass@32"))]
-    nats = [(f"{data}, NLL", data, "choices", "nll") for data in SKILLS] + [
-        (f"{data}, entropy", data, "hard-sample", "entropy") for data in PROBLEMS]
-    return long.compare("%", shares) + "\n\n" + long.compare("nats", nats, 1, 4)
+    """The findings after three times the updates."""
+    return Results(r.out, tests="longer-test").summary()
+
+
+def learned(r: Results) -> str:
+    """The findings for soft tokens that learn as much as hard ones: with noise on the five best logits."""
+    found = Results(r.out, ("hard", "top-5"))
+    return found.summary() if any("top-5" in path.name for path in found.tested) else ""
 
 
 def sources(r: Results) -> str:
@@ -324,7 +332,8 @@ SECTIONS = (
     ("Finding 4 at matched accuracy", matched), ("Finding 5: the best inference", inference),
     ("Three times the updates", longer), ("Where the gradient comes from", sources),
     ("Which terms learn: hard-greedy after training (%), on train.py's own 200 test problems", ablation),
-    ("Remedies for the variance of soft tokens", remedies), ("When fuzzy tokens can learn", fuzzy))
+    ("Remedies for the variance of soft tokens", remedies),
+    ("Soft tokens that learn: noise on the five best logits", learned), ("When fuzzy tokens can learn", fuzzy))
 
 
 def pictures(r: Results) -> dict:

@@ -12,7 +12,8 @@ machine.  Parts:
     findings   always: learning rates on validation (a seed of their own), --seeds runs of each kind, six settings and
                multiple choice for all of them, checkpoints on the way, where the gradient comes from
     ablation   training on the CoT's terms only, on the answer's only
-    variance   other unbiased estimators and shapes of a batch, and noise in fewer directions: signal, what they learn
+    variance   other unbiased estimators and shapes of a batch, and noise in fewer directions: signal, what they learn;
+               the findings once more for soft tokens with noise in fewer directions
     fuzzy      higher temperatures, logits rounded to bfloat16
     longer     three times the updates, hard and soft: what was only a matter of time?
 
@@ -136,6 +137,7 @@ class Study:
         if "variance" in parts:
             yield [*self.variance_signals(), *(main(f"variance/{name}", "soft", seed, *flags)
                                                for name, flags in remedies().items() for seed in self.seeds)]
+            yield [self.whole("variance", "top-5", seed) for seed in self.seeds]  # the findings where soft tokens learn
         if "fuzzy" in parts:
             flags = {"bfloat16": ("--logits", "bfloat16"), **{f"tau-{tau}": ("--tau", tau) for tau in TAUS}}
             yield [*(self.gradient(f"gradient/fuzzy-{name}", WEIGHTS / "tiny", "fuzzy", *how)
@@ -150,9 +152,9 @@ class Study:
             yield [self.whole("longer", kind, seed) for kind, seed in some]
 
     def whole(self, part: str, kind: str, seed: int) -> Cell:
-        """The best checkpoint of a run of part "train" or "longer" in all six settings and on multiple choice."""
+        """The best checkpoint of a run in the folder `part` in all six settings and on multiple choice."""
         model = f"{kind}={self.out / f'{part}/{kind}-s{seed}/best'}"
-        return self.evaluate(f"{'test' if part == 'train' else part + '-test'}/{kind}-s{seed}", [model], *WHOLE)
+        return self.evaluate(f"{'longer-test' if part == 'longer' else 'test'}/{kind}-s{seed}", [model], *WHOLE)
 
     def tests(self, each) -> list[Cell]:
         """The base and the best checkpoints; checkpoints on the way, in hard inference."""

@@ -210,7 +210,7 @@ def test_the_commands_are_those_of_the_programs(tmp_path):
             parse = {"train.py": train.read_flags, "eval.py": evaluation.read_flags}.get(program)
             parse(flags) if parse else gradient.read_flags(flags[1:])
             found.append(one.name)
-    assert len(found) == len(set(found)) == 12 + 6 + 7 + 6 + 9 + 4 * len(remedies()) + 9 + 8 + 4 + 4
+    assert len(found) == len(set(found)) == 12 + 6 + 7 + 6 + 9 + 4 * len(remedies()) + 2 + 9 + 8 + 4 + 4
 
 
 def numbers(value: float, samples: int, entropy: float = .15) -> dict:
@@ -243,6 +243,8 @@ KINDS = {"hard": .8, "soft": .7, "fuzzy": .4}
 def folder(tmp_path) -> Path:
     """A whole study that nobody ran: hard reaches 80 %, soft 70 %, fuzzy 40 %, the base has 40 %."""
     write(tmp_path / "test/base.json", result("base", "tiny", .4))
+    for seed in range(3):
+        write(tmp_path / f"test/top-5-s{seed}.json", result("top-5", f"top{seed}", .75 + .01 * seed))
     for number, (kind, reached) in enumerate(KINDS.items()):
         for seed in range(3):
             value = reached + .01 * seed
@@ -288,6 +290,8 @@ sources           | soft   | 30 | 24 | answer | 9.2 | 11.5 | 0.009 ± 0.020 | 0.
 ablation          | soft   | 71.0 ± 1.0 | 61.0 ± 1.0 | 41.0 ± 1.0 | -10.0 [-12.3, -7.7] | -30.0 [-32.3, -27.7] |
 remedies          | rloo   | 0.1800 ± 0.0300 | 0.2070 ± 0.0300 | | | 71.0 ± 1.0 | | 2.50 ± 0.00 |
 remedies          | prefix | 0.3600 ± 0.0300 | | 4.00 ± 0.00 | | 91.0 ± 1.0 | +20.0 [+17.7, +22.3] | 2.50 ± 0.00 |
+learned           | tiny-test, hard-greedy, pass@1 | 41.0 | 82.0 ± 1.0 | 77.0 ± 1.0 | -5.0 [-7.3, -2.7] | \
++41.0 [+38.5, +43.5] | +36.0 [+33.5, +38.5] |
 fuzzy             | tau 0.0001 | 3.00% | 1.00% | 3 | 6 | 0.003 ± 0.020 | 0.006 ± 0.020 | 41.0 ± 1.0 | |
 fuzzy             | tau 0.1 | 5.00% | 1.00% | 5 | 10 | 0.005 ± 0.020 | 0.010 ± 0.020 | 71.0 ± 1.0 | +30.0 [+27.7, +32.3] |
 """.replace("\\\n", "").strip().splitlines()

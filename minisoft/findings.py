@@ -171,10 +171,10 @@ def profile(r: Results) -> str:
 
 def trajectory(r: Results, kind: str, seed: int) -> list[dict]:
     """greedy, sample (pass@1 on tiny-test) and entropy (nats), all of hard inference, of the base and a run's checkpoints, in
-    the order of updates."""
+    the order of updates; of top-5 runs, the best checkpoint only."""
     found = []
-    for name in ("test/base", f"checkpoints/{kind}-s{seed}"):
-        for run in read_json(r.out / f"{name}.json").get("runs", []):
+    for path in (r.out / "test/base.json", r.out / f"{_measured(kind)}/{kind}-s{seed}.json"):
+        for run in read_json(path).get("runs", []):
             if run["data"] == "tiny-test":
                 greedy, sample = (run["settings"][f"hard-{how}"] for how in ("greedy", "sample"))
                 found.append({"greedy": greedy["pass@1"], "sample": sample["pass@1"], "entropy": sample["entropy"]})
@@ -182,7 +182,12 @@ def trajectory(r: Results, kind: str, seed: int) -> list[dict]:
 
 
 def seeds(r: Results, kind: str) -> list[int]:
-    return sorted(int(path.stem.rpartition("-s")[2]) for path in r.out.glob(f"checkpoints/{kind}-s*.json"))
+    return sorted(int(path.stem.rpartition("-s")[2]) for path in r.out.glob(f"{_measured(kind)}/{kind}-s*.json"))
+
+
+def _measured(kind: str) -> str:
+    """The folder with what was measured along the runs of a kind."""
+    return "checkpoints" if kind in KINDS else "test"
 
 
 def at_accuracy(points: list[dict], how: str, accuracy: float) -> float | None:
@@ -194,10 +199,10 @@ def at_accuracy(points: list[dict], how: str, accuracy: float) -> float | None:
 
 
 def matched(r: Results) -> str:
-    """Entropy of the soft and fuzzy runs where they are most accurate (on these problems), if more so than the base, beside
+    """Entropy of the runs of other kinds where they are most accurate (on these problems), if more so than the base, beside
     that of the hard run of the same seed where it was as accurate."""
     rows = [["tokens", "matched by", "runs", "accuracy (%)", "entropy (nats)", "of the hard runs there", "difference"]]
-    for kind, how in product(("soft", "fuzzy"), ("greedy", "sample")):
+    for kind, how in product(("soft", "fuzzy", "top-5"), ("greedy", "sample")):
         found, both = [], sorted(set(seeds(r, kind)) & set(seeds(r, "hard")))
         for seed in both:
             base, *points = trajectory(r, kind, seed)

@@ -282,6 +282,7 @@ diversity         | tiny-long, pass@16 | 56.0 | 97.0 ± 1.0 | 87.0 ± 1.0 |
 likelihood        | tiny-sorting | 0.6000 | 0.1900 ± 0.0100 | 0.2900 ± 0.0100 | 0.5900 ± 0.0100 |
 profile           | tiny-test | 0.150 | 0.150 ± 0.000 |
 matched           | soft   | hard-greedy pass@1 | 3 of 3 | 72.0 ± 1.0   | 0.139 ± 0.001  | 0.129 ± 0.001          | +0.010 (no spread) |
+matched           | top-5  | hard-greedy pass@1 | 3 of 3 | 77.0 ± 1.0   | 0.150 ± 0.000 | 0.124 ± 0.001 | +0.026 [+0.024, +0.028] |
 matched           | fuzzy  | hard-sample pass@1 | 2 of 3 | 42.5 ± 0.7   | 0.178
 inference         | soft trained | tiny-test | 72.0 ± 1.0 | 74.0 ± 1.0 | 71.0 ± 1.0 | +2.0 
 inference         | base | tiny-long | 41.0 | 43.0 | 40.0 |

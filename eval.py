@@ -29,7 +29,7 @@ from minisoft.journal import Journal
 from minisoft.parallel import RankError, World, as_program
 from minisoft.reward import WORKERS, Verifier
 from minisoft.rollout import Format, Request, rollout
-from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K, check_top_k, make_kind, noise_scale
+from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K, check_top_k, make_kind, noise_sigma
 
 
 def read_flags(argv=None) -> argparse.Namespace:
@@ -145,10 +145,7 @@ class Subject:
     def sigma(self, args: argparse.Namespace, inference: dict, model) -> float:
         """The standard deviation of the noise: --sigma, or gamma times the noise scale, that of its base where trained."""
         check_top_k(inference["top_k"], model)
-        about, noise = self.about, inference["noise"]
-        known = "sigma" in about and noise == about.get("noise", "embedding")
-        scale = about["sigma"] / about.get("gamma", GAMMA) if known else noise_scale(model, noise)
-        return args.sigma or inference["gamma"] * scale
+        return args.sigma or noise_sigma(model, inference["noise"], self.about, inference["gamma"])
 
 
 def kind_of(setting: str, inference: dict):

@@ -33,7 +33,7 @@ from minisoft.parallel import keep_memory
 from minisoft.reinforce import ESTIMATORS, Mismatch, advantages, backward, encodings
 from minisoft.reward import WORKERS, Verifier
 from minisoft.rollout import ANSWER, COT, Format, Request, rollout
-from minisoft.soft import GAMMA, KINDS, NOISES, check_top_k, make_kind, noise_scale
+from minisoft.soft import GAMMA, KINDS, NOISES, check_top_k, make_kind, noise_sigma
 
 EMBEDDING = "model.embed_tokens.weight"
 GAPS = (1e-4, 1e-3, 1e-2, .1, 1.0)  # differences of logits
@@ -129,8 +129,7 @@ def measure(args, verifier) -> dict:
     model, tokenizer = checkpoint.load(folder, torch.device(args.device), checkpoint.DTYPES["float32"])
     check_top_k(args.top_k, model)
     problems = data.load_problems(args.data or about.get("defaults", {}).get("data") or "tiny")
-    as_trained = "sigma" in about and args.noise == about.get("noise", "embedding")
-    sigma = about["sigma"] if as_trained else GAMMA * noise_scale(model, args.noise)
+    sigma = noise_sigma(model, args.noise, about, args.gamma)
     kind = make_kind(args.tokens, sigma, args.tau, args.noise, args.top_k)
     form = Format(tokenizer)
     template = data.read_prompt(args.prompt) if args.prompt else about.get("prompt", data.PAPER_PROMPT)
@@ -170,6 +169,8 @@ def read_flags(argv=None) -> argparse.Namespace:
     group.add_argument("--prompt", help="file with the prompt, QUESTION where the question goes (default the model's)")
     group.add_argument("--tokens", choices=KINDS, default="soft", help="kind of CoT token (default soft)")
     group.add_argument("--tau", type=float, help="temperature of the CoT (default the paper's; F.3)")
+    group.add_argument("--gamma", type=float, help="noise factor: sigma = gamma * noise scale (default that of the model's "
+                       f"training, else {GAMMA}; F.1)")
     group.add_argument("--noise", choices=NOISES, default="embedding",
                        help="where soft and fuzzy tokens get their noise (default embedding; F.2)")
     group.add_argument("--top-k", type=int, metavar="K", help="noise on the K best logits, the rest -inf (default all; F.2)")
@@ -190,6 +191,8 @@ def read_flags(argv=None) -> argparse.Namespace:
     for name, least in (("prompts", 1), ("group", 2), ("batches", 3), ("micro_batch", 1), ("cot", 1)):
         if getattr(args, name) is not None and getattr(args, name) < least:
             parser.error(f"--{name.replace('_', '-')}: expected at least {least}, found {getattr(args, name)}")
+    if args.gamma is not None and not args.gamma > 0:
+        parser.error(f"--gamma: expected a positive number, found {args.gamma}")
     if args.out and not args.out.parent.is_dir():
         parser.error(f"--out: expected a file in a folder that exists, found {args.out}")
     return args

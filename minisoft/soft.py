@@ -171,6 +171,14 @@ def noise_scale(model, noise: str) -> float:
             "logits": hidden * rms(model.W_d) * model.config.hidden_size**0.5}[noise]
 
 
+def noise_sigma(model, noise: str, about: dict, gamma: float | None = None) -> float:
+    """sigma = gamma * noise scale; gamma None is the paper's.  A model that was trained with its noise there says which sigma
+    and gamma it had in its minisoft.json, `about`: these hold, or that sigma in proportion to another gamma."""
+    if "sigma" in about and noise == about.get("noise", "embedding"):
+        return about["sigma"] * (gamma / about.get("gamma", GAMMA) if gamma else 1)
+    return (gamma or GAMMA) * noise_scale(model, noise)
+
+
 def make_kind(name: str, sigma: float, tau: float | None = None, noise: str = "embedding",
               top_k: int | None = None) -> Hard | Mixture:
     """The kind called hard, soft or fuzzy, its noise where `noise` says (appendix F.2; hard has none); tau None is the

@@ -123,6 +123,7 @@ def test_the_command_with_logits_rounded_to_bfloat16(measured, tmp_path, capsys)
 @pytest.mark.parametrize("flags, message", [
     (["--group", "1"], "--group: expected at least 2, found 1"),
     (["--batches", "2"], "--batches: expected at least 3, found 2"),
+    (["--gamma", "0"], "--gamma: expected a positive number, found 0.0"),
     (["--micro-batch", "0"], "--micro-batch: expected at least 1, found 0"),
     (["--out", "no/such/folder/x.json"], "--out: expected a file in a folder that exists, found no/such/folder/x.json"),
     (["--estimator", "best"], "invalid choice: 'best'"),

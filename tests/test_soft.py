@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minisoft.errors import InputError
-from minisoft.soft import TAU, Categorical, Gaussian, Hard, entropy, make_kind, noise_scale, rms
+from minisoft.soft import TAU, Categorical, Gaussian, Hard, entropy, make_kind, noise_scale, noise_sigma, rms
 
 
 class Embedding:
@@ -138,6 +138,19 @@ def test_noise_scales_are_the_sizes_of_what_gets_the_noise():
     assert noise_scale(model, "embedding") == rms(E)
     assert noise_scale(model, "hidden") == pytest.approx(rms(hidden), rel=0.02)
     assert noise_scale(model, "logits") == pytest.approx(rms(hidden @ W_d.T), rel=0.03)
+
+
+def test_sigma_is_gamma_times_the_scale_that_training_had():
+    E = torch.tensor([[3.0, 4.0]])
+    model = SimpleNamespace(E=E, W_d=E, model=SimpleNamespace(norm=torch.nn.RMSNorm(2)), config=SimpleNamespace(hidden_size=2))
+    scale = 12.5**.5  # rms(E)
+    assert noise_sigma(model, "embedding", {}) == pytest.approx(.33 * scale)
+    assert noise_sigma(model, "embedding", {}, .5) == pytest.approx(.5 * scale)
+    trained = {"sigma": .7, "gamma": .1, "noise": "embedding"}
+    assert noise_sigma(model, "embedding", trained) == noise_sigma(model, "embedding", trained, .1) == .7
+    assert noise_sigma(model, "embedding", trained, .2) == pytest.approx(1.4)
+    assert noise_sigma(model, "embedding", {"sigma": .66}, .66) == pytest.approx(1.32)  # without a word on noise and gamma
+    assert noise_sigma(model, "embedding", {**trained, "noise": "hidden"}) == pytest.approx(.33 * scale)
 
 
 def test_rms_counts_every_entry():

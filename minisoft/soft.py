@@ -172,8 +172,8 @@ def noise_scale(model, noise: str) -> float:
 
 
 def noise_sigma(model, noise: str, about: dict, gamma: float | None = None) -> float:
-    """sigma = gamma * noise scale; gamma None is the paper's.  A model that was trained with its noise there says which sigma
-    and gamma it had in its minisoft.json, `about`: these hold, or that sigma in proportion to another gamma."""
+    """sigma = gamma * noise scale; gamma None is the paper's.  A model that was trained with its noise there has its sigma
+    and gamma in its minisoft.json, `about`: these hold, or that sigma in proportion to another gamma."""
     if "sigma" in about and noise == about.get("noise", "embedding"):
         return about["sigma"] * (gamma / about.get("gamma", GAMMA) if gamma else 1)
     return (gamma or GAMMA) * noise_scale(model, noise)

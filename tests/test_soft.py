@@ -142,7 +142,8 @@ def test_noise_scales_are_the_sizes_of_what_gets_the_noise():
 
 def test_sigma_is_gamma_times_the_scale_that_training_had():
     E = torch.tensor([[3.0, 4.0]])
-    model = SimpleNamespace(E=E, W_d=E, model=SimpleNamespace(norm=torch.nn.RMSNorm(2)), config=SimpleNamespace(hidden_size=2))
+    model = SimpleNamespace(E=E, W_d=E, model=SimpleNamespace(norm=torch.nn.RMSNorm(2)),
+                            config=SimpleNamespace(hidden_size=2))
     scale = 12.5**.5  # rms(E)
     assert noise_sigma(model, "embedding", {}) == pytest.approx(.33 * scale)
     assert noise_sigma(model, "embedding", {}, .5) == pytest.approx(.5 * scale)

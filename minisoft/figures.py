@@ -153,8 +153,8 @@ def matched(kinds: dict[str, list[list[dict]]], path: Path | None = None):
             index = STYLES[kind]
             for number, run in enumerate(runs):
                 axis.plot([100 * point[how] for point in run], [point["entropy"] for point in run],
-                          color=GREYS[index % len(GREYS)], linestyle=DASHES[index], marker=MARKERS[index], markerfacecolor="white", markersize=4.5,
-                          linewidth=1.2, label=kind if number == 0 else None)
+                          color=GREYS[index % len(GREYS)], linestyle=DASHES[index], marker=MARKERS[index],
+                          markerfacecolor="white", markersize=4.5, linewidth=1.2, label=kind if number == 0 else None)
         axis.set(xlabel=f"hard-{how} pass@1 (%)", ylabel="entropy of hard-sampled CoTs (nats)")
         axis.tick_params(labelleft=True)
     left.set_ylim(bottom=0)

@@ -251,7 +251,7 @@ def longer(r: Results) -> str:
 
 
 def learned(r: Results) -> str:
-    """The findings for soft tokens that learn as much as hard ones: with noise on the five best logits."""
+    """The findings for soft tokens that learn nearly as well as hard ones: with noise on the five best logits."""
     found = Results(r.out, ("hard", "top-5"))
     return found.summary() if any("top-5" in path.name for path in found.tested) else ""
 

@@ -11,7 +11,7 @@ The answer is always decoded greedily.  A greedy setting has one sample a proble
 (HellaSwag, ARC, MMLU) are scored instead: accuracy, and NLL per token of the correct answer.  --out FILE.json gets the
 numbers, FILE.jsonl beside it every generation, FILE.md the tables; a call that was killed goes on where it stopped.
 Neither --batch nor the number of ranks changes a result.  A default marked * may be replaced by the model folder's
-minisoft.json.  `python -m minisoft.report` merges result files and draws figures.
+minisoft.json.  `python -m minisoft.lab.tables` merges result files and draws figures.
 """
 
 import argparse
@@ -22,12 +22,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from minisoft import checkpoint, data, evaluation, inside, report
+from minisoft import data, evaluation
+from minisoft.io import checkpoint
+from minisoft.lab import inside, tables
 from minisoft.errors import InputError, expecting
-from minisoft.files import write_text
-from minisoft.journal import Journal
-from minisoft.parallel import RankError, World, as_program
-from minisoft.reward import WORKERS, Verifier
+from minisoft.io.atomic import write_text
+from minisoft.io.journal import Journal
+from minisoft.training.world import RankError, World, as_program
+from minisoft.verifier.compare import WORKERS, Verifier
 from minisoft.rollout import Format, Request, rollout
 from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K, check_top_k, make_kind, noise_sigma
 
@@ -222,11 +224,11 @@ def evaluate(args: argparse.Namespace, world: World, verifier) -> None:
         if writes:
             new.unlink()  # the journal has it all
         raise
-    tables = report.tables(results)
-    world.say(tables)
+    text = tables.tables(results)
+    world.say(text)
     if writes:
         os.replace(new, args.out.with_suffix(".jsonl"))
-        write_text(args.out.with_suffix(".md"), tables + "\n")
+        write_text(args.out.with_suffix(".md"), text + "\n")
         write_text(args.out, json.dumps(results[0] if len(results) == 1 else {"runs": results}, indent=2) + "\n")
         world.say(f"written: {args.out}, {args.out.with_suffix('.jsonl').name}, {args.out.with_suffix('.md').name}")
     journal.remove()

@@ -24,16 +24,20 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minisoft import checkpoint, data, evaluation, files, plan, report, state
+from minisoft import data, evaluation
+from minisoft.engine import memory
+from minisoft.io import atomic, checkpoint, state
+from minisoft.lab import tables
 from minisoft.errors import InputError
-from minisoft.journal import Journal
-from minisoft.optimizer import ABOVE, Optimizer
-from minisoft.parallel import RankError, World, as_program
+from minisoft.io.journal import Journal
+from minisoft.training.optimizer import ABOVE, Optimizer
+from minisoft.training.world import RankError, World, as_program
 from minisoft.reinforce import ESTIMATORS, TERMS, Mismatch, advantages, backward, measure_mismatch
-from minisoft.reward import WORKERS, Verifier, only_as_text
+from minisoft.verifier.compare import WORKERS, Verifier, only_as_text
 from minisoft.rollout import ANSWER_TOKENS, Format, Request, rollout
 from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K, check_top_k, make_kind, noise_scale, rms
-from minisoft.tokenizer import FILES, read_json
+from minisoft.io.atomic import read_json
+from minisoft.io.tokenizer import FILES
 
 DEFAULTS = {"data": "gsm8k", "prompts": 2, "group": 32, "steps": 4000, "cot": 128, "warmup": 20, "validate_every": 100,
             "lr": {"hard": 6e-6, "soft": 6e-6, "fuzzy": 6e-6}}  # the paper's (section 4, appendix A)
@@ -154,12 +158,12 @@ class Run:
             if self.args.resume:  # a new RUN may be a folder with files of the user's
                 half_written = (new.with_suffix("") for new in (self.args.out / "state").glob("step-*.new"))
                 for path in (*(self.args.out / name for name in WRITES), *half_written):
-                    files.recover(path)
+                    atomic.recover(path)
         self.world.all_or_none(lambda: take() if self.world.main else None)
 
-    def begin_files(self, config: dict) -> report.MetricsFile:
-        files.write_json(self.args.out / "config.json", config)
-        return report.MetricsFile(self.args.out / "metrics.jsonl", self.step)
+    def begin_files(self, config: dict) -> tables.MetricsFile:
+        atomic.write_json(self.args.out / "config.json", config)
+        return tables.MetricsFile(self.args.out / "metrics.jsonl", self.step)
 
     def read(self, problems: list[data.Problem], about: dict) -> None:
         """Problems to train, validate and test with, the prompt, the model; `sources`: SHA-256 of all that decides what is
@@ -198,7 +202,7 @@ class Run:
         """--micro-batch, if it was not given, and whether layers are computed again: the same on all ranks, and, as part of
         config.json, in a resumed run."""
         positions = self.args.cot + max(map(len, self.form.prefill)) + ANSWER_TOKENS
-        rows, recompute = plan.choose_micro_batch(self.model, positions, report.memory_bytes(self.world.device),
+        rows, recompute = memory.choose_micro_batch(self.model, positions, tables.memory_bytes(self.world.device),
                                                   self.optimizer.pieces, self.world.device.type)
         self.model.recompute = any(self.world.gather_objects([recompute]))
         if self.args.micro_batch is None:
@@ -219,7 +223,7 @@ class Run:
         """RUN/last, then RUN/state, which is what --resume goes on from; after checking that all ranks agree."""
         self.world.check_identical(self.model.parameters())
         self.save_model("last")
-        self.world.all_or_none(lambda: self.world.main and files.sync(self.metrics.path))
+        self.world.all_or_none(lambda: self.world.main and atomic.sync(self.metrics.path))
         state.save(self.args.out / "state", self.step, self.optimizer.state(), self.optimizer.pieces, {
             "best": self.best, "before": self.before, "seconds": self.seconds, "sigma": self.sigma,
             "sources": self.sources}, self.world, self.args.keep)
@@ -279,11 +283,11 @@ def train_step(run: Run, verifier) -> tuple[dict, list[dict]]:
     args, model, world, seconds, start = run.args, run.model, run.world, {}, time.perf_counter()
     numbers = data.batch(len(run.problems), args.prompts, args.seed, run.step)
     numbers = world.balance(numbers, lambda number: len(run.problems[number].question))
-    with report.clock(seconds, "seconds_rollout"):  # eqs. 3-6
+    with tables.clock(seconds, "seconds_rollout"):  # eqs. 3-6
         requests = [Request(run.tokenizer.encode(data.prompt(run.problems[numbers[b]].question, run.template)),
                             (args.seed, run.step, numbers[b]), samples) for b, samples in run.shares]
         rollouts = rollout(model, run.form, run.kind, requests, args.cot)
-    with report.clock(seconds, "seconds_reward"):  # eq. 11
+    with tables.clock(seconds, "seconds_reward"):  # eq. 11
         before = Counter(verifier.counts)
         generations = [generation for (b, _), record in zip(run.shares, rollouts) for generation in evaluation.describe(
             run.form, record, numbers[b], run.problems[numbers[b]], verifier)]
@@ -291,7 +295,7 @@ def train_step(run: Run, verifier) -> tuple[dict, list[dict]]:
     columns = ("reward", "cot_tokens", "answer_tokens", "entropy", "truncated")
     table = world.gather(torch.tensor([[g[c] for c in columns] for g in generations], dtype=torch.float64))
     rewards = table[:, 0].view(args.prompts, args.group)
-    with report.clock(seconds, "seconds_backward"):  # eqs. 9, 10, 12-15
+    with tables.clock(seconds, "seconds_backward"):  # eqs. 9, 10, 12-15
         weights = [advantages(args.estimator, rewards[b].to(world.device), record)  # each (n,) or (n, S)
                    for (b, _), record in zip(run.shares, rollouts)]
         mismatch, shares = differentiate(run, rollouts, weights)
@@ -301,7 +305,7 @@ def train_step(run: Run, verifier) -> tuple[dict, list[dict]]:
                                  f"({culprits(run, mismatch)}); nothing was changed; the last saved state in {args.out} "
                                  "can be resumed")
     shares["share_E"] = run.optimizer.grad_norm("model.embed_tokens.weight")
-    with report.clock(seconds, "seconds_optimizer"):
+    with tables.clock(seconds, "seconds_optimizer"):
         lr = run.optimizer.step(run.step, grad_norm)
     mean = dict(zip(columns, table.mean(0).tolist()))
     return {"step": run.step + 1, "reward": mean["reward"], "accuracy": (rewards == 100).double().mean().item(),
@@ -312,7 +316,7 @@ def train_step(run: Run, verifier) -> tuple[dict, list[dict]]:
             **{name: norm / grad_norm if grad_norm else 0.0 for name, norm in shares.items()},
             "replay_mismatch": mismatch.total / mismatch.tokens, "replay_mismatch_max": mismatch.largest, "lr": lr,
             "seconds": time.perf_counter() - start, **seconds,
-            "memory_gib": report.peak_memory_gib(world.device)}, generations
+            "memory_gib": tables.peak_memory_gib(world.device)}, generations
 
 
 def differentiate(run: Run, rollouts, weights: list[torch.Tensor]) -> tuple[Mismatch, dict]:
@@ -384,10 +388,10 @@ def train(run: Run, verifier, stop: dict) -> None:
                 if metrics["validation"] > run.best:
                     run.save_model("best")
                 run.best = max(run.best, metrics["validation"])
-                run.world.say(f"step {run.step}: validation {report.percent(metrics['validation'])} (hard-greedy)")
+                run.world.say(f"step {run.step}: validation {tables.percent(metrics['validation'])} (hard-greedy)")
             run.world.all_or_none(lambda: run.world.main and run.metrics.write(metrics))
             if args.show_every and run.step % args.show_every == 0:
-                run.world.say(f"step {run.step}, a rollout:\n{report.sample_text(generations[0])}")
+                run.world.say(f"step {run.step}, a rollout:\n{tables.sample_text(generations[0])}")
             bar.set_postfix(reward=f"{metrics['reward']:.1f}", acc=f"{metrics['accuracy']:.2f}",
                             cot=f"{metrics['cot_length']:.0f}", grad=f"{metrics['grad_norm']:.3g}",
                             s=f"{metrics['seconds']:.2f}")
@@ -406,13 +410,13 @@ def finish(run: Run, verifier) -> None:
     if best.is_dir():
         run.model = checkpoint.load_model(best, run.world.device, run.model.E.dtype)
     after = run.evaluate(run.test, verifier, *run.before)
-    run.world.all_or_none(lambda: run.world.main and files.write_json(run.args.out / "summary.json", {
+    run.world.all_or_none(lambda: run.world.main and atomic.write_json(run.args.out / "summary.json", {
         "before": run.before, "after": after, "steps": run.step, "seconds": round(run.seconds, 1),
         "validation": run.best if run.validation else None}))
     rows = [["greedy accuracy", "before", "after"]] + [
-        [s, report.percent(run.before[s]["pass@1"]), report.percent(after[s]["pass@1"])] for s in after]
+        [s, tables.percent(run.before[s]["pass@1"]), tables.percent(after[s]["pass@1"])] for s in after]
     run.world.say(f"\n{len(run.test)} test problems, {run.args.tokens} tokens, {run.step} updates in {run.seconds:.0f} s\n"
-                  f"{report.table(rows) if after else ''}\nmodel: {best if best.is_dir() else run.args.out / 'last'}")
+                  f"{tables.table(rows) if after else ''}\nmodel: {best if best.is_dir() else run.args.out / 'last'}")
 
 
 def main(argv=None) -> None:
@@ -428,7 +432,7 @@ def main(argv=None) -> None:
         if args.plan is not None:
             source = checkpoint.find(args.model)
             fill_defaults(args, checkpoint.read_about(source))
-            return print(plan.of_run(args, source, args.plan if in_pieces(args, checkpoint.outline(source)) else 1))
+            return print(memory.of_run(args, source, args.plan if in_pieces(args, checkpoint.outline(source)) else 1))
         args = resumed(args, given) if args.resume else args
         with World(args.device, args.patience) as world, Verifier(workers=WORKERS) as verifier, Run(args, world) as run:
             signal.signal(signal.SIGINT, ask), signal.signal(signal.SIGTERM, ask)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minisoft.errors import InputError, expecting
+from minisoft.io import WEIGHTS
 
-WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 STOP = "The final answer is:"  # a CoT ends as soon as its (shadow) text ends with this (section 4)
 PREFILL_EARLY = r" \boxed{"  # what follows then
 PREFILL_LATE = r" The final answer is: \boxed{"  # what follows when the CoT budget is spent instead

@@ -5,7 +5,8 @@ from math import comb
 import torch
 from tqdm import tqdm
 
-from minisoft import choices, data
+from minisoft import data
+from minisoft.engine import choices
 from minisoft.errors import InputError
 from minisoft.rollout import ANSWER, COT, Format, Request, stream
 from minisoft.soft import KINDS

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from minisoft.errors import InputError
-from minisoft.linear import Linear, pack, product
+from minisoft.engine.linear import Linear, pack, product
 
 
 @dataclass(frozen=True)

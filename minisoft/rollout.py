@@ -17,7 +17,7 @@ from minisoft.data import PREFILL_EARLY, PREFILL_LATE, STOP, boxed
 from minisoft.draws import Draws, key
 from minisoft.model import RowCache, Transformer
 from minisoft.soft import Categorical, entropy
-from minisoft.tokenizer import Tokenizer
+from minisoft.io.tokenizer import Tokenizer
 
 ANSWER_TOKENS = 32  # section 4
 PAD, COT, FORCED, ANSWER = range(4)  # roles of a position

@@ -184,7 +184,7 @@ def saved(tmp_path_factory):
 @pytest.fixture(scope="session")
 def both(saved):
     """both(architecture) -> (transformers model, the same weights in minisoft), float32."""
-    from minisoft.checkpoint import load_model
+    from minisoft.io.checkpoint import load_model
     loaded = {}
 
     def get(architecture):

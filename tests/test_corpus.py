@@ -8,7 +8,7 @@ from operator import add, mul, sub
 import pytest
 
 from minisoft import data
-from minisoft.checkpoint import WEIGHTS
+from minisoft.io.checkpoint import WEIGHTS
 
 sys.path.insert(0, str(WEIGHTS))  # the two programs there are no package
 import corpus  # noqa: E402

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 import eval as evaluation_script
-from minisoft import checkpoint, data, evaluation
-from minisoft.journal import Journal
+from minisoft import data, evaluation
+from minisoft.io import checkpoint
+from minisoft.io.journal import Journal
 from minisoft.reward import score
 from minisoft.soft import noise_scale
 

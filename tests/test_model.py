@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from conftest import ARCHITECTURES, LLAMA3_SCALING, VOCABULARY, write_json
 
-from minisoft.checkpoint import load_model
+from minisoft.io.checkpoint import load_model
 from minisoft.errors import InputError
 from minisoft.model import Config, PromptCache, RowCache, Transformer
 
@@ -331,7 +331,7 @@ def test_a_row_does_not_depend_on_the_other_prompts(both):
 PLAIN = {"model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
          "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
          "hidden_act": "silu", "tie_word_embeddings": False}
-GONE = object()
+GONE = ...
 REFUSED = [
     ({"model_type": "mistral"}, "model_type: expected llama, qwen2 or qwen3, found 'mistral'"),
     ({"model_type": GONE}, "model_type.*None"),

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from minisoft.bench import peak_bytes
+from minisoft.lab.bench import peak_bytes
 from minisoft.model import Config, PromptCache, Transformer
-from minisoft.plan import choose_micro_batch, gradient_bytes, position_bytes, standing
+from minisoft.engine.memory import choose_micro_batch, gradient_bytes, position_bytes, standing
 from minisoft.reinforce import Mismatch, backward, encodings, leave_one_out, log_prob, measure_mismatch
 from minisoft.rollout import ANSWER, COT, FORCED, PAD, Rollout
 from minisoft.soft import Categorical, make_kind

@@ -11,12 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import minisoft
 from minisoft import data
-from minisoft.checkpoint import WEIGHTS
+from minisoft.io.checkpoint import WEIGHTS
 from minisoft.model import PromptCache
 from minisoft.reinforce import Mismatch, measure_mismatch
 from minisoft.rollout import ANSWER, COT, FORCED, PAD, Format, Request, _Batch, rollout, stream
 from minisoft.soft import make_kind, noise_scale, rms
-from minisoft.tokenizer import Tokenizer
+from minisoft.io.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")

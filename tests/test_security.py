@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minisoft import checkpoint
+from minisoft.io import checkpoint
 from minisoft.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from minisoft import checkpoint, figures, report
+from minisoft.io import checkpoint
+from minisoft.lab import figures, tables
 from minisoft.errors import InputError
-from minisoft.optimizer import Optimizer
-from minisoft.parallel import World
+from minisoft.training.optimizer import Optimizer
+from minisoft.training.world import World
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = ["--prompts", "2", "--group", "8", "--cot", "40", "--validation", "6", "--test", "4", "--validate-every", "2",
@@ -58,7 +59,7 @@ def test_a_run_writes_what_design_promises(finished):
     for m in metrics:
         assert set(needed) <= set(m)
         assert m["replay_mismatch"] < 1e-4
-        assert {k for k in m if not k.startswith("seconds_")} <= set(report.METRICS)
+        assert {k for k in m if not k.startswith("seconds_")} <= set(tables.METRICS)
         assert sum(v for k, v in m.items() if k.startswith("seconds_")) <= m["seconds"]
     assert {"share_cot", "share_answer"} <= set(metrics[0]) and "share_cot" not in metrics[1]
     assert "validation" in metrics[1] and "validation" in metrics[3]

@@ -19,7 +19,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from tqdm import tqdm
 
 import corpus
-from minisoft import linear
+from minisoft.engine import linear
 from minisoft.model import Config, Transformer
 
 SPECIAL = ("<unk>", "<eos>")

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import torch
 
-from minisoft import checkpoint, data, report
+from minisoft import data
+from minisoft.io import checkpoint
+from minisoft.lab import tables
 from minisoft.model import RowCache, Transformer
-from minisoft.parallel import share
+from minisoft.training.world import share
 from minisoft.reinforce import LOGITS_AT_ONCE
 from minisoft.rollout import ANSWER_TOKENS, Format
-from minisoft.tokenizer import Tokenizer
+from minisoft.io.tokenizer import Tokenizer
 
 
 def position_bytes(model: Transformer, stretch: float = 1.0) -> float:
@@ -128,7 +130,7 @@ def of_run(args, source: Path, pieces: int) -> str:
     model = checkpoint.outline(source).to(checkpoint.DTYPES[args.dtype])
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     there = device.type == "cpu" or torch.cuda.is_available()
-    memory = report.memory_bytes(device) if there else 80e9
+    memory = tables.memory_bytes(device) if there else 80e9
     prompt, after = 256, 16 + ANSWER_TOKENS
     if any((source / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         tokenizer, about = Tokenizer(source), checkpoint.read_about(source)
@@ -145,4 +147,4 @@ def of_run(args, source: Path, pieces: int) -> str:
             f"{'in pieces' if pieces > 1 else 'on every rank'}\n"
             f"a rank's part of a step: {rows} rows of {problems} problems, prompts of {prompt} and rows of {load.positions} "
             f"tokens, {load.micro_batch} rows at a time backward{', layers computed twice' * model.recompute}\n"
-            f"{report.table(describe(plan(model, load, pieces, device.type)))}")
+            f"{tables.table(describe(plan(model, load, pieces, device.type)))}")

@@ -9,6 +9,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from minisoft.errors import InputError, expecting
+
 
 def sync(path: Path) -> None:
     """Return when a file's bytes, or a folder's list of names, have reached the disk."""
@@ -30,6 +32,19 @@ def write_text(path: Path, text: str) -> None:
         raise
     os.replace(new, path)
     sync(path.parent)
+
+
+def read_json(path: Path, required: bool = False) -> dict:
+    """A JSON file as a dict, {} when it need not exist and does not.  Raises InputError naming the file."""
+    if not path.is_file():
+        if required:
+            raise InputError(f"{path}: expected a JSON file, found no such file")
+        return {}
+    with expecting("JSON", path):
+        found = json.loads(path.read_text("utf-8"))
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return found
 
 
 def write_json(path: Path, value: dict) -> None:

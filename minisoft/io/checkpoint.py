@@ -8,10 +8,11 @@ from safetensors import safe_open
 
 from minisoft.data import WEIGHTS
 from minisoft.errors import InputError, expecting
-from minisoft.files import replace_folder, save_tensors, write_json
+from minisoft.io.atomic import replace_folder, save_tensors, write_json
 from minisoft.model import Config, Transformer
 from minisoft.soft import KINDS, NOISES
-from minisoft.tokenizer import FILES, Tokenizer, read_json
+from minisoft.io.atomic import read_json
+from minisoft.io.tokenizer import FILES, Tokenizer
 
 SIDECAR = "minisoft.json"  # how the model is to be used: prompt, sigma, defaults; absent in folders from elsewhere
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

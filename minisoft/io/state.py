@@ -18,8 +18,8 @@ import torch
 from safetensors import safe_open
 
 from minisoft.errors import InputError
-from minisoft.files import save_tensors, sync, write_json
-from minisoft.tokenizer import read_json
+from minisoft.io.atomic import save_tensors, sync, write_json
+from minisoft.io.atomic import read_json
 
 
 def lock(run: Path):

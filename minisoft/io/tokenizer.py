@@ -1,9 +1,9 @@
 """Text <-> token ids: `tokenizer.json` by the tokenizers library, `tokenizer.model` by sentencepiece."""
 
-import json
 from pathlib import Path
 
 from minisoft.errors import InputError, expecting
+from minisoft.io.atomic import read_json
 
 FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
          "vocab.json", "merges.txt", "chat_template.jinja")  # carried over when a model is saved
@@ -98,17 +98,3 @@ class _SentencePiece:
 
     def pieces(self):
         return [(i, self.codec.id_to_piece(i)) for i in range(self.size)]
-
-
-def read_json(path: Path, required: bool = False) -> dict:
-    """A JSON file as a dict, {} when it need not exist and does not.  Raises InputError naming the file."""
-    if not path.is_file():
-        if required:
-            raise InputError(f"{path}: expected a JSON file, found no such file")
-        return {}
-    with expecting("JSON", path):
-        found = json.loads(path.read_text("utf-8"))
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(found).__name__}")
-    return found
-

@@ -1,9 +1,9 @@
 """How fast are rollouts, replays and updates on this machine, and how near to what it could do?
 
-    python -m minisoft.bench                                       # the embedded model, hard and soft
-    python -m minisoft.bench --model FOLDER --against transformers --json FILE [--part rollout]
-    python -m minisoft.bench --shape llama-3.2-3b --dtype bfloat16 --device cuda
-    python -m minisoft.bench --shape llama-3.2-1b --part memory    # peak memory of a replay
+    python -m minisoft.lab.bench                                       # the embedded model, hard and soft
+    python -m minisoft.lab.bench --model FOLDER --against transformers --json FILE [--part rollout]
+    python -m minisoft.lab.bench --shape llama-3.2-3b --dtype bfloat16 --device cuda
+    python -m minisoft.lab.bench --shape llama-3.2-1b --part memory    # peak memory of a replay
 
 A round is one update of each kind of token, and with transformers the same rollouts and replays, in turn; what is told are
 medians over the rounds and medians of the rounds' ratios.  All CoTs and answers have their full length, every
@@ -21,12 +21,14 @@ from statistics import median
 import torch
 from tqdm import tqdm
 
-from minisoft import checkpoint, data, files, report
+from minisoft import data
+from minisoft.io import atomic, checkpoint
+from minisoft.lab import tables
 from minisoft.errors import InputError
-from minisoft.linear import product
+from minisoft.engine.linear import product
 from minisoft.model import Config, Transformer
-from minisoft.optimizer import Optimizer
-from minisoft.parallel import World, keep_memory
+from minisoft.training.optimizer import Optimizer
+from minisoft.training.world import World, keep_memory
 from minisoft.reinforce import Mismatch, backward
 from minisoft.rollout import ANSWER_TOKENS, Format, Request, Rollout, rollout
 from minisoft.soft import GAMMA, KINDS, make_kind, noise_scale
@@ -202,7 +204,7 @@ def compare(work: Work, args, can: dict[str, float]) -> dict:
     optimizer = Optimizer(work.model, 1e-9, 10, 0, (0.9, 0.95), 0.0, 1.0, world)  # so small a step leaves rollouts alike
     rivals = {}
     if args.against:
-        from minisoft.against import Rivals
+        from minisoft.lab.rivals import Rivals
         rivals = Rivals(work, args).chosen(args.tokens, args.part)
     short = Work(work.model, work.form, work.prompts, work.group, 8, work.micro_batch)
     for name in args.tokens:  # warm-up
@@ -255,7 +257,7 @@ def results(work: Work, args, can: dict[str, float], times: dict) -> dict:
         if "hard" in args.tokens and name != "hard":
             found.update({f"{name}_over_hard_{part}": ratio(name, "hard", part) for part in ("rollout", "replay", "step")
                           if part in times[name]})
-    found["memory_gib"] = report.peak_memory_gib(work.model.E.device)
+    found["memory_gib"] = tables.peak_memory_gib(work.model.E.device)
     return found
 
 
@@ -272,7 +274,7 @@ def describe(found: dict) -> str:
             f"{found['prompts']} x {found['group']} rows, {found['cot']} CoT tokens, {found['steps']} steps; "
             f"medians of {found['repeats']} rounds",
             f"this machine: {found['bandwidth'] / 1e9:.1f} GB/s read, {found['throughput'] / 1e9:,.0f} GFLOP/s; "
-            f"peak memory of the process {found['memory_gib']:.2f} GiB", report.table(rows)]
+            f"peak memory of the process {found['memory_gib']:.2f} GiB", tables.table(rows)]
     for part in ("rollout", "replay"):
         for label, value in found.get(f"{part}_ratios", {}).items():
             text.append(f"{part}: {label} takes {value:.2f} times as long")
@@ -281,7 +283,7 @@ def describe(found: dict) -> str:
 
 
 def read_flags(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m minisoft.bench", description=__doc__,
+    parser = argparse.ArgumentParser("python -m minisoft.lab.bench", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     add = lambda group, name, default, text, **kw: group.add_argument(
         name, default=default, help=text + (f" (default {default})" if default is not None else ""), **kw)
@@ -323,7 +325,7 @@ def main(argv=None) -> None:
             found = {"model": args.shape or str(args.model), "dtype": args.dtype, "V": work.model.config.vocab_size,
                      "memory": memory(work, args.tokens)}
             mib = lambda n: f"{n / 2**20:,.1f}"
-            print(report.table([["tokens", "rows", "steps", "peak MiB", "rows x steps x d, MiB", "rows x steps x V, MiB"],
+            print(tables.table([["tokens", "rows", "steps", "peak MiB", "rows x steps x d, MiB", "rows x steps x V, MiB"],
                                 *([m["tokens"], str(m["rows"]), str(m["steps"]), mib(m["bytes"]), mib(m["d"]), mib(m["V"])]
                                   for m in found["memory"])]))
         else:
@@ -331,7 +333,7 @@ def main(argv=None) -> None:
             found = results(work, args, can, compare(work, args, can))
             print(describe(found))
         if args.json:
-            files.write_json(args.json, found)
+            atomic.write_json(args.json, found)
     except (InputError, OSError, ImportError) as error:
         sys.exit(f"bench: error: {error}")
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from statistics import fmean, stdev
 
 from minisoft.errors import InputError, expecting
 from minisoft.soft import KINDS
-from minisoft.tokenizer import read_json
+from minisoft.io.atomic import read_json
 
 INCIDENTAL = {"seed", "out", "resume", "sigma", "device", "world", "micro_batch", "eval_batch", "validate_every",
               "save_every", "keep", "show_every", "shares_every", "shard", "patience"}  # in config.json of seeds of one run

@@ -1,6 +1,6 @@
-"""Tables and pictures of a study (minisoft.study): one table for each question, differences with 95 % intervals over seeds.
+"""Tables and pictures of a study (minisoft.lab.study): one table for each question, differences with 95 % intervals over seeds.
 
-    python -m minisoft.findings runs/study
+    python -m minisoft.lab.findings runs/study
 
 ± is the standard deviation over seeds.  A difference of two kinds is that of their means over seeds with Welch's interval; a
 difference to the base, which has no seeds, has Student's interval of one sample.  Intervals are over seeds only: all models
@@ -18,13 +18,13 @@ from statistics import fmean, median, stdev, variance
 
 import torch
 
-from minisoft import figures
+from minisoft.lab import figures
 from minisoft.errors import InputError
-from minisoft.figures import cell
-from minisoft.files import write_text
-from minisoft.report import number, read_results, table
+from minisoft.lab.figures import cell
+from minisoft.io.atomic import write_text
+from minisoft.lab.tables import number, read_results, table
 from minisoft.soft import KINDS
-from minisoft.tokenizer import read_json
+from minisoft.io.atomic import read_json
 
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
        2.110, 2.101, 2.093, 2.086)  # Student's 0.975 quantile for 1 ... 20 degrees of freedom
@@ -64,7 +64,7 @@ def show_difference(a: list[float], b: list[float] | float, scale: float = 100, 
 
 
 def show_error(signal: dict, name: str, digits: int = 3) -> str:
-    """A number of minisoft.gradient with its standard error."""
+    """A number of minisoft.lab.gradient with its standard error."""
     return f"{signal[name]:.{digits}f} ± {signal[name + '_error']:.{digits}f}"
 
 
@@ -362,26 +362,26 @@ def write(out: Path) -> str:
     r = Results(out)
     parts = [f"## {title}\n\n{text}" for title, make in SECTIONS if (text := make(r))]
     if not parts:
-        raise InputError(f"{out}: expected results of minisoft.study, found none")
+        raise InputError(f"{out}: expected results of minisoft.lab.study, found none")
     write_text(out / "study.md", f"# Study\n\n{facts(out)}\n\n" + "\n\n".join(parts) + "\n")
     try:
         for name, figure in pictures(r).items():
             if figure:
                 figure.savefig(out / name, dpi=110)
     except ImportError as error:
-        print(f"minisoft.study: pictures need the extra `plot`: pip install matplotlib ({error})", file=sys.stderr)
+        print(f"minisoft.lab.study: pictures need the extra `plot`: pip install matplotlib ({error})", file=sys.stderr)
     return "\n\n".join(parts) + f"\n\nwritten: {out / 'study.md'}"
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser("python -m minisoft.findings", description=__doc__,
+    parser = argparse.ArgumentParser("python -m minisoft.lab.findings", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, metavar="STUDY", help="folder of python -m minisoft.study --out")
+    parser.add_argument("out", type=Path, metavar="STUDY", help="folder of python -m minisoft.lab.study --out")
     args = parser.parse_args(argv)
     try:
         print(write(args.out))
     except (InputError, OSError) as error:
-        sys.exit(f"minisoft.findings: error: {error}")
+        sys.exit(f"minisoft.lab.findings: error: {error}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Where the gradient comes from, and how much of it is signal (section 3; not in the paper).
 
-    python -m minisoft.gradient --model weights/tiny --tokens soft --out soft.json
+    python -m minisoft.lab.gradient --model weights/tiny --tokens soft --out soft.json
 
 Measures the gradient of eq. 14 on batches of B problems x G samples, without a problem in common, the model's weights left as
 they are, CoT and answer terms separately, in E (with a tied head) and in the rest (the body).  For each of these:
@@ -25,13 +25,15 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minisoft import checkpoint, data, evaluation, report
+from minisoft import data, evaluation
+from minisoft.io import checkpoint
+from minisoft.lab import tables
 from minisoft.errors import InputError
-from minisoft.files import write_json
+from minisoft.io.atomic import write_json
 from minisoft.model import PromptCache
-from minisoft.parallel import keep_memory
+from minisoft.training.world import keep_memory
 from minisoft.reinforce import ESTIMATORS, Mismatch, advantages, backward, encodings
-from minisoft.reward import WORKERS, Verifier
+from minisoft.verifier.compare import WORKERS, Verifier
 from minisoft.rollout import ANSWER, COT, Format, Request, rollout
 from minisoft.soft import GAMMA, KINDS, NOISES, check_top_k, make_kind, noise_sigma
 
@@ -53,7 +55,7 @@ def measure_batch(args, model, tokenizer, form, kind, problems, template, number
     """One batch: its gradients {(term, part): vector}, mean reward, seconds of its parts, and its records."""
     seconds = {}
     numbers = data.batch(len(problems), args.prompts, args.seed, number)
-    with report.clock(seconds, "rollout"):
+    with tables.clock(seconds, "rollout"):
         requests = [Request(tokenizer.encode(data.prompt(problems[i].question, template)),
                             ("gradient", args.seed, number, i), range(args.group))
                     for i in numbers]
@@ -62,7 +64,7 @@ def measure_batch(args, model, tokenizer, form, kind, problems, template, number
                             dtype=torch.float64, device=model.E.device) for i, record in zip(numbers, records)]
     gradients = {}
     for term, roles in (("answer", (ANSWER,)), ("cot", (COT,))):
-        with report.clock(seconds, f"backward_{term}"):
+        with tables.clock(seconds, f"backward_{term}"):
             for reward, record in zip(rewards, records):
                 backward(model, kind, record, advantages(args.estimator, reward, record), 1 / (args.prompts * args.group),
                          args.micro_batch, Mismatch(), roles)
@@ -155,13 +157,13 @@ def measure(args, verifier) -> dict:
 
 def table(found: dict) -> str:
     show = lambda s, name: f"{s[name]:.4f} ± {s[name + '_error']:.4f}"
-    return report.table([["terms", "part", "norm", "cosine", "snr of a batch"]] + [
+    return tables.table([["terms", "part", "norm", "cosine", "snr of a batch"]] + [
         [term, part, f"{s['norm']:.3g}", show(s, "cosine"), show(s, "snr")]
         for term, parts in found["signal"].items() for part, s in parts.items()])
 
 
 def read_flags(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m minisoft.gradient", description=__doc__,
+    parser = argparse.ArgumentParser("python -m minisoft.lab.gradient", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser.add_argument_group("what is measured")
     group.add_argument("--model", default=str(data.WEIGHTS / "tiny"), help="folder or hub id (default weights/tiny)")
@@ -208,9 +210,9 @@ def main(argv=None) -> None:
             write_json(args.out, found)
         print(f"{table(found)}\n{json.dumps(found['ties'])}\n{found['seconds']:.0f} s")
     except (InputError, OSError) as error:
-        sys.exit(f"minisoft.gradient: error: {error}")
+        sys.exit(f"minisoft.lab.gradient: error: {error}")
     except KeyboardInterrupt:
-        sys.exit("minisoft.gradient: interrupted")
+        sys.exit("minisoft.lab.gradient: interrupted")
 
 
 if __name__ == "__main__":

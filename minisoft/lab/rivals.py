@@ -1,4 +1,4 @@
-"""The rollout and the replay of `minisoft.bench` written with Hugging Face transformers, each in the ways at hand.
+"""The rollout and the replay of `minisoft.lab.bench` written with Hugging Face transformers, each in the ways at hand.
 
 Rollouts: `generate` (hard tokens only), and a loop over the model's forward pass with the cheap sampling of
 `minisoft.soft`, whose prompts run once each, with scaled-dot-product or eager attention and a growing or a static cache.
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from minisoft.checkpoint import DTYPES, find
-from minisoft.linear import product
+from minisoft.io.checkpoint import DTYPES, find
+from minisoft.engine.linear import product
 from minisoft.rollout import ANSWER_TOKENS
 from minisoft.soft import TAU, Categorical, Gaussian, entropy
 
@@ -46,7 +46,7 @@ class Rivals:
     def chosen(self, kinds: list[str], part: str) -> dict:
         """{"transformers KIND WAY": function of a seed -> {part: seconds}}: generate, and of the loops the one that is the
         fastest by an estimate, from two short trials each, for the whole rollout; the latter also replays."""
-        from minisoft.bench import seconds
+        from minisoft.lab.bench import seconds
         work, device, found = self.work, self.work.model.E.device, {}
         self.sigma = {kind: getattr(work.kind(kind), "sigma", None) for kind in kinds}
         loops = [("sdpa", "growing cache"), ("sdpa", "static cache"), ("eager", "growing cache")]

@@ -1,10 +1,10 @@
 """The paper in miniature: the embedded model trained with hard, soft and fuzzy tokens, and the five findings looked for.
 
-    python -m minisoft.study --out runs/study                      # the findings: less than two hours on two cores
-    python -m minisoft.study --out runs/study --parts all          # with ablation, variance remedies, fuzzy tokens, ...
-    python -m minisoft.study --out runs/study --list               # the commands that it consists of
+    python -m minisoft.lab.study --out runs/study                      # the findings: less than two hours on two cores
+    python -m minisoft.lab.study --out runs/study --parts all          # with ablation, variance remedies, fuzzy tokens, ...
+    python -m minisoft.lab.study --out runs/study --list               # the commands that it consists of
 
-A cell is one call of train.py, eval.py or minisoft.gradient in a process of its own with one thread; --jobs of them run at
+A cell is one call of train.py, eval.py or minisoft.lab.gradient in a process of its own with one thread; --jobs of them run at
 once.  Cells that are done are not done again, and one that was interrupted goes on where it stopped, so the same command
 continues the study; a cell typed by hand, in the repository and with another --out, gives the same numbers on the same
 machine.  Parts:
@@ -18,7 +18,7 @@ machine.  Parts:
     longer     three times the updates, hard and soft: what was only a matter of time?
 
 Writes OUT/study.md (tables) and pictures (extra `plot`) after every part, cells.jsonl (command, commit, seconds of every
-cell); results lie in OUT/PART/, logs in OUT/logs/.  python -m minisoft.findings OUT writes and prints the tables again.
+cell); results lie in OUT/PART/, logs in OUT/logs/.  python -m minisoft.lab.findings OUT writes and prints the tables again.
 """
 
 import argparse
@@ -36,13 +36,14 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minisoft import checkpoint, findings, state
+from minisoft.io import checkpoint, state
+from minisoft.lab import findings
 from minisoft.data import WEIGHTS
 from minisoft.errors import InputError
-from minisoft.findings import PROBLEMS, SKILLS, last_validations
+from minisoft.lab.findings import PROBLEMS, SKILLS, last_validations
 from minisoft.soft import KINDS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("findings", "ablation", "variance", "fuzzy", "longer")
 SWEEP_SEED, LADDER = 100, ("2.5e-5", "5e-5", "1e-4", "2e-4", "4e-4", "8e-4", "1.6e-3", "3.2e-3")  # of learning rates
 LRS = LADDER[2:6]  # tried for every kind; the others where the best of those tried lies at the edge
@@ -92,7 +93,7 @@ class Study:
 
     def gradient(self, name: str, model: Path, tokens: str, *flags: str) -> Cell:
         result = self.out / f"{name}.json"
-        return Cell(name, ("-m", "minisoft.gradient", "--model", str(model), "--tokens", tokens, *flags,
+        return Cell(name, ("-m", "minisoft.lab.gradient", "--model", str(model), "--tokens", tokens, *flags,
                            "--out", str(result)), result)
 
     def chosen(self) -> dict[str, str]:
@@ -243,7 +244,7 @@ class Study:
 
 
 def remedies() -> dict[str, tuple[str, ...]]:
-    """name -> flags of train.py and minisoft.gradient: another estimator, another shape of a batch at equal cost; and, no
+    """name -> flags of train.py and minisoft.lab.gradient: another estimator, another shape of a batch at equal cost; and, no
     estimators but other kinds of noise, that on the 5 best logits (F.2) and, with its tau, that on all of them."""
     return {"prefix": ("--estimator", "prefix"),
             **{f"{B}x{G}": ("--prompts", str(B), "--group", str(G)) for B, G in SHAPES},
@@ -266,7 +267,7 @@ def _age(path: Path) -> float:
 
 
 def read_flags(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m minisoft.study", description=__doc__,
+    parser = argparse.ArgumentParser("python -m minisoft.lab.study", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the study")
     parser.add_argument("--parts", default="findings", help=f"all, or some of {','.join(PARTS)}; findings always are one of "
@@ -288,7 +289,7 @@ def read_flags(argv=None) -> argparse.Namespace:
 def main(argv=None) -> None:
     args = read_flags(argv)
     study = Study(args.out, args.seeds, args.jobs, args.list)
-    shown = f"python -m minisoft.findings {shlex.quote(str(args.out))} shows what is there"
+    shown = f"python -m minisoft.lab.findings {shlex.quote(str(args.out))} shows what is there"
     try:
         if not args.list:
             args.out.mkdir(parents=True, exist_ok=True)
@@ -308,9 +309,9 @@ def main(argv=None) -> None:
             lock.close()
             print(text)
     except (InputError, OSError) as error:
-        sys.exit(f"minisoft.study: error: {error}; {shown}")
+        sys.exit(f"minisoft.lab.study: error: {error}; {shown}")
     except KeyboardInterrupt:
-        sys.exit(f"minisoft.study: interrupted; the same command goes on; {shown}")
+        sys.exit(f"minisoft.lab.study: interrupted; the same command goes on; {shown}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What a run tells: one line a step, metrics.jsonl, readable samples; and tables and pictures of what runs reached.
 
-    python -m minisoft.report RUN                  # draws RUN/training.png and RUN/curves.png
-    python -m minisoft.report a.json b.json ...    # tables and pictures like the paper's from results of eval.py --out
+    python -m minisoft.lab.tables RUN                  # draws RUN/training.png and RUN/curves.png
+    python -m minisoft.lab.tables a.json b.json ...    # tables and pictures like the paper's from results of eval.py --out
 
 Every number of metrics.jsonl is explained in METRICS.  Pictures need the extra `plot`.
 """
@@ -19,13 +19,13 @@ from statistics import fmean, stdev
 
 import torch
 
-from minisoft import figures
+from minisoft.lab import figures
 from minisoft.errors import InputError
 from minisoft.evaluation import SETTINGS
-from minisoft.figures import cell, distinct, parts, short_names
-from minisoft.files import write_text
+from minisoft.lab.figures import cell, distinct, parts, short_names
+from minisoft.io.atomic import write_text
 from minisoft.soft import KINDS
-from minisoft.tokenizer import read_json
+from minisoft.io.atomic import read_json
 
 METRICS = {
     "step": "number of the update, from 1",
@@ -229,7 +229,7 @@ def write(paths: list[Path], out: Path | None) -> None:
         missing = f"pictures need the extra `plot`: pip install matplotlib ({error})"
         if not text:
             raise InputError(missing) from None
-        print(f"minisoft.report: {missing}", file=sys.stderr)
+        print(f"minisoft.lab.tables: {missing}", file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)
     if text:
         (folder / "tables.md").write_text(text + "\n", "utf-8")
@@ -241,7 +241,7 @@ def write(paths: list[Path], out: Path | None) -> None:
 
 
 def main(argv=None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m minisoft.report", description=__doc__,
+    parser = argparse.ArgumentParser(prog="python -m minisoft.lab.tables", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH",
                         help="run folder of train.py, or .json file of eval.py --out")
@@ -252,7 +252,7 @@ def main(argv=None) -> None:
     try:
         write(args.paths, args.out)
     except (InputError, OSError) as error:
-        sys.exit(f"minisoft.report: error: {error}")
+        sys.exit(f"minisoft.lab.tables: error: {error}")
 
 
 if __name__ == "__main__":

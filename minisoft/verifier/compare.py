@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from fractions import Fraction
 from itertools import accumulate
+from pathlib import Path
 from queue import SimpleQueue
 
 from minisoft.data import boxed
@@ -286,9 +287,9 @@ class Verifier(AbstractContextManager):
         if self._child is None or self._child.poll() is not None:
             self._end_child()
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "minisoft.reward", str(self.deadline_s), str(self.memory_bytes)], bufsize=0,
+                [sys.executable, "-m", "minisoft.verifier.compare", str(self.deadline_s), str(self.memory_bytes)], bufsize=0,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
-                cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+                cwd=Path(__file__).resolve().parents[2])
             if (reply := self._reply(STARTUP_S)) != b'"ready"\n':
                 self._end_child()
                 raise InputError(f"Math-Verify (pip install math-verify): expected it to start, found: {reply or 'no reply'}")
@@ -313,7 +314,6 @@ class Verifier(AbstractContextManager):
             raise
 
 
-score = Verifier().score  # of one verifier for the whole program; its child ends when its stdin closes
 
 
 def _serve(deadline_s: float, memory_bytes: int):

@@ -6,12 +6,12 @@ import pytest
 import torch
 from conftest import SENTENCES
 
-from minisoft import choices
-from minisoft.checkpoint import load
+from minisoft.engine import choices
+from minisoft.io.checkpoint import load
 from minisoft.data import WEIGHTS, Choice
 from minisoft.errors import InputError
 from minisoft.model import Transformer
-from minisoft.tokenizer import Tokenizer
+from minisoft.io.tokenizer import Tokenizer
 
 ARCHITECTURES = ["llama-gqa", "llama3-tied", "qwen2", "qwen3-tied"]
 WORDS = " ".join(SENTENCES).split()

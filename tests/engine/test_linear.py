@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 import minisoft
-from minisoft import linear
-from minisoft.checkpoint import WEIGHTS
-from minisoft.linear import pack, product
+from minisoft.engine import linear
+from minisoft.io.checkpoint import WEIGHTS
+from minisoft.engine.linear import pack, product
 
 SIZES = [(128, 352), (352, 128), (208, 128), (24, 7)]
 onednn = pytest.mark.skipif(not linear.ONEDNN, reason="needs oneDNN")

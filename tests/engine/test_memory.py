@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from minisoft import bench, plan
+from minisoft.engine import memory
+from minisoft.lab import bench
 from minisoft.model import Config, Transformer
-from minisoft.optimizer import Optimizer
-from minisoft.parallel import World
+from minisoft.training.optimizer import Optimizer
+from minisoft.training.world import World
 from minisoft.rollout import ANSWER_TOKENS, rollout
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 
 
@@ -38,26 +39,26 @@ def test_the_plan_is_what_is_measured(shape, name):
     """Peaks of tensors' bytes in the rollout and in the backward passes; within 10 % in all, 15 % in each."""
     w = work(*shape)
     prompt, micro_batch = shape[12], shape[13]
-    load = plan.Load(w.rows, len(w.prompts), w.cot, 9 + ANSWER_TOKENS, prompt, micro_batch, name != "hard")
+    load = memory.Load(w.rows, len(w.prompts), w.cot, 9 + ANSWER_TOKENS, prompt, micro_batch, name != "hard")
     optimizer, records = Optimizer(w.model, 1e-9, 10, 0, (.9, .95), 0., 1., World("cpu")), []
     measured = {"rollout": bench.peak_bytes(lambda: records.extend(rollout(w.model, w.form, w.kind(name), w.requests(0), w.cot)), CPU),
                 "backward": bench.peak_bytes(lambda: (bench.replay(w, w.kind(name), records), optimizer.collect(),
                                                       bench.replay(w, w.kind(name), records)), CPU)}  # shares are measured
     optimizer.step(0, optimizer.collect())
     always = sum(t.nbytes for t in {t.data_ptr(): t for t in [*w.model.parameters(), *optimizer.state().values()]}.values())
-    found = plan.plan(w.model, load, 1, "cpu")
+    found = memory.plan(w.model, load, 1, "cpu")
     assert sum(found["always"].values()) == always
     for phase, number in measured.items():
         assert sum(found[phase].values()) == pytest.approx(number, rel=0.15), phase
-    assert plan.peak(found) == pytest.approx(always + max(measured.values()), rel=0.1)
+    assert memory.peak(found) == pytest.approx(always + max(measured.values()), rel=0.1)
 
 
 PIECES = """
 import torch
 from minisoft.model import Config, Transformer
-from minisoft.optimizer import Optimizer
-from minisoft.parallel import World, as_program
-from minisoft import plan
+from minisoft.training.optimizer import Optimizer
+from minisoft.training.world import World, as_program
+from minisoft.engine import memory
 def main():
     with World("cpu") as world:
         torch.manual_seed(0)
@@ -65,7 +66,7 @@ def main():
         optimizer = Optimizer(model, 1e-9, 10, 0, (.9, .95), 0., 1., world, sharded=True)
         optimizer.step(0, optimizer.collect())
         held = sum(p.nbytes for p in model.parameters()) + sum(t.nbytes for t in optimizer.state().values())
-        planned = sum(plan.standing(model, world.size).values())
+        planned = sum(memory.standing(model, world.size).values())
         return None if planned <= held < 1.01 * planned else f"{held} {planned}"  # padding
 as_program(main)
 """

@@ -9,11 +9,11 @@ from conftest import random_model, write_json
 from safetensors.torch import load_file, save_file
 
 import minisoft
-from minisoft import checkpoint
-from minisoft.checkpoint import SIDECAR, find, load_model, save_model
-from minisoft.files import recover
+from minisoft.io import checkpoint
+from minisoft.io.checkpoint import SIDECAR, find, load_model, save_model
+from minisoft.io.atomic import recover
 from minisoft.errors import InputError
-from minisoft.tokenizer import read_json
+from minisoft.io.atomic import read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -7,9 +7,9 @@ import time
 import pytest
 import torch
 
-from minisoft import state
+from minisoft.io import state
 from minisoft.errors import InputError
-from minisoft.parallel import World
+from minisoft.training.world import World
 
 WORLD = World("cpu")
 TENSORS = {"weight/a": torch.randn(12), "exp_avg/a": torch.randn(12)}
@@ -118,8 +118,8 @@ def test_a_kill_while_it_is_written_leaves_the_one_before(tmp_path, monkeypatch)
 FULL_DISK = """
 import resource, sys, torch
 from pathlib import Path
-from minisoft import state
-from minisoft.parallel import World
+from minisoft.io import state
+from minisoft.training.world import World
 folder = Path(sys.argv[1])
 state.save(folder, 1, {"x": torch.zeros(10)}, 1, {}, World("cpu"), 2)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

@@ -8,7 +8,8 @@ from conftest import SENTENCES, TOKENIZERS, corpus, write_json
 
 from minisoft.data import PAPER_PROMPT, PREFILL_EARLY, PREFILL_LATE, STOP
 from minisoft.errors import InputError
-from minisoft.tokenizer import Tokenizer, read_json
+from minisoft.io.atomic import read_json
+from minisoft.io.tokenizer import Tokenizer
 
 TEXTS = SENTENCES + [
     "", "a", "\n", "x  y   z", "trailing space ", "a\n\n\nb\t\tc\r\n", "12345 67 8.90 -1,000", PAPER_PROMPT,
@@ -17,7 +18,7 @@ TEXTS = SENTENCES + [
     'quotes "double" and \'single\' — dashes – and …']
 SPACED = [" leading", "  two", "\n start", " "]  # here transformers leaves sentencepiece's conventions
 SPECIAL = {"llama3": "<|eot_id|>", "qwen": "<|im_end|>", "llama2_json": "</s>"}
-DROP = object()  # a field that is to be absent
+DROP = ...  # a field that is to be absent
 
 
 @pytest.fixture(scope="session", params=TOKENIZERS)

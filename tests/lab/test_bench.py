@@ -6,7 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minisoft import bench, parallel
+from minisoft.lab import bench
+from minisoft.training import world
 from minisoft.rollout import COT
 
 
@@ -90,11 +91,11 @@ def test_memory_is_kept_where_that_can_be_asked_for(monkeypatch):
                            (0, [(-3, 2**30), (-3, 2**25)])):  # the largest threshold that this glibc takes
         asked = []
         mallopt = lambda *option: (asked.append(option), int(option[0] == -1 or option[1] <= most))[1]
-        monkeypatch.setattr(parallel.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
-        parallel.keep_memory()
+        monkeypatch.setattr(world.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+        world.keep_memory()
         assert asked == expected
-    monkeypatch.setattr(parallel.ctypes, "CDLL", lambda name: SimpleNamespace())
-    parallel.keep_memory()
+    monkeypatch.setattr(world.ctypes, "CDLL", lambda name: SimpleNamespace())
+    world.keep_memory()
 
 
 @pytest.mark.parametrize("given, message", [

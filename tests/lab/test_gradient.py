@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_reinforce import small_model
 
-from minisoft import gradient
+from minisoft.lab import gradient
 from minisoft.reinforce import ESTIMATORS
 from minisoft.rollout import ANSWER, COT, PAD, Rollout
 from minisoft.soft import make_kind
@@ -144,7 +144,7 @@ def test_bad_flags_are_refused(flags, message, capsys):
 def test_bad_input_is_one_line(flags, message, tmp_path):
     with pytest.raises(SystemExit, match=message) as stop:
         gradient.main([*SMALL, *flags, "--out", str(tmp_path / "found.json")])
-    assert stop.value.code.startswith("minisoft.gradient: error: ") and "\n" not in stop.value.code
+    assert stop.value.code.startswith("minisoft.lab.gradient: error: ") and "\n" not in stop.value.code
     assert not list(tmp_path.iterdir())
 
 

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from minisoft import findings
+from minisoft.lab import findings
 from minisoft.errors import InputError
-from minisoft.findings import at_accuracy, difference, show_difference, show_mean, student
-from minisoft.study import PARTS, Cell, Study, main, remedies
+from minisoft.lab.findings import at_accuracy, difference, show_difference, show_mean, student
+from minisoft.lab.study import PARTS, Cell, Study, main, remedies
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_student_intervals_of_published_quantiles():
@@ -166,7 +166,7 @@ signal.signal(signal.SIGINT, end)
 pathlib.Path(r'{started}').touch()
 time.sleep(60)"""
     study = subprocess.Popen([sys.executable, "-c", f"""import pathlib
-from minisoft import study
+from minisoft.lab import study
 cells = [study.Cell(name, ("-c", {work!r}), pathlib.Path(r"{tmp_path}") / name) for name in ("x", "never")]
 study.Study.stages = lambda self, parts: iter([cells])
 study.main(["--out", r"{tmp_path}/study", "--jobs", "1"])"""], stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -175,7 +175,7 @@ study.main(["--out", r"{tmp_path}/study", "--jobs", "1"])"""], stderr=subprocess
     os.killpg(study.pid, signal.SIGINT) if to_the_cell_too else study.terminate()
     message = study.communicate(timeout=30)[1]
     assert ended.exists() and study.returncode == 1
-    assert "minisoft.study: interrupted; the same command goes on; python -m minisoft.findings" in message
+    assert "minisoft.lab.study: interrupted; the same command goes on; python -m minisoft.lab.findings" in message
     line, = findings.read_cells(tmp_path / "study")
     assert line["cell"] == "x" and not line["done"] and line["seconds"] >= 1
 
@@ -199,7 +199,7 @@ def test_the_commands_are_those_of_the_programs(tmp_path):
     """Every flag of every stage is one that its program knows, and names are unique."""
     import eval as evaluation
     import train
-    from minisoft import gradient
+    from minisoft.lab import gradient
     study, found = Study(tmp_path, 2, 1), []
     study.chosen, study.untried = (lambda: dict.fromkeys(("hard", "soft", "fuzzy"), "2e-4")), (lambda: [])
     study.at_step = lambda kind, seed, step: tmp_path / f"{kind}-{seed}-{step}"
@@ -340,11 +340,11 @@ def test_bad_flags(flags, message, capsys):
 
 
 def test_commands_without_running_them(tmp_path):
-    shown = subprocess.run([sys.executable, "-m", "minisoft.study", "--out", str(tmp_path / "s"), "--list"], text=True, cwd=ROOT,
+    shown = subprocess.run([sys.executable, "-m", "minisoft.lab.study", "--out", str(tmp_path / "s"), "--list"], text=True, cwd=ROOT,
                            capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     lines = shown.stdout.splitlines()
     assert shown.returncode == 0 and len(lines) == 13 and lines[0].startswith("OMP_NUM_THREADS=1 python train.py --tokens hard --lr 1e-4")
     assert lines[-1].startswith("# the commands that follow") and not (tmp_path / "s").exists()
-    nothing = subprocess.run([sys.executable, "-m", "minisoft.findings", str(tmp_path)], text=True, cwd=ROOT, capture_output=True,
+    nothing = subprocess.run([sys.executable, "-m", "minisoft.lab.findings", str(tmp_path)], text=True, cwd=ROOT, capture_output=True,
                              env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert nothing.returncode == 1 and "expected results of minisoft.study" in nothing.stderr
+    assert nothing.returncode == 1 and "expected results of minisoft.lab.study" in nothing.stderr

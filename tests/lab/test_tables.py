@@ -1,4 +1,4 @@
-"""minisoft.report and minisoft.figures: results read, tables against numbers by hand, what pictures show, the CLI."""
+"""minisoft.lab.tables and minisoft.lab.figures: results read, tables against numbers by hand, what pictures show, the CLI."""
 
 import json
 import subprocess
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from minisoft import figures, report
+from minisoft.lab import figures, tables
 from minisoft.errors import InputError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = {"pass@1": .5, "pass@2": .625, "pass@3": .75, "pass@4": .8, "boxed": .9, "truncated": .1, "cot_length": 20.,
           "entropy": .25, "ci95": {f"pass@{k}": [.4, .9] for k in (1, 2, 3, 4)}}
 PROFILE = {"entropy_by_position": [.9, .5, .4, .2], "rows_by_position": [200, 150, 10, 9]}
@@ -55,7 +55,7 @@ def parse(text):
 # ---------------------------------------------------------------- results and tables
 
 def test_one_run_is_written_with_its_interval():
-    text = report.tables([result(choices=CHOICES)])
+    text = tables.tables([result(choices=CHOICES)])
     hard, choice, generations = parse(text)
     assert hard == {"soft": {"training": "soft", "gsm8k_test: greedy pass@1": "37.5 [30.0, 45.0]",
                              "gsm8k_test: sample pass@1": "50.0 [40.0, 90.0]",
@@ -74,7 +74,7 @@ def test_one_run_is_written_with_its_interval():
 def test_seeds_are_merged():
     seeds = [result(seed=i, settings={"hard-sample": {**SAMPLE, "pass@1": p, "cot_length": 10 * p}},
                     choices={**CHOICES, "nll": 2 + p}) for i, p in enumerate((.40, .41, .45))]
-    text = report.tables(seeds)
+    text = tables.tables(seeds)
     hard, choice, generations = parse(text)
     assert hard["soft"]["gsm8k_test: sample pass@1"] == "42.0 ± 2.6"  # sqrt((2² + 1² + 3²) / 2) = 2.65
     assert hard["soft"]["gsm8k_test: sample pass@4"] == "80.0 ± 0.0"
@@ -87,17 +87,17 @@ def test_layout_order_and_missing_cells():
     fuzzy = {"fuzzy-greedy": GREEDY}
     runs = [result("soft"), result("base", data="math.json", settings={"hard-greedy": GREEDY}),
             result("hard", settings=fuzzy, samples=8), result("base", settings={"hard-sample": SAMPLE})]
-    hard, fuzzy, _ = parse(report.tables(runs))
+    hard, fuzzy, _ = parse(tables.tables(runs))
     assert list(hard) == ["soft", "base"] and list(fuzzy) == ["hard"]
     assert list(hard["base"].items()) == [
         ("training", "base"), ("gsm8k_test: greedy pass@1", ""), ("gsm8k_test: sample pass@1", "50.0 [40.0, 90.0]"),
         ("gsm8k_test: sample pass@4", "80.0 [40.0, 90.0]"), ("math: greedy pass@1", "37.5 [30.0, 45.0]")]
     assert hard["soft"]["math: greedy pass@1"] == ""
-    assert report.tables([]) == ""
+    assert tables.tables([]) == ""
 
 
 def test_data_sets_of_one_name_stay_apart():
-    hard, _ = parse(report.tables([result(data="a/test.jsonl"), result(data="b/test.jsonl")]))
+    hard, _ = parse(tables.tables([result(data="a/test.jsonl"), result(data="b/test.jsonl")]))
     assert {"a/test.jsonl: greedy pass@1", "b/test.jsonl: greedy pass@1"} <= set(hard["soft"])
 
 
@@ -105,10 +105,10 @@ def test_files_with_one_run_many_runs_and_old_ones(tmp_path):
     old = result("/some/x", data="t.jsonl", settings={"hard-greedy": {"pass@1": .3}})
     for name in ("label", "sigma", "cot", "dtype"):
         del old[name]
-    runs = report.read_results([write(tmp_path / "a.json", {"runs": [result(), result(seed=1)]}),
+    runs = tables.read_results([write(tmp_path / "a.json", {"runs": [result(), result(seed=1)]}),
                                 write(tmp_path / "b.json", {**old, "model": "some/where/best", "choices": None})])
     assert [(run["label"], run["seed"]) for run in runs] == [("soft", 0), ("soft", 1), ("where/best", 0)]
-    hard, generations = parse(report.tables(runs))
+    hard, generations = parse(tables.tables(runs))
     assert hard["where/best"]["t: greedy pass@1"] == "30.0"
     assert list(generations["where/best t hard-greedy"].values())[3:] == ["", "", "", ""]
     pytest.importorskip("matplotlib")
@@ -132,7 +132,7 @@ BAD = [
 def test_bad_fields_are_named(tmp_path, fields, message):
     path = write(tmp_path / "bad.json", {"runs": [result(seed=1), result(**fields)]})
     with pytest.raises(InputError) as error:
-        report.read_results([path])
+        tables.read_results([path])
     assert str(error.value).startswith(f"{path}: runs[1]: ") and message in str(error.value)
 
 
@@ -140,11 +140,11 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path):
     path, other = write(tmp_path / "a.json", result()), write(tmp_path / "b.json", result())
     for paths in ([path, path], [path, other]):
         with pytest.raises(InputError, match=rf"{paths[1].name}: label, model, data, seed: expected others than in .*a.json"):
-            report.read_results(paths)
+            tables.read_results(paths)
     for fields in ({"problems": 100}, {"samples": 2}, {"cot": 128}):
         with pytest.raises(InputError, match="expected .* as in other runs of soft"):
-            report.read_results([path, write(other, result(seed=1, **fields))])
-    assert len(report.read_results([path, write(other, result(seed=1))])) == 2
+            tables.read_results([path, write(other, result(seed=1, **fields))])
+    assert len(tables.read_results([path, write(other, result(seed=1))])) == 2
 
 
 # ---------------------------------------------------------------- figures
@@ -253,29 +253,29 @@ def test_command_line_end_to_end(tmp_path, capsys):
     numbers = {"hard-sample": {**SAMPLE, **PROFILE}}
     paths = [write(tmp_path / f"{i}.json", result(seed=i, settings=numbers)) for i in range(2)]
     run = make_run(tmp_path / "run")
-    report.main([*map(str, paths), str(run), "--out", str(tmp_path / "new" / "out")])
+    tables.main([*map(str, paths), str(run), "--out", str(tmp_path / "new" / "out")])
     told, names = capsys.readouterr().out, ["curves.png", "entropy.png", "pass_at_k.png", "tables.md", "training.png"]
     assert sorted(path.name for path in (tmp_path / "new" / "out").iterdir()) == names
     assert all(f"wrote {tmp_path / 'new' / 'out' / name}" in told for name in names)
     text = (tmp_path / "new" / "out" / "tables.md").read_text("utf-8")
     assert text.strip() in told and "50.0 ± 0.0" in text
-    report.main([str(paths[0])])
+    tables.main([str(paths[0])])
     assert {"tables.md", "pass_at_k.png", "entropy.png"} < {path.name for path in tmp_path.iterdir()}
-    report.main([str(run), str(make_run(tmp_path / "run1", seed=1))])
+    tables.main([str(run), str(make_run(tmp_path / "run1", seed=1))])
     assert (run / "training.png").is_file() and not (run / "curves.png").exists()
-    report.main([str(run)])
+    tables.main([str(run)])
     assert (run / "curves.png").is_file()
 
 
 def test_without_matplotlib_there_are_tables(tmp_path, capsys, monkeypatch):
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
-    report.main([str(write(tmp_path / "a.json", result()))])
+    tables.main([str(write(tmp_path / "a.json", result()))])
     told = capsys.readouterr()
     assert "37.5 [30.0, 45.0]" in told.out and told.err.count("\n") == 1 and "pip install matplotlib" in told.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "tables.md"]
-    with pytest.raises(SystemExit, match="minisoft.report: error: pictures need the extra `plot`"):
-        report.main([str(make_run(tmp_path / "run"))])
+    with pytest.raises(SystemExit, match="minisoft.lab.tables: error: pictures need the extra `plot`"):
+        tables.main([str(make_run(tmp_path / "run"))])
 
 
 def test_import_does_not_need_matplotlib():
@@ -301,13 +301,13 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path):
         ([good, run, same], "same: seed: expected another than in "),
     ]:
         with pytest.raises(SystemExit) as stop:
-            report.main([*map(str, paths), "--out", str(tmp_path / "out")])
-        assert stop.value.code.startswith("minisoft.report: error: ") and "\n" not in stop.value.code
+            tables.main([*map(str, paths), "--out", str(tmp_path / "out")])
+        assert stop.value.code.startswith("minisoft.lab.tables: error: ") and "\n" not in stop.value.code
         assert message in stop.value.code and not (tmp_path / "out").exists()
 
 
 def test_module_is_a_command(tmp_path):
-    command = [sys.executable, "-m", "minisoft.report"]
+    command = [sys.executable, "-m", "minisoft.lab.tables"]
     shown = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "--out FOLDER" in shown and "eval.py" in shown and "default" in shown
     failed = subprocess.run([*command, str(tmp_path / "no.json")], cwd=ROOT, capture_output=True, text=True)

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from minisoft.checkpoint import WEIGHTS
-from minisoft.parallel import World
+from minisoft.io.checkpoint import WEIGHTS
+from minisoft.training.world import World
 from minisoft.reinforce import ESTIMATORS
 
 SMALL = ("--prompts 2 --group 8 --cot 60 --validation 0 --test 0 --show-every 0 --device cpu --seed 1 --lr 1e-4 "

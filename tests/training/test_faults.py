@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from minisoft import checkpoint
+from minisoft.io import checkpoint
 from minisoft.errors import InputError
-from minisoft.optimizer import Optimizer
+from minisoft.training.optimizer import Optimizer
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["--prompts", "2", "--group", "4", "--cot", "40", "--validation", "6", "--test", "4", "--validate-every", "2",
          "--save-every", "1", "--show-every", "0", "--shares-every", "2", "--device", "cpu", "--steps", "4", "--lr", "1e-3",
          "--warmup", "1"]
@@ -54,10 +54,11 @@ KILLER = """
 import os, signal, sys
 from pathlib import Path
 import train
-from minisoft import checkpoint, files, report, state
+from minisoft.io import atomic, checkpoint, state
+from minisoft.lab import tables
 place, times = sys.argv[1], int(sys.argv[2])
-owner = {"train": train, "state": state, "files": files, "checkpoint": checkpoint, "metrics": report.MetricsFile, "path": Path,
-         "shutil": files.shutil}[place.split(".")[0]]
+owner = {"train": train, "state": state, "files": files, "checkpoint": checkpoint, "metrics": tables.MetricsFile, "path": Path,
+         "shutil": atomic.shutil}[place.split(".")[0]]
 name, real = place.split(".")[1], getattr(owner, place.split(".")[1])
 def killing(*args, **options):
     global times
@@ -77,7 +78,7 @@ train.main(sys.argv[3:])
     *(pytest.param(*at, marks=pytest.mark.slow) for at in (
         ("train.rollout", 2), ("train.backward", 5), ("state.write_json", 5), ("state.digest", 5), ("checkpoint.save_tensors", 3),
         ("path.rename", 1), ("path.rename", 4), ("path.rename", 6), ("shutil.rmtree", 8), ("train.finish", 0),
-        ("files.write_json", 1)))])
+        ("atomic.write_json", 1)))])
 def test_a_kill_at_any_place(whole, tmp_path, place, times):
     """SIGKILL before the call number `times` of a function: in a rollout, a replay, a save, before each of its renames."""
     out = tmp_path / "run"

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FLAGS = ["--prompts", "4", "--group", "4", "--cot", "40", "--validation", "0", "--test", "0", "--shares-every", "2",
          "--show-every", "0", "--steps", "5", "--warmup", "1", "--lr", "2e-3", "--device", "cpu"]
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from minisoft import reward
+from minisoft.verifier import compare
 from minisoft.errors import InputError
-from minisoft.reward import Verifier, boxed, only_as_text, score
+from minisoft.reward import score
+from minisoft.verifier.compare import Verifier, boxed, only_as_text
 
 # Each line: a gold, "::", and after it answers separated by ";;".
 RIGHT = r"""
@@ -231,7 +232,7 @@ TEXTS = [
     ("(18}", "18", 10),
     ("18\n}", "18", 100),
 ]
-ROOT = Path(reward.__file__).parents[1]
+ROOT = Path(compare.__file__).parents[2]
 HANG = "999999999!+x}", "x+999999999"  # the gold's own numbers may have a factorial
 
 
@@ -392,13 +393,13 @@ def test_an_interrupted_question_leaves_no_stale_reply(monkeypatch):
     with Verifier() as verifier:
         assert verifier.score("1+x}", "x+1") == 100
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(reward.select, "select", interrupt)
+            patch.setattr(compare.select, "select", interrupt)
             verifier.score("2+x}", "x+2")
         assert verifier.score("3+x}", "x+4") == 10
 
 
 def test_the_child_ends_with_a_killed_parent():
-    script = ("from minisoft.reward import *; v = Verifier(); v.score('1+x}', 'x+1'); print(v._child.pid, flush=True); "
+    script = ("from minisoft.verifier.compare import *; v = Verifier(); v.score('1+x}', 'x+1'); print(v._child.pid, flush=True); "
               "v.deadline_s = 60; v.score(*%s); time.sleep(60)")
     for question in (("2+x}", "x+2"), HANG):  # idle, or at work when the parent dies
         parent = subprocess.Popen([sys.executable, "-c", script % (question,)], stdout=subprocess.PIPE, cwd=ROOT)
@@ -508,6 +509,6 @@ def test_golds_that_only_their_text_matches(gold, odd):
 
 
 def test_reward_imports_no_torch():
-    script = "import minisoft.reward, sys; print('torch' in sys.modules, 'sympy' in sys.modules)"
+    script = "import minisoft.verifier.compare, sys; print('torch' in sys.modules, 'sympy' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "False False\n"

@@ -1,0 +1,1 @@
+"""The same numbers as the ground floor's definitions, faster and in less memory."""

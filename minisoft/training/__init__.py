@@ -1,0 +1,1 @@
+"""A run on real machines: ranks, optimizer, settings, sessions."""

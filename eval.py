@@ -23,25 +23,34 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minisoft import data, evaluation
-from minisoft.io import checkpoint
-from minisoft.lab import inside, tables
 from minisoft.errors import InputError, expecting
+from minisoft.io import WEIGHTS, checkpoint, datasets
 from minisoft.io.atomic import write_text
 from minisoft.io.journal import Journal
+from minisoft.lab import inside, tables
+from minisoft.rollout import Format, Request, rollout
+from minisoft.soft import (
+    GAMMA,
+    KINDS,
+    NOISES,
+    TAU,
+    TAU_TOP_K,
+    check_top_k,
+    make_kind,
+    noise_sigma,
+)
 from minisoft.training.world import RankError, World, as_program
 from minisoft.verifier.compare import WORKERS, Verifier
-from minisoft.rollout import Format, Request, rollout
-from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K, check_top_k, make_kind, noise_sigma
 
 
 def read_flags(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser.add_argument_group("models and problems")
-    group.add_argument("--model", nargs="+", default=[str(data.WEIGHTS / "tiny")], metavar="[NAME=]MODEL",
+    group.add_argument("--model", nargs="+", default=[str(WEIGHTS / "tiny")], metavar="[NAME=]MODEL",
                        help="folders or hub ids (default weights/tiny); those with the same NAME are seeds of one row of "
                             "the tables (default: what it was trained from, on and with)")
     group.add_argument("--data", nargs="+", help="problems or multiple choice: .jsonl or .json files, tiny-test, or hub "
-                       f"names: {', '.join(data.HUB)} (default gsm8k-test, of the embedded model tiny-test)")
+                       f"names: {', '.join(datasets.HUB)} (default gsm8k-test, of the embedded model tiny-test)")
     group.add_argument("--prompt", help="file with the prompt, QUESTION where the question goes (default the paper's *)")
     group.add_argument("--limit", type=int, metavar="N", help="only the first N problems of each (default all)")
     group = parser.add_argument_group("inference (section 4)")
@@ -139,7 +148,7 @@ class Subject:
         gamma = None if args.sigma else args.gamma or (about.get("gamma") if as_trained else None) or GAMMA
         tau = {about["tokens"]: about.get("tau")} if as_trained and "tokens" in about else {}
         tau = {**tau, **args.tau}
-        return {"prompt": data.read_prompt(args.prompt) if args.prompt else about.get("prompt", data.PAPER_PROMPT),
+        return {"prompt": datasets.read_prompt(args.prompt) if args.prompt else about.get("prompt", data.PAPER_PROMPT),
                 "cot": args.cot or about.get("defaults", {}).get("cot", 512),
                 "noise": noise, "top_k": top_k, "gamma": gamma,
                 "tau": {name: make_kind(name, 1.0, tau.get(name), noise, top_k).tau for name in KINDS}}
@@ -174,10 +183,10 @@ def begin(args: argparse.Namespace, world: World) -> tuple[list[Subject], dict, 
         for path in [*(args.data or []), *([args.prompt] if args.prompt else [])]:
             if Path(path).resolve() in outputs:
                 raise InputError(f"--out: expected another name, since {path} is read and {args.out.stem}.* is written")
-    sources = world.in_turn(lambda: {name: data.load(name)[: args.limit] for name in default_data(args, subjects[0])})
+    sources = world.in_turn(lambda: {name: datasets.load(name)[: args.limit] for name in default_data(args, subjects[0])})
     decide = {name: vars(args)[name] for name in (
         "settings", "samples", "cot", "seed", "tau", "noise", "top_k", "gamma", "sigma", "dtype", "limit")}
-    facts = {**decide, "prompt": args.prompt and data.read_prompt(args.prompt), "model": [s.identity() for s in subjects],
+    facts = {**decide, "prompt": args.prompt and datasets.read_prompt(args.prompt), "model": [s.identity() for s in subjects],
              "data": [[name, hashlib.sha256(repr(rows).encode()).hexdigest()] for name, rows in sources.items()]}
     return subjects, sources, Journal(args.out, facts, world)
 
@@ -240,7 +249,7 @@ def show(args: argparse.Namespace, world: World, verifier) -> None:
         raise InputError("--show: expected one model, one data set and one process, found more")
     subject = Subject.find(args.model[0])
     model, tokenizer = checkpoint.load(subject.folder, world.device, checkpoint.DTYPES[args.dtype])
-    inference, problems = subject.inference(args), data.load_problems(default_data(args, subject)[0])
+    inference, problems = subject.inference(args), datasets.load_problems(default_data(args, subject)[0])
     inference["sigma"] = subject.sigma(args, inference, model)
     if not 0 <= args.show < len(problems):
         raise InputError(f"--show: expected a problem from 0 to {len(problems) - 1}, found {args.show}")

@@ -26,18 +26,35 @@ from tqdm import tqdm
 
 from minisoft import data, evaluation
 from minisoft.engine import memory
-from minisoft.io import atomic, checkpoint, state
-from minisoft.lab import tables
 from minisoft.errors import InputError
+from minisoft.io import WEIGHTS, atomic, checkpoint, datasets, state
+from minisoft.io.atomic import read_json
 from minisoft.io.journal import Journal
+from minisoft.io.tokenizer import FILES
+from minisoft.lab import tables
+from minisoft.reinforce import (
+    ESTIMATORS,
+    TERMS,
+    Mismatch,
+    advantages,
+    backward,
+    measure_mismatch,
+)
+from minisoft.rollout import ANSWER_TOKENS, Format, Request, rollout
+from minisoft.soft import (
+    GAMMA,
+    KINDS,
+    NOISES,
+    TAU,
+    TAU_TOP_K,
+    check_top_k,
+    make_kind,
+    noise_scale,
+    rms,
+)
 from minisoft.training.optimizer import ABOVE, Optimizer
 from minisoft.training.world import RankError, World, as_program
-from minisoft.reinforce import ESTIMATORS, TERMS, Mismatch, advantages, backward, measure_mismatch
 from minisoft.verifier.compare import WORKERS, Verifier, only_as_text
-from minisoft.rollout import ANSWER_TOKENS, Format, Request, rollout
-from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K, check_top_k, make_kind, noise_scale, rms
-from minisoft.io.atomic import read_json
-from minisoft.io.tokenizer import FILES
 
 DEFAULTS = {"data": "gsm8k", "prompts": 2, "group": 32, "steps": 4000, "cot": 128, "warmup": 20, "validate_every": 100,
             "lr": {"hard": 6e-6, "soft": 6e-6, "fuzzy": 6e-6}}  # the paper's (section 4, appendix A)
@@ -53,7 +70,7 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
         name, default=default, help=text.replace("%", "%%") + ("" if kw.get("action") else f" (default {default})"
                                                                if default is not None else ""), **kw)
     group = parser.add_argument_group("model and problems")
-    add(group, "--model", str(data.WEIGHTS / "tiny"), "folder, or hub id owner/name")
+    add(group, "--model", str(WEIGHTS / "tiny"), "folder, or hub id owner/name")
     add(group, "--data", None, "problems: .jsonl or .json file, tiny, or a hub name such as gsm8k (default gsm8k *)")
     add(group, "--prompt", None, "file with the prompt, QUESTION where the question goes (default the paper's *, section 4)")
     add(group, "--validation", None, "problems held out to choose RUN/best (default 10 % of all, at most 200)", type=int)
@@ -119,7 +136,7 @@ class Run:
         args.out = Path(world.from_main(lambda: str(args.out)))  # the clocks of the ranks may differ
         if not args.resume and any((args.out / name).exists() for name in ("best", "last", "state")):
             raise InputError(f"{args.out}: expected an unused folder, found a run; add --resume to go on with it")
-        problems = world.in_turn(lambda: data.load_problems(args.data))
+        problems = world.in_turn(lambda: datasets.load_problems(args.data))
         world.all_or_none(lambda: self.read(problems, about))
         saved = state.newest(args.out / "state", world) if args.resume else None
         facts = saved.facts if saved else {"step": 0, "best": -1.0, "before": None, "seconds": 0.0, "sources": self.sources,
@@ -169,7 +186,7 @@ class Run:
         """Problems to train, validate and test with, the prompt, the model; `sources`: SHA-256 of all that decides what is
         learnt from, but for the weights."""
         args = self.args
-        self.template = data.read_prompt(args.prompt) if args.prompt else about.get("prompt", data.PAPER_PROMPT)
+        self.template = datasets.read_prompt(args.prompt) if args.prompt else about.get("prompt", data.PAPER_PROMPT)
         tenth = min(200, len(problems) // 10)
         args.validation, args.test = (tenth if n is None else n for n in (args.validation, args.test))
         if min(args.validation, args.test) < 0:

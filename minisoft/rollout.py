@@ -15,9 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from minisoft.data import PREFILL_EARLY, PREFILL_LATE, STOP, boxed
 from minisoft.draws import Draws, key
+from minisoft.io.tokenizer import Tokenizer
 from minisoft.model import RowCache, Transformer
 from minisoft.soft import Categorical, entropy
-from minisoft.io.tokenizer import Tokenizer
 
 ANSWER_TOKENS = 32  # section 4
 PAD, COT, FORCED, ANSWER = range(4)  # roles of a position

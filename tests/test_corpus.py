@@ -7,7 +7,7 @@ from operator import add, mul, sub
 
 import pytest
 
-from minisoft import data
+from minisoft.io import datasets
 from minisoft.io.checkpoint import WEIGHTS
 
 sys.path.insert(0, str(WEIGHTS))  # the two programs there are no package
@@ -106,13 +106,13 @@ def test_the_files_are_what_the_code_writes(tmp_path):
     pretrain.write_problems(tmp_path / "new")
     written = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
     assert written == {path.name: path.read_bytes() for path in (WEIGHTS / "tiny").glob("*.jsonl")}
-    assert set(written) == set(data.EMBEDDED.values())
+    assert set(written) == set(datasets.EMBEDDED.values())
 
 
 @pytest.mark.parametrize("name, size, changes", [
     ("tiny", 3000, {2, 3, 4}), ("tiny-test", 400, {2, 3, 4}), ("tiny-long", 400, {4, 5}), ("tiny-hard", 400, {5, 6})])
 def test_embedded_problems_have_right_answers_and_as_many_changes_as_they_say(name, size, changes):
-    problems = data.load_problems(name)
+    problems = datasets.load_problems(name)
     found = [counts(problem.question) for problem in problems]
     assert len({problem.question for problem in problems}) == len(problems) == size
     assert [int(problem.answer) for problem in problems] == [story[-1] for story in found]
@@ -121,8 +121,8 @@ def test_embedded_problems_have_right_answers_and_as_many_changes_as_they_say(na
 
 @pytest.mark.parametrize("name", SKILLS)
 def test_embedded_choices_load(name):
-    found = data.load_choices(f"tiny-{name}")
-    assert data.load(f"tiny-{name}") == found and len(found) == 300
+    found = datasets.load_choices(f"tiny-{name}")
+    assert datasets.load(f"tiny-{name}") == found and len(found) == 300
     for i, choice in enumerate(found):
         row = corpus.choice(name, i)
         assert (choice.context, list(choice.options), choice.answer) == (row["ctx"], row["endings"], row["label"])

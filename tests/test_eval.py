@@ -16,7 +16,7 @@ import torch
 
 import eval as evaluation_script
 from minisoft import data, evaluation
-from minisoft.io import checkpoint
+from minisoft.io import WEIGHTS, checkpoint, datasets
 from minisoft.io.journal import Journal
 from minisoft.reward import score
 from minisoft.soft import noise_scale
@@ -147,7 +147,7 @@ def test_interrupt_says_how_to_go_on(tmp_path, monkeypatch):
 
 
 def test_several_models_seeds_and_data(tmp_path, choices_file, capsys):
-    tiny = str(data.WEIGHTS / "tiny")
+    tiny = str(WEIGHTS / "tiny")
     result, generations = run(tmp_path / "r.json", "--model", f"a={tiny}", f"b={tiny}", "--data", "tiny-test", str(choices_file),
                               "--seed", "0", "1", "--settings", "hard-sample", "--limit", "3")
     runs = [(r["label"], r["data"], r["seed"], list(r["settings"]), "choices" in r) for r in result["runs"]]
@@ -164,9 +164,9 @@ def test_hard_greedy_is_transformers_greedy_generation(tmp_path):
     import transformers
     _, generations = run(tmp_path / "r.json", "--limit", "12", "--cot", "20")
     assert {g["truncated"] for g in generations} == {True, False}
-    model = transformers.AutoModelForCausalLM.from_pretrained(data.WEIGHTS / "tiny", dtype=torch.float32)
-    tokenizer = checkpoint.load(data.WEIGHTS / "tiny")[1]
-    for problem, g in zip(data.load_problems("tiny-test"), generations):
+    model = transformers.AutoModelForCausalLM.from_pretrained(WEIGHTS / "tiny", dtype=torch.float32)
+    tokenizer = checkpoint.load(WEIGHTS / "tiny")[1]
+    for problem, g in zip(datasets.load_problems("tiny-test"), generations):
         ids = tokenizer.encode(data.prompt(problem.question, "User: QUESTION Assistant:"))
         start = len(ids)
         more = lambda ids, n: model.generate(torch.tensor([ids]), max_new_tokens=n, do_sample=False)[0].tolist()
@@ -296,7 +296,7 @@ TRAINED = {"base": "tiny", "data": "tiny", "tokens": "soft", "sigma": 0.06, "gam
 ])
 def test_what_decides_inference(tmp_path, about, flags, expected):
     folder = tmp_path / "tiny"
-    shutil.copytree(data.WEIGHTS / "tiny", folder)
+    shutil.copytree(WEIGHTS / "tiny", folder)
     (folder / "minisoft.json").write_text(json.dumps(about))
     args, subject = evaluation_script.read_flags(flags), evaluation_script.Subject.find(str(folder))
     model = checkpoint.load_model(folder)
@@ -312,7 +312,7 @@ def test_what_decides_inference(tmp_path, about, flags, expected):
                                           ("tokens", ["soft"]), ("top_k", 0)])
 def test_an_odd_minisoft_json_is_one_line(tmp_path, field, value):
     folder = tmp_path / "tiny"
-    shutil.copytree(data.WEIGHTS / "tiny", folder)
+    shutil.copytree(WEIGHTS / "tiny", folder)
     (folder / "minisoft.json").write_text(json.dumps({field: value}))
     with pytest.raises(SystemExit, match=f"minisoft.json: {field}: expected"):
         run(tmp_path / "r.json", "--model", str(folder))
@@ -320,7 +320,7 @@ def test_an_odd_minisoft_json_is_one_line(tmp_path, field, value):
 
 def test_seeds_of_a_row_must_be_alike(tmp_path):
     for name, noise in (("a", "embedding"), ("b", "hidden")):
-        shutil.copytree(data.WEIGHTS / "tiny", tmp_path / name)
+        shutil.copytree(WEIGHTS / "tiny", tmp_path / name)
         (tmp_path / name / "minisoft.json").write_text(json.dumps({"noise": noise}))
     with pytest.raises(SystemExit, match="--model: expected models called 'x' to differ in the seed only, .* for noise in"):
         run(tmp_path / "r.json", "--model", f"x={tmp_path / 'a'}", f"x={tmp_path / 'b'}")
@@ -330,7 +330,7 @@ def test_seeds_of_a_row_must_be_alike(tmp_path):
                                    ["--limit", "2"], ["--cot", "30"], ["--prompt", "PROMPT"], ["TOUCH"]])
 def test_an_interrupted_call_is_not_continued_by_another(tmp_path, monkeypatch, flags):
     folder, prompt = tmp_path / "tiny", tmp_path / "prompt.txt"
-    shutil.copytree(data.WEIGHTS / "tiny", folder)
+    shutil.copytree(WEIGHTS / "tiny", folder)
     prompt.write_text("Q QUESTION A")
     monkeypatch.setattr(evaluation.tqdm, "update", lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(SystemExit, match="interrupted"):

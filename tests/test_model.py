@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from conftest import ARCHITECTURES, LLAMA3_SCALING, VOCABULARY, write_json
 
-from minisoft.io.checkpoint import load_model
 from minisoft.errors import InputError
-from minisoft.model import Config, PromptCache, RowCache, Transformer
+from minisoft.io.checkpoint import load_model
+from minisoft.io.config import read_config
+from minisoft.model import PromptCache, RowCache, Transformer
 
 SAMPLE = ("llama3", "llama-mha", "qwen2", "qwen3")  # for what hardly depends on the architecture
 
@@ -376,7 +377,7 @@ def raw_config(**changes):
 @pytest.mark.parametrize("changes, message", REFUSED, ids=lambda value: str(value)[:60])
 def test_a_config_that_would_give_wrong_numbers_is_refused(changes, message):
     with pytest.raises(InputError, match=message) as error:
-        Config.read(raw_config(**changes))
+        read_config(raw_config(**changes))
     assert "\n" not in str(error.value)
 
 
@@ -385,13 +386,13 @@ def test_a_config_that_would_give_wrong_numbers_is_refused(changes, message):
     {"model_type": "qwen2", "use_sliding_window": False, "sliding_window": 32768, "max_window_layers": 21},
     {"model_type": "qwen3", "use_sliding_window": False, "sliding_window": None}], ids=str)
 def test_a_config_as_the_hub_has_it_is_read(changes):
-    assert Config.read(raw_config(**changes)).hidden_size == 32
+    assert read_config(raw_config(**changes)).hidden_size == 32
 
 
 @pytest.mark.parametrize("kind, qkv_bias, o_bias, qk_norm, head_dim", [
     ("llama", False, False, False, 8), ("qwen2", True, False, False, 8), ("qwen3", False, False, True, 128)])
 def test_what_a_config_leaves_out_is_as_in_transformers(kind, qkv_bias, o_bias, qk_norm, head_dim):
-    config = Config.read(raw_config(model_type=kind))
+    config = read_config(raw_config(model_type=kind))
     assert (config.qkv_bias, config.o_bias, config.qk_norm, config.head_dim) == (qkv_bias, o_bias, qk_norm, head_dim)
-    assert Config.read(raw_config(model_type=kind, rms_norm_eps=GONE)).rms_norm_eps == 1e-6
-    assert Config.read(raw_config(model_type="llama", num_key_value_heads=GONE)).num_key_value_heads == 4
+    assert read_config(raw_config(model_type=kind, rms_norm_eps=GONE)).rms_norm_eps == 1e-6
+    assert read_config(raw_config(model_type="llama", num_key_value_heads=GONE)).num_key_value_heads == 4

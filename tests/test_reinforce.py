@@ -3,10 +3,23 @@
 import pytest
 import torch
 
+from minisoft.engine.memory import (
+    choose_micro_batch,
+    gradient_bytes,
+    position_bytes,
+    standing,
+)
+from minisoft.io.config import read_config
 from minisoft.lab.bench import peak_bytes
 from minisoft.model import Config, PromptCache, Transformer
-from minisoft.engine.memory import choose_micro_batch, gradient_bytes, position_bytes, standing
-from minisoft.reinforce import Mismatch, backward, encodings, leave_one_out, log_prob, measure_mismatch
+from minisoft.reinforce import (
+    Mismatch,
+    backward,
+    encodings,
+    leave_one_out,
+    log_prob,
+    measure_mismatch,
+)
 from minisoft.rollout import ANSWER, COT, FORCED, PAD, Rollout
 from minisoft.soft import Categorical, make_kind
 
@@ -24,7 +37,7 @@ def model(request):
 
 def small_model(tied=True, scale=0.35):
     torch.manual_seed(0)
-    model = Transformer(Config.read({
+    model = Transformer(read_config({
         "model_type": "llama", "vocab_size": V, "hidden_size": D, "intermediate_size": 24, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": tied}))
     for p in model.parameters():

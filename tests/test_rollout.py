@@ -11,19 +11,30 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import minisoft
 from minisoft import data
+from minisoft.io import datasets
 from minisoft.io.checkpoint import WEIGHTS
+from minisoft.io.tokenizer import Tokenizer
 from minisoft.model import PromptCache
 from minisoft.reinforce import Mismatch, measure_mismatch
-from minisoft.rollout import ANSWER, COT, FORCED, PAD, Format, Request, _Batch, rollout, stream
+from minisoft.rollout import (
+    ANSWER,
+    COT,
+    FORCED,
+    PAD,
+    Format,
+    Request,
+    _Batch,
+    rollout,
+    stream,
+)
 from minisoft.soft import make_kind, noise_scale, rms
-from minisoft.io.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
 def tiny():
     torch.manual_seed(0)
     model, tokenizer = minisoft.load(WEIGHTS / "tiny")
-    problems = data.load_problems("tiny-test")[:6]
+    problems = datasets.load_problems("tiny-test")[:6]
     prompts = [tokenizer.encode(data.prompt(p.question, "User: QUESTION Assistant:")) for p in problems]
     return SimpleNamespace(model=model, tokenizer=tokenizer, form=Format(tokenizer), prompts=prompts,
                            sigma=0.33 * rms(model.E))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from minisoft.io import checkpoint
 from minisoft.errors import InputError
+from minisoft.io import checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [*ROOT.glob("*.py"), *ROOT.glob("minisoft/*.py"), *ROOT.glob("weights/*.py")]

@@ -7,7 +7,17 @@ import pytest
 import torch
 
 from minisoft.errors import InputError
-from minisoft.soft import TAU, Categorical, Gaussian, Hard, entropy, make_kind, noise_scale, noise_sigma, rms
+from minisoft.soft import (
+    TAU,
+    Categorical,
+    Gaussian,
+    Hard,
+    entropy,
+    make_kind,
+    noise_scale,
+    noise_sigma,
+    rms,
+)
 
 
 class Embedding:

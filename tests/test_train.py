@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 import train
+from minisoft.errors import InputError
 from minisoft.io import checkpoint
 from minisoft.lab import figures, tables
-from minisoft.errors import InputError
 from minisoft.training.optimizer import Optimizer
 from minisoft.training.world import World
 
@@ -267,7 +267,7 @@ def test_help_is_the_manual(script):
 
 
 def test_import_is_light():
-    code = "import sys, minisoft; assert 'torch' not in sys.modules; assert minisoft.data.load_problems"
+    code = "import sys, minisoft; assert 'torch' not in sys.modules; assert minisoft.datasets.load_problems"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 

@@ -12,15 +12,16 @@ import random
 import time
 from pathlib import Path
 
+import corpus
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from tqdm import tqdm
 
-import corpus
 from minisoft.engine import linear
-from minisoft.model import Config, Transformer
+from minisoft.io.config import read_config
+from minisoft.model import Transformer
 
 SPECIAL = ("<unk>", "<eos>")
 PIECE = r" ?\\boxed\{| ?\d| ?[A-Za-z]+| ?[^\sA-Za-z\d]|\s"  # one digit a token; \boxed{ is one token
@@ -117,7 +118,7 @@ def main() -> None:
     linear.ONEDNN = False  # torch's own products, with which weights/tiny was made
     tokenizer = make_tokenizer()
     raw = make_config(tokenizer.get_vocab_size())
-    model = Transformer(Config.read(raw))
+    model = Transformer(read_config(raw))
     initialise(model, args.seed)
     matrices = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
     rest = [p for n, p in model.named_parameters() if p.dim() != 2 or "embed" in n]

@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 
 from minisoft import data
-from minisoft.io import checkpoint
+from minisoft.io import checkpoint, datasets
+from minisoft.io.tokenizer import Tokenizer
 from minisoft.lab import tables
 from minisoft.model import RowCache, Transformer
-from minisoft.training.world import share
 from minisoft.reinforce import LOGITS_AT_ONCE
 from minisoft.rollout import ANSWER_TOKENS, Format
-from minisoft.io.tokenizer import Tokenizer
+from minisoft.training.world import share
 
 
 def position_bytes(model: Transformer, stretch: float = 1.0) -> float:
@@ -134,8 +134,8 @@ def of_run(args, source: Path, pieces: int) -> str:
     prompt, after = 256, 16 + ANSWER_TOKENS
     if any((source / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         tokenizer, about = Tokenizer(source), checkpoint.read_about(source)
-        template = data.read_prompt(args.prompt) if args.prompt else about.get("prompt", data.PAPER_PROMPT)
-        longest = max(data.load_problems(args.data), key=lambda problem: len(problem.question)).question
+        template = datasets.read_prompt(args.prompt) if args.prompt else about.get("prompt", data.PAPER_PROMPT)
+        longest = max(datasets.load_problems(args.data), key=lambda problem: len(problem.question)).question
         prompt = len(tokenizer.encode(data.prompt(longest, template)))
         after = max(map(len, Format(tokenizer).prefill)) + ANSWER_TOKENS
     problems = max(len(share(rank, args.plan, args.prompts, args.group)) for rank in range(args.plan))

@@ -8,11 +8,11 @@ from safetensors import safe_open
 
 from minisoft.data import WEIGHTS
 from minisoft.errors import InputError, expecting
-from minisoft.io.atomic import replace_folder, save_tensors, write_json
-from minisoft.model import Config, Transformer
-from minisoft.soft import KINDS, NOISES
-from minisoft.io.atomic import read_json
+from minisoft.io.atomic import read_json, replace_folder, save_tensors, write_json
+from minisoft.io.config import read_config
 from minisoft.io.tokenizer import FILES, Tokenizer
+from minisoft.model import Transformer
+from minisoft.soft import KINDS, NOISES
 
 SIDECAR = "minisoft.json"  # how the model is to be used: prompt, sigma, defaults; absent in folders from elsewhere
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -35,7 +35,7 @@ def outline(folder: Path) -> Transformer:
     """The model of a folder's config.json on the meta device: its shapes without its weights, float32."""
     raw = read_json(folder / "config.json", required=True)
     try:
-        config = Config.read(raw)
+        config = read_config(raw)
     except InputError as error:
         raise InputError(f"{folder / 'config.json'}: {error}") from None
     with torch.device("meta"):

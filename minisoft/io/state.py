@@ -18,8 +18,7 @@ import torch
 from safetensors import safe_open
 
 from minisoft.errors import InputError
-from minisoft.io.atomic import save_tensors, sync, write_json
-from minisoft.io.atomic import read_json
+from minisoft.io.atomic import read_json, save_tensors, sync, write_json
 
 
 def lock(run: Path):

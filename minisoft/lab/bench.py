@@ -22,16 +22,16 @@ import torch
 from tqdm import tqdm
 
 from minisoft import data
-from minisoft.io import atomic, checkpoint
-from minisoft.lab import tables
-from minisoft.errors import InputError
 from minisoft.engine.linear import product
+from minisoft.errors import InputError
+from minisoft.io import WEIGHTS, atomic, checkpoint
+from minisoft.lab import tables
 from minisoft.model import Config, Transformer
-from minisoft.training.optimizer import Optimizer
-from minisoft.training.world import World, keep_memory
 from minisoft.reinforce import Mismatch, backward
 from minisoft.rollout import ANSWER_TOKENS, Format, Request, Rollout, rollout
 from minisoft.soft import GAMMA, KINDS, make_kind, noise_scale
+from minisoft.training.optimizer import Optimizer
+from minisoft.training.world import World, keep_memory
 
 SHAPES = {  # (V, d, intermediate, layers, heads, key/value heads, head_dim, tied), from the models' config.json
     "llama-3.2-1b": (128256, 2048, 8192, 16, 32, 8, 64, True), "llama-3.2-3b": (128256, 3072, 8192, 28, 24, 8, 128, True),
@@ -288,7 +288,7 @@ def read_flags(argv=None) -> argparse.Namespace:
     add = lambda group, name, default, text, **kw: group.add_argument(
         name, default=default, help=text + (f" (default {default})" if default is not None else ""), **kw)
     group = parser.add_argument_group("work")
-    add(group, "--model", data.WEIGHTS / "tiny", "folder, or hub id owner/name", type=str)
+    add(group, "--model", WEIGHTS / "tiny", "folder, or hub id owner/name", type=str)
     add(group, "--shape", None, "random weights of this shape instead", choices=SHAPES)
     add(group, "--prompt-tokens", 118, "length of the random prompts of --shape; a model gets the paper's prompt", type=int)
     add(group, "--tokens", ["hard", "soft"], "kinds of CoT token", nargs="+", choices=KINDS)

@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from minisoft.errors import InputError, expecting
-from minisoft.soft import KINDS
 from minisoft.io.atomic import read_json
+from minisoft.soft import KINDS
 
 INCIDENTAL = {"seed", "out", "resume", "sigma", "device", "world", "micro_batch", "eval_batch", "validate_every",
               "save_every", "keep", "show_every", "shares_every", "shard", "patience"}  # in config.json of seeds of one run
@@ -240,7 +240,9 @@ def _line(axis, points: dict[int, list[float]], index: int, label: str, interval
 
 def _panels(rows: int, columns: int, **share):
     """(Figure, array of its Axes)."""
-    from matplotlib.figure import Figure  # here, since nothing else needs matplotlib; PNG files are drawn by Agg
+    from matplotlib.figure import (
+        Figure,  # here, since nothing else needs matplotlib; PNG files are drawn by Agg
+    )
     figure = Figure(figsize=(max(5, 3.7 * columns), 2.8 * rows + .6), layout="constrained")
     figure.get_layout_engine().set(w_pad=.1, h_pad=.06)
     axes = figure.subplots(rows, columns, squeeze=False, **share)

@@ -18,13 +18,12 @@ from statistics import fmean, median, stdev, variance
 
 import torch
 
-from minisoft.lab import figures
 from minisoft.errors import InputError
+from minisoft.io.atomic import read_json, write_text
+from minisoft.lab import figures
 from minisoft.lab.figures import cell
-from minisoft.io.atomic import write_text
 from minisoft.lab.tables import number, read_results, table
 from minisoft.soft import KINDS
-from minisoft.io.atomic import read_json
 
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120,
        2.110, 2.101, 2.093, 2.086)  # Student's 0.975 quantile for 1 ... 20 degrees of freedom

@@ -26,16 +26,16 @@ import torch
 from tqdm import tqdm
 
 from minisoft import data, evaluation
-from minisoft.io import checkpoint
-from minisoft.lab import tables
 from minisoft.errors import InputError
+from minisoft.io import WEIGHTS, checkpoint, datasets
 from minisoft.io.atomic import write_json
+from minisoft.lab import tables
 from minisoft.model import PromptCache
-from minisoft.training.world import keep_memory
 from minisoft.reinforce import ESTIMATORS, Mismatch, advantages, backward, encodings
-from minisoft.verifier.compare import WORKERS, Verifier
 from minisoft.rollout import ANSWER, COT, Format, Request, rollout
 from minisoft.soft import GAMMA, KINDS, NOISES, check_top_k, make_kind, noise_sigma
+from minisoft.training.world import keep_memory
+from minisoft.verifier.compare import WORKERS, Verifier
 
 EMBEDDING = "model.embed_tokens.weight"
 GAPS = (1e-4, 1e-3, 1e-2, .1, 1.0)  # differences of logits
@@ -130,11 +130,11 @@ def measure(args, verifier) -> dict:
     about = checkpoint.read_about(folder)
     model, tokenizer = checkpoint.load(folder, torch.device(args.device), checkpoint.DTYPES["float32"])
     check_top_k(args.top_k, model)
-    problems = data.load_problems(args.data or about.get("defaults", {}).get("data") or "tiny")
+    problems = datasets.load_problems(args.data or about.get("defaults", {}).get("data") or "tiny")
     sigma = noise_sigma(model, args.noise, about, args.gamma)
     kind = make_kind(args.tokens, sigma, args.tau, args.noise, args.top_k)
     form = Format(tokenizer)
-    template = data.read_prompt(args.prompt) if args.prompt else about.get("prompt", data.PAPER_PROMPT)
+    template = datasets.read_prompt(args.prompt) if args.prompt else about.get("prompt", data.PAPER_PROMPT)
     args.cot = args.cot or about.get("defaults", {}).get("cot", 128)
     model.rounded, start, batches = args.logits == "bfloat16", time.perf_counter(), []
     for number in tqdm(range(args.batches), desc="batches", disable=None):
@@ -166,7 +166,7 @@ def read_flags(argv=None) -> argparse.Namespace:
     parser = argparse.ArgumentParser("python -m minisoft.lab.gradient", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     group = parser.add_argument_group("what is measured")
-    group.add_argument("--model", default=str(data.WEIGHTS / "tiny"), help="folder or hub id (default weights/tiny)")
+    group.add_argument("--model", default=str(WEIGHTS / "tiny"), help="folder or hub id (default weights/tiny)")
     group.add_argument("--data", help="problems (default the model's, else tiny)")
     group.add_argument("--prompt", help="file with the prompt, QUESTION where the question goes (default the model's)")
     group.add_argument("--tokens", choices=KINDS, default="soft", help="kind of CoT token (default soft)")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from minisoft.io.checkpoint import DTYPES, find
 from minisoft.engine.linear import product
+from minisoft.io.checkpoint import DTYPES, find
 from minisoft.rollout import ANSWER_TOKENS
 from minisoft.soft import TAU, Categorical, Gaussian, entropy
 

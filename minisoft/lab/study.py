@@ -36,10 +36,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minisoft.io import checkpoint, state
-from minisoft.lab import findings
-from minisoft.data import WEIGHTS
 from minisoft.errors import InputError
+from minisoft.io import WEIGHTS, checkpoint, state
+from minisoft.lab import findings
 from minisoft.lab.findings import PROBLEMS, SKILLS, last_validations
 from minisoft.soft import KINDS
 

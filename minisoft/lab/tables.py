@@ -19,13 +19,12 @@ from statistics import fmean, stdev
 
 import torch
 
-from minisoft.lab import figures
 from minisoft.errors import InputError
 from minisoft.evaluation import SETTINGS
+from minisoft.io.atomic import read_json, write_text
+from minisoft.lab import figures
 from minisoft.lab.figures import cell, distinct, parts, short_names
-from minisoft.io.atomic import write_text
 from minisoft.soft import KINDS
-from minisoft.io.atomic import read_json
 
 METRICS = {
     "step": "number of the update, from 1",

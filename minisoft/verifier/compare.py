@@ -323,7 +323,12 @@ def _serve(deadline_s: float, memory_bytes: int):
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # nothing else may print between the replies
     try:
-        from math_verify import LatexExtractionConfig, LatexNormalizationConfig, parse, verify
+        from math_verify import (
+            LatexExtractionConfig,
+            LatexNormalizationConfig,
+            parse,
+            verify,
+        )
     except ImportError as error:
         return print(json.dumps(str(error)), file=replies)
     as_written = LatexNormalizationConfig(units=False, malformed_operators=False, nits=False, boxed="none")

@@ -6,12 +6,13 @@ import pytest
 import torch
 from conftest import SENTENCES
 
+from minisoft.data import Choice
 from minisoft.engine import choices
-from minisoft.io.checkpoint import load
-from minisoft.data import WEIGHTS, Choice
 from minisoft.errors import InputError
-from minisoft.model import Transformer
+from minisoft.io import WEIGHTS
+from minisoft.io.checkpoint import load
 from minisoft.io.tokenizer import Tokenizer
+from minisoft.model import Transformer
 
 ARCHITECTURES = ["llama-gqa", "llama3-tied", "qwen2", "qwen3-tied"]
 WORDS = " ".join(SENTENCES).split()

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 
 import minisoft
 from minisoft.engine import linear
-from minisoft.io.checkpoint import WEIGHTS
 from minisoft.engine.linear import pack, product
+from minisoft.io.checkpoint import WEIGHTS
 
 SIZES = [(128, 352), (352, 128), (208, 128), (24, 7)]
 onednn = pytest.mark.skipif(not linear.ONEDNN, reason="needs oneDNN")

@@ -12,9 +12,9 @@ import torch
 from minisoft.engine import memory
 from minisoft.lab import bench
 from minisoft.model import Config, Transformer
+from minisoft.rollout import ANSWER_TOKENS, rollout
 from minisoft.training.optimizer import Optimizer
 from minisoft.training.world import World
-from minisoft.rollout import ANSWER_TOKENS, rollout
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")

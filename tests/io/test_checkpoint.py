@@ -9,11 +9,10 @@ from conftest import random_model, write_json
 from safetensors.torch import load_file, save_file
 
 import minisoft
-from minisoft.io import checkpoint
-from minisoft.io.checkpoint import SIDECAR, find, load_model, save_model
-from minisoft.io.atomic import recover
 from minisoft.errors import InputError
-from minisoft.io.atomic import read_json
+from minisoft.io import checkpoint
+from minisoft.io.atomic import read_json, recover
+from minisoft.io.checkpoint import SIDECAR, find, load_model, save_model
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -7,8 +7,8 @@ import time
 import pytest
 import torch
 
-from minisoft.io import state
 from minisoft.errors import InputError
+from minisoft.io import state
 from minisoft.training.world import World
 
 WORLD = World("cpu")

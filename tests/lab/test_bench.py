@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from minisoft.lab import bench
-from minisoft.training import world
 from minisoft.rollout import COT
+from minisoft.training import world
 
 
 def test_an_update_is_timed_against_transformers(tmp_path, capsys):

@@ -7,7 +7,13 @@ import pytest
 import torch
 from test_reinforce import KINDS, V, gradient, replay_gradient, small_model
 
-from minisoft.reinforce import ESTIMATORS, TERMS, advantages, leave_one_out, prefix_advantages
+from minisoft.reinforce import (
+    ESTIMATORS,
+    TERMS,
+    advantages,
+    leave_one_out,
+    prefix_advantages,
+)
 from minisoft.rollout import ANSWER, COT, FORCED, PAD, Request, Rollout, rollout
 from minisoft.soft import Categorical, make_kind
 

@@ -13,9 +13,15 @@ import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from minisoft.lab import findings
 from minisoft.errors import InputError
-from minisoft.lab.findings import at_accuracy, difference, show_difference, show_mean, student
+from minisoft.lab import findings
+from minisoft.lab.findings import (
+    at_accuracy,
+    difference,
+    show_difference,
+    show_mean,
+    student,
+)
 from minisoft.lab.study import PARTS, Cell, Study, main, remedies
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from minisoft.lab import figures, tables
 from minisoft.errors import InputError
+from minisoft.lab import figures, tables
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLE = {"pass@1": .5, "pass@2": .625, "pass@3": .75, "pass@4": .8, "boxed": .9, "truncated": .1, "cot_length": 20.,

@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 
 import train
 from minisoft.io.checkpoint import WEIGHTS
-from minisoft.training.world import World
 from minisoft.reinforce import ESTIMATORS
+from minisoft.training.world import World
 
 SMALL = ("--prompts 2 --group 8 --cot 60 --validation 0 --test 0 --show-every 0 --device cpu --seed 1 --lr 1e-4 "
          "--warmup 1 --clip 1e9").split()

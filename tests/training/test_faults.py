@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 import train
-from minisoft.io import checkpoint
 from minisoft.errors import InputError
+from minisoft.io import checkpoint
 from minisoft.training.optimizer import Optimizer
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from minisoft.verifier import compare
 from minisoft.errors import InputError
 from minisoft.reward import score
+from minisoft.verifier import compare
 from minisoft.verifier.compare import Verifier, boxed, only_as_text
 
 # Each line: a gold, "::", and after it answers separated by ";;".

@@ -7,9 +7,26 @@ import sys
 
 import pytest
 
-from minisoft.data import (EMBEDDED, HUB, PREFILL_EARLY, PREFILL_LATE, STOP, Choice, Problem, batch, boxed, load,
-                           load_choices, load_problems, prompt, read_prompt, split)
+from minisoft.data import (
+    PREFILL_EARLY,
+    PREFILL_LATE,
+    STOP,
+    Choice,
+    Problem,
+    batch,
+    boxed,
+    prompt,
+    split,
+)
 from minisoft.errors import InputError
+from minisoft.io.datasets import (
+    EMBEDDED,
+    HUB,
+    load,
+    load_choices,
+    load_problems,
+    read_prompt,
+)
 
 
 def refuses(message, call, *arguments):

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from minisoft.data import WEIGHTS
+from minisoft.io import WEIGHTS
 from minisoft.errors import InputError, expecting
 from minisoft.io.atomic import read_json, replace_folder, save_tensors, write_json
 from minisoft.io.config import read_config

@@ -1,8 +1,8 @@
-"""Random numbers that are a function of (seed, step, problem, sample, position) and of nothing else.
+"""Random numbers that are a function of (seed, step, problem, sample, position) and nothing else.
 
-A row has a key, made of whatever identifies it; the draw at a position is a hash of key and position (SplitMix64, which
-counts through hashes by design).  There is no state, so it does not matter which rows are drawn together, on which
-rank, or in which order.
+A row has a key, made of whatever identifies it; the draw at a position is a hash of key and
+position (SplitMix64, which counts through hashes by design).  There is no state, so it does not
+matter which rows are drawn together, on which rank, or in which order.
 """
 
 import hashlib
@@ -16,8 +16,9 @@ _MULTIPLIERS = (30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)
 
 
 def key(*parts) -> int:
-    """Whatever identifies a row, such as (seed, step, problem, sample) -> a signed 64-bit number."""
-    return int.from_bytes(hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest(), "little", signed=True)
+    """Whatever identifies a row, such as (seed, step, problem, sample) -> an int64."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little", signed=True)
 
 
 def _signed(x: int) -> int:
@@ -53,7 +54,7 @@ class Draws:
         return _shift(self._bits(1)[:, 0], 40).float() * 2**-24
 
     def normal(self, n: int) -> torch.Tensor:
-        """(N, n) float32, standard normal, by Box-Muller: n/2 hashes give two numbers of 32 bits each."""
+        """(N, n) float32, standard normal, by Box-Muller: a hash gives two numbers of 32 bits."""
         bits = self._bits((n + 1) // 2)
         radius = (-2 * ((_shift(bits, 32) + 1).float() * 2**-32).log()).sqrt()
         angle = (bits & 0xFFFFFFFF).float() * (2 * math.pi * 2**-32)

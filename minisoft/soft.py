@@ -1,16 +1,16 @@
 """The kinds of chain-of-thought (CoT) token (section 3, eqs. 3-6, 9-10; appendix F.2).
 
-A kind is a *distribution over actions* and a map `embed` from the action to the transformer's next input:
+A kind is a *distribution over actions* and a map `embed` from an action to the next input:
 
-    kind                          distribution at a CoT step, z = hL W_d    embed(action)
-    hard                          Categorical(softmax(z / tau))             E[action]
-    soft, fuzzy                   Normal(softmax(z / tau) E, sigma)         action
-      noise on the hidden layer   Normal(hL, sigma)                         softmax(action W_d / tau) E
-      noise on (top-k) logits     Normal(z, or its k best, sigma)           softmax(action / tau) E
+    kind                         distribution at a CoT step, z = hL W_d  embed(action)
+    hard                         Categorical(softmax(z / tau))           E[action]
+    soft, fuzzy                  Normal(softmax(z / tau) E, sigma)       action
+      noise on the hidden layer  Normal(hL, sigma)                       softmax(action W_d / tau) E
+      noise on (top-k) logits    Normal(z, or its k best, sigma)         softmax(action / tau) E
 
-Rollout draws an action and embeds it, greedy inference takes the mode, training takes the log-probability of the
-recorded actions: the same code for every kind.  Shapes: ... leading dimensions (rows, or rows x positions),
-V vocabulary, d width of E.
+Rollout draws an action and embeds it, greedy inference takes the mode, training takes the
+log-probability of the recorded actions: the same code for every kind.  Shapes: ... leading
+dimensions (rows, or rows x positions), V vocabulary, d width of E.
 """
 
 from dataclasses import dataclass
@@ -21,10 +21,7 @@ import torch.nn.functional as F
 from minisoft.draws import Draws
 from minisoft.errors import InputError
 
-KINDS = ("hard", "soft", "fuzzy")
-NOISES = ("embedding", "hidden", "logits")
-TAU = {"hard": 1.0, "soft": 0.5, "fuzzy": 0.0001}  # section 4: training temperatures
-TAU_TOP_K = 1.0  # appendix F.2: with noise on the k best logits
+TAU_TOP_K = 1.0  # appendix F.2: tau with noise on the k best logits
 GAMMA = 0.33  # section 4: sigma = GAMMA * rms(E)
 
 
@@ -37,10 +34,12 @@ class Categorical:
     def sample(self, draws: Draws) -> torch.Tensor:
         """Token ids (N,), by inverting the cumulative distribution; logits (N, V)."""
         cumulative = self.logits.softmax(-1).cumsum_(-1)  # (N, V)
-        wanted = draws.uniform()[:, None] * cumulative[:, -1:]
-        return torch.searchsorted(cumulative, wanted, right=True)[:, 0].clamp_(max=self.logits.shape[-1] - 1)
+        level = draws.uniform()[:, None] * cumulative[:, -1:]
+        ids = torch.searchsorted(cumulative, level, right=True)[:, 0]
+        return ids.clamp_(max=self.logits.shape[-1] - 1)
 
     def mode(self) -> torch.Tensor:
+        """The most likely ids (...)."""
         return self.logits.argmax(-1)
 
     def log_prob(self, action: torch.Tensor) -> torch.Tensor:
@@ -50,49 +49,62 @@ class Categorical:
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Normal(mean, sigma^2 I), mean (..., n) float32 (eq. 6); with `top`, of the n numbers only the `top` largest of
-    the mean are actions, the others are -inf."""
+    """Normal(mean, sigma^2 I), mean (..., n) float32 (eq. 6).
+
+    With `top`, only the `top` largest numbers of the mean are actions, the others are -inf.
+    """
 
     mean: torch.Tensor
     sigma: float
     top: int | None = None
 
     def sample(self, draws: Draws) -> torch.Tensor:
-        """Actions mode + sigma * N(0, I), (N, n) (eq. 6); mean (N, n)."""
-        return self.mode() + self.sigma * draws.normal(self.mean.shape[-1])
+        """Actions mode + sigma * N(0, I), (N, n); mean (N, n)."""
+        return self.mode() + self.sigma * draws.normal(self.mean.shape[-1])  # eq. 6
 
     def mode(self) -> torch.Tensor:
+        """The action without noise, (..., n)."""
         if self.top is None:
             return self.mean
         best = self.mean.topk(self.top, dim=-1).indices
-        return torch.full_like(self.mean, -torch.inf).scatter(-1, best, self.mean.gather(-1, best))
+        rest = torch.full_like(self.mean, -torch.inf)
+        return rest.scatter(-1, best, self.mean.gather(-1, best))
 
     def log_prob(self, action: torch.Tensor) -> torch.Tensor:
-        """-|action - mean|^2 / (2 sigma^2), (...): eq. 10 without its constant, which no parameter changes.  About -n/2,
-        so it is summed and kept in float64: float32 would round away what the replay check looks at.  Which numbers are
-        the `top` largest is read from the action."""
+        """-|action - mean|^2 / (2 sigma^2), (...): eq. 10 without its constant, which no parameter
+        changes.
+
+        About -n/2, so it is summed and kept in float64: float32 would round away what the replay
+        check looks at.  Which numbers are the `top` largest is read from the action.
+        """
         off = action - self.mean
         if self.top is not None:
             off = off.masked_fill(action == -torch.inf, 0.0)
-        return off.double().square().sum(-1) / (-2 * self.sigma**2)
+        return off.double().square().sum(-1) / (-2 * self.sigma**2)  # eq. 10
 
 
 def mixture(model, logits: torch.Tensor, tau: float) -> torch.Tensor:
-    """logits (..., V) -> softmax(logits / tau) E (..., d), float32 (eqs. 3 and 5)."""
+    """logits (..., V) -> softmax(logits / tau) E, (..., d) float32."""
     p = F.softmax(logits / tau, dim=-1)  # (..., V), eq. 3
     return model.mix(p)  # (..., d), eq. 5
 
 
-# Every kind has: distribution, of the action given encodings hL (..., d) and their logits (..., V); embed, actions
-# (..., n) or (...) -> inputs (..., d); fed, the logits (..., V) of the mixture that an action feeds (of hard tokens: that
-# it was drawn from); shadow, the token ids (...) that stand for the actions in readable text.
+# Every kind has
+#   distribution  of the action, given encodings hL (..., d) and their logits (..., V)
+#   embed         actions (..., n) or (...) -> inputs (..., d)
+#   fed           the logits (..., V) of the mixture that an action feeds (of hard tokens: that it
+#                 was drawn from), given the logits (..., V) of the encoding
+#   shadow        the token ids (...) that stand for the actions in readable text
+#   mixes         whether it multiplies by all of E, which costs memory and time
 
 
 @dataclass(frozen=True)
 class Hard:
-    """Ordinary sampled tokens; an action is a token id."""
+    """Ordinary sampled tokens; an action is a token id.  There is no noise: sigma is ignored."""
 
-    tau: float = TAU["hard"]
+    tau: float
+    sigma: float | None = None
+    mixes = False
 
     def distribution(self, model, hidden: torch.Tensor, logits: torch.Tensor) -> Categorical:
         return Categorical(logits / self.tau)  # eqs. 3-4
@@ -109,13 +121,14 @@ class Hard:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Soft (tau 0.5) and fuzzy (tau 0.0001) tokens; an action is a noisy mixture of embeddings (d,)."""
+    """Soft (tau 0.5) and fuzzy (tau 0.0001) tokens; an action is a noisy mixture (d,)."""
 
     tau: float
     sigma: float
+    mixes = True
 
     def distribution(self, model, hidden: torch.Tensor, logits: torch.Tensor) -> Gaussian:
-        return Gaussian(mixture(model, logits, self.tau), self.sigma)
+        return Gaussian(mixture(model, logits, self.tau), self.sigma)  # eqs. 5-6
 
     def embed(self, model, action: torch.Tensor) -> torch.Tensor:
         return action.to(model.E.dtype)
@@ -143,7 +156,8 @@ class HiddenNoise(Mixture):
 
 @dataclass(frozen=True)
 class LogitNoise(Mixture):
-    """Noise on the logits, or on the `top` best of them, the rest -inf (appendix F.2); an action is V noisy logits."""
+    """Noise on the logits, or on the `top` best of them, the rest -inf (appendix F.2); an action
+    is V noisy logits."""
 
     top: int | None = None
 
@@ -157,56 +171,64 @@ class LogitNoise(Mixture):
         return action
 
 
+# A new kind of token is a class like these, called with (tau, sigma), and a line in both tables.
+KINDS = {"hard": Hard, "soft": Mixture, "fuzzy": Mixture}
+TAU = {"hard": 1.0, "soft": 0.5, "fuzzy": 0.0001}  # section 4: training temperatures
+PAPER = ("hard", "soft", "fuzzy")  # the paper's three, whatever else there is
+NOISES = {"embedding": Mixture, "hidden": HiddenNoise, "logits": LogitNoise}  # of soft and fuzzy
+
+
+def make_kind(
+    name: str,
+    sigma: float,
+    tau: float | None = None,
+    noise: str = "embedding",
+    top_k: int | None = None,
+):
+    """The kind called `name`; noise and top_k say where soft and fuzzy tokens get their noise
+    (appendix F.2), tau None is the paper's.
+
+    Raises InputError for other names, sigma <= 0, tau <= 0, and top_k without noise on the logits.
+    """
+    _expect("tokens", name, f"one of {', '.join(KINDS)}", name in KINDS)
+    _expect("noise", noise, f"one of {', '.join(NOISES)}", noise in NOISES)
+    _expect("sigma", sigma, "a positive number", sigma > 0)
+    wanted = noise == "logits" and top_k is not None and top_k >= 1
+    _expect("top-k", top_k, "at least 1, and noise on the logits", top_k is None or wanted)
+    mixes_noise = KINDS[name] is Mixture
+    if tau is None:
+        tau = TAU_TOP_K if top_k and mixes_noise else TAU[name]
+    _expect("tau", tau, "a positive number", tau > 0)
+    if mixes_noise and top_k:
+        return LogitNoise(tau, sigma, top_k)
+    return (NOISES[noise] if mixes_noise else KINDS[name])(tau, sigma)
+
+
+def _expect(field: str, found, expected: str, good: bool) -> None:
+    if not good:
+        raise InputError(f"{field}: expected {expected}, found {found!r}")
+
+
 def rms(x: torch.Tensor) -> float:
     """Root mean square of all entries of a tensor, such as E (V, d) (section 4)."""
     return x.detach().float().square().mean().sqrt().item()
 
 
 def noise_scale(model, noise: str) -> float:
-    """What sigma / gamma is, from the weights alone.  embedding: rms(E), the paper's.  hidden: rms of the final norm's
-    weight, which is rms(hL), as the norm makes the rest 1.  logits: rms(hL) rms(W_d) sqrt(d), the rms of logits if hL and
-    the rows of W_d pointed in independent directions (the paper does not say; see the README for measured ratios)."""
+    """What sigma / gamma is, from the weights alone.
+
+    embedding: rms(E), the paper's.  hidden: rms of the final norm's weight, which is rms(hL), as
+    the norm makes the rest 1.  logits: rms(hL) rms(W_d) sqrt(d), the rms of logits if hL and the
+    rows of W_d pointed in independent directions.  The paper does not give the last two.
+    """
+    if noise == "embedding":
+        return rms(model.E)
     hidden = rms(model.model.norm.weight)
-    return {"embedding": rms(model.E), "hidden": hidden,
-            "logits": hidden * rms(model.W_d) * model.config.hidden_size**0.5}[noise]
-
-
-def noise_sigma(model, noise: str, about: dict, gamma: float | None = None) -> float:
-    """sigma = gamma * noise scale; gamma None is the paper's.  A model that was trained with its noise there has its sigma
-    and gamma in its minisoft.json, `about`: these hold, or that sigma in proportion to another gamma."""
-    if "sigma" in about and noise == about.get("noise", "embedding"):
-        return about["sigma"] * (gamma / about.get("gamma", GAMMA) if gamma else 1)
-    return (gamma or GAMMA) * noise_scale(model, noise)
-
-
-def make_kind(name: str, sigma: float, tau: float | None = None, noise: str = "embedding",
-              top_k: int | None = None) -> Hard | Mixture:
-    """The kind called hard, soft or fuzzy, its noise where `noise` says (appendix F.2; hard has none); tau None is the
-    paper's.  Raises InputError for other names, sigma <= 0, tau <= 0, and top_k without noise on the logits."""
-    if name not in KINDS or noise not in NOISES:
-        raise InputError(f"tokens, noise: expected one of {', '.join(KINDS)} and one of {', '.join(NOISES)}, "
-                         f"found {name!r} and {noise!r}")
-    tau = TAU_TOP_K if tau is None and top_k and name != "hard" else TAU[name] if tau is None else tau
-    if not tau > 0 or not sigma > 0:
-        raise InputError(f"tokens {name}: expected tau > 0 and sigma > 0, found tau={tau}, sigma={sigma}")
-    if top_k is not None and (noise != "logits" or top_k < 1):
-        raise InputError(f"top-k: expected at least 1, and noise on the logits, found {top_k} with noise on the {noise}")
-    if name == "hard":
-        return Hard(tau)
-    if noise == "logits":
-        return LogitNoise(tau, sigma, top_k)
-    return Mixture(tau, sigma) if noise == "embedding" else HiddenNoise(tau, sigma)
-
-
-def check_top_k(top_k: int | None, model) -> None:
-    """Raises InputError where noise is asked for on more logits than there are."""
-    V = model.config.vocab_size
-    if top_k and top_k > V:
-        raise InputError(f"--top-k: expected at most the vocabulary's {V}, found {top_k}")
+    return hidden if noise == "hidden" else hidden * rms(model.W_d) * model.E.shape[1] ** 0.5
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
-    """Entropy (...) in nats of softmax(logits), logits (..., V): of the model's next token, at temperature 1."""
+    """Entropy (...) in nats of softmax(logits), logits (..., V): of the next token, at tau = 1."""
     p = logits.softmax(-1)  # (..., V)
-    most, likely = logits.amax(-1), p.amax(-1)  # (...)
-    return (most - likely.log() - torch.linalg.vecdot(p, logits)).clamp_(min=0)  # log sum exp z - sum p z
+    log_sum = logits.amax(-1) - p.amax(-1).log()  # log sum exp z, (...)
+    return (log_sum - torch.linalg.vecdot(p, logits)).clamp_(min=0)  # minus sum p z

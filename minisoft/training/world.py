@@ -21,7 +21,9 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    if mallopt(-3, 2**30) or mallopt(-3, 2**25):  # M_MMAP_THRESHOLD; before glibc 2.35 at most 32 MiB
+    if mallopt(-3, 2**30) or mallopt(
+        -3, 2**25
+    ):  # M_MMAP_THRESHOLD; before glibc 2.35 at most 32 MiB
         mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
 
 
@@ -48,10 +50,14 @@ def share(rank: int, size: int, prompts: int, group: int) -> list[tuple[int, ran
     """
     total = prompts * group
     if total % size:
-        raise InputError(f"prompts x group = {prompts} x {group} = {total} samples a step: expected a multiple of the "
-                         f"number of ranks, found {size} ranks")
+        raise InputError(
+            f"prompts x group = {prompts} x {group} = {total} samples a step: expected a multiple of the "
+            f"number of ranks, found {size} ranks"
+        )
     first, last = rank * total // size, (rank + 1) * total // size
-    parts = [(b, range(max(first - b * group, 0), min(last - b * group, group))) for b in range(prompts)]
+    parts = [
+        (b, range(max(first - b * group, 0), min(last - b * group, group))) for b in range(prompts)
+    ]
     return [(b, samples) for b, samples in parts if len(samples)]
 
 
@@ -74,7 +80,9 @@ class World:
         self.main = self.rank == 0  # the rank that speaks and writes
         kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if kind.startswith("cuda") and not torch.cuda.is_available():
-            raise InputError(f"device: expected a CUDA GPU for {kind!r}, found none; use --device cpu")
+            raise InputError(
+                f"device: expected a CUDA GPU for {kind!r}, found none; use --device cpu"
+            )
         with expecting("cpu or cuda", f"device {kind}"):
             self.device = torch.device(kind)
         if self.device.type == "cuda" and self.device.index is None:
@@ -82,16 +90,22 @@ class World:
         if self.device.type == "cuda":
             with expecting(f"one of {torch.cuda.device_count()} GPUs", self.device):
                 torch.cuda.set_device(self.device)
-        if self.size > 1:  # what lies on the CPU goes by gloo, which notices at once that a rank has gone
+        if (
+            self.size > 1
+        ):  # what lies on the CPU goes by gloo, which notices at once that a rank has gone
             with expecting(f"{self.size} ranks to meet", "torch.distributed"):
-                dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
-                                        timeout=datetime.timedelta(minutes=patience))
+                dist.init_process_group(
+                    "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
+                    timeout=datetime.timedelta(minutes=patience),
+                )
 
     def __enter__(self) -> "World":
         return self
 
     def __exit__(self, kind, *_) -> None:
-        if self.size > 1 and (self.device.type == "cpu" or kind in (None, SystemExit)):  # NCCL waits for the others
+        if self.size > 1 and (
+            self.device.type == "cpu" or kind in (None, SystemExit)
+        ):  # NCCL waits for the others
             dist.destroy_process_group()
 
     @contextmanager
@@ -101,8 +115,10 @@ class World:
             yield
         except RuntimeError as error:
             silent = " and ".join(f"rank {r}" for r in self._silent()) or "some"
-            raise RankError(f"rank {self.rank}: expected an answer of every rank, found none of {silent} (ended, or "
-                            f"busy for too long): {str(error).splitlines()[0]:.200}") from None
+            raise RankError(
+                f"rank {self.rank}: expected an answer of every rank, found none of {silent} (ended, or "
+                f"busy for too long): {str(error).splitlines()[0]:.200}"
+            ) from None
 
     def _silent(self, seconds: float = 10.0) -> list[int]:
         """After an exchange has failed: the ranks that have not reported that theirs failed too when no report has come for
@@ -114,7 +130,9 @@ class World:
                 time.sleep(1)
                 silent = [rank for rank in range(self.size) if not store.check([f"failed/{rank}"])]
                 seen, left = len(silent), left - 1 if len(silent) == seen else seconds
-            time.sleep(seconds if self.main else 0)  # without torchrun it has the store that the others ask
+            time.sleep(
+                seconds if self.main else 0
+            )  # without torchrun it has the store that the others ask
             return silent
         except RuntimeError:
             return [0]
@@ -129,7 +147,10 @@ class World:
         if len(problems) % self.size:
             return problems
         dealt = sorted(problems, key=size, reverse=True)
-        rounds = [dealt[i: i + self.size][:: -1 if i // self.size % 2 else 1] for i in range(0, len(dealt), self.size)]
+        rounds = [
+            dealt[i : i + self.size][:: -1 if i // self.size % 2 else 1]
+            for i in range(0, len(dealt), self.size)
+        ]
         return [one[rank] for rank in range(self.size) for one in rounds]
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
@@ -194,7 +215,9 @@ class World:
     def check_identical(self, parameters) -> None:
         """Raises RankError unless the weights of all ranks have the same checksums."""
         if self.size > 1:
-            sums = self.gather_objects([[p.detach().view(torch.uint8).sum().item() for p in parameters]])
+            sums = self.gather_objects(
+                [[p.detach().view(torch.uint8).sum().item() for p in parameters]]
+            )
             if any(other != sums[0] for other in sums):
                 raise RankError("ranks hold different weights: expected bit-identical copies")
 

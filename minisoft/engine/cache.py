@@ -1,0 +1,146 @@
+"""Keys and values of many rows that continue shared prompts, for decoding one position at a time.
+
+Dimensions: N rows, P prompts, L layers, H query and K key/value heads, D head_dim, C positions of
+the longest prompt, R rows of the prompt with the most.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from minisoft.model import Config, Prompt
+
+
+class RowCache:
+    """Decoding one position at a time: N rows, each with its own continuation of one of P prompts
+    (an `attend` of `Transformer.forward`).
+
+    A prompt's keys and values are stored and read once for all of its rows.  Rows come and go:
+    `add` a prompt, name each row's in `owner`, then `seat` them.  Before a step, `position` (N,)
+    holds the number of positions each row has taken, and `widen` has been told how far they reach.
+    What a row computes does not depend on the other rows, bit for bit where a product of at least
+    4 rows gives the same numbers whatever their count (as MKL's does in float32): hence BLOCK, and
+    the smallest grid of 4.
+    """
+
+    BLOCK = 16  # N, a prompt's length and a row's capacity are rounded up to multiples of it
+    WIDER = 64  # the same for the width on a GPU
+
+    def __init__(self, config: Config, rows: int, capacity: int, device, dtype: torch.dtype):
+        L, K, D = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
+        if torch.device(device).type == "cpu":
+            dtype = torch.float32  # CPUs multiply small bfloat16 matrices slowly
+        N, length = self.round_up(rows), self.round_up(capacity)
+        self.queries = config.num_attention_heads // K  # query heads of a key head
+        self.own = torch.empty(L, 2, N, K, length, D, device=device, dtype=dtype)
+        self.width = 0  # so many of the rows' own positions are read
+        self.clean = 0  # positions of `own` that were set: what is hidden must still be finite
+        self.prompt = torch.zeros(
+            L, 2, 0, K, 0, D, device=device, dtype=dtype
+        )  # (L, 2, P, K, C, D)
+        self.length: list[int] = []  # of each prompt, 0 where there is none
+        self.owner: list[int | None] = [None] * N  # the prompt of each row, None for an empty row
+        self.position = torch.zeros(N, dtype=torch.long, device=device)
+
+    @classmethod
+    def round_up(cls, n: int) -> int:
+        return -(-n // cls.BLOCK) * cls.BLOCK
+
+    def add(self, prompt: Prompt, length: int) -> int:
+        """Store the first `length` positions of a prompt; returns its number."""
+        if 0 not in self.length:  # twice the room
+            self.length += [0] * max(1, len(self.length))
+        number, P = self.length.index(0), len(self.length)
+        C = max(self.prompt.shape[4], self.round_up(length))
+        more = (0, 0, 0, C - self.prompt.shape[4], 0, 0, 0, P - self.prompt.shape[2])
+        if any(more):
+            self.prompt = F.pad(self.prompt, more)
+        for layer, (k, v) in enumerate(zip(prompt.keys, prompt.values, strict=True)):
+            self.prompt[layer, 0, number, :, :length] = k[0, :, :length]
+            self.prompt[layer, 1, number, :, :length] = v[0, :, :length]
+        self.length[number] = length
+        return number
+
+    def drop(self, number: int) -> None:
+        """Forget a prompt that no row continues any more."""
+        self.length[number] = 0
+
+    def seat(self) -> None:
+        """Give every row a seat in a (P, R) grid; to be called when `owner` or a prompt changed."""
+        device, taken, seats = self.own.device, {}, []
+        for owner in self.owner:
+            seats.append(taken.get(owner, 0))
+            taken[owner] = seats[-1] + 1
+        taken.pop(None, None)
+        used = max(taken, default=0) + 1
+        R = max([*taken.values(), -(-4 // self.queries)])  # no product of less than 4 rows
+        row_of = torch.zeros(used, R, dtype=torch.long)  # free seats compute row 0, for nobody
+        seat_of = torch.zeros(len(self.owner), 2, dtype=torch.long)  # empty rows get somebody's
+        for row, (owner, seat) in enumerate(zip(self.owner, seats, strict=True)):
+            if owner is not None:
+                row_of[owner, seat] = row
+                seat_of[row] = torch.tensor((owner, seat))
+        head = torch.arange(self.own.shape[3], device=device)
+        seat_of = seat_of.to(device)
+        self.to_grid = row_of.to(device)[:, None], head[None, :, None]  # rows -> (P, K, R, ...)
+        self.to_rows = seat_of[:, :1], head[None], seat_of[:, 1:]  # a grid -> rows (N, K, ...)
+        starts = [0 if owner is None else self.length[owner] for owner in self.owner]
+        self.start = torch.tensor(starts, device=device)
+        self.prompts = used  # that are read
+        self.prompt_width = self.round_up(max(self.length[:used]))  # of the longest of them
+        self.past_prompt = torch.arange(self.prompt_width, device=device) >= self.start[:, None]
+
+    def widen(self, reach: int) -> None:
+        """The next steps read and write the first `reach` positions of the rows' own.  On a GPU
+        that grows in large steps, since each one means another CUDA graph."""
+        step = self.WIDER if self.own.is_cuda else self.BLOCK
+        self.width = min(-(-reach // step) * step, self.own.shape[4])
+        if self.clean < self.width:
+            self.own[:, :, :, :, self.clean : self.width] = 0
+            self.clean = self.width
+
+    def positions(self, x: torch.Tensor) -> torch.Tensor:
+        past_own = torch.arange(self.width, device=x.device) > self.position[:, None]  # (N, n)
+        hidden = torch.cat((self.past_prompt, past_own), dim=1)  # (N, C + n)
+        bias = torch.zeros(hidden.shape, dtype=self.own.dtype, device=x.device)
+        self.bias = bias.masked_fill_(hidden, -math.inf)
+        self.rows = torch.arange(len(hidden), device=x.device)
+        return (self.start + self.position)[:, None]  # (N, 1)
+
+    def __call__(self, layer: int, q, k, v) -> torch.Tensor:
+        (N, H, _, D), dtype, C, n = q.shape, q.dtype, self.prompt_width, self.width
+        keys, values = self.own[layer]
+        prompt_keys, prompt_values = self.prompt[layer, :, : self.prompts, :, :C]
+        q, k, v = q.to(keys.dtype), k.to(keys.dtype), v.to(keys.dtype)
+        keys[self.rows, :, self.position] = k[:, :, 0]
+        values[self.rows, :, self.position] = v[:, :, 0]
+        q = q.view(N, -1, self.queries, D) * D**-0.5  # (N, K, h, D), h query heads of a key head
+        on_prompt = self._of_prompts(q, prompt_keys.transpose(2, 3))  # (N, K, h, C)
+        on_own = q @ keys[:, :, :n].transpose(2, 3)  # (N, K, h, n)
+        score = torch.cat((on_prompt, on_own), dim=-1).add_(self.bias[:, None, None])
+        on_prompt, on_own = score.float().softmax(-1).to(q.dtype).split((C, n), dim=-1)
+        out = self._of_prompts(on_prompt, prompt_values) + on_own @ values[:, :, :n]
+        return out.view(N, H, 1, D).to(dtype)
+
+    def _of_prompts(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Rows x (N, K, h, X) times the matrix of their prompt and head, y (P, K, X, Y) ->
+        (N, K, h, Y)."""
+        grid = x[self.to_grid]  # (P, K, R, h, X)
+        return (grid.flatten(2, 3) @ y).view(*grid.shape[:-1], -1)[self.to_rows]
+
+    def shrink(self) -> list[int] | None:
+        """Fewer rows where at least BLOCK are empty: the last rows move into the holes, so only as
+        many are copied as must move.  Returns the old place of each row left, None if none went."""
+        there = [i for i, owner in enumerate(self.owner) if owner is not None]
+        N = self.round_up(len(there))
+        if N == len(self.owner) or (self.own.is_cuda and 2 * N > len(self.owner)):
+            return None  # on a GPU a new shape is dear, and rows are not
+        holes = [i for i in range(N) if self.owner[i] is None]
+        order = list(range(N))
+        for hole, row in zip(holes, [i for i in there if i >= N], strict=False):
+            order[hole] = row
+            self.own[:, :, hole, :, : self.width] = self.own[:, :, row, :, : self.width]
+        self.own, self.position = self.own[:, :, :N], self.position[order]
+        self.owner = [self.owner[i] for i in order]
+        return order

@@ -1,0 +1,306 @@
+"""Rollouts as `minisoft.rollout` defines them, many rows at once and one position a step.
+
+It is a second timetable, not a second algorithm: `Row` and `choose` are those of the definition.
+Rows of many problems decode together on a cache, and a finished row makes room for the next one
+that waits (continuous batching).
+Dimensions: N places for rows, S positions after the prompt, d width.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from minisoft.data import ANSWER_TOKENS, Format
+from minisoft.draws import Draws, key
+from minisoft.engine.cache import RowCache
+from minisoft.engine.linear import packed
+from minisoft.rollout import ANSWER, COT, FORCED, Decoding, Request, Rollout, Row, Turn, choose
+
+AHEAD = {"cuda": 8}  # steps that a device runs before the host reads the text; 1 elsewhere
+
+
+def rollout(
+    model, form: Format, kind, requests: list[Request], how: Decoding, **options
+) -> list[Rollout]:
+    """One Rollout for each request, in their order; options as those of `stream`."""
+    numbered = stream(model, form, kind, requests, how, **options)
+    return [record for _, record in sorted(numbered, key=lambda pair: pair[0])]
+
+
+@torch.no_grad()
+def stream(
+    model,
+    form: Format,
+    kind,
+    requests: list[Request],
+    how: Decoding,
+    *,
+    rows: int | None = None,
+    record_actions: bool = True,
+    ahead: int | None = None,
+) -> Iterator[tuple[int, Rollout]]:
+    """Roll out every request; yields (its number, its Rollout) when the last of its rows is done.
+
+    rows: at most so many at once (None: all).  ahead: steps between two looks at the text (None:
+    AHEAD), which changes nothing but the time.
+    """
+    with packed(model):
+        ahead = ahead or AHEAD.get(model.E.device.type, 1)
+        places = Places(model, form, kind, how, requests, rows, ahead, record_actions)
+        while places.busy():
+            yield from places.advance()
+
+
+@dataclass
+class Guest:
+    """A row under way: which sample of which request it is."""
+
+    request: int
+    sample: int
+    row: Row
+
+    @property
+    def cot_length(self) -> int:
+        """Positions of its CoT; the budget until the stop phrase has been seen."""
+        return len(self.row.cot) if self.row.stopped else self.row.budget
+
+
+class Places:
+    """The rows under way, each in a place 0..N-1 of the cache and of the record, and those that
+    wait.
+
+    A step takes all N places one position further, whatever their roles, and needs nothing from
+    the host, which reads the text every `ahead` steps only:
+
+        device   position  7   8   9   10  11  ...   takes every place `ahead` steps further
+        host     reads the tokens 7..11, finds that the stop phrase ended with 8, and sets the
+                 row back to 9, where the prefill begins
+
+    Setting back costs nothing but those steps: draws depend on the position alone, what was left
+    in the cache and the record is written again before it is read, and the next input is a
+    prefilled token, which no encoding has to choose.
+    """
+
+    def __init__(self, model, form, kind, how, requests, rows, ahead, record_actions):
+        self.model, self.form, self.kind, self.how = model, form, kind, how
+        self.requests, self.ahead, self.record_actions = requests, ahead, record_actions
+        self.waiting = deque(
+            Guest(i, sample, Row(how.cot_tokens, form))
+            for i, request in enumerate(requests)
+            for sample in request.samples
+        )
+        self.limit = min(rows or len(self.waiting), len(self.waiting))
+        self.unfinished = [len(request.samples) for request in requests]
+        self.finished: list[list[tuple]] = [[] for _ in requests]
+        self.prompts: dict[int, tuple[int, torch.Tensor]] = {}  # request -> (number in the cache,
+        self.device = model.E.device  # ............................ encoding of its last position)
+        capacity = how.cot_tokens + max(map(len, form.prefill)) + ANSWER_TOKENS + ahead
+        self.cache = RowCache(model.config, self.limit, capacity, self.device, model.E.dtype)
+        self.guests: list[Guest | None] = [None] * len(self.cache.owner)
+        self.moved = False  # rows came or changed places since the cache seated them
+        self.graphs = Graphs(self.device)
+        self._make_record(len(self.guests), capacity)
+        self._fill()
+
+    def _make_record(self, N: int, capacity: int) -> None:
+        """What the device knows of each place, and what it writes down."""
+        prefill = [torch.tensor(ids) for ids in self.form.prefill]
+        self.prefill = pad_sequence(prefill, batch_first=True).to(self.device)  # (2, F)
+        lengths = [len(ids) for ids in self.form.prefill]
+        self.prefill_length = torch.tensor(lengths, device=self.device)  # (2,)
+        whole = {"dtype": torch.long, "device": self.device}
+        self.keys, self.cot_length = torch.zeros(N, **whole), torch.zeros(N, **whole)
+        self.late = torch.zeros(N, **whole)  # which prefill: 0 after the stop phrase, else 1
+        d = self.model.config.hidden_size
+        self.hidden = torch.zeros(N, d, dtype=self.model.E.dtype, device=self.device)
+        self.ids = torch.zeros(N, capacity, **whole)
+        self.log_prob = torch.zeros(N, capacity, dtype=torch.float64, device=self.device)
+        self.entropy = torch.zeros(N, capacity, device=self.device)
+        self.actions = None  # (N, C + 1) or (N, C + 1, ...), made when the first action is known
+
+    def busy(self) -> bool:
+        return any(self.guests)
+
+    def _under_way(self) -> list[Guest]:
+        return [guest for guest in self.guests if guest]
+
+    def _fill(self) -> None:
+        """Waiting rows take free places."""
+        free = [place for place, guest in enumerate(self.guests) if guest is None]
+        free = free[: min(self.limit - len(self._under_way()), len(self.waiting))]
+        keys = []
+        for place in free:
+            guest = self.guests[place] = self.waiting.popleft()
+            if guest.request not in self.prompts:
+                self.prompts[guest.request] = self._run_prompt(self.requests[guest.request].prompt)
+            self.cache.owner[place], self.hidden[place] = self.prompts[guest.request]
+            keys.append(key(*self.requests[guest.request].key, guest.sample))
+        if free:
+            self.keys[torch.tensor(free, device=self.device)] = torch.tensor(keys).to(self.device)
+            self._tell()
+            self.moved = True
+
+    def _run_prompt(self, prompt: list[int]) -> tuple[int, torch.Tensor]:
+        """A prompt by itself, padded to a multiple of BLOCK: causal, so that changes nothing."""
+        length = len(prompt)
+        ids = prompt + [0] * (RowCache.round_up(length) - length)
+        hidden, keys_and_values = self.model.prefill(torch.tensor([ids], device=self.device))
+        return self.cache.add(keys_and_values, length), hidden[0, length - 1]
+
+    def _tell(self) -> None:
+        """The device learns where every row stands."""
+        stand = [
+            (guest.row.position, guest.cot_length, 0 if guest.row.stopped else 1)
+            if guest
+            else (0, 0, 0)
+            for guest in self.guests
+        ]
+        position, cot_length, late = torch.tensor(stand).T
+        self.cache.position.copy_(position)
+        self.cot_length.copy_(cot_length)
+        self.late.copy_(late)
+
+    def advance(self) -> list[tuple[int, Rollout]]:
+        """`ahead` steps and a look at what came of them; then waiting rows take the free places,
+        or these are given up.  Returns the requests whose last row is done."""
+        if self.moved:
+            self.cache.seat()
+            self.graphs.clear()
+            self.moved = False
+        rows = [(guest.row, guest.cot_length) for guest in self._under_way()]
+        thinks = any(row.position < cot for row, cot in rows)
+        speaks = any(row.position + self.ahead > cot + len(row.prefill) for row, cot in rows)
+        self.cache.widen(max(row.position for row, _ in rows) + self.ahead)
+        shape = (thinks, speaks, self.cache.width)
+        for _ in range(self.ahead):
+            # a graph would soon be useless while rows still come
+            self.graphs.run(shape, lambda: self._step(thinks, speaks), record=not self.waiting)
+        done = self._read()
+        if not self.waiting:
+            self._shrink()
+        elif len(self._under_way()) < self.limit:
+            self._fill()
+        return done
+
+    def _step(self, thinks: bool, speaks: bool) -> None:
+        """Choose the input of this position for every row, record it, feed it."""
+        at, places = self.cache.position, torch.arange(len(self.keys), device=self.device)
+        past = at - self.cot_length  # (N,)
+        role = torch.where(past < self.prefill_length[self.late], FORCED, ANSWER)
+        role = torch.where(past < 0, COT, role)
+        forced = self.prefill[self.late, past.clamp(0, self.prefill.shape[1] - 1)]
+        turn = Turn(role, forced, thinks, speaks)
+        draws = Draws(self.keys, at)
+        move = choose(self.model, self.kind, self.hidden, turn, draws, self.how)
+        if thinks and self.record_actions:
+            self._record(places, move.action, at)
+        self.ids[places, at] = move.token
+        self.log_prob[places, at] = move.log_prob
+        self.entropy[places, at] = move.entropy
+        hidden = self.model(move.x[:, None], self.cache)[:, 0]  # (N, d), predicts the next position
+        self.hidden.copy_(hidden)
+        at += 1
+
+    def _record(self, places: torch.Tensor, action: torch.Tensor, at: torch.Tensor) -> None:
+        """All places at once: what is written after the CoT of a row is never read."""
+        C = self.how.cot_tokens
+        if self.actions is None:
+            self.actions = action.new_zeros(len(action), C + 1, *action.shape[1:])
+        self.actions[places, at.clamp(max=C)] = action
+
+    def _read(self) -> list[tuple[int, Rollout]]:
+        """Read what the rows have written since the last look; returns the requests whose last row
+        is done."""
+        back = torch.arange(self.ahead, 0, -1, device=self.device)
+        latest = self.ids.gather(1, self.cache.position[:, None] - back).tolist()  # (N, ahead)
+        done, changed = [], False
+        for place, guest in enumerate(self.guests):
+            if guest is None:
+                continue
+            for token in latest[place]:
+                was_stopped = guest.row.stopped
+                guest.row.take(token)
+                if guest.row.done or guest.row.stopped != was_stopped:
+                    changed = True  # the tokens after the stop phrase are not those of the prefill
+                    break
+            if guest.row.done:
+                done += self._finish(place, guest)
+        if changed:
+            self._tell()
+        return done
+
+    def _shrink(self) -> None:
+        """Give up empty places."""
+        order = self.cache.shrink() if self.busy() else None
+        if order is None:
+            return
+        self.guests, self.moved = [self.guests[i] for i in order], True
+        for name in ("keys", "cot_length", "late", "hidden", "ids", "log_prob", "entropy"):
+            setattr(self, name, getattr(self, name)[order])
+        if self.actions is not None:
+            self.actions = self.actions[order]
+
+    def _finish(self, place: int, guest: Guest) -> list[tuple[int, Rollout]]:
+        """The row leaves its place; [(request, Rollout)] if it was the last one of its request."""
+        i, S, C = guest.request, guest.row.position, guest.cot_length
+        role = torch.full((S,), FORCED, dtype=torch.int8, device=self.device)
+        role[:C] = COT
+        role[S - len(guest.row.answer) :] = ANSWER
+        record = (
+            self.ids[place, :S].clone(),
+            role,
+            self.actions[place, :C].clone() if self.record_actions else None,
+            self.log_prob[place, :S].clone(),
+            self.entropy[place, :S].masked_fill(role == FORCED, 0.0),
+            not guest.row.stopped,
+        )
+        self.finished[i].append((guest.sample, record))
+        self.guests[place] = self.cache.owner[place] = None
+        self.unfinished[i] -= 1
+        if self.unfinished[i]:
+            return []
+        self.cache.drop(self.prompts.pop(i)[0])
+        return [(i, self._join(self.requests[i], self.finished[i]))]
+
+    def _join(self, request: Request, rows: list[tuple]) -> Rollout:
+        """The records of all rows of a request, in the order of their samples."""
+        records = [record for _, record in sorted(rows, key=lambda row: row[0])]
+        rows.clear()
+        ids, role, actions, log_prob, entropy, truncated = zip(*records, strict=True)
+        return Rollout(
+            request.prompt,
+            request.samples,
+            pad_sequence(ids, batch_first=True),  # (n, S); the padding is 0, which is PAD
+            pad_sequence(role, batch_first=True),
+            pad_sequence(actions, batch_first=True) if self.record_actions else None,
+            pad_sequence(log_prob, batch_first=True),
+            pad_sequence(entropy, batch_first=True),
+            torch.tensor(truncated, device=self.device),
+        )
+
+
+class Graphs:
+    """Steps given to a GPU as a whole: recorded once for each shape, after a first ordinary time,
+    as CUDA graphs.  Elsewhere every step is an ordinary one."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.of_shape = device, {}
+        self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+    def clear(self) -> None:
+        self.of_shape.clear()
+
+    def run(self, shape: tuple, step, record: bool) -> None:
+        if self.device.type != "cuda" or not record or shape not in self.of_shape:
+            step()
+            self.of_shape[shape] = None
+            return
+        if self.of_shape[shape] is None:
+            self.of_shape[shape] = torch.cuda.CUDAGraph()
+            stream = torch.cuda.Stream(self.device)
+            with torch.cuda.graph(self.of_shape[shape], pool=self.pool, stream=stream):
+                step()
+        self.of_shape[shape].replay()

@@ -1,0 +1,158 @@
+"""The gradient of `minisoft.reinforce.loss`, in the memory that there is.
+
+The loss is never formed as one number.  Its gradient is assembled backwards in three pieces, each
+of which is an ordinary vector-Jacobian product:
+
+    prompt --(1)--> keys, values, last encoding --(2)--> encodings hL of a few rows --(3)--> scores
+
+    (3) scores of a few positions at a time, so that little of what has V numbers a position exists
+    (2) the rows of a micro-batch, from the gradients that (3) has left in their encodings
+    (1) the prompt, run once for all rows of a problem, from those that (2) has left in its keys
+
+Dimensions: n rows of one problem, m of them at once, S positions after the prompt, k actions.
+"""
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from minisoft.model import Block, Prompt, Recording, Transformer
+from minisoft.reinforce import Mismatch, score_actions
+from minisoft.rollout import ANSWER, COT, PAD, Rollout
+
+LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB of float32 logits, whatever V
+
+
+def backward(
+    model: Transformer,
+    kind,
+    rollouts: list[Rollout],
+    advantages: list[torch.Tensor],
+    scale: float,
+    *,
+    micro_batch: int = 16,
+    terms: tuple[int, ...] = (COT, ANSWER),
+) -> Mismatch:
+    """Add to the model's gradients what `minisoft.reinforce.backward` does; returns the Mismatch
+    of the rows with an advantage, or, if there are none, of the first rollout.
+
+    micro_batch: rows that go through the model at once, which does not change the gradient.
+    terms: the roles whose log-probabilities count in the loss.
+    """
+    mismatch = Mismatch()
+    for rollout, of_problem in zip(rollouts, advantages, strict=True):
+        weights = -scale * of_problem.to(model.E.device).float()  # (n,), eq. 14
+        Replay(model, kind, rollout, terms).backward(weights, micro_batch, mismatch)
+    if not mismatch.tokens:
+        Replay(model, kind, rollouts[0], terms).measure(mismatch)
+    return mismatch
+
+
+class Replay:
+    """The recorded rows of one problem, on their way through the model once more."""
+
+    def __init__(self, model: Transformer, kind, rollout: Rollout, terms: tuple[int, ...]):
+        self.model, self.kind, self.rollout, self.terms = model, kind, rollout, terms
+
+    def backward(self, weights: torch.Tensor, micro_batch: int, mismatch: Mismatch) -> None:
+        """Differentiate  sum_g weights_g ell_g, the rows of weight 0 left out."""
+        rows = weights.nonzero()[:, 0]
+        if not len(rows):
+            return
+        last, prompt = self._prompt()
+        leaf_last = last.detach().requires_grad_()
+        leaf_prompt = Prompt(*(tuple(x.detach().requires_grad_() for x in part) for part in prompt))
+        lengths = (self.rollout.role[rows] != PAD).sum(1)
+        for some in rows[lengths.argsort(descending=True)].split(micro_batch):  # of similar length
+            hidden = self.encodings(some, leaf_prompt, leaf_last)  # (m, S, d)
+            leaf = hidden.detach().requires_grad_()
+            mismatch.add(*self._scores(some, leaf, weights))  # (3)
+            if leaf.grad is not None:
+                hidden.backward(leaf.grad)  # (2)
+        leaves = [leaf_last, *leaf_prompt.keys, *leaf_prompt.values]
+        outputs = [last, *prompt[0], *prompt[1]]
+        used = [
+            (out, leaf.grad)
+            for out, leaf in zip(outputs, leaves, strict=True)
+            if leaf.grad is not None
+        ]
+        torch.autograd.backward([out for out, _ in used], [grad for _, grad in used])  # (1)
+
+    @torch.no_grad()
+    def measure(self, mismatch: Mismatch) -> None:
+        """The replay mismatch of all rows, without a gradient."""
+        last, prompt = self._prompt()
+        rows = torch.arange(len(self.rollout.ids), device=self.model.E.device)
+        hidden = self.encodings(rows, Prompt(*prompt), last)
+        mismatch.add(*self._scores(rows, hidden))
+
+    def _prompt(self) -> tuple[torch.Tensor, tuple]:
+        """(encoding of the prompt's last position (1, d), (keys, values) of each layer)."""
+        ids = torch.tensor([self.rollout.prompt], device=self.model.E.device)
+        hidden, prompt = self.model.prefill(ids)
+        return hidden[:, -1], (prompt.keys, prompt.values)
+
+    def encodings(self, rows: torch.Tensor, prompt: Prompt, last: torch.Tensor) -> torch.Tensor:
+        """The encodings hL (m, S, d) that predict each position of the rows (m,), in one
+        teacher-forced pass; last (1, d): that of the prompt's last position."""
+        role = self.rollout.role[rows]
+        S = int((role != PAD).sum(1).max())
+        thinking = role[:, :S] == COT
+        thoughts = self._in_chunks(self._actions(rows, COT, S))
+        x = self.model.embed(self.rollout.ids[rows, :S])  # (m, S, d)
+        x = x.masked_scatter(thinking[..., None], thoughts)
+        hidden = self.model(x[:, :-1], prompt)  # (m, S-1, d), predicts positions 1..S-1
+        return torch.cat((last.expand(len(rows), 1, -1), hidden), dim=1)
+
+    def _actions(self, rows: torch.Tensor, role: int, S: int) -> torch.Tensor:
+        """The recorded actions (k, ...) of a role in the first S positions of the rows (m,)."""
+        r = self.rollout
+        actions = r.actions if role == COT else r.ids
+        S = min(S, actions.shape[1])
+        return actions[rows, :S][r.role[rows, :S] == role]
+
+    def _in_chunks(self, actions: torch.Tensor) -> torch.Tensor:
+        """Actions (k, ...) -> their inputs (k, d), a chunk at a time, in the backward pass too,
+        where they are computed again."""
+        parts = actions.split(self._chunk())
+        embed = self.kind.embed
+        return torch.cat([checkpoint(embed, self.model, x, use_reentrant=False) for x in parts])
+
+    def _scores(self, rows: torch.Tensor, hidden: torch.Tensor, weights=None) -> tuple:
+        """(log-probabilities replayed, those recorded, roles), each (m, S), of the rows (m,).
+
+        hidden (m, S, d): their encodings, a leaf.  With weights, what  sum weights_g ell_g  sends
+        back through each chunk is added to the gradients of `hidden`, W_d and E at once.
+        """
+        S = hidden.shape[1]
+        role = self.rollout.role[rows, :S]
+        scores = torch.zeros(role.shape, dtype=torch.float64, device=hidden.device)
+        for term in (COT, ANSWER):
+            places = (role == term).nonzero().split(self._chunk())
+            actions = self._actions(rows, term, S).split(self._chunk())
+            for place, action in zip(places, actions, strict=True):
+                row, position = place.T  # each (k,)
+                part = score_actions(self.model, self.kind, term, hidden[row, position], action)
+                scores[row, position] = part.detach()
+                if weights is not None and term in self.terms and len(place):
+                    (weights[rows[row]] * part).sum().backward()
+        return scores, self.rollout.log_prob[rows, :S], role
+
+    def _chunk(self) -> int:
+        """Positions whose logits may exist at once."""
+        return max(1, LOGITS_AT_ONCE // self.model.config.vocab_size)
+
+
+class FrugalBlock(Block):
+    """A layer that keeps only its inputs for the backward pass, and is computed again there."""
+
+    def forward(self, x: torch.Tensor, rope: tuple, attend) -> torch.Tensor:
+        recording = isinstance(attend, Recording)  # what is recorded is recorded once
+        if recording or not torch.is_grad_enabled():
+            return super().forward(x, rope, attend)
+        return checkpoint(super().forward, x, rope, attend, use_reentrant=False)
+
+
+def recompute_layers(model: Transformer, again: bool = True) -> None:
+    """From now on compute the layers of a model again in its backward passes, or no more."""
+    for layer in model.model.layers:
+        layer.__class__ = FrugalBlock if again else Block

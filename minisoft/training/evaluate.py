@@ -1,0 +1,94 @@
+"""Evaluations over ranks, every finished problem written down: what eval.py and train.py call."""
+
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from minisoft import data, engine, evaluation, rollout
+from minisoft.data import Choice, Format, Problem
+from minisoft.engine import choices
+from minisoft.evaluation import Setting
+from minisoft.io.journal import Journal
+from minisoft.rollout import Decoding, Request
+from minisoft.training.settings import Settings
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """A model and what it is evaluated with.
+
+    batch: rows (questions) at once; journal: problems that it knows under [run, setting, problem]
+    are not done again; plain: by the definition of `minisoft.rollout`, a problem at a time.
+    """
+
+    model: object
+    tokenizer: object
+    settings: Settings
+    verifier: object
+    world: object
+    journal: Journal
+    batch: int
+    run: int = 0
+    plain: bool = False
+
+    def problems(
+        self, problems: list[Problem], setting: Setting, samples: int, seed
+    ) -> tuple[dict, list[dict]]:
+        """Roll out `samples` of every problem (greedy: one), the answer always greedy.
+
+        seed: any key.  Problems are shared out over the ranks.  Returns (summary, one dict for
+        each generation, ordered by problem and sample); ranks but the main one get no generations.
+        """
+        form = Format(self.tokenizer)
+        name, group = str(setting), 1 if setting.greedy else samples
+        requests = []
+        for i, problem in enumerate(problems):
+            text = data.prompt(problem.question, self.settings.template)
+            requests.append(Request(self.tokenizer.encode(text), (seed, name, i), range(group)))
+        longest_first = sorted(range(len(problems)), key=lambda i: -len(requests[i].prompt))
+        todo = self._todo([[self.run, name, i] for i in longest_first])  # so memory peaks at once
+        with self._bar(len(todo) * group, name, "row") as bar:
+            for n, record in self._rollouts(form, setting, [requests[i] for _, _, i in todo]):
+                i = todo[n][2]
+                made = evaluation.describe(form, record, i, problems[i], self.verifier)
+                self.journal.add(todo[n], made)
+                bar.update(group)
+        generations = []
+        for of_problem in self._collect([[self.run, name, i] for i in range(len(problems))]):
+            generations += of_problem
+        summary = self.world.from_main(lambda: evaluation.summarize(generations, group))
+        return summary, generations
+
+    def _rollouts(self, form: Format, setting: Setting, requests: list[Request]):
+        """(number of the request, Rollout), as they are done."""
+        kind = self.settings.kind(setting.kind)
+        how = Decoding(self.settings.cot, setting.greedy, greedy_answer=True)
+        if not self.plain:
+            options = {"rows": self.batch, "record_actions": False}
+            return engine.stream(self.model, form, kind, requests, how, **options)
+        one = (rollout.rollout(self.model, form, kind, [request], how) for request in requests)
+        return ((n, records[0]) for n, records in enumerate(one))
+
+    def choices(self, questions: list[Choice]) -> tuple[dict, list[dict]]:
+        """Multiple choice: accuracy and NLL per token of the right option (nats)."""
+        keys = [[self.run, "choices", i] for i in range(len(questions))]
+        todo = [(i, questions[i]) for _, _, i in self._todo(keys)]
+        with self._bar(len(todo), "choices", "question") as bar:
+            for i, record in choices.score(self.model, self.tokenizer, todo, self.batch):
+                self.journal.add(keys[i], record)
+                bar.update()
+        records = list(self._collect(keys))
+        return self.world.from_main(lambda: evaluation.summarize_choices(records)), records
+
+    def _todo(self, keys: list) -> list:
+        """This rank's part of what the journal does not know."""
+        new = [key for key in keys if key not in self.journal]
+        return new[self.world.rank :: self.world.size]
+
+    def _collect(self, keys: list) -> list:
+        """What all ranks have made, in the order of the keys, on the main rank."""
+        self.journal.collect()
+        return [self.journal.take(key) for key in keys] if self.world.main else []
+
+    def _bar(self, total: int, name: str, unit: str) -> tqdm:
+        return tqdm(total=total, desc=name, unit=unit, leave=False, disable=not self.world.main)

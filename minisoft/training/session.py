@@ -1,0 +1,552 @@
+"""A run of train.py on real machines: set-up, lock, resume, signals, validation, saving.
+
+train.py has the algorithm; here is what lets it be killed, resumed, and spread over ranks.
+RUN/ holds config.json, metrics.jsonl, best/, last/ (Hugging Face folders), state/ (see
+`minisoft.io.state`), summary.json and the file `lock`.
+"""
+
+import hashlib
+import math
+import signal
+import sys
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from minisoft import data, engine, evaluation, reinforce, rollout
+from minisoft.data import ANSWER_TOKENS, Format, Problem
+from minisoft.engine import memory
+from minisoft.engine.replay import recompute_layers
+from minisoft.errors import InputError
+from minisoft.evaluation import Setting
+from minisoft.io import atomic, checkpoint, datasets, state
+from minisoft.io.journal import Journal
+from minisoft.io.tokenizer import FILES
+from minisoft.reinforce import Mismatch
+from minisoft.reward import BOXED, RIGHT
+from minisoft.rollout import Decoding, Request, Rollout
+from minisoft.soft import rms
+from minisoft.training import metrics
+from minisoft.training.evaluate import Evaluator
+from minisoft.training.optimizer import Optimizer, Schedule
+from minisoft.training.plan import in_pieces
+from minisoft.training.settings import Flags, fill, resolve
+from minisoft.training.world import World
+from minisoft.verifier.compare import only_as_text
+
+WRITES = ("best", "last", "config.json", "metrics.jsonl", "summary.json")  # besides state/, lock
+COLUMNS = ("reward", "cot_tokens", "answer_tokens", "entropy", "truncated")  # of a sample
+
+
+@dataclass(frozen=True)
+class Part:
+    """One rank's part of a problem of a step: slot b of 0..B-1, number in the training problems."""
+
+    slot: int
+    number: int
+    problem: Problem
+    samples: range
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the step's samples reached: `samples` (B G, COLUMNS) of all ranks, in order; this
+    rank's generations; how the verifier decided."""
+
+    samples: torch.Tensor
+    generations: list[dict]
+    counts: Counter
+
+    def rewards(self, B: int) -> torch.Tensor:
+        """(B, G) float64."""
+        return self.samples[:, 0].view(B, -1)
+
+
+class Run:
+    """All that a run consists of: model, problems, kind of token, optimizer, files.
+
+    Everything that ranks do together is done by all of them in the same order; what can fail on
+    one of them fails on all (`World.all_or_none`), so that nobody waits.
+    variant: what `minisoft.lab.variants` changes, written into config.json and minisoft.json.
+    """
+
+    def __init__(self, args: Namespace, world: World, verifier, variant: dict | None = None):
+        self.args, self.world, self.verifier, self.variant = args, world, verifier, variant or {}
+        if args.resume:
+            self._claim()
+        self.source = world.in_turn(lambda: checkpoint.find(args.model))
+        self.folder = world.all_or_none(lambda: checkpoint.read_about(self.source))
+        fill(args, self.folder)
+        args.out = Path(world.from_main(lambda: str(args.out)))  # clocks of ranks may differ
+        if not args.resume and any(
+            (args.out / name).exists() for name in ("best", "last", "state")
+        ):
+            expected = "expected an unused folder, found a run; add --resume to go on with it"
+            raise InputError(f"{args.out}: {expected}")
+        self._read()
+        saved = state.newest(args.out / "state", world) if args.resume else None
+        self._begin(saved)
+        self._choose_micro_batch()
+        if not args.resume:
+            self._claim()
+        self.metrics = world.from_main(self._begin_files)
+        self.seconds_of: dict[str, float] = {}  # of the parts of a step
+        self.stopped_by = 0  # the signal that asked, 0 if none has
+
+    # ------------------------------------------------------------------------------- set-up
+
+    def _claim(self) -> None:
+        """RUN belongs to this process from now on."""
+
+        def take() -> None:
+            if not self.world.main:
+                return
+            out = self.args.out
+            out.mkdir(parents=True, exist_ok=True)
+            self.lock = state.lock(out)
+            if self.args.resume:  # a new RUN may be a folder with files of the user's
+                half_written = [new.with_suffix("") for new in (out / "state").glob("step-*.new")]
+                for path in [*(out / name for name in WRITES), *half_written]:
+                    atomic.recover(path)
+
+        self.world.all_or_none(take)
+
+    def _read(self) -> None:
+        """The problems and the model."""
+        problems = self.world.in_turn(lambda: datasets.load_problems(self.args.data))
+        self.world.all_or_none(lambda: self._split(problems))
+        self.world.all_or_none(self._load)
+        self.sources = self.world.all_or_none(lambda: self._hashes(problems))
+
+    def _split(self, problems: list[Problem]) -> None:
+        """Problems to train, validate and test with, and this rank's part of a step."""
+        args = self.args
+        tenth = min(200, len(problems) // 10)
+        args.validation = tenth if args.validation is None else args.validation
+        args.test = tenth if args.test is None else args.test
+        self.problems, held_out = data.split(problems, args.validation + args.test)
+        self.validation, self.test = held_out[: args.validation], held_out[args.validation :]
+        data.batch(len(self.problems), args.prompts, 0, 0)  # enough problems?
+        self.shares = self.world.share(args.prompts, args.group)
+        odd = [p.answer for p in problems if only_as_text(p.answer)]
+        if odd:
+            named = ", ".join(f"{answer!r:.60}" for answer in odd[:50])
+            self.world.say(
+                f"{len(odd)} of {len(problems)} gold answers are neither numbers nor formulas nor "
+                f"words to the verifier, so that only the same text is right: {named}"
+            )
+
+    def _load(self) -> None:
+        """The model and how it makes tokens."""
+        args = self.args
+        tau = {} if args.tau is None else {args.tokens: args.tau}
+        flags = Flags(args.template, args.cot, args.noise, args.top_k, args.gamma, None, tau)
+        settings = resolve(self.folder, flags, args.cot)
+        self.model, self.tokenizer = checkpoint.load(
+            self.source, self.world.device, checkpoint.DTYPES[args.dtype]
+        )
+        if not args.plain:
+            engine.accelerate(self.model)
+        self.form = Format(self.tokenizer)
+        self.settings = settings.for_model(self.model)
+        changed = self.settings.changes(args.tokens)
+        if changed:
+            self.world.say(
+                f"{self.source}: its training is not continued alike: {', '.join(changed)}"
+            )
+
+    def _hashes(self, problems: list[Problem]) -> dict[str, str]:
+        """SHA-256 of all that decides what is learnt from, but for the weights."""
+        content = {"--data": repr(problems).encode(), "--template": self.settings.template.encode()}
+        for name in ("config.json", "generation_config.json", *FILES):
+            if (self.source / name).is_file():
+                content[name] = (self.source / name).read_bytes()
+        return {name: hashlib.sha256(text).hexdigest() for name, text in content.items()}
+
+    def _begin(self, saved: state.State | None) -> None:
+        """Where the run stands: at its beginning, or where a saved state left it."""
+        args = self.args
+        facts = saved.facts if saved else {"step": 0, "sigma": self.settings.sigma}
+        self._check_sources(facts.get("sources", self.sources))
+        self.settings = replace(self.settings, sigma=facts["sigma"])  # of the first weights
+        self.kind = self.settings.kind(args.tokens)
+        self.decoding = Decoding(args.cot)
+        self.rollout = rollout.rollout if args.plain else engine.rollout
+        self.backward = reinforce.backward if args.plain else engine.backward
+        schedule = Schedule(
+            args.lr, args.steps, args.warmup, args.betas, args.weight_decay, args.max_grad_norm
+        )
+        sharded = in_pieces(args.shard, self.model)
+        self.optimizer = Optimizer(self.model, schedule, self.world, sharded)
+        self.step = facts["step"]
+        self.best = facts.get("best", -1.0)  # pass@1 on the validation problems
+        self.before = facts.get("before")  # the table's first column, None if not yet measured
+        self.seconds = facts.get("seconds", 0.0)
+        if saved:
+            self.optimizer.load(saved.read, self.step)
+        if saved and "chosen_by" not in facts and args.tokens != "hard":
+            self.best = -1.0
+            self.world.say(
+                "RUN/best was chosen by hard-greedy validation so far; from now on by "
+                f"{args.tokens}-greedy, and by what comes"
+            )
+
+    def _check_sources(self, before: dict) -> None:
+        """Raises InputError where what the run had read has changed."""
+        if "--prompt" in before:  # as earlier versions called it
+            before["--template"] = before.pop("--prompt")
+        names = sorted({*before, *self.sources})
+        changed = [name for name in names if before.get(name) != self.sources.get(name)]
+        if changed:
+            raise InputError(
+                f"{self.args.out}: --resume: expected what the run began with, found other content "
+                f"of {', '.join(changed)} ({self.args.data}, {self.source})"
+            )
+
+    def _choose_micro_batch(self) -> None:
+        """--micro-batch, if it was not given, and whether layers are computed again: the same on
+        all ranks and, as part of config.json, in a resumed run."""
+        positions = self.args.cot + max(map(len, self.form.prefill)) + ANSWER_TOKENS
+        device = self.world.device
+        machine = memory.Machine(device.type, self.optimizer.pieces)
+        rows, again = memory.choose_micro_batch(
+            self.model, positions, metrics.memory_bytes(device), machine
+        )
+        if any(self.world.gather_objects([again])):
+            recompute_layers(self.model)
+        rows = min(self.world.gather_objects([rows]))
+        if self.args.micro_batch is None:
+            self.args.micro_batch = rows
+
+    def _begin_files(self) -> metrics.MetricsFile:
+        config = {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in vars(self.args).items()
+            if name != "resume"
+        }
+        config |= {"sigma": self.settings.sigma, "world": self.world.size, "variant": self.variant}
+        atomic.write_json(self.args.out / "config.json", config)
+        return metrics.MetricsFile(self.args.out / "metrics.jsonl", self.step)
+
+    @property
+    def sidecar(self) -> dict:
+        """minisoft.json of what is saved: how the model is to be used."""
+        settings = self.settings
+        return {
+            **self.folder,
+            "prompt": settings.template,
+            "base": self.source.resolve().name,
+            "data": Path(self.args.data).stem,
+            "tokens": self.args.tokens,
+            "sigma": settings.sigma,
+            "gamma": settings.gamma,
+            "tau": self.kind.tau,
+            "noise": settings.noise,
+            "top_k": settings.top_k,
+            **self.variant,
+        }
+
+    # ------------------------------------------------------------------------ the whole run
+
+    def __enter__(self) -> "Run":
+        signal.signal(signal.SIGINT, self._ask)
+        signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.world.main:
+            self.lock.close()
+
+    def _ask(self, number: int, _) -> None:
+        if number == self.stopped_by == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.stopped_by = number
+        text = "stopping after this step or evaluation (Ctrl-C once more to stop at once)"
+        print(f"\n{text}", file=sys.stderr)
+
+    def steps(self) -> Iterator[int]:
+        """The updates from where the run stands to its end, or to a signal; each is measured, and
+        saved and validated when it is due, after the body of the loop."""
+        args, world = self.args, self.world
+        self._introduce()
+        if self.before is None:
+            self.before = self.evaluate(self.test)
+            self.keep_best({})
+        with tqdm(
+            total=args.steps, initial=self.step, disable=not world.main, unit="step"
+        ) as self.bar:
+            while self.step < args.steps:
+                self.seconds_of = {}
+                yield self.step
+                self.step += 1
+                self.seconds += sum(self.seconds_of.values())
+                stopping = max(world.gather_objects([self.stopped_by]))  # all ranks stop together
+                if stopping or self.due(args.save_every):
+                    self.save()
+                if stopping and self.step < args.steps:
+                    again = f"python train.py --out {args.out} --resume"
+                    world.say(f"stopped after step {self.step}; to go on: {again}")
+                    raise SystemExit(0 if stopping == signal.SIGTERM else 130)
+
+    def due(self, every: int, step: int | None = None) -> bool:
+        step = self.step if step is None else step
+        return step % every == 0 or step == self.args.steps
+
+    def _introduce(self) -> None:
+        args, model = self.args, self.model
+        self.world.say(
+            f"{args.model}: {memory.parameters(model):,} parameters, {model.E.dtype}, "
+            f"rms(E) {rms(model.E):.4f}, sigma {self.settings.sigma:.4f}\n"
+            f"{len(self.problems)} training, {len(self.validation)} validation, "
+            f"{len(self.test)} test problems of {args.data}\n"
+            f"{args.tokens} tokens, B {args.prompts} x G {args.group}, {args.steps} updates, "
+            f"lr {args.lr} -> {args.out}"
+        )
+
+    def finish(self) -> None:
+        """Test the best model, write RUN/summary.json, print the table before/after."""
+        best = self.args.out / "best"
+        if best.is_dir():
+            self.model = checkpoint.load_model(best, self.world.device, self.model.E.dtype)
+            if not self.args.plain:
+                engine.accelerate(self.model)
+        after = self.evaluate(self.test)
+        summary = {
+            "before": self.before,
+            "after": after,
+            "steps": self.step,
+            "seconds": round(self.seconds, 1),
+            "validation": self.best if self.validation else None,
+        }
+        self._by_main(lambda: atomic.write_json(self.args.out / "summary.json", summary))
+        rows = [["greedy accuracy", "before", "after"]]
+        for setting in after:
+            passed = [metrics.percent(of[setting]["pass@1"]) for of in (self.before, after)]
+            rows.append([setting, *passed])
+        self.world.say(
+            f"\n{len(self.test)} test problems, {self.args.tokens} tokens, {self.step} updates in "
+            f"{self.seconds:.0f} s\n{metrics.markdown(rows) if after else ''}\n"
+            f"model: {best if best.is_dir() else self.args.out / 'last'}"
+        )
+
+    # ------------------------------------------------------------------- the parts of a step
+
+    @contextmanager
+    def clock(self, name: str):
+        with metrics.clock(self.seconds_of, f"seconds_{name}"):
+            yield
+
+    def parts(self, step: int) -> list[Part]:
+        """This rank's part of the step's B problems x G samples; (seed, step) decide."""
+        args = self.args
+        numbers = data.batch(len(self.problems), args.prompts, args.seed, step)
+        numbers = self.world.balance(numbers, lambda number: len(self.problems[number].question))
+        return [
+            Part(b, numbers[b], self.problems[numbers[b]], samples) for b, samples in self.shares
+        ]
+
+    def requests(self, step: int, parts: list[Part]) -> list[Request]:
+        """What is to be rolled out; (seed, step, problem, sample) decide every draw."""
+        requests = []
+        for part in parts:
+            text = data.prompt(part.problem.question, self.settings.template)
+            key = (self.args.seed, step, part.number)
+            requests.append(Request(self.tokenizer.encode(text), key, part.samples))
+        return requests
+
+    def score(self, parts: list[Part], rollouts: list[Rollout]) -> Scores:
+        """The rewards of this rank's rows, and what all ranks' samples reached."""
+        before = Counter(self.verifier.counts)
+        generations = []
+        for part, record in zip(parts, rollouts):
+            generations += evaluation.describe(
+                self.form, record, part.number, part.problem, self.verifier
+            )
+        counts = sum(self.world.gather_objects([self.verifier.counts - before]), Counter())
+        own = [[generation[column] for column in COLUMNS] for generation in generations]
+        return Scores(
+            self.world.gather(torch.tensor(own, dtype=torch.float64)), generations, counts
+        )
+
+    def own(self, advantages: torch.Tensor, parts: list[Part]) -> list[torch.Tensor]:
+        """Advantages (B, G) -> those (n,) of this rank's rows of each problem."""
+        return [advantages[part.slot, part.samples.start : part.samples.stop] for part in parts]
+
+    def differentiate(self, rollouts: list[Rollout], advantages: list, scale: float) -> Mismatch:
+        """This rank's backward passes.  Where the memory of any rank's GPU is too small, all ranks
+        do theirs once more with half as many rows at a time; raises InputError where that is not
+        enough."""
+        args = self.args
+        for last_try in (False, True):
+            mismatch = self._try_backward(rollouts, advantages, scale)
+            if mismatch is not None:
+                return over_ranks(mismatch, self.world)
+            self.optimizer.discard()
+            torch.cuda.empty_cache()
+            if last_try or args.micro_batch == 1:
+                raise InputError(
+                    f"step {self.step + 1}: --micro-batch: expected backward passes that fit into "
+                    f"the memory of the GPU, found {args.micro_batch} rows at a time too many; set "
+                    "a smaller --micro-batch or --cot, --dtype bfloat16, --shard yes or more ranks"
+                )
+            args.micro_batch //= 2
+            rows = f"{args.micro_batch} rows a backward pass"
+            self.world.say(f"step {self.step + 1}: out of memory; from now on {rows}")
+
+    def _try_backward(self, rollouts, advantages, scale: float) -> Mismatch | None:
+        """The mismatch of this rank; None where any rank has run out of memory."""
+        backward, mismatch = self.backward, None
+        if not self.args.plain:
+            backward = partial(backward, micro_batch=self.args.micro_batch)
+        try:
+            with self.optimizer.summing():
+                mismatch = backward(self.model, self.kind, rollouts, advantages, scale)
+        except torch.OutOfMemoryError:
+            pass
+        return None if any(self.world.gather_objects([mismatch is None])) else mismatch
+
+    def update(self, step: int, mismatch: Mismatch) -> dict:
+        """Sum the gradient over ranks, clip it, AdamW; returns grad_norm, share_E and lr.  Raises
+        FloatingPointError where the gradient is not finite, and changes nothing then."""
+        norm = self.optimizer.collect()
+        if not norm < float("inf"):
+            raise FloatingPointError(
+                f"step {step + 1}: gradient norm: expected a finite number, found {norm} "
+                f"({self._culprits(mismatch)}); nothing was changed; the last saved state in "
+                f"{self.args.out} can be resumed"
+            )
+        in_E = self.optimizer.grad_norm("model.embed_tokens.weight")
+        lr = self.optimizer.update(step, norm)
+        return {"grad_norm": norm, "share_E": in_E / norm if norm else 0.0, "lr": lr}
+
+    def _culprits(self, mismatch: Mismatch) -> str:
+        """Where NaN or infinities come from, as far as can be told."""
+        by_rank = self.world.gather_objects([self.optimizer.not_finite()])
+        names = list(dict.fromkeys(name for names in by_rank for name in names))
+        finite = "are finite" if math.isfinite(mismatch.total) else "are not"
+        first = f"first of {len(names)} parameters: {', '.join(names[:2])}"
+        return f"log-probabilities {finite}; {first}"
+
+    def log(self, step: int, scores: Scores, mismatch: Mismatch, update: dict) -> None:
+        """A line of metrics.jsonl, the progress bar, a sample; validates when it is due."""
+        args, mean = self.args, dict(zip(COLUMNS, scores.samples.mean(0).tolist()))
+        rewards = scores.rewards(args.prompts)
+        row = {
+            "step": step + 1,
+            "reward": mean["reward"],
+            "accuracy": (rewards == RIGHT).double().mean().item(),
+            "verifier": dict(sorted(scores.counts.items())),
+            "boxed": (rewards >= BOXED).double().mean().item(),
+            "truncated": mean["truncated"],
+            "cot_length": mean["cot_tokens"],
+            "answer_length": mean["answer_tokens"],
+            "entropy": mean["entropy"],
+            "informative": (rewards != rewards[:, :1]).any(1).double().mean().item(),
+            **update,
+            "replay_mismatch": mismatch.total / mismatch.tokens,
+            "replay_mismatch_max": mismatch.largest,
+            "seconds": sum(self.seconds_of.values()),
+            **self.seconds_of,
+            "memory_gib": metrics.peak_memory_gib(self.world.device),
+        }
+        if self.due(args.validate_every, step + 1):
+            self.keep_best(row)
+        self._by_main(lambda: self.metrics.write(row))
+        if args.show_every and (step + 1) % args.show_every == 0:
+            sample = metrics.sample_text(scores.generations[0])
+            self.world.say(f"step {step + 1}, a rollout:\n{sample}")
+        self.bar.set_postfix(
+            reward=f"{row['reward']:.1f}",
+            acc=f"{row['accuracy']:.2f}",
+            cot=f"{row['cot_length']:.0f}",
+            grad=f"{row['grad_norm']:.3g}",
+            s=f"{row['seconds']:.2f}",
+        )
+        self.bar.update()
+
+    # --------------------------------------------------------------- validating and saving
+
+    def evaluate(self, problems: list[Problem]) -> dict[str, dict]:
+        """Greedy, by the run's own kind (no noise) and hard: {setting: {"pass@1": fraction, ...}}."""
+        if not problems:
+            return {}
+        settings = replace(self.settings, cot=self.args.eval_cot)
+        journal = Journal(None, {}, self.world)
+        run = Evaluator(
+            self.model,
+            self.tokenizer,
+            settings,
+            self.verifier,
+            self.world,
+            journal,
+            self.args.eval_batch,
+            plain=self.args.plain,
+        )
+        kinds = dict.fromkeys(("hard", self.args.tokens))
+        greedy = [Setting(kind, True) for kind in kinds]
+        return {str(setting): run.problems(problems, setting, 1, 0)[0] for setting in greedy}
+
+    def keep_best(self, row: dict) -> None:
+        """Validate, note the results in `row`; RUN/best is the model that is best by greedy
+        decoding of the run's own kind, without noise (appendix A), the untrained one included."""
+        passed = {name: of["pass@1"] for name, of in self.evaluate(self.validation).items()}
+        if not passed:
+            return
+        step = row.get("step", 0)
+        row["validation"] = passed[f"{self.args.tokens}-greedy"]
+        row["validation_hard"] = passed["hard-greedy"]
+        shown = ", ".join(f"{metrics.percent(x)} ({name})" for name, x in passed.items())
+        self.world.say(f"step {step}: validation {shown}")
+        if row["validation"] > self.best:
+            self.best = row["validation"]
+            self.save_model("best")
+
+    def save_model(self, name: str) -> None:
+        """RUN/best or RUN/last, by the main rank.  Raises FloatingPointError rather than replace
+        good weights by NaN."""
+        bad = [n for n, p in self.model.named_parameters() if not p.isfinite().all()]
+        if bad:
+            raise FloatingPointError(
+                f"step {self.step}: weights: expected finite numbers, found NaN or infinity in "
+                f"{bad[0]}; nothing was saved; the last saved state in {self.args.out} can be "
+                "resumed"
+            )
+        folder = self.args.out / name
+        self._by_main(lambda: checkpoint.save_model(folder, self.model, self.source, self.sidecar))
+
+    def save(self) -> None:
+        """RUN/last, then RUN/state, which is what --resume goes on from; after checking that all
+        ranks agree."""
+        self.world.check_identical(self.model.parameters())
+        self.save_model("last")
+        self._by_main(lambda: atomic.sync(self.metrics.path))
+        facts = {
+            "best": self.best,
+            "chosen_by": f"{self.args.tokens}-greedy",
+            "before": self.before,
+            "seconds": self.seconds,
+            "sigma": self.settings.sigma,
+            "sources": self.sources,
+        }
+        folder, optimizer = self.args.out / "state", self.optimizer
+        pieces, keep = optimizer.pieces, self.args.keep
+        state.save(folder, self.step, optimizer.state(), pieces, facts, self.world, keep)
+
+    def _by_main(self, write) -> None:
+        """write() by the main rank; its OSError is that of all."""
+        self.world.all_or_none(lambda: self.world.main and write())
+
+
+def over_ranks(mismatch: Mismatch, world: World) -> Mismatch:
+    """The mismatch of the actions of all ranks."""
+    own = [[mismatch.total, mismatch.tokens, mismatch.largest]]
+    parts = world.gather(torch.tensor(own, dtype=torch.float64))
+    total, tokens, largest = parts.T
+    return Mismatch(total.sum().item(), int(tokens.sum()), largest.max().item())

@@ -1,0 +1,201 @@
+"""One resolver of "a flag, else the model's minisoft.json, else the paper".
+
+`resolve` decides how tokens are made, for training and evaluation alike; `fill` decides how much
+is trained.  Rules of `resolve`, each a test:
+
+    template, cot  the flag, else the folder's, else the paper's
+    noise          where it is: the flag, else where the folder's training had it, else embedding
+    top_k          the flag; without --noise else the folder's; else none
+    gamma          the flag; else the folder's, if noise and top_k are as in its training; else 0.33
+    sigma          --sigma; else the folder's sigma, in proportion to gamma, if the noise is where
+                   its training had it; else gamma * noise scale of the weights
+    tau            of a kind: the flag; else the folder's for the kind it was trained with, if noise
+                   and top_k are as there; else the paper's
+"""
+
+import time
+from argparse import Namespace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from minisoft.data import PAPER_PROMPT
+from minisoft.errors import InputError
+from minisoft.io.atomic import read_json
+from minisoft.io.datasets import read_prompt
+from minisoft.soft import GAMMA, KINDS, NOISES, make_kind, noise_scale
+
+TRAIN_COT, EVAL_COT = 128, 512  # CoT budgets in tokens (section 4)
+PAPER = {  # section 4, appendix A
+    "data": "gsm8k",
+    "prompts": 2,
+    "group": 32,
+    "steps": 4000,
+    "warmup": 20,
+    "validate_every": 50,
+    "lr": 6e-6,
+}
+POSITIVE = (
+    "prompts steps cot eval_cot lr max_grad_norm eval_batch validate_every save_every keep "
+    "patience plan micro_batch gamma"
+).split()
+MAY_CHANGE = set(  # flags that may differ when a run goes on
+    "steps validate_every save_every keep show_every micro_batch eval_batch device shard patience "
+    "out resume plain".split()
+)
+RENAMED = {"prompt": "template", "clip": "max_grad_norm"}  # flags of earlier versions
+RETIRED = {"estimator": "rloo", "terms": "both", "logits": "float32"}  # and what alone is left
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What the user said; None where nothing was.  template: a file; tau: {kind: temperature}."""
+
+    template: str | None = None
+    cot: int | None = None
+    noise: str | None = None
+    top_k: int | None = None
+    gamma: float | None = None
+    sigma: float | None = None
+    tau: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How tokens are made.  gamma is None where sigma was given, sigma until `for_model`."""
+
+    template: str
+    cot: int
+    noise: str
+    top_k: int | None
+    gamma: float | None
+    tau: dict[str, float]  # of every kind
+    sigma: float | None = None
+    base: dict = field(default_factory=dict)  # what the folder says
+
+    def for_model(self, model) -> "Settings":
+        """With sigma, for the weights of this folder.  Raises InputError where noise is asked for
+        on more logits than there are."""
+        V = model.config.vocab_size
+        if self.top_k and self.top_k > V:
+            raise InputError(f"--top-k: expected at most the vocabulary's {V}, found {self.top_k}")
+        if self.sigma is not None:
+            return self
+        trained_there = self.noise == self.base.get("noise", "embedding")
+        if "sigma" in self.base and trained_there:
+            sigma = self.base["sigma"] * (self.gamma / self.base.get("gamma", GAMMA))
+        else:
+            sigma = self.gamma * noise_scale(model, self.noise)
+        return replace(self, sigma=sigma)
+
+    def kind(self, name: str):
+        """The kind of token called `name`."""
+        return make_kind(name, self.sigma, self.tau[name], self.noise, self.top_k)
+
+    def facts(self) -> dict:
+        """What evaluations report."""
+        names = ("cot", "noise", "top_k", "gamma", "tau", "sigma")
+        return {"prompt": self.template, **{name: getattr(self, name) for name in names}}
+
+    def changes(self, tokens: str) -> list[str]:
+        """What training `tokens` from here changes of how the folder's model was trained."""
+        if "tokens" not in self.base:
+            return []
+        now = {"tokens": tokens, "noise": self.noise, "top_k": self.top_k, "gamma": self.gamma}
+        if tokens == self.base["tokens"]:
+            now["tau"] = self.tau[tokens]
+        before = {name: self.base.get(name, value) for name, value in now.items()}
+        return [
+            f"{name} {before[name]} -> {now[name]}" for name in now if before[name] != now[name]
+        ]
+
+
+def resolve(folder: dict, flags: Flags, budget: int) -> Settings:
+    """The settings for a model whose minisoft.json is `folder`; budget: the paper's CoT budget.
+    Raises InputError for what does not go together."""
+    trained = (folder.get("noise", "embedding"), folder.get("top_k"))
+    noise = flags.noise or trained[0]
+    if noise not in NOISES:
+        expected = f"one of {', '.join(NOISES)}"
+        raise InputError(f"minisoft.json: noise: expected {expected}, found {noise!r}")
+    top_k = flags.top_k or (None if flags.noise else trained[1])
+    as_trained = (noise, top_k) == trained
+    tau = {folder["tokens"]: folder.get("tau")} if as_trained and "tokens" in folder else {}
+    tau |= flags.tau
+    gamma = flags.gamma or (folder.get("gamma") if as_trained else None) or GAMMA
+    template = read_prompt(flags.template) if flags.template else folder.get("prompt", PAPER_PROMPT)
+    return Settings(
+        template=template,
+        cot=flags.cot or folder.get("defaults", {}).get("cot", budget),
+        noise=noise,
+        top_k=top_k,
+        gamma=None if flags.sigma else gamma,
+        tau={name: make_kind(name, 1.0, tau.get(name), noise, top_k).tau for name in KINDS},
+        sigma=flags.sigma,
+        base=folder,
+    )
+
+
+def fill(args: Namespace, folder: dict) -> None:
+    """train.py's flags that were not given: from the folder's minisoft.json, else the paper's.
+    Raises InputError for numbers that cannot be used."""
+    for name, value in {**PAPER, **folder.get("defaults", {})}.items():
+        if getattr(args, name, "not a flag") is None:
+            of_kind = value.get(args.tokens, PAPER[name]) if isinstance(value, dict) else value
+            setattr(args, name, of_kind)
+    budget = folder.get("defaults", {}).get("cot")
+    args.cot = args.cot or budget or TRAIN_COT
+    args.eval_cot = args.eval_cot or budget or EVAL_COT
+    args.out = args.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+    for name in POSITIVE:
+        value = getattr(args, name)
+        if value is not None and not 0 < value < float("inf"):
+            raise InputError(f"{flag(name)}: expected a positive number, found {value}")
+    if args.group < 2:
+        raise InputError(f"--group: expected at least 2 (leave-one-out), found {args.group}")
+    for name in ("validation", "test"):
+        if (getattr(args, name) or 0) < 0:
+            raise InputError(f"{flag(name)}: expected at least 0, found {getattr(args, name)}")
+
+
+def flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def resumed(args: Namespace, given: set[str], variant: dict) -> Namespace:
+    """The flags of the run in args.out, with those that may change taken from the command line.
+    given: names of the flags that the user gave; variant: see `minisoft.lab.variants`."""
+    if "out" not in given:
+        raise InputError("--resume: expected --out RUN with the run to go on with, found no --out")
+    path = args.out / "config.json"
+    if not path.is_file():
+        raise InputError(f"{args.out}: --resume: expected a run to go on with, found no {path}")
+    config = _renamed(read_json(path, required=True), path)
+    if config.get("variant", {}) != variant:
+        found = f"{variant or 'none'}"
+        expected = f"the run's variant {config.get('variant') or 'none'}"
+        raise InputError(f"{args.out}: --resume: expected {expected}, found {found}")
+    changed = [
+        f"{name} (was {config.get(name)}, now {getattr(args, name)})"
+        for name in sorted(given - MAY_CHANGE)
+        if str(getattr(args, name)) != str(config.get(name))
+    ]
+    if changed:
+        expected = "expected the flags of the run, found other values for"
+        raise InputError(f"{args.out}: --resume: {expected} {', '.join(changed)}")
+    for name in set(vars(args)) - {"out", "resume"} - (given & MAY_CHANGE):
+        setattr(args, name, config.get(name, getattr(args, name)))
+    return args
+
+
+def _renamed(config: dict, path: Path) -> dict:
+    """A config.json with today's names of flags.  Raises InputError where a run was made with one
+    that is gone."""
+    for name, only in RETIRED.items():
+        if config.get(name, only) != only:
+            raise InputError(
+                f"{path}: {name}: expected {only}, found {config[name]}: a research switch that "
+                "train.py no longer has; see python -m minisoft.lab.variants --help"
+            )
+    if "eval_cot" not in config:  # validations once had the training budget
+        config["eval_cot"] = config.get("cot")
+    return {RENAMED.get(name, name): value for name, value in config.items()}

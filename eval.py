@@ -40,7 +40,7 @@ from minisoft.soft import (
     noise_sigma,
 )
 from minisoft.training.world import RankError, World, as_program
-from minisoft.verifier.compare import WORKERS, Verifier
+from minisoft.verifier.process import WORKERS, Verifier
 
 
 def read_flags(argv=None) -> argparse.Namespace:

@@ -4,13 +4,20 @@ from contextlib import contextmanager
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used.  The message is one line: where, what, expected and found."""
+    """What the user gave cannot be used.  One line: where, what, expected and found."""
+
+
+def expect(ok, where, expected: str, value) -> None:
+    """Raises InputError("where: expected ..., found value") unless `ok`."""
+    if not ok:
+        raise InputError(f"{where}: expected {expected}, found {value!r:.80}")
 
 
 @contextmanager
-def expecting(what: str, where, hint: str = ""):
-    """Any error in the block becomes InputError("where: expected what, found: ..."), on one line, hint at its end."""
+def expecting(expected: str, where, hint: str = ""):
+    """Any error in the block becomes InputError("where: expected ..., found: ...hint")."""
     try:
         yield
     except Exception as error:
-        raise InputError(f"{where}: expected {what}, found: {' '.join(str(error).split())[:300]}{hint}") from None
+        message = " ".join(str(error).split())[:300]
+        raise InputError(f"{where}: expected {expected}, found: {message}{hint}") from None

@@ -35,7 +35,7 @@ from minisoft.reinforce import ESTIMATORS, Mismatch, advantages, backward, encod
 from minisoft.rollout import ANSWER, COT, Format, Request, rollout
 from minisoft.soft import GAMMA, KINDS, NOISES, check_top_k, make_kind, noise_sigma
 from minisoft.training.world import keep_memory
-from minisoft.verifier.compare import WORKERS, Verifier
+from minisoft.verifier.process import WORKERS, Verifier
 
 EMBEDDING = "model.embed_tokens.weight"
 GAPS = (1e-4, 1e-3, 1e-2, .1, 1.0)  # differences of logits

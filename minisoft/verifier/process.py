@@ -1,0 +1,185 @@
+"""Scores answers, with Math-Verify behind a wall: a child process, killed when it hangs or grows.
+
+A policy is trained against these verdicts, so accepting a wrong answer costs more than refusing an
+odd spelling of a right one.
+"""
+
+import json
+import os
+import re
+import resource
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from pathlib import Path
+from queue import SimpleQueue
+from subprocess import DEVNULL, PIPE
+
+from minisoft.data import boxed
+from minisoft.errors import expect
+from minisoft.reward import reward
+from minisoft.verifier.compare import Comparison
+from minisoft.verifier.spelling import as_fractions
+
+_RANKS = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # on this machine
+WORKERS = max(1, min(4, (os.cpu_count() or 1) // _RANKS))  # children that pay, for each rank
+STARTUP_S = 120.0  # importing sympy from a cold network disk is slow
+
+
+class Verifier(AbstractContextManager):
+    """Scores answers, for one thread.  Close it with `close()` or by leaving its `with` block.
+
+    A child starts at the first formula, another at need; `score_all` uses `workers` of them.  An
+    answer is wrong if its formulas together need more than `deadline_s` (start-up not counted) or
+    `memory_bytes`.
+
+    `counts` says for how many answers, each counted once, the costliest thing done was what:
+    "unboxed" (reward 0), "exact" (right as text), "numeric" (numbers compared), "symbolic"
+    (Math-Verify asked, and it answered), "timed_out", "killed" (it died, as of memory), "refused"
+    (wrong by its form, with nothing to compare).
+    """
+
+    def __init__(self, deadline_s: float = 2.0, memory_bytes: int = 1 << 30, workers: int = 1):
+        self.counts = Counter()
+        self.judges = [Judge(deadline_s, memory_bytes) for _ in range(workers)]
+
+    def close(self, *_):
+        """End the children, if there are any."""
+        for judge in self.judges:
+            judge.end_child()
+
+    __exit__ = close
+
+    def score(self, answer_text: str, gold: str) -> int:
+        r"""100, 10 or 0 (eq. 11) for the text after the prefilled `\boxed{`.
+
+        Raises InputError if Math-Verify is missing.
+        """
+        score, costliest = self.judges[0].judge(answer_text, gold)
+        self.counts[costliest] += 1
+        return score
+
+    def score_all(self, pairs: list[tuple[str, str]]) -> list[int]:
+        """`score` of each (answer_text, gold).  Equal pairs are judged once, and counted each."""
+        idle = SimpleQueue()
+        for judge in self.judges:
+            idle.put(judge)
+
+        def verdict(pair: tuple[str, str]) -> tuple[int, str]:
+            judge = idle.get()
+            try:
+                return judge.judge(*pair)
+            finally:
+                idle.put(judge)
+
+        unique = list(dict.fromkeys(pairs))
+        with ThreadPoolExecutor(len(self.judges)) as pool:
+            verdicts = dict(zip(unique, pool.map(verdict, unique), strict=True))
+        self.counts.update(verdicts[pair][1] for pair in pairs)
+        return [verdicts[pair][0] for pair in pairs]
+
+
+class Judge:
+    """One answer at a time, and a child process that is asked about its formulas."""
+
+    def __init__(self, deadline_s: float, memory_bytes: int):
+        self.deadline_s, self.memory_bytes = deadline_s, memory_bytes
+        self.child: subprocess.Popen | None = None
+
+    def judge(self, answer_text: str, gold: str) -> tuple[int, str]:
+        """(reward, for what it is to be counted)."""
+        answer = boxed(answer_text)
+        if not (answer and answer.strip()) or re.search(
+            r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", answer
+        ):
+            return reward(boxed=False, right=False), "unboxed"
+        self._seconds_left, self._asked = self.deadline_s, None
+        comparison = Comparison(self._ask)
+        right = comparison.same(gold, answer)
+        costliest = self._asked or ("numeric" if comparison.used_numbers else None)
+        return reward(boxed=True, right=right), costliest or ("exact" if right else "refused")
+
+    def _ask(self, gold: str, answer: str) -> bool:
+        """Math-Verify's opinion on two formulas, if time is left for this answer."""
+        if self._seconds_left <= 0:
+            return False
+        if self.child is None or self.child.poll() is not None:
+            self._start_child()
+        question = json.dumps([as_fractions(gold), as_fractions(answer)])
+        began = time.monotonic()
+        reply = self.ask_child(question.encode() + b"\n", self._seconds_left)
+        self._seconds_left -= time.monotonic() - began
+        self._asked = "symbolic" if reply else "timed_out" if reply is None else "killed"
+        if not reply:
+            self._seconds_left = 0
+            self.end_child()
+        return reply == b"true\n"
+
+    def ask_child(self, question: bytes, seconds: float) -> bytes | None:
+        """A line from the child, b"" if it died, None if it did not answer in time."""
+        try:
+            self.child.stdin.write(question)
+            ready = select.select([self.child.stdout], [], [], seconds)[0]
+            return self.child.stdout.readline() if ready else None
+        except BaseException:  # Ctrl-C in a notebook: the reply would answer the next question
+            self.end_child()
+            raise
+
+    def _start_child(self):
+        self.end_child()
+        command = [sys.executable, "-m", "minisoft.verifier.process"]
+        command += [str(self.deadline_s), str(self.memory_bytes)]
+        pipes = {"stdin": PIPE, "stdout": PIPE, "stderr": DEVNULL, "bufsize": 0}
+        root = Path(__file__).resolve().parents[2]
+        self.child = subprocess.Popen(command, cwd=root, start_new_session=True, **pipes)
+        reply = self.ask_child(b"", STARTUP_S)
+        if reply != b"ready\n":
+            self.end_child()
+            expect(
+                False, "Math-Verify (pip install math-verify)", "it to start", reply or "no reply"
+            )
+
+    def end_child(self):
+        if self.child:
+            with self.child as child:
+                child.kill()
+        self.child = None
+
+
+def serve(deadline_s: float, memory_bytes: int):
+    """A line [gold, answer] in, true or false out, until stdin closes or, if it hangs, an alarm."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # nothing else may print between the replies
+    try:
+        from math_verify import LatexExtractionConfig, LatexNormalizationConfig, parse, verify
+    except ImportError as error:
+        print(json.dumps(str(error)), file=replies)
+        return
+    no_changes = {"units": False, "malformed_operators": False, "nits": False, "boxed": "none"}
+    config = [LatexExtractionConfig(normalization_config=LatexNormalizationConfig(**no_changes))]
+    digits = {"float_rounding": 100, "numeric_precision": 100}  # so many that nothing rounds
+
+    def equal(*formulas: str) -> bool:  # the gold first; the deadline is not Math-Verify's business
+        gold, answer = (
+            parse(f"${f}$", config, "no_fallback", parsing_timeout=None) for f in formulas
+        )
+        return verify(gold, answer, **digits, timeout_seconds=None)
+
+    equal("x + 1", "1 + x")  # compiles its patterns before the clock runs
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    print("ready", file=replies)
+    for line in sys.stdin:
+        signal.alarm(int(deadline_s) + 2)
+        print(json.dumps(equal(*json.loads(line))), file=replies)
+        signal.alarm(0)
+
+
+if __name__ == "__main__":
+    serve(float(sys.argv[1]), int(sys.argv[2]))

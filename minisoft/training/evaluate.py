@@ -28,11 +28,10 @@ class Evaluator:
     world: object
     journal: Journal
     batch: int
-    run: int = 0
     plain: bool = False
 
     def problems(
-        self, problems: list[Problem], setting: Setting, samples: int, seed
+        self, problems: list[Problem], setting: Setting, samples: int, seed, run: int = 0
     ) -> tuple[dict, list[dict]]:
         """Roll out `samples` of every problem (greedy: one), the answer always greedy.
 
@@ -46,7 +45,7 @@ class Evaluator:
             text = data.prompt(problem.question, self.settings.template)
             requests.append(Request(self.tokenizer.encode(text), (seed, name, i), range(group)))
         longest_first = sorted(range(len(problems)), key=lambda i: -len(requests[i].prompt))
-        todo = self._todo([[self.run, name, i] for i in longest_first])  # so memory peaks at once
+        todo = self._todo([[run, name, i] for i in longest_first])  # so memory peaks at once
         with self._bar(len(todo) * group, name, "row") as bar:
             for n, record in self._rollouts(form, setting, [requests[i] for _, _, i in todo]):
                 i = todo[n][2]
@@ -54,7 +53,7 @@ class Evaluator:
                 self.journal.add(todo[n], made)
                 bar.update(group)
         generations = []
-        for of_problem in self._collect([[self.run, name, i] for i in range(len(problems))]):
+        for of_problem in self._collect([[run, name, i] for i in range(len(problems))]):
             generations += of_problem
         summary = self.world.from_main(lambda: evaluation.summarize(generations, group))
         return summary, generations
@@ -69,9 +68,9 @@ class Evaluator:
         one = (rollout.rollout(self.model, form, kind, [request], how) for request in requests)
         return ((n, records[0]) for n, records in enumerate(one))
 
-    def choices(self, questions: list[Choice]) -> tuple[dict, list[dict]]:
+    def choices(self, questions: list[Choice], run: int = 0) -> tuple[dict, list[dict]]:
         """Multiple choice: accuracy and NLL per token of the right option (nats)."""
-        keys = [[self.run, "choices", i] for i in range(len(questions))]
+        keys = [[run, "choices", i] for i in range(len(questions))]
         todo = [(i, questions[i]) for _, _, i in self._todo(keys)]
         with self._bar(len(todo), "choices", "question") as bar:
             for i, record in choices.score(self.model, self.tokenizer, todo, self.batch):

@@ -474,24 +474,16 @@ class Run:
     # --------------------------------------------------------------- validating and saving
 
     def evaluate(self, problems: list[Problem]) -> dict[str, dict]:
-        """Greedy, by the run's own kind (no noise) and hard: {setting: {"pass@1": fraction, ...}}."""
+        """Greedy, hard and by the run's own kind (no noise): {setting: {"pass@1": ..., ...}}."""
         if not problems:
             return {}
-        settings = replace(self.settings, cot=self.args.eval_cot)
-        journal = Journal(None, {}, self.world)
-        run = Evaluator(
-            self.model,
-            self.tokenizer,
-            settings,
-            self.verifier,
-            self.world,
-            journal,
-            self.args.eval_batch,
-            plain=self.args.plain,
-        )
-        kinds = dict.fromkeys(("hard", self.args.tokens))
+        args, journal = self.args, Journal(None, {}, self.world)
+        settings = replace(self.settings, cot=args.eval_cot)
+        common = (self.verifier, self.world, journal, args.eval_batch, args.plain)
+        evaluator = Evaluator(self.model, self.tokenizer, settings, *common)
+        kinds = dict.fromkeys(("hard", args.tokens))
         greedy = [Setting(kind, True) for kind in kinds]
-        return {str(setting): run.problems(problems, setting, 1, 0)[0] for setting in greedy}
+        return {str(setting): evaluator.problems(problems, setting, 1, 0)[0] for setting in greedy}
 
     def keep_best(self, row: dict) -> None:
         """Validate, note the results in `row`; RUN/best is the model that is best by greedy

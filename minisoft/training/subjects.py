@@ -1,0 +1,119 @@
+"""The models that eval.py compares: where each comes from, its settings, its row in the tables."""
+
+import hashlib
+from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
+
+from minisoft import engine
+from minisoft.errors import InputError
+from minisoft.io import checkpoint, datasets
+from minisoft.io.journal import Journal
+from minisoft.soft import GAMMA
+from minisoft.training.evaluate import Evaluator
+from minisoft.training.settings import EVAL_COT, Flags, Settings, resolve
+from minisoft.training.world import World
+
+USUAL = {  # what minisoft.json says of an ordinary training
+    "gamma": GAMMA,
+    "noise": "embedding",
+    "top_k": None,
+    "logits": "float32",
+    "estimator": "rloo",
+    "terms": "both",
+}
+DECIDE = "samples cot seed tau noise top_k gamma sigma dtype limit".split()  # flags
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under test: what the user gave, its folder, its minisoft.json, its row's label."""
+
+    given: str
+    folder: Path
+    sidecar: dict
+    label: str
+
+    @classmethod
+    def find(cls, text: str) -> "Subject":
+        """[NAME=]MODEL; without a name: what it was trained from, on and with."""
+        name, equals, path = text.partition("=")
+        given = path if equals and not Path(text).exists() else text
+        folder = checkpoint.find(given)
+        sidecar = checkpoint.read_about(folder)
+        return cls(given, folder, sidecar, name if given != text else label(folder, sidecar))
+
+    def settings(self, args: Namespace) -> Settings:
+        """How tokens are made, without sigma."""
+        flags = Flags(
+            args.template, args.cot, args.noise, args.top_k, args.gamma, args.sigma, args.tau
+        )
+        return resolve(self.sidecar, flags, EVAL_COT)
+
+    def load(self, args: Namespace, common: tuple) -> Evaluator:
+        """The model on the device of the world in `common`, ready for evaluation."""
+        _, world, *_ = common
+        dtype = checkpoint.DTYPES[args.dtype]
+        model, tokenizer = checkpoint.load(self.folder, world.device, dtype)
+        if not args.plain:
+            engine.accelerate(model)
+        settings = self.settings(args).for_model(model)
+        return Evaluator(model, tokenizer, settings, *common)
+
+    def identity(self) -> list:
+        """Changes when a file of the folder does."""
+        files = [(path, path.stat()) for path in self.folder.iterdir() if path.is_file()]
+        return [self.given, *sorted([p.name, s.st_size, s.st_mtime_ns] for p, s in files)]
+
+    def default_data(self) -> list[str]:
+        tiny = self.sidecar.get("defaults", {}).get("data") == "tiny"
+        return ["tiny-test" if tiny else "gsm8k-test"]
+
+
+def label(folder: Path, sidecar: dict) -> str:
+    """What a model was trained from, on and with, or the name of its folder."""
+    if "tokens" not in sidecar:
+        return folder.resolve().name
+    trained = [str(sidecar[name]) for name in ("base", "data", "tokens") if name in sidecar]
+    unusual = [
+        f"{name} {sidecar[name]}"
+        for name, value in USUAL.items()
+        if sidecar.get(name, value) != value
+    ]
+    return ", ".join([" ".join(trained), *unusual])
+
+
+def check_alike(subjects: list[Subject], args: Namespace) -> None:
+    """Raises InputError where models of one label, seeds of one row, have other settings."""
+    first: dict[str, tuple] = {}
+    for subject in subjects:
+        now = subject.settings(args).facts()
+        other, before = first.setdefault(subject.label, (subject, now))
+        differ = [name for name, value in now.items() if value != before[name]]
+        if differ:
+            raise InputError(
+                f"--model: expected models called {subject.label!r} to differ in the seed only, "
+                f"found other values for {', '.join(differ)} in {other.given} and {subject.given}; "
+                "give them NAMEs"
+            )
+
+
+def check_output(out: Path, inputs: list[str]) -> None:
+    """Raises InputError where a file that is read would be written over."""
+    outputs = {out.with_suffix(end).resolve() for end in (".json", ".jsonl", ".md")}
+    for path in inputs:
+        if Path(path).resolve() in outputs:
+            written = f"{path} is read and {out.stem}.* is written"
+            raise InputError(f"--out: expected another name, since {written}")
+
+
+def open_journal(args: Namespace, subjects: list[Subject], sources: dict, world: World) -> Journal:
+    """What an earlier call with the same flags, models and data had finished.  sources: {name:
+    rows}."""
+    facts = {name: getattr(args, name) for name in DECIDE}
+    facts["settings"] = [str(setting) for setting in args.settings]
+    facts["template"] = args.template and datasets.read_prompt(args.template)
+    facts["model"] = [subject.identity() for subject in subjects]
+    hashes = [hashlib.sha256(repr(rows).encode()).hexdigest() for rows in sources.values()]
+    facts["data"] = [list(pair) for pair in zip(sources, hashes)]
+    return Journal(args.out, facts, world)

@@ -1,4 +1,7 @@
-"""torch.distributed data parallelism: who am I, which samples are mine, sums over all ranks (one without torchrun)."""
+"""torch.distributed data parallelism: who am I, which samples are mine, sums over all ranks.
+
+Without torchrun there is one rank.
+"""
 
 import ctypes
 import datetime
@@ -15,8 +18,11 @@ from minisoft.errors import InputError, expecting
 
 
 def keep_memory() -> None:
-    """From now on what is freed stays with the process.  glibc would hand large blocks back to the system at once and get
-    them again page by page, which is a sixth of a replay on CPUs; where there is no glibc, nothing happens."""
+    """From now on what is freed stays with the process.
+
+    glibc would hand large blocks back to the system at once and get them again page by page, which
+    is a sixth of a replay on CPUs; where there is no glibc, nothing happens.
+    """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
@@ -28,8 +34,12 @@ def keep_memory() -> None:
 
 
 def as_program(main) -> None:
-    """main() as a program.  A rank among several leaves without the destructors of C++, in which about one of thirty ranks
-    that had finished was seen to abort ("terminate called without an active exception", torch 2.13, gloo)."""
+    """main() as a program.
+
+    A rank among several leaves without the destructors of C++, in which about one of thirty ranks
+    that had finished was seen to abort ("terminate called without an active exception", torch
+    2.13, gloo).
+    """
     try:
         status = main()
     except SystemExit as end:
@@ -37,75 +47,84 @@ def as_program(main) -> None:
     if isinstance(status, str):
         print(status, file=sys.stderr)
         status = 1
-    sys.stdout.flush(), sys.stderr.flush()
+    sys.stdout.flush()
+    sys.stderr.flush()
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         os._exit(status or 0)
     sys.exit(status)
 
 
 def share(rank: int, size: int, prompts: int, group: int) -> list[tuple[int, range]]:
-    """The part of a step's B x G samples that rank `rank` of `size` takes: [(problem, its samples)], equal in number.
+    """The part of a step's B x G samples that rank `rank` of `size` takes: [(problem, its
+    samples)], equal in number for all ranks.
 
-    B and G are global (paper: B = 2, G = 32, also on 8 ranks).  Raises InputError when ranks do not divide B G.
+    B and G are global (paper: B = 2, G = 32, also on 8 ranks).  Raises InputError when ranks do
+    not divide B G.
     """
     total = prompts * group
     if total % size:
         raise InputError(
-            f"prompts x group = {prompts} x {group} = {total} samples a step: expected a multiple of the "
-            f"number of ranks, found {size} ranks"
+            f"prompts x group = {prompts} x {group} = {total} samples a step: expected a multiple "
+            f"of the number of ranks, found {size} ranks"
         )
     first, last = rank * total // size, (rank + 1) * total // size
-    parts = [
-        (b, range(max(first - b * group, 0), min(last - b * group, group))) for b in range(prompts)
-    ]
-    return [(b, samples) for b, samples in parts if len(samples)]
+    parts = []
+    for b in range(prompts):
+        samples = range(max(first - b * group, 0), min(last - b * group, group))
+        if len(samples):
+            parts.append((b, samples))
+    return parts
+
+
+def find_device(device: str | None, of_node: int) -> torch.device:
+    """See World.  Raises InputError for a device that is not there."""
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device: expected a CUDA GPU for {name!r}, found none; use --device cpu")
+    with expecting("cpu or cuda", f"device {name}"):
+        found = torch.device(name)
+    if found.type == "cuda" and found.index is None:
+        found = torch.device("cuda", of_node)
+    if found.type == "cuda":
+        with expecting(f"one of {torch.cuda.device_count()} GPUs", found):
+            torch.cuda.set_device(found)
+    return found
 
 
 class RankError(RuntimeError):
-    """Ranks do not work together: one of them has ended or hangs, or they hold different weights."""
+    """Ranks do not work together: one has ended or hangs, or they hold different weights."""
 
 
 class World:
     """rank, size and device of this process; use as a context manager.
 
-    `device`: "cpu", "cuda" (rank r of a node takes GPU r) or None for cuda where there is one; `patience`: minutes that
-    ranks wait for each other.  Where one has died, or lets the others wait for longer, their next exchange raises
-    RankError.
+    device: "cpu", "cuda" (rank r of a node takes GPU r) or None for cuda where there is one.
+    patience: minutes that ranks wait for each other.  Where one has died, or lets the others wait
+    for longer, their next exchange raises RankError; it names those that have not reported within
+    `grace` seconds that theirs failed too.
     """
 
-    def __init__(self, device: str | None = None, patience: float = 30):
+    def __init__(self, device: str | None = None, patience: float = 30, grace: float = 10):
         keep_memory()
-        self.rank, self.size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank = int(os.environ.get("RANK", 0))
+        self.size = int(os.environ.get("WORLD_SIZE", 1))
         self.of_node = int(os.environ.get("LOCAL_RANK", 0))
         self.main = self.rank == 0  # the rank that speaks and writes
-        kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if kind.startswith("cuda") and not torch.cuda.is_available():
-            raise InputError(
-                f"device: expected a CUDA GPU for {kind!r}, found none; use --device cpu"
-            )
-        with expecting("cpu or cuda", f"device {kind}"):
-            self.device = torch.device(kind)
-        if self.device.type == "cuda" and self.device.index is None:
-            self.device = torch.device("cuda", self.of_node)
-        if self.device.type == "cuda":
-            with expecting(f"one of {torch.cuda.device_count()} GPUs", self.device):
-                torch.cuda.set_device(self.device)
-        if (
-            self.size > 1
-        ):  # what lies on the CPU goes by gloo, which notices at once that a rank has gone
+        self.grace = grace
+        self.device = find_device(device, self.of_node)
+        if self.size > 1:
+            # what lies on the CPU goes by gloo, which notices at once that a rank has gone
+            backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+            timeout = datetime.timedelta(minutes=patience)
             with expecting(f"{self.size} ranks to meet", "torch.distributed"):
-                dist.init_process_group(
-                    "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
-                    timeout=datetime.timedelta(minutes=patience),
-                )
+                dist.init_process_group(backend, timeout=timeout)
 
     def __enter__(self) -> "World":
         return self
 
     def __exit__(self, kind, *_) -> None:
-        if self.size > 1 and (
-            self.device.type == "cpu" or kind in (None, SystemExit)
-        ):  # NCCL waits for the others
+        nobody_waits = self.device.type == "cpu" or kind in (None, SystemExit)  # NCCL would
+        if self.size > 1 and nobody_waits:
             dist.destroy_process_group()
 
     @contextmanager
@@ -116,23 +135,23 @@ class World:
         except RuntimeError as error:
             silent = " and ".join(f"rank {r}" for r in self._silent()) or "some"
             raise RankError(
-                f"rank {self.rank}: expected an answer of every rank, found none of {silent} (ended, or "
-                f"busy for too long): {str(error).splitlines()[0]:.200}"
+                f"rank {self.rank}: expected an answer of every rank, found none of {silent} "
+                f"(ended, or busy for too long): {str(error).splitlines()[0]:.200}"
             ) from None
 
-    def _silent(self, seconds: float = 10.0) -> list[int]:
-        """After an exchange has failed: the ranks that have not reported that theirs failed too when no report has come for
-        so long.  They have ended, hang, or are still busy."""
-        store, seen, left = dist.distributed_c10d._get_default_store(), 0, seconds
+    def _silent(self) -> list[int]:
+        """After an exchange has failed: the ranks that have not reported that theirs failed too
+        when no report has come for `grace` seconds.  They have ended, hang, or are still busy."""
+        store, silent, left = dist.distributed_c10d._get_default_store(), [], self.grace
         try:
             store.set(f"failed/{self.rank}", "")
             while left > 0:
                 time.sleep(1)
-                silent = [rank for rank in range(self.size) if not store.check([f"failed/{rank}"])]
-                seen, left = len(silent), left - 1 if len(silent) == seen else seconds
-            time.sleep(
-                seconds if self.main else 0
-            )  # without torchrun it has the store that the others ask
+                before = len(silent)
+                silent = [r for r in range(self.size) if not store.check([f"failed/{r}"])]
+                left = left - 1 if len(silent) == before else self.grace
+            if self.main:  # without torchrun it has the store that the others ask
+                time.sleep(self.grace)
             return silent
         except RuntimeError:
             return [0]
@@ -142,16 +161,15 @@ class World:
         return share(self.rank, self.size, prompts, group)
 
     def balance(self, problems: list, size) -> list:
-        """The problems of a step in an order in which the ranks' parts are of similar size(problem) in all, where each takes
-        a whole number of them: large ones first, dealt out to and fro."""
+        """The problems of a step in an order in which the ranks' parts are of similar
+        size(problem) in all, where each takes a whole number of them: large ones first, dealt out
+        to and fro."""
         if len(problems) % self.size:
             return problems
-        dealt = sorted(problems, key=size, reverse=True)
-        rounds = [
-            dealt[i : i + self.size][:: -1 if i // self.size % 2 else 1]
-            for i in range(0, len(dealt), self.size)
-        ]
-        return [one[rank] for rank in range(self.size) for one in rounds]
+        in_order = sorted(problems, key=size, reverse=True)
+        rounds = [in_order[i : i + self.size] for i in range(0, len(in_order), self.size)]
+        rounds[1::2] = [dealt[::-1] for dealt in rounds[1::2]]
+        return [dealt[rank] for rank in range(self.size) for dealt in rounds]
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
         """Pieces (n, ...) of all ranks, joined in rank order on the CPU."""
@@ -176,13 +194,14 @@ class World:
         return [item for piece in pieces or [] for item in piece]
 
     def all_or_none(self, make):
-        """make() of this rank.  An OSError or InputError of any rank is raised on all, so that nobody is waited for."""
+        """make() of this rank.  An OSError or InputError of any rank is raised on all, so that
+        nobody is waited for."""
         result = problem = None
         try:
             result = make()
         except (OSError, InputError) as error:
             problem = error
-        problems = [found for found in self.gather_objects([problem]) if found is not None]
+        problems = [other for other in self.gather_objects([problem]) if other is not None]
         if problems:
             raise problem or problems[0]
         return result
@@ -192,11 +211,11 @@ class World:
         return self.gather_objects([self.all_or_none(lambda: make() if self.main else None)])[0]
 
     def in_turn(self, make):
-        """make(), first on the main rank, then on the first rank of every node, then on the others: whoever comes later
-        finds what an earlier one has fetched."""
-        mine = 0 if self.main else 1 if self.of_node == 0 else 2
-        results = [self.all_or_none(make if turn == mine else lambda: None) for turn in range(3)]
-        return results[mine]
+        """make(), first on the main rank, then on the first rank of every node, then on the others:
+        whoever comes later finds what an earlier one has fetched."""
+        turn = 0 if self.main else 1 if self.of_node == 0 else 2
+        results = [self.all_or_none(make if now == turn else lambda: None) for now in range(3)]
+        return results[turn]
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
         """x, summed over all ranks in place, the same bits on every rank."""
@@ -215,9 +234,8 @@ class World:
     def check_identical(self, parameters) -> None:
         """Raises RankError unless the weights of all ranks have the same checksums."""
         if self.size > 1:
-            sums = self.gather_objects(
-                [[p.detach().view(torch.uint8).sum().item() for p in parameters]]
-            )
+            own = [p.detach().view(torch.uint8).sum().item() for p in parameters]
+            sums = self.gather_objects([own])
             if any(other != sums[0] for other in sums):
                 raise RankError("ranks hold different weights: expected bit-identical copies")
 

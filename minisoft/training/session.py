@@ -10,17 +10,16 @@ import math
 import signal
 import sys
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from minisoft import data, engine, evaluation, reinforce, rollout
+from minisoft import engine, reinforce, rollout
 from minisoft.data import ANSWER_TOKENS, Format, Problem
 from minisoft.engine import memory
 from minisoft.engine.replay import recompute_layers
@@ -37,36 +36,11 @@ from minisoft.training import metrics
 from minisoft.training.evaluate import Evaluator
 from minisoft.training.optimizer import Optimizer, Schedule
 from minisoft.training.plan import in_pieces
+from minisoft.training.samples import COLUMNS, Part, Samples, Scores
 from minisoft.training.settings import Flags, fill, resolve
 from minisoft.training.world import World
-from minisoft.verifier.compare import only_as_text
 
 WRITES = ("best", "last", "config.json", "metrics.jsonl", "summary.json")  # besides state/, lock
-COLUMNS = ("reward", "cot_tokens", "answer_tokens", "entropy", "truncated")  # of a sample
-
-
-@dataclass(frozen=True)
-class Part:
-    """One rank's part of a problem of a step: slot b of 0..B-1, number in the training problems."""
-
-    slot: int
-    number: int
-    problem: Problem
-    samples: range
-
-
-@dataclass(frozen=True)
-class Scores:
-    """What the step's samples reached: `samples` (B G, COLUMNS) of all ranks, in order; this
-    rank's generations; how the verifier decided."""
-
-    samples: torch.Tensor
-    generations: list[dict]
-    counts: Counter
-
-    def rewards(self, B: int) -> torch.Tensor:
-        """(B, G) float64."""
-        return self.samples[:, 0].view(B, -1)
 
 
 class Run:
@@ -121,27 +95,9 @@ class Run:
     def _read(self) -> None:
         """The problems and the model."""
         problems = self.world.in_turn(lambda: datasets.load_problems(self.args.data))
-        self.world.all_or_none(lambda: self._split(problems))
+        self.samples = self.world.all_or_none(lambda: Samples(self.args, self.world, problems))
         self.world.all_or_none(self._load)
         self.sources = self.world.all_or_none(lambda: self._hashes(problems))
-
-    def _split(self, problems: list[Problem]) -> None:
-        """Problems to train, validate and test with, and this rank's part of a step."""
-        args = self.args
-        tenth = min(200, len(problems) // 10)
-        args.validation = tenth if args.validation is None else args.validation
-        args.test = tenth if args.test is None else args.test
-        self.problems, held_out = data.split(problems, args.validation + args.test)
-        self.validation, self.test = held_out[: args.validation], held_out[args.validation :]
-        data.batch(len(self.problems), args.prompts, 0, 0)  # enough problems?
-        self.shares = self.world.share(args.prompts, args.group)
-        odd = [p.answer for p in problems if only_as_text(p.answer)]
-        if odd:
-            named = ", ".join(f"{answer!r:.60}" for answer in odd[:50])
-            self.world.say(
-                f"{len(odd)} of {len(problems)} gold answers are neither numbers nor formulas nor "
-                f"words to the verifier, so that only the same text is right: {named}"
-            )
 
     def _load(self) -> None:
         """The model and how it makes tokens."""
@@ -277,7 +233,7 @@ class Run:
         args, world = self.args, self.world
         self._introduce()
         if self.before is None:
-            self.before = self.evaluate(self.test)
+            self.before = self.evaluate(self.samples.test)
             self.keep_best({})
         with tqdm(
             total=args.steps, initial=self.step, disable=not world.main, unit="step"
@@ -300,12 +256,12 @@ class Run:
         return step % every == 0 or step == self.args.steps
 
     def _introduce(self) -> None:
-        args, model = self.args, self.model
+        args, model, samples = self.args, self.model, self.samples
         self.world.say(
             f"{args.model}: {memory.parameters(model):,} parameters, {model.E.dtype}, "
             f"rms(E) {rms(model.E):.4f}, sigma {self.settings.sigma:.4f}\n"
-            f"{len(self.problems)} training, {len(self.validation)} validation, "
-            f"{len(self.test)} test problems of {args.data}\n"
+            f"{len(samples.training)} training, {len(samples.validation)} validation, "
+            f"{len(samples.test)} test problems of {args.data}\n"
             f"{args.tokens} tokens, B {args.prompts} x G {args.group}, {args.steps} updates, "
             f"lr {args.lr} -> {args.out}"
         )
@@ -317,13 +273,13 @@ class Run:
             self.model = checkpoint.load_model(best, self.world.device, self.model.E.dtype)
             if not self.args.plain:
                 engine.accelerate(self.model)
-        after = self.evaluate(self.test)
+        after = self.evaluate(self.samples.test)
         summary = {
             "before": self.before,
             "after": after,
             "steps": self.step,
             "seconds": round(self.seconds, 1),
-            "validation": self.best if self.validation else None,
+            "validation": self.best if self.samples.validation else None,
         }
         self._by_main(lambda: atomic.write_json(self.args.out / "summary.json", summary))
         rows = [["greedy accuracy", "before", "after"]]
@@ -331,8 +287,8 @@ class Run:
             passed = [metrics.percent(of[setting]["pass@1"]) for of in (self.before, after)]
             rows.append([setting, *passed])
         self.world.say(
-            f"\n{len(self.test)} test problems, {self.args.tokens} tokens, {self.step} updates in "
-            f"{self.seconds:.0f} s\n{metrics.markdown(rows) if after else ''}\n"
+            f"\n{len(self.samples.test)} test problems, {self.args.tokens} tokens, "
+            f"{self.step} updates in {self.seconds:.0f} s\n{metrics.markdown(rows) if after else ''}\n"
             f"model: {best if best.is_dir() else self.args.out / 'last'}"
         )
 
@@ -343,41 +299,13 @@ class Run:
         with metrics.clock(self.seconds_of, f"seconds_{name}"):
             yield
 
-    def parts(self, step: int) -> list[Part]:
-        """This rank's part of the step's B problems x G samples; (seed, step) decide."""
-        args = self.args
-        numbers = data.batch(len(self.problems), args.prompts, args.seed, step)
-        numbers = self.world.balance(numbers, lambda number: len(self.problems[number].question))
-        return [
-            Part(b, numbers[b], self.problems[numbers[b]], samples) for b, samples in self.shares
-        ]
-
     def requests(self, step: int, parts: list[Part]) -> list[Request]:
-        """What is to be rolled out; (seed, step, problem, sample) decide every draw."""
-        requests = []
-        for part in parts:
-            text = data.prompt(part.problem.question, self.settings.template)
-            key = (self.args.seed, step, part.number)
-            requests.append(Request(self.tokenizer.encode(text), key, part.samples))
-        return requests
+        """What is to be rolled out of this rank's part of a step."""
+        return self.samples.requests(step, parts, self.form, self.settings.template)
 
     def score(self, parts: list[Part], rollouts: list[Rollout]) -> Scores:
-        """The rewards of this rank's rows, and what all ranks' samples reached."""
-        before = Counter(self.verifier.counts)
-        generations = []
-        for part, record in zip(parts, rollouts):
-            generations += evaluation.describe(
-                self.form, record, part.number, part.problem, self.verifier
-            )
-        counts = sum(self.world.gather_objects([self.verifier.counts - before]), Counter())
-        own = [[generation[column] for column in COLUMNS] for generation in generations]
-        return Scores(
-            self.world.gather(torch.tensor(own, dtype=torch.float64)), generations, counts
-        )
-
-    def own(self, advantages: torch.Tensor, parts: list[Part]) -> list[torch.Tensor]:
-        """Advantages (B, G) -> those (n,) of this rank's rows of each problem."""
-        return [advantages[part.slot, part.samples.start : part.samples.stop] for part in parts]
+        """Rewards (eq. 11), and what else all ranks' samples reached."""
+        return self.samples.score(parts, rollouts, self.form, self.verifier)
 
     def differentiate(self, rollouts: list[Rollout], advantages: list, scale: float) -> Mismatch:
         """This rank's backward passes.  Where the memory of any rank's GPU is too small, all ranks
@@ -436,7 +364,7 @@ class Run:
 
     def log(self, step: int, scores: Scores, mismatch: Mismatch, update: dict) -> None:
         """A line of metrics.jsonl, the progress bar, a sample; validates when it is due."""
-        args, mean = self.args, dict(zip(COLUMNS, scores.samples.mean(0).tolist()))
+        args, mean = self.args, dict(zip(COLUMNS, scores.table.mean(0).tolist()))
         rewards = scores.rewards(args.prompts)
         row = {
             "step": step + 1,
@@ -488,7 +416,7 @@ class Run:
     def keep_best(self, row: dict) -> None:
         """Validate, note the results in `row`; RUN/best is the model that is best by greedy
         decoding of the run's own kind, without noise (appendix A), the untrained one included."""
-        passed = {name: of["pass@1"] for name, of in self.evaluate(self.validation).items()}
+        passed = {name: of["pass@1"] for name, of in self.evaluate(self.samples.validation).items()}
         if not passed:
             return
         step = row.get("step", 0)

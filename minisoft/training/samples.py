@@ -1,0 +1,100 @@
+"""Which problems are trained on, and which rank takes which of a step's B x G samples."""
+
+from argparse import Namespace
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+
+from minisoft import data, evaluation
+from minisoft.data import Format, Problem
+from minisoft.rollout import Request, Rollout
+from minisoft.training.world import World
+from minisoft.verifier.compare import only_as_text
+from minisoft.verifier.process import Verifier
+
+COLUMNS = ("reward", "cot_tokens", "answer_tokens", "entropy", "truncated")  # of a sample
+
+
+@dataclass(frozen=True)
+class Part:
+    """One rank's part of a problem of a step: slot b of 0..B-1, its number among the training
+    problems, its samples of 0..G-1."""
+
+    slot: int
+    number: int
+    problem: Problem
+    samples: range
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a step's samples reached: table (B G, COLUMNS) of all ranks, in order; this rank's
+    generations; how the verifier decided."""
+
+    table: torch.Tensor
+    generations: list[dict]
+    counts: Counter
+
+    def rewards(self, B: int) -> torch.Tensor:
+        """(B, G) float64."""
+        return self.table[:, 0].view(B, -1)
+
+
+class Samples:
+    """The problems of a run: training, validation, test; and the samples of its steps.
+
+    Sets args.validation and args.test where they are None.  Raises InputError for too few problems
+    or ranks that do not divide B G.
+    """
+
+    def __init__(self, args: Namespace, world: World, problems: list[Problem]):
+        self.args, self.world = args, world
+        tenth = min(200, len(problems) // 10)
+        args.validation = tenth if args.validation is None else args.validation
+        args.test = tenth if args.test is None else args.test
+        self.training, held_out = data.split(problems, args.validation + args.test)
+        self.validation, self.test = held_out[: args.validation], held_out[args.validation :]
+        data.batch(len(self.training), args.prompts, 0, 0)  # enough problems?
+        self.shares = world.share(args.prompts, args.group)
+        odd = [p.answer for p in problems if only_as_text(p.answer)]
+        if odd:
+            named = ", ".join(f"{answer!r:.60}" for answer in odd[:50])
+            world.say(
+                f"{len(odd)} of {len(problems)} gold answers are neither numbers nor formulas nor "
+                f"words to the verifier, so that only the same text is right: {named}"
+            )
+
+    def parts(self, step: int) -> list[Part]:
+        """This rank's part of the step's B problems x G samples; (seed, step) decide."""
+        args = self.args
+        numbers = data.batch(len(self.training), args.prompts, args.seed, step)
+        numbers = self.world.balance(numbers, lambda number: len(self.training[number].question))
+        return [
+            Part(b, numbers[b], self.training[numbers[b]], samples) for b, samples in self.shares
+        ]
+
+    def requests(self, step: int, parts: list[Part], form: Format, template: str) -> list[Request]:
+        """What is to be rolled out; (seed, step, problem, sample) decide every draw."""
+        requests = []
+        for part in parts:
+            prompt = form.tokenizer.encode(data.prompt(part.problem.question, template))
+            requests.append(Request(prompt, (self.args.seed, step, part.number), part.samples))
+        return requests
+
+    def score(
+        self, parts: list[Part], rollouts: list[Rollout], form: Format, verifier: Verifier
+    ) -> Scores:
+        """The rewards of this rank's rows (eq. 11), and what all ranks' samples reached."""
+        before, generations = Counter(verifier.counts), []
+        for part, record in zip(parts, rollouts):
+            generations += evaluation.describe(form, record, part.number, part.problem, verifier)
+        counts = sum(self.world.gather_objects([verifier.counts - before]), Counter())
+        rows = [[generation[column] for column in COLUMNS] for generation in generations]
+        table = self.world.gather(torch.tensor(rows, dtype=torch.float64))
+        return Scores(table, generations, counts)
+
+    @staticmethod
+    def own(advantages: torch.Tensor, parts: list[Part]) -> list[torch.Tensor]:
+        """Advantages (B, G) of all ranks -> those (n,) of this rank's rows of each problem."""
+        return [advantages[part.slot, part.samples.start : part.samples.stop] for part in parts]

@@ -66,85 +66,126 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
     return args, set(vars(parser.parse_args(argv)))
 
 
-NUMBER, WHOLE = {"type": float}, {"type": int}
+NUMBER, WHOLE, SWITCH = {"type": float}, {"type": int}, {"action": "store_true"}
 FLAGS = {  # group -> flag -> (default, help, how argparse reads it)
     "model and problems": {
         "--model": (str(WEIGHTS / "tiny"), "folder, or hub id owner/name", {}),
         "--data": (
             None,
-            "problems: .jsonl or .json file, tiny, or gsm8k, ... (default gsm8k *)",
+            "problems: .jsonl or .json file, tiny, or a hub name such as gsm8k (default gsm8k *)",
             {},
         ),
         "--template": (
             None,
-            "file with the prompt, QUESTION in it (default the paper's *, sec. 4)",
+            "file with the prompt, QUESTION for the question (default the paper's *; sec. 4)",
             {},
         ),
-        "--validation": (None, "problems that choose RUN/best (default 10 %, at most 200)", WHOLE),
-        "--test": (None, "problems of the table before/after (default 10 %, at most 200)", WHOLE),
+        "--validation": (
+            None,
+            "problems held out to choose RUN/best (default 10 % of all, at most 200)",
+            WHOLE,
+        ),
+        "--test": (
+            None,
+            "problems held out for the table before/after (default 10 %, at most 200)",
+            WHOLE,
+        ),
     },
     "chain of thought (section 3)": {
         "--tokens": ("soft", "kind of CoT token", {"choices": KINDS}),
-        "--tau": (None, f"temperature (default {TAU} *, with --top-k {TAU_TOP_K}; F.3)", NUMBER),
+        "--tau": (
+            None,
+            f"softmax temperature of the CoT in training (default {TAU} *, with --top-k "
+            f"{TAU_TOP_K}; F.3)",
+            NUMBER,
+        ),
         "--gamma": (
             None,
-            f"sigma = gamma * rms(E), or other scale (default {GAMMA} *; F.1)",
+            "noise factor: sigma = gamma * noise scale, rms(E) for the embedding (default "
+            f"{GAMMA} *; F.1)",
             NUMBER,
         ),
         "--noise": (
             None,
-            "where soft, fuzzy get noise (default embedding *; F.2)",
+            "where soft and fuzzy tokens get their noise (default embedding *; F.2)",
             {"choices": NOISES},
         ),
-        "--top-k": (None, "noise on the K best logits, the rest -inf (default all *; F.2)", WHOLE),
+        "--top-k": (
+            None,
+            "noise on the K best logits, the rest -inf (default all, or without --noise *; F.2)",
+            {**WHOLE, "metavar": "K"},
+        ),
         "--cot": (None, "budget in tokens (default 128 *; paper: 128 GSM8K, 512 MATH)", WHOLE),
         "--eval-cot": (None, "the same in validation and test (default 512 *)", WHOLE),
     },
     "REINFORCE (appendix A)": {
-        "--prompts": (None, "B, problems a step over all ranks (default 2 *)", WHOLE),
-        "--group": (None, "G, samples of each problem (default 32 *)", WHOLE),
+        "--prompts": (
+            None,
+            "B, problems a step over all ranks (default 2 *)",
+            {**WHOLE, "metavar": "B"},
+        ),
+        "--group": (None, "G, samples of each problem (default 32 *)", {**WHOLE, "metavar": "G"}),
         "--steps": (None, "updates (default 4000 *)", WHOLE),
-        "--lr": (None, "peak rate (default 6e-6 *; paper: Llama-8B 3e-6, Qwen-3B 8e-6)", NUMBER),
+        "--lr": (
+            None,
+            "peak learning rate (default 6e-6 *; paper: Llama-8B 3e-6, Qwen-3B 8e-6)",
+            NUMBER,
+        ),
         "--warmup": (None, "updates of linear warm-up before the cosine (default 20 *)", WHOLE),
         "--betas": ([0.9, 0.95], "AdamW; open in the paper", {"type": float, "nargs": 2}),
         "--weight-decay": (0.0, "AdamW; open in the paper", NUMBER),
-        "--max-grad-norm": (1.0, "longer gradients are scaled to it; open in the paper", NUMBER),
+        "--max-grad-norm": (
+            1.0,
+            "a gradient whose norm is larger is scaled down to it; open in the paper",
+            NUMBER,
+        ),
     },
     "run": {
         "--out": (None, "RUN, the folder to write (default runs/DATE-TIME)", {"type": Path}),
-        "--resume": (False, "go on with what is in RUN", {"action": "store_true"}),
+        "--resume": (False, "go on with what is in RUN", SWITCH),
         "--seed": (0, "(seed, step, problem, sample) decides every draw", WHOLE),
-        "--validate-every": (None, "updates between greedy validations (default 50 *)", WHOLE),
+        "--validate-every": (
+            None,
+            "updates between greedy validations, by the run's own kind and hard (default 50 *)",
+            WHOLE,
+        ),
         "--save-every": (100, "updates between saves of RUN/last and RUN/state", WHOLE),
         "--keep": (2, "states in RUN/state, the newest ones", WHOLE),
-        "--show-every": (20, "updates between printed rollouts, 0 never", WHOLE),
+        "--show-every": (20, "updates between printed sample rollouts, 0 never", WHOLE),
         "--plain": (
             False,
-            "by the definitions, slowly, without minisoft.engine",
-            {"action": "store_true"},
+            "by the definitions of minisoft/*.py alone: the same numbers within rounding, slowly",
+            SWITCH,
         ),
     },
     "machine": {
         "--device": (None, "cpu or cuda (default cuda where there is one)", {}),
         "--dtype": (
             "float32",
-            "of the weights; masters, logits are float32",
-            {"choices": [*checkpoint.DTYPES]},
+            "of the transformer; bfloat16 has float32 master weights and logits, but a larger "
+            "replay mismatch",
+            {"choices": list(checkpoint.DTYPES)},
         ),
         "--micro-batch": (
             None,
-            "rows per backward pass (default: what fits, <= 16, GPU 64)",
+            "rows per backward pass; does not change the gradient (default from the memory there "
+            "is, at most 16 on CPUs, 64 on GPUs)",
             WHOLE,
         ),
         "--eval-batch": (64, "rows at once in validation", WHOLE),
         "--shard": (
             "auto",
-            "masters and moments in pieces, one a rank; auto: above "
+            "keep float32 masters and AdamW's moments in pieces, one on each rank; auto: above "
             f"{plan.SHARDED_ABOVE / 1e9:.0f}e9 parameters",
             {"choices": ["auto", "yes", "no"]},
         ),
-        "--plan": (None, "only print the memory that each of so many ranks would need", WHOLE),
-        "--patience": (30.0, "minutes that ranks wait for each other before they give up", NUMBER),
+        "--plan": (
+            None,
+            "only print how much memory each of so many ranks would need (--device cuda needs no "
+            "GPU, --model no weights)",
+            {**WHOLE, "metavar": "RANKS"},
+        ),
+        "--patience": (30.0, "minutes that ranks wait for each other before giving up", NUMBER),
     },
 }
 

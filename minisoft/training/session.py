@@ -288,7 +288,8 @@ class Run:
             rows.append([setting, *passed])
         self.world.say(
             f"\n{len(self.samples.test)} test problems, {self.args.tokens} tokens, "
-            f"{self.step} updates in {self.seconds:.0f} s\n{metrics.markdown(rows) if after else ''}\n"
+            f"{self.step} updates in {self.seconds:.0f} s\n"
+            f"{metrics.markdown(rows) if after else ''}\n"
             f"model: {best if best.is_dir() else self.args.out / 'last'}"
         )
 

@@ -1,182 +1,238 @@
-"""Pictures like the paper's Figures 2-4 and of a study, readable in black and white (extra `plot`: matplotlib).
+"""Pictures like the paper's Figures 2-4, of a study, and of one chain of thought; all readable in
+black and white (extra `plot`: matplotlib).
 
-Each public function that takes a path returns a matplotlib Figure and saves it where one is given.  `read_runs` and
-`curves` raise InputError for a run folder that cannot be read; `pass_at_k` and `entropy` draw runs, results of eval.py with
-a "label".
+Each public function without `read` in its name returns a matplotlib Figure.  Where data sets or
+kinds of token are panels, lines are labels of runs, and runs of one label are its seeds.
 """
 
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import product, takewhile
 from pathlib import Path
 from statistics import fmean, stdev
+from textwrap import fill
 
 from minisoft.errors import InputError, expecting
+from minisoft.evaluation import Setting
 from minisoft.io.atomic import read_json
-from minisoft.soft import KINDS
+from minisoft.lab.tables import cell, distinct, short_names
+from minisoft.soft import KINDS, PAPER
 
-INCIDENTAL = {"seed", "out", "resume", "sigma", "device", "world", "micro_batch", "eval_batch", "validate_every",
-              "save_every", "keep", "show_every", "shares_every", "shard", "patience"}  # in config.json of seeds of one run
+INCIDENTAL = set(  # in config.json of seeds of one run
+    "tokens seed out resume sigma device world micro_batch eval_batch validate_every save_every "
+    "keep show_every shares_every shard patience".split()
+)
 GREYS, DASHES, MARKERS = ("0", ".4", ".6"), ("-", "--", "-.", ":"), "os^Dv"
-STYLES = {label: index for index, label in enumerate(("base", *KINDS))}  # the same in every picture
-LEAST_ROWS, LEAST_SHARE = 5, .05  # a CoT position that fewer generations reach has no meaningful mean entropy
-PANELS = (("accuracy", "accuracy (%)", 100), ("reward", "reward", 1), ("cot_length", "CoT length (tokens)", 1),
-          ("entropy", "entropy (nats)", 1), ("grad_norm", "gradient norm", 1),
-          ("share_E", "gradient norm in E (% of all)", 100))  # of `curves`: field, axis, scale
-
-
-def distinct(runs: list[dict], field: str) -> list[str]:
-    """The values of a field in the order in which they first appear."""
-    return list(dict.fromkeys(run[field] for run in runs))
-
-
-def short_names(names) -> dict[str, str]:
-    """Name or path -> its last part without .json or .jsonl; all stay whole if two would become the same."""
-    short = {name: name.rstrip("/").split("/")[-1].removesuffix(".jsonl").removesuffix(".json") for name in names}
-    return short if len(set(short.values())) == len(short) else {name: name for name in short}
-
-
-def parts(run: dict) -> dict[str, dict]:
-    """What a run measured: {one of the six settings, or "choices": its numbers}."""
-    return {**run["settings"], **({"choices": run["choices"]} if run.get("choices") else {})}
-
-
-def cell(runs: list[dict], label: str, data: str, part: str) -> list[dict]:
-    """The numbers of a part of each run of one (label, data), its seeds."""
-    return [parts(run)[part] for run in runs if (run["label"], run["data"]) == (label, data) and part in parts(run)]
+STYLES = {label: index for index, label in enumerate(("base", *PAPER))}  # the same everywhere
+LEAST_ROWS, LEAST_SHARE = 5, 0.05  # fewer generations have no meaningful mean entropy
+PANELS = (  # of `curves`: field, axis, scale
+    ("accuracy", "accuracy (%)", 100),
+    ("reward", "reward", 1),
+    ("cot_length", "CoT length (tokens)", 1),
+    ("entropy", "entropy (nats)", 1),
+    ("grad_norm", "gradient norm", 1),
+    ("share_E", "gradient norm in E (% of all)", 100),
+)
+GREEDY = "validation problems, hard-greedy"
+PER_ROW, LEAST_TEXT = 24, 0.08  # of `chain`: steps in a row; a piece of a bar that text fits into
+SHADES = (".87", ".7", ".8", ".6", ".75", "1")  # of a mixture's tokens, the heaviest first
 
 
 def read_run(folder: Path) -> tuple[dict, list[dict]]:
-    """A folder of train.py -> (config.json, metrics.jsonl); a last line without an end, cut by a crash, is left out.
-    Raises InputError."""
+    """A folder of train.py -> (config.json, metrics.jsonl); a last line without an end, cut by a
+    crash, is left out.  Raises InputError."""
     config, path = read_json(folder / "config.json", required=True), folder / "metrics.jsonl"
     with expecting("the fields tokens and seed", folder / "config.json"):
         config["tokens"], config["seed"]
     with expecting("lines with at least step and accuracy", path):
         text = path.read_text("utf-8")
         rows = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-        [(abs(row["step"]), abs(row["accuracy"])) for row in rows or [{}]]  # an error if one is no number
+        for row in rows or [{}]:
+            first = row["step"] == 0  # has validations only
+            abs(row["validation"] if first else row["accuracy"])  # an error if it is no number
     return config, rows
 
 
 def read_runs(folders) -> dict[str, list[list[dict]]]:
-    """{label: metrics of each seed}; a label is the kind of token and the fields in which the runs differ.
-    Raises InputError for two runs with the same label and seed."""
-    found, runs, seeds, shown = {Path(folder): read_run(Path(folder)) for folder in folders}, {}, {}, {}
-    for name in dict.fromkeys(name for config, _ in found.values() for name in config):
-        values = {str(config.get(name)) for config, _ in found.values()}
-        if len(values) > 1 and name not in INCIDENTAL | {"tokens"}:
+    """{label: metrics of each seed}; a label is the kind of token and the fields in which the runs
+    differ.  Raises InputError for two runs with the same label and seed."""
+    content = {Path(folder): read_run(Path(folder)) for folder in folders}
+    configs = [config for config, _ in content.values()]
+    shown = {}  # field -> {its value: short name}
+    for name in dict.fromkeys(name for config in configs for name in config):
+        values = {str(config.get(name)) for config in configs}
+        if len(values) > 1 and name not in INCIDENTAL:
             shown[name] = short_names(values)
-    for folder, (config, rows) in found.items():
-        label = ", ".join([config["tokens"], *(f"{name} {short[str(config[name])]}" for name, short in shown.items()
-                                               if config.get(name) is not None)])
+    runs, seeds = {}, {}
+    for folder, (config, rows) in content.items():
+        label = config["tokens"]
+        for name, short in shown.items():
+            if config.get(name) is not None:
+                label += f", {name} {short[str(config[name])]}"
         other = seeds.setdefault((label, config["seed"]), folder)
         if other != folder:
-            raise InputError(f"{folder}: seed: expected another than in {other}, found all settings the same")
+            what = f"expected another than in {other}, found all settings the same"
+            raise InputError(f"{folder}: seed: {what}")
         runs.setdefault(label, []).append(rows)
     return runs
 
 
-def training(runs: dict[str, list[list[dict]]], path: Path | None = None):
-    """Figure 2: accuracy (%) over updates.  Left: of the training samples, a running mean with the raw data light
-    behind it; right: hard-greedy on the validation problems.  runs: {label: metrics of each seed}, as of `read_runs`; a
-    label is one line, the mean of its seeds at the updates that all of them have."""
-    bands = set()
+def greedy_accuracy(rows: list[dict]) -> dict[int, float]:
+    """{update: hard-greedy accuracy on validation problems}; where they are not told apart,
+    "validation" is hard-greedy."""
+    series = {row["step"]: row.get("validation_hard", row.get("validation")) for row in rows}
+    return {step: value for step, value in series.items() if value is not None}
+
+
+def training(runs: dict[str, list[list[dict]]]):
+    """Figure 2: accuracy (%) over updates.  Left: of the training samples, a running mean with the
+    raw data light behind it; right: hard-greedy on the validation problems.
+
+    runs: {label: metrics of each seed}; a line is the mean of the seeds at the updates that all of
+    them have.
+    """
+    notes = set()
     window = smoothing_window(max(len(rows) for seeds in runs.values() for rows in seeds))
     figure, ((left, right),) = _panels(1, 2, sharex=True, sharey=True)
     for index, (label, seeds) in enumerate(runs.items()):
-        raw, validation = ([_series(rows, name, 100) for rows in seeds] for name in ("accuracy", "validation"))
+        raw = [_series(rows, "accuracy", 100) for rows in seeds]
         mean = {step: fmean(values) for step, values in _together(raw).items()}
-        left.plot(list(mean), list(mean.values()), color=".87", linewidth=.6, zorder=1)
-        bands |= _line(left, _together(running_mean(series, window) for series in raw), index, label)
-        bands |= _line(right, _together(filter(None, validation)), index, label)
-    left.set(title=f"training samples, mean over {window} updates", xlabel="update", ylabel="accuracy (%)")
-    right.set(title="validation problems, hard-greedy", xlabel="update", ylabel="accuracy (%)")
+        left.plot(list(mean), list(mean.values()), color=".87", linewidth=0.6, zorder=1)
+        smooth = [running_mean(series, window) for series in raw]
+        notes |= _line(left, _together(smooth), index, label)
+        greedy = [_scaled(greedy_accuracy(rows)) for rows in seeds]
+        notes |= _line(right, _together(filter(None, greedy)), index, label)
+    left.set(title=f"training samples, mean over {window} updates")
+    right.set(title=GREEDY)
+    for axis in (left, right):
+        axis.set(xlabel="update", ylabel="accuracy (%)")
     right.tick_params(labelleft=True)
-    return _finish(figure, bands, path)
+    return _finish(figure, notes)
 
 
-def curves(run: Path, path: Path | None = None):
-    """One run in six panels: accuracy, reward, CoT length, entropy, gradient norm and its share in E, over updates;
-    running means, the raw data light behind them."""
+def curves(run: Path):
+    """One run in six panels over updates: running means, the raw data light behind them."""
     rows = read_run(Path(run))[1]
     window, (figure, axes) = smoothing_window(len(rows)), _panels(2, 3)
-    for axis, (name, label, scale) in zip(axes.flat, PANELS):
+    label = f"training samples, mean over {window} updates"
+    for axis, (name, ylabel, scale) in zip(axes.flat, PANELS, strict=True):
         raw = _series(rows, name, scale)
-        axis.plot(list(raw), list(raw.values()), color=".87", linewidth=.6)
-        axis.plot(list(raw), list(running_mean(raw, window).values()), color=".45", linewidth=1.4,
-                  label=f"training samples, mean over {window} updates")
-        axis.set(xlabel="update", ylabel=label, yscale="log" if name == "grad_norm" else "linear")
-    _line(axes[0, 0], _together([_series(rows, "validation", 100)]), 0, "validation problems, hard-greedy")
-    return _finish(figure, {f"run {Path(run).resolve().name}"}, path)
+        smooth = running_mean(raw, window)
+        axis.plot(list(raw), list(raw.values()), color=".87", linewidth=0.6)
+        axis.plot(list(smooth), list(smooth.values()), color=".45", linewidth=1.4, label=label)
+        scale = "log" if name == "grad_norm" else "linear"
+        axis.set(xlabel="update", ylabel=ylabel, yscale=scale)
+    _line(axes[0, 0], _together([_scaled(greedy_accuracy(rows))]), 0, GREEDY)
+    return _finish(figure, {f"run {Path(run).resolve().name}"})
 
 
-def pass_at_k(runs: list[dict], path: Path | None = None):
-    """Figure 3: pass@k (%) over k for each data set and kind of inference; None without two samples of any problem."""
-    by_k = lambda numbers: {int(name[5:]): value for name, value in numbers.items() if name.startswith("pass@")}
-    points = lambda numbers: {k: 100 * share for k, share in by_k(numbers).items()}
-    intervals = lambda numbers: {k: (100 * a, 100 * b) for k, (a, b) in by_k(numbers.get("ci95", {})).items()}
-    return _grid(runs, ("sample",), "pass@2", points, intervals, "k (samples)", "pass@k (%)", path)
+@dataclass(frozen=True)
+class Curve:
+    """What `_grid` draws of the runs that have measured `field`: points(numbers) = {x: y}, the mean
+    over seeds; intervals(numbers) = {x: (low, high)} around a single run."""
+
+    field: str
+    hows: tuple[bool, ...]  # greedy? A second one is drawn where the first was not measured
+    points: Callable
+    intervals: Callable
+    xlabel: str
+    ylabel: str
 
 
-def entropy(runs: list[dict], path: Path | None = None):
-    """Figure 4: entropy of the next token (nats) by CoT position, mean over the generations that reach it, then over
-    seeds; None where no run has entropy_by_position.  Greedy settings are drawn where no sample setting is."""
-    return _grid(runs, ("sample", "greedy"), "entropy_by_position", entropy_profile, lambda numbers: {},
-                 f"CoT position (tokens), up to where fewer\nthan {100 * LEAST_SHARE:.0f} % or {LEAST_ROWS} of the "
-                 "generations are left", "mean entropy (nats)", path)
+def pass_at_k(runs: list[dict]):
+    """Figure 3: pass@k (%) over k for each data set and kind of inference; None without two samples
+    of any problem."""
+    labels = ("k (samples)", "pass@k (%)")
+    return _grid(runs, Curve("pass@2", (False,), _percent_by_k, _intervals_by_k, *labels))
 
 
-def gradient(kinds: dict[str, dict[int, dict]], path: Path | None = None):
-    """Norm of the gradient's parts, and the cosine between those of independent batches (± 1 standard error), over updates;
-    kinds: {kind of token: {update: "signal" of minisoft.gradient}}, a column for each."""
-    figure, axes = _panels(2, len(kinds), sharex=True, sharey="row")
-    parts = [(term, part) for term in ("cot", "answer") for part in ("E", "body")]
-    for (top, bottom), (kind, steps) in zip(axes.T, kinds.items()):
-        for index, (term, part) in enumerate(parts):
-            label = f"{'CoT' if term == 'cot' else 'answer'} terms, {'E' if part == 'E' else 'the rest'}"
-            found = {step: signal[term][part] for step, signal in steps.items()}
-            _line(top, {step: [s["norm"]] for step, s in found.items()}, index, label)
-            _line(bottom, {step: [s["cosine"]] for step, s in found.items()}, index, label, {
-                step: (s["cosine"] - s["cosine_error"], s["cosine"] + s["cosine_error"]) for step, s in found.items()})
-        top.set(title=f"{kind} tokens", yscale="log", ylabel="gradient norm")
-        bottom.set(xlabel="update", ylabel="cosine between batches")
-        bottom.axhline(0, color=".7", linewidth=.8, zorder=1)
-    return _finish(figure, {"band: ± 1 standard error"}, path)
+def entropy(runs: list[dict]):
+    """Figure 4: entropy of the next token (nats) by CoT position, mean over the generations that
+    reach it, then over seeds; None where no run has it.  Greedy settings are drawn where no sample
+    setting is."""
+    xlabel = (
+        f"CoT position (tokens), up to where fewer\nthan {100 * LEAST_SHARE:.0f} % or {LEAST_ROWS} "
+        "of the generations are left"
+    )
+    labels = (xlabel, "mean entropy (nats)")
+    hows = (False, True)
+    return _grid(runs, Curve("entropy_by_position", hows, entropy_profile, lambda _: {}, *labels))
 
 
-def matched(kinds: dict[str, list[list[dict]]], path: Path | None = None):
-    """Entropy of hard-sampled CoTs over greedy and over sampled accuracy, along training: a line for each run, from the base
-    on; kinds: {kind: [[{"greedy", "sample", "entropy"}, ...] of each seed]}."""
-    figure, ((left, right),) = _panels(1, 2, sharey=True)
-    for axis, how in ((left, "greedy"), (right, "sample")):
-        for kind, runs in kinds.items():
-            index = STYLES[kind]
-            for number, run in enumerate(runs):
-                axis.plot([100 * point[how] for point in run], [point["entropy"] for point in run],
-                          color=GREYS[index % len(GREYS)], linestyle=DASHES[index], marker=MARKERS[index],
-                          markerfacecolor="white", markersize=4.5, linewidth=1.2, label=kind if number == 0 else None)
-        axis.set(xlabel=f"hard-{how} pass@1 (%)", ylabel="entropy of hard-sampled CoTs (nats)")
-        axis.tick_params(labelleft=True)
-    left.set_ylim(bottom=0)
-    return _finish(figure, set(), path)
+def _percent_by_k(numbers: dict) -> dict[int, float]:
+    """{"pass@8": .5, ...} -> {8: 50, ...}"""
+    shares = {name: value for name, value in numbers.items() if name.startswith("pass@")}
+    return {int(name.removeprefix("pass@")): 100 * share for name, share in shares.items()}
+
+
+def _intervals_by_k(numbers: dict) -> dict[int, tuple[float, float]]:
+    ends = numbers.get("ci95", {})
+    low = _percent_by_k({name: pair[0] for name, pair in ends.items()})
+    high = _percent_by_k({name: pair[1] for name, pair in ends.items()})
+    return {k: (low[k], high[k]) for k in low}
 
 
 def entropy_profile(numbers: dict) -> dict[int, float]:
     """CoT position from 1 -> mean entropy (nats), up to where too few generations are left."""
     rows = numbers["rows_by_position"]
-    enough = takewhile(lambda n: n >= max(LEAST_ROWS, LEAST_SHARE * rows[0]), rows)
-    return {t: value for t, (value, _) in enumerate(zip(numbers["entropy_by_position"], enough), 1)}
+    least = max(LEAST_ROWS, LEAST_SHARE * rows[0])
+    enough = len(list(takewhile(lambda n: n >= least, rows)))
+    return dict(enumerate(numbers["entropy_by_position"][:enough], 1))
+
+
+def gradient(kinds: dict[str, dict[int, dict]]):
+    """Norm of the gradient's parts, and the cosine between those of independent batches (± 1
+    standard error), over updates.
+
+    kinds: {kind of token: {update: "signal" of minisoft.lab.gradient}}, a column for each.
+    """
+    figure, axes = _panels(2, len(kinds), sharex=True, sharey="row")
+    terms, places = {"cot": "CoT", "answer": "answer"}, {"E": "E", "body": "the rest"}
+    for (top, bottom), (kind, steps) in zip(axes.T, kinds.items(), strict=True):
+        for index, (term, part) in enumerate(product(terms, places)):
+            label = f"{terms[term]} terms, {places[part]}"
+            norm, cosine, band = {}, {}, {}
+            for step, signal in steps.items():
+                one = signal[term][part]
+                mean, error = one["cosine"], one["cosine_error"]
+                norm[step], cosine[step] = [one["norm"]], [mean]
+                band[step] = (mean - error, mean + error)
+            _line(top, norm, index, label)
+            _line(bottom, cosine, index, label, band)
+        top.set(title=f"{kind} tokens", yscale="log", ylabel="gradient norm")
+        bottom.set(xlabel="update", ylabel="cosine between batches")
+        bottom.axhline(0, color=".7", linewidth=0.8, zorder=1)
+    return _finish(figure, {"band: ± 1 standard error"})
+
+
+def matched(kinds: dict[str, list[list[dict]]]):
+    """Entropy of hard-sampled CoTs over greedy and over sampled accuracy, along training: a line
+    for each run, from the base on.
+
+    kinds: {kind: [[{"greedy", "sample", "entropy"}, ...] of each seed]}
+    """
+    figure, ((left, right),) = _panels(1, 2, sharey=True)
+    for axis, how in ((left, "greedy"), (right, "sample")):
+        for kind, run in [(kind, run) for kind, runs in kinds.items() for run in runs]:
+            label = kind if run is kinds[kind][0] else None
+            x, y = [100 * point[how] for point in run], [point["entropy"] for point in run]
+            axis.plot(x, y, label=label, linewidth=1.2, **_style(STYLES[kind]))
+        axis.set(xlabel=f"hard-{how} pass@1 (%)", ylabel="entropy of hard-sampled CoTs (nats)")
+        axis.tick_params(labelleft=True)
+    left.set_ylim(bottom=0)
+    return _finish(figure, set())
 
 
 def smoothing_window(updates: int) -> int:
-    """How many updates (odd) a training curve is smoothed over: a twentieth of them, at least 5."""
+    """How many updates (odd) a training curve is smoothed over: a twentieth, at least 5."""
     return max(5, updates // 20) | 1
 
 
 def running_mean(series: dict[int, float], window: int) -> dict[int, float]:
     """Mean over `window` (odd) neighbours, over fewer at both ends."""
     values, half = list(series.values()), window // 2
-    return {x: fmean(values[max(0, i - half): i + half + 1]) for i, x in enumerate(series)}
+    return {x: fmean(values[max(0, i - half) : i + half + 1]) for i, x in enumerate(series)}
 
 
 def _series(rows: list[dict], name: str, scale: float) -> dict[int, float]:
@@ -184,83 +240,192 @@ def _series(rows: list[dict], name: str, scale: float) -> dict[int, float]:
     return {row["step"]: scale * row[name] for row in rows if row.get(name) is not None}
 
 
+def _scaled(series: dict[int, float]) -> dict[int, float]:
+    """Fractions -> %."""
+    return {x: 100 * y for x, y in series.items()}
+
+
 def _together(seeds) -> dict[int, list[float]]:
     """{x: y} of each seed -> {x: [y of each seed]} at the x that all of them have."""
     seeds = list(seeds)
-    return {x: [seed[x] for seed in seeds] for x in sorted(set.intersection(*map(set, seeds)))} if seeds else {}
+    common = sorted(set.intersection(*map(set, seeds))) if seeds else []
+    return {x: [seed[x] for seed in seeds] for x in common}
 
 
-def _grid(runs, hows, field, points, intervals, xlabel, ylabel, path):
-    """A column for each data set, a row for each kind of inference, a line for each label: the mean over seeds of
-    points(numbers) = {x: y}; intervals(numbers) = {x: (low, high)} are drawn around a single run."""
-    labels, panels, bands = distinct(runs, "label"), {}, set()
-    for kind, data, how in product(KINDS, distinct(runs, "data"), hows):
-        lines = [[numbers for numbers in cell(runs, label, data, f"{kind}-{how}") if field in numbers]
-                 for label in labels]
+def _grid(runs: list[dict], curve: Curve):
+    """A column for each data set, a row for each kind of inference, a line for each label."""
+    labels, panels, notes = distinct(runs, "label"), {}, set()
+    for kind, data, greedy in product(KINDS, distinct(runs, "data"), curve.hows):
+        setting = str(Setting(kind, greedy))
+        cells = [cell(runs, label, data, setting) for label in labels]
+        lines = [[numbers for numbers in seeds if curve.field in numbers] for seeds in cells]
         if any(lines):
-            panels.setdefault((kind, data), (f"{kind}-{how}", lines))
+            panels.setdefault((kind, data), (setting, lines))
     if not panels:
         return None
-    kinds, titles = list(dict.fromkeys(kind for kind, _ in panels)), short_names(data for _, data in panels)
+    kinds = list(dict.fromkeys(kind for kind, _ in panels))
+    titles = short_names(data for _, data in panels)
     figure, axes = _panels(len(kinds), len(titles), sharey="col")
     for (row, kind), (column, data) in product(enumerate(kinds), enumerate(titles)):
         axis, (setting, lines) = axes[row, column], panels.get((kind, data), ("", []))
         for index, seeds in enumerate(lines):
-            if seeds:
-                bands |= _line(axis, _together(map(points, seeds)), index, labels[index], intervals(seeds[0]))
-        axis.set(title=f"{titles[data]}, {setting}", ylabel=ylabel, visible=bool(lines))
-        if field == "pass@2":
-            axis.set_xscale("log", base=2)
-            axis.xaxis.set_major_formatter("{x:.0f}")
-            for line in axis.lines:
-                line.set_markevery([i for i, k in enumerate(line.get_xdata()) if k & (k - 1) == 0])
+            points = _together(map(curve.points, seeds))
+            bands = curve.intervals(seeds[0]) if seeds else {}
+            notes |= _line(axis, points, index, labels[index], bands)
+        title = f"{titles[data]}, {setting}"
+        axis.set(title=title, ylabel=curve.ylabel, visible=bool(lines))
+        if curve.field == "pass@2":
+            _powers_of_two(axis)
     for axis in axes.flat:  # after all lines, as columns share their y axis
-        axis.set_ylim(bottom=max(0, axis.get_ylim()[0]) if field == "pass@2" else 0)
-    figure.supxlabel(xlabel, fontsize="medium")
-    return _finish(figure, bands, path)
+        bottom = axis.get_ylim()[0] if curve.field == "pass@2" else 0
+        axis.set_ylim(bottom=max(0, bottom))
+    figure.supxlabel(curve.xlabel, fontsize="medium")
+    return _finish(figure, notes)
 
 
-def _line(axis, points: dict[int, list[float]], index: int, label: str, intervals: dict = {}) -> set[str]:
-    """Draw the mean of {x: values of the seeds} in the index-th style, with a band.  Returns {what the band is}."""
+def _powers_of_two(axis) -> None:
+    """A logarithmic x axis with markers at powers of two only."""
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:.0f}")
+    for line in axis.lines:
+        line.set_markevery([i for i, k in enumerate(line.get_xdata()) if k & (k - 1) == 0])
+
+
+def _style(index: int) -> dict:
+    """How the index-th line looks."""
+    return {
+        "color": GREYS[index % len(GREYS)],
+        "linestyle": DASHES[index % len(DASHES)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "markerfacecolor": "white",
+        "markersize": 4.5,
+    }
+
+
+def _line(axis, points: dict[int, list], index: int, label: str, intervals=None) -> set[str]:
+    """Draw the mean of {x: values of the seeds} in the index-th style, with a band.  Returns {what
+    the band is}."""
     if not points:
         return set()
-    x, seeds, every = list(points), len(next(iter(points.values()))), max(1, len(points) // 8)
-    index = STYLES.get(label, index)
-    line, = axis.plot(x, [fmean(values) for values in points.values()], color=GREYS[index % len(GREYS)], label=label,
-                      linestyle=DASHES[index % len(DASHES)], marker=MARKERS[index % len(MARKERS)], zorder=3,
-                      markerfacecolor="white", markersize=4.5, linewidth=1.4,
-                      markevery=(index * every // 3 % every, every))
-    if seeds == 1 and not set(x) <= set(intervals):
+    x, y = list(points), [fmean(values) for values in points.values()]
+    index, every = STYLES.get(label, index), max(1, len(x) // 8)
+    where = (index * every // 3 % every, every)
+    style = {**_style(index), "linewidth": 1.4, "zorder": 3, "markevery": where}
+    axis.plot(x, y, label=label, **style)
+    if len(points[x[0]]) > 1:
+        band = [(fmean(ys) - stdev(ys), fmean(ys) + stdev(ys)) for ys in points.values()]
+        note = "band over seeds: ± 1 standard deviation"
+    elif intervals and set(x) <= set(intervals):
+        band = [intervals[k] for k in x]
+        note = "band of one run: 95 % interval"
+    else:
         return set()
-    ends = [intervals[k] for k in x] if seeds == 1 else [
-        (fmean(values) - stdev(values), fmean(values) + stdev(values)) for values in points.values()]
-    axis.fill_between(x, *zip(*ends), color=line.get_color(), alpha=.18, linewidth=0, zorder=2)
-    return {"band of one run: 95 % interval" if seeds == 1 else "band over seeds: ± 1 standard deviation"}
+    low, high = zip(*band, strict=True)
+    axis.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0, zorder=2)
+    return {note}
+
+
+def _figure(width: float, height: float):
+    from matplotlib.figure import Figure  # here, since nothing else needs it; Agg draws PNG files
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06)
+    return figure
 
 
 def _panels(rows: int, columns: int, **share):
     """(Figure, array of its Axes)."""
-    from matplotlib.figure import (
-        Figure,  # here, since nothing else needs matplotlib; PNG files are drawn by Agg
-    )
-    figure = Figure(figsize=(max(5, 3.7 * columns), 2.8 * rows + .6), layout="constrained")
-    figure.get_layout_engine().set(w_pad=.1, h_pad=.06)
+    figure = _figure(max(5, 3.7 * columns), 2.8 * rows + 0.6)
     axes = figure.subplots(rows, columns, squeeze=False, **share)
     for axis in axes.flat:
-        axis.grid(color=".9", linewidth=.6)
+        axis.grid(color=".9", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
-def _finish(figure, notes: set[str], path: Path | None):
-    """Small titles, one legend above all panels with the notes as its title; saved if a path is given."""
+def _finish(figure, notes: set[str]):
+    """Small titles, one legend above all panels with the notes as its title."""
+    handles = {}
     for axis in figure.axes:
         axis.title.set_size("medium")
-    handles = {label: line for axis in figure.axes for line, label in zip(*axis.get_legend_handles_labels())}
+        lines, labels = axis.get_legend_handles_labels()
+        handles |= dict(zip(labels, lines, strict=True))
     columns = max(1, int(12 * figure.get_figwidth() / (max(map(len, handles), default=0) + 8)))
-    figure.set_figheight(figure.get_figheight() + .21 * (len(handles) // columns))
-    figure.legend(handles.values(), handles, loc="outside upper center", ncols=max(1, min(len(handles), columns)),
-                  title="; ".join(sorted(notes)), handlelength=3.5, frameon=False)
-    if path:
-        figure.savefig(path, dpi=160)
+    figure.set_figheight(figure.get_figheight() + 0.21 * (len(handles) // columns))
+    look = {"ncols": max(1, min(len(handles), columns)), "handlelength": 3.5, "frameon": False}
+    title = "; ".join(sorted(notes))
+    place = "outside upper center"
+    figure.legend(handles.values(), handles, loc=place, title=title, **look)
     return figure
+
+
+def chain(chains: list):
+    """What each step of chains of thought (`inside.Chain`) was fed, from left to right.
+
+    A bar is the mixture: its pieces are the tokens with their weights, hatched all others.  Of hard
+    tokens it is what the token was drawn from, only the drawn one grey.  Above: the entropy of
+    these weights; below: the (shadow) token.  A chain longer than PER_ROW goes on below.
+    """
+    rows = [(one, start) for one in chains for start in range(0, len(one.steps), PER_ROW)]
+    figure = _figure(12, 2.2 * len(rows) + 0.4)
+    axes = figure.subplots(2 * len(rows), 1, height_ratios=[1, 4] * len(rows))
+    highest = max(step.mixture_entropy for one in chains for step in one.steps)
+    for (one, start), line, bars in zip(rows, axes[::2], axes[1::2], strict=True):
+        steps = one.steps[start : start + PER_ROW]
+        if start == 0:
+            line.set_title(str(one.setting), loc="left", fontsize="medium", weight="bold")
+            line.set_title(_told(one), fontsize="medium")
+        entropies = [step.mixture_entropy for step in steps]
+        line.plot(entropies, ".-", color="0", linewidth=0.8, markersize=3.5)
+        line.set(ylim=(-0.2, max(1.2, 1.1 * highest)), yticks=(0, 1), xticks=())
+        line.set_ylabel("entropy\n(nats)")
+        for at, step in enumerate(steps):
+            _bar(bars, at, step, one.mixes)
+        bars.set(ylim=(-0.16, 1), yticks=(0, 0.5, 1), xticks=())
+        bars.set_ylabel("weights of\nthe mixture" if one.mixes else "probability")
+        _text(bars, -1, -0.1, "text:")
+        if start + PER_ROW >= len(one.steps):
+            g = one.generation
+            right = "right" if g["reward"] == 100 else "wrong"
+            _text(bars, len(steps), 0.5, f"→ {g['answer'].rstrip('}')}", weight="bold")
+            _text(bars, len(steps), 0.35, right)
+        for axis in (line, bars):
+            axis.set_xlim(-1.5, PER_ROW + 0.5)
+            axis.spines[:].set_visible(False)
+    question = fill(chains[0].generation["question"], 120)
+    figure.suptitle(question, fontsize="large", style="italic", parse_math=False)
+    return figure
+
+
+def _told(one) -> str:
+    """What the bars of a chain show."""
+    if one.mixes:
+        noise = "" if one.setting.greedy else ", with noise"
+        return f"the input of each step is the bar's mixture of token embeddings{noise}"
+    taken = "the most likely" if one.setting.greedy else "drawn from the bar"
+    return f"the input of each step is the embedding of one token (grey), {taken}"
+
+
+def _bar(axis, at: int, step, mixes: bool) -> None:
+    """One mixture as a stacked bar, the heaviest token at the bottom, and the text below it."""
+    rest = max(0.0, 1 - sum(weight for _, weight in step.mixture))
+    named = [token for token, _ in step.mixture]
+    drawn = step.shadow if step.shadow in named else ""  # "" stands for all others
+    bottom = 0.0
+    for (token, weight), shade in zip([*step.mixture, ("", rest)], SHADES, strict=False):
+        if not mixes:
+            shade = SHADES[0] if token == drawn else "1"
+        style = {"color": shade, "edgecolor": ".3", "linewidth": 0.5}
+        axis.bar(at, weight, 0.86, bottom, hatch="" if token else "....", **style)
+        if token and weight >= LEAST_TEXT:
+            _text(axis, at, bottom + weight / 2, token, room=weight)
+        bottom += weight
+    _text(axis, at, -0.1, step.shadow, weight="bold")
+
+
+def _text(axis, x: float, y: float, token: str, room: float = 1, **style) -> None:
+    """A token without its space, small enough for its place; white space as a sign."""
+    text = token.strip() or {"\n": "⏎"}.get(token, "␣")
+    size = min(9.5, 46 / len(text), 70 * room)
+    style = {"ha": "center", "va": "center", "parse_math": False, **style}
+    axis.text(x, y, text, fontsize=size, **style)

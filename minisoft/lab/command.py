@@ -1,8 +1,11 @@
-"""What the commands of the laboratory have in common: help, refused flags, errors in one line."""
+"""What the commands of the laboratory share: flags, refusals, errors in one line, a stopwatch."""
 
 import argparse
 import sys
+import time
 from contextlib import contextmanager
+
+import torch
 
 from minisoft.errors import InputError
 
@@ -12,6 +15,17 @@ def parser(module: str, text: str) -> argparse.ArgumentParser:
     raw = argparse.RawDescriptionHelpFormatter
     name = f"python -m minisoft.lab.{module}"
     return argparse.ArgumentParser(prog=name, description=text, formatter_class=raw)
+
+
+def add_flags(parser: argparse.ArgumentParser, groups: dict[str, dict[str, tuple]]) -> None:
+    """groups: {title: {flag: (default, help) or (default, help, how argparse reads it)}}"""
+    for title, flags in groups.items():
+        group = parser.add_argument_group(title)
+        for name, (default, text, *how) in flags.items():
+            if default is not None:
+                text += f" (default {default})"
+            options = how[0] if how else {}
+            group.add_argument(name, default=default, help=text.replace("%", "%%"), **options)
 
 
 def expect_least(parser: argparse.ArgumentParser, args: argparse.Namespace, **least: int) -> None:
@@ -39,3 +53,14 @@ def one_line(module: str, after: str = "", resumes: bool = False):
     except KeyboardInterrupt:
         goes_on = "; the same command goes on" if resumes else ""
         sys.exit(f"minisoft.lab.{module}: interrupted{goes_on}{after}")
+
+
+def seconds(function, device: torch.device) -> tuple:
+    """(how long function() takes on the device, what it returns)"""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    result = function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, result

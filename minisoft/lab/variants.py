@@ -1,0 +1,96 @@
+"""train.py with research switches that are no part of the paper's method.
+
+    python -m minisoft.lab.variants --terms cot -- --tokens soft --out RUN        # train.py's flags
+    python -m minisoft.lab.variants --terms cot -- --out RUN --resume
+    python -m minisoft.lab.variants --logits bfloat16 -- --tokens fuzzy
+
+config.json and minisoft.json say which switches were on, and a run goes on with the same ones only.
+To be called where train.py is.
+"""
+
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial, wraps
+
+from minisoft.lab import command
+from minisoft.rollout import ANSWER, COT
+from minisoft.training.world import as_program
+
+TERMS = {"both": (COT, ANSWER), "cot": (COT,), "answer": (ANSWER,)}
+LOGITS = ("float32", "bfloat16")
+LOGITS_HELP = "bfloat16: logits are rounded to it in rollout and replay"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Which log-probabilities learn, and what logits are rounded to in updates."""
+
+    terms: str = "both"
+    logits: str = "float32"
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """The switches that are on."""
+        terms = {} if self.terms == "both" else {"terms": self.terms}
+        logits = {} if self.logits == "float32" else {"logits": self.logits}
+        return terms | logits
+
+    def adapt(self, run) -> None:
+        """Put this variant's functions in the place of a run's, before its first update."""
+        if self.terms != "both":
+            run.backward = partial(run.backward, terms=TERMS[self.terms])
+        if self.logits != "float32":
+            run.rollout, run.backward = _rounding(run.rollout), _rounding(run.backward)
+
+
+@contextmanager
+def rounded(model, logits: str = "bfloat16"):
+    """Inside, logits are rounded to bfloat16, as where the head is computed in it; gradients pass
+    through the rounding unchanged."""
+    if logits != "float32":
+        exact = model.logits
+
+        def round_logits(hidden):
+            z = exact(hidden)
+            return z + (z.bfloat16().float() - z).detach()
+
+        model.logits = round_logits
+    try:
+        yield
+    finally:
+        model.__dict__.pop("logits", None)
+
+
+def _rounding(function):
+    """The same function of a model, which rounds its logits meanwhile."""
+
+    @wraps(function)
+    def within(model, *args, **options):
+        with rounded(model):
+            return function(model, *args, **options)
+
+    return within
+
+
+def main(argv=None) -> None:
+    import train  # the program beside the package
+
+    words = list(sys.argv[1:] if argv is None else argv)
+    own = words.index("--") if "--" in words else len(words)
+    parser = command.parser("variants", __doc__)
+    terms = "ablation: the log-probabilities that learn, CoT's, answer's or both"
+    flags = {
+        "--terms": ("both", terms, {"choices": TERMS}),
+        "--logits": ("float32", LOGITS_HELP, {"choices": LOGITS}),
+    }
+    command.add_flags(parser, {"switches": flags})
+    variant = Variant(**vars(parser.parse_args(words[:own])))
+    flags = words[own + 1 :]
+    if variant.terms != "both" and "--plain" in flags:
+        parser.error(f"--terms {variant.terms}: expected no --plain, which has both terms")
+    train.main(flags, variant)
+
+
+if __name__ == "__main__":
+    as_program(main)

@@ -1,48 +1,58 @@
 """How fast are rollouts, replays and updates on this machine, and how near to what it could do?
 
-    python -m minisoft.lab.bench                                       # the embedded model, hard and soft
+    python -m minisoft.lab.bench                                 # the embedded model, hard and soft
     python -m minisoft.lab.bench --model FOLDER --against transformers --json FILE [--part rollout]
     python -m minisoft.lab.bench --shape llama-3.2-3b --dtype bfloat16 --device cuda
     python -m minisoft.lab.bench --shape llama-3.2-1b --part memory    # peak memory of a replay
 
-A round is one update of each kind of token, and with transformers the same rollouts and replays, in turn; what is told are
-medians over the rounds and medians of the rounds' ratios.  All CoTs and answers have their full length, every
-advantage is different from 0, and no reward is computed.
+A round is one update of each kind of token, and with transformers the same rollouts and replays, in
+turn; what is told are medians over the rounds and medians of the rounds' ratios.  All CoTs and
+answers have their full length, every advantage is different from 0, and no reward is computed.
 """
 
 import argparse
 import gc
 import sys
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 
 import torch
 from tqdm import tqdm
 
-from minisoft import data
+from minisoft import data, engine
+from minisoft.data import ANSWER_TOKENS, Format
 from minisoft.engine.linear import product
-from minisoft.errors import InputError
 from minisoft.io import WEIGHTS, atomic, checkpoint
-from minisoft.lab import tables
+from minisoft.lab import command
+from minisoft.lab.command import seconds
 from minisoft.model import Config, Transformer
-from minisoft.reinforce import Mismatch, backward
-from minisoft.rollout import ANSWER_TOKENS, Format, Request, Rollout, rollout
-from minisoft.soft import GAMMA, KINDS, make_kind, noise_scale
-from minisoft.training.optimizer import Optimizer
+from minisoft.rollout import Decoding, Request, Rollout
+from minisoft.soft import KINDS
+from minisoft.training.metrics import markdown, peak_memory_gib
+from minisoft.training.optimizer import Optimizer, Schedule
+from minisoft.training.settings import TRAIN_COT, Flags, resolve
 from minisoft.training.world import World, keep_memory
 
-SHAPES = {  # (V, d, intermediate, layers, heads, key/value heads, head_dim, tied), from the models' config.json
-    "llama-3.2-1b": (128256, 2048, 8192, 16, 32, 8, 64, True), "llama-3.2-3b": (128256, 3072, 8192, 28, 24, 8, 128, True),
-    "llama-3.1-8b": (128256, 4096, 14336, 32, 32, 8, 128, False), "smollm2-135m": (49152, 576, 1536, 30, 9, 3, 64, True)}
-QUESTIONS = ["A train has 14 cars with 36 seats in each of them. On Monday 378 seats are taken. How many seats are free?",
-             "Ana has 3 boxes of 24 pencils and gives 7 pencils to each of her 8 friends. How many pencils has she left?"]
+SHAPES = {  # V, d, intermediate, layers, heads, key/value heads, head_dim, tied: of the models
+    "llama-3.2-1b": (128256, 2048, 8192, 16, 32, 8, 64, True),
+    "llama-3.2-3b": (128256, 3072, 8192, 28, 24, 8, 128, True),
+    "llama-3.1-8b": (128256, 4096, 14336, 32, 32, 8, 128, False),
+    "smollm2-135m": (49152, 576, 1536, 30, 9, 3, 64, True),
+}
+SIZES = {"cpu": (2**26, 2048), "cuda": (2**28, 8192)}  # of `machine`: numbers read, matrix side
+QUESTIONS = (
+    "A train has 14 cars with 36 seats in each of them. On Monday 378 seats are taken. How many "
+    "seats are free?",
+    "Ana has 3 boxes of 24 pencils and gives 7 pencils to each of her 8 friends. How many pencils "
+    "has she left?",
+)
 
 
 @dataclass
 class Work:
-    """One update: B prompts, G samples of each, and what they are made with."""
+    """One update: B prompts, G samples of each, and what they are made with; folder: the model's
+    minisoft.json."""
 
     model: Transformer
     form: Format
@@ -50,6 +60,7 @@ class Work:
     group: int
     cot: int
     micro_batch: int
+    folder: dict = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -60,11 +71,20 @@ class Work:
         """Positions after the prompt: CoT, prefilled tokens, answer."""
         return self.cot + len(self.form.prefill[1]) + ANSWER_TOKENS
 
-    def requests(self, seed: int) -> list[Request]:
-        return [Request(ids, (seed, i), range(self.group)) for i, ids in enumerate(self.prompts)]
-
     def kind(self, name: str):
-        return make_kind(name, GAMMA * noise_scale(self.model, "embedding"))
+        return resolve(self.folder, Flags(), TRAIN_COT).for_model(self.model).kind(name)
+
+    def rollout(self, kind, seed: int) -> list[Rollout]:
+        requests = [
+            Request(ids, (seed, i), range(self.group)) for i, ids in enumerate(self.prompts)
+        ]
+        return engine.rollout(self.model, self.form, kind, requests, Decoding(self.cot))
+
+    def replay(self, kind, rollouts: list[Rollout]) -> None:
+        """Forward and backward passes of one update; advantages 1, -1, 1, ..."""
+        one = 1.0 - 2.0 * (torch.arange(self.group, device=self.model.E.device) % 2)
+        advantages, rows = [one] * len(rollouts), {"micro_batch": self.micro_batch}
+        engine.backward(self.model, kind, rollouts, advantages, 1 / self.rows, **rows)
 
 
 class FullLength(Format):
@@ -80,86 +100,88 @@ class FullLength(Format):
         return len(ids) == ANSWER_TOKENS
 
 
-def prepare(args) -> Work:
+def prepare(args: argparse.Namespace) -> Work:
     """The model of --model or --shape, and the prompts."""
     device, dtype = torch.device(args.device), checkpoint.DTYPES[args.dtype]
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    sizes = (args.group, args.cot, args.micro_batch)
     if args.shape:
-        V, d, inner, layers, heads, kv_heads, D, tied = SHAPES[args.shape]
-        config = Config(V, d, inner, layers, heads, kv_heads, D, 1e-5, 500000.0, {}, tied, False, False, False, False)
-        with torch.device("meta"):
-            model = Transformer(config)
-        model = model.to(dtype).to_empty(device=device)
-        torch.manual_seed(0)
-        for p in model.parameters():
-            torch.nn.init.normal_(p, 0, 0.02) if p.dim() > 1 else torch.nn.init.ones_(p)
-        ids = lambda n: torch.randint(V, (n,)).tolist()
-        return Work(model, FullLength(ids(9)), [ids(args.prompt_tokens) for _ in range(args.prompts)], args.group, args.cot,
-                    args.micro_batch)
+        model = engine.accelerate(random_model(SHAPES[args.shape], device, dtype))
+        lengths = [9, *[args.prompt_tokens] * args.prompts]
+        prefill, *prompts = (torch.randint(model.config.vocab_size, (n,)).tolist() for n in lengths)
+        return Work(model, FullLength(prefill), prompts, *sizes)
     folder = checkpoint.find(args.model)
     model, tokenizer = checkpoint.load(folder, device, dtype)
-    template = checkpoint.read_about(folder).get("prompt", data.PAPER_PROMPT)
-    prompts = [tokenizer.encode(data.prompt(QUESTIONS[i % 2], template)) for i in range(args.prompts)]
-    return Work(model, FullLength(Format(tokenizer).prefill[1]), prompts, args.group, args.cot, args.micro_batch)
+    about = checkpoint.read_about(folder)
+    template = resolve(about, Flags(), TRAIN_COT).template
+    asked = [data.prompt(QUESTIONS[i % 2], template) for i in range(args.prompts)]
+    form = FullLength(Format(tokenizer).prefill[1])
+    prompts = [tokenizer.encode(text) for text in asked]
+    return Work(engine.accelerate(model), form, prompts, *sizes, about)
 
 
-def seconds(function, device: torch.device):
-    """(how long function() takes on the device, what it returns)"""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
-    start = time.perf_counter()
-    result = function()
-    wait()
-    return time.perf_counter() - start, result
+def random_model(shape: tuple, device: torch.device, dtype: torch.dtype) -> Transformer:
+    *sizes, tied = shape
+    with torch.device("meta"):
+        no_bias = (False, False, False, False)
+        model = Transformer(Config(*sizes, 1e-5, 500000.0, {}, tied, *no_bias))
+    model = model.to(dtype).to_empty(device=device)
+    torch.manual_seed(0)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, 0, 0.02) if p.dim() > 1 else torch.nn.init.ones_(p)
+    return model
 
 
 def machine(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """What the machine can do: bytes/s read from memory, floating-point operations/s of a large matrix product."""
-    large = torch.ones(2**28 if device.type == "cuda" else 2**26, device=device)
-    n = 8192 if device.type == "cuda" else 2048
+    """What the machine can do: bytes/s read from memory, floating-point operations/s of a large
+    matrix product."""
+    numbers, n = SIZES[device.type]
+    large = torch.ones(numbers, device=device)
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    best = lambda f: min(seconds(f, device)[0] for _ in range(5))
+
+    def best(function) -> float:
+        return min(seconds(function, device)[0] for _ in range(5))
+
     with torch.no_grad():
-        return {"bandwidth": large.nbytes / best(large.sum),
-                "throughput": 2 * n**3 / min(best(lambda: product(a, b)), best(lambda: a @ b))}
+        bandwidth = large.nbytes / best(large.sum)
+        fastest = min(best(lambda: product(a, b)), best(lambda: a @ b))
+    return {"bandwidth": bandwidth, "throughput": 2 * n**3 / fastest}
 
 
 def floor(work: Work, name: str, can: dict[str, float]) -> dict[str, float]:
     """Seconds that a decoding step (mean over the rollout) and a replay need at least.
 
-    Decoding reads every weight that is multiplied, each prompt's keys and values once and each row's own ones; a replay
-    multiplies by every weight once forward and twice backward.  Attention's own operations are left out.
+    Decoding reads every weight that is multiplied, each prompt's keys and values once and each
+    row's own ones; a replay multiplies by every weight once forward and twice backward.
+    Attention's own operations are left out.
     """
     c, model, positions = work.model.config, work.model, work.rows * work.steps
     table = model.E.numel()
-    body = sum(p.numel() for p in model.parameters()) - table * (1 if c.tie_word_embeddings else 2)
-    thinks = 0 if name == "hard" else work.cot / work.steps  # share of positions that need p E too
-    size = model.E.element_size()
+    tables = 1 if c.tie_word_embeddings else 2
+    body = sum(p.numel() for p in model.parameters()) - table * tables
+    mixed = work.cot / work.steps if work.kind(name).mixes else 0  # share that needs p E too
     cached = sum(map(len, work.prompts)) + work.rows * work.steps / 2
-    weights = body + table * (1 + thinks)
-    read = size * (weights + cached * 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim)
-    scored = (work.cot + ANSWER_TOKENS) / work.steps  # share of positions whose logits a replay needs
-    return {"decode": max(read / can["bandwidth"], work.rows * 2 * weights / can["throughput"]),
-            "replay": 3 * positions * 2 * (body + table * (scored + thinks)) / can["throughput"]}
+    weights = body + table * (1 + mixed)
+    numbers = weights + cached * 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim
+    read = model.E.element_size() * numbers / can["bandwidth"]
+    scored = (work.cot + ANSWER_TOKENS) / work.steps  # share whose logits a replay needs
+    replay = 3 * positions * 2 * (body + table * (scored + mixed))
+    decode = max(read, work.rows * 2 * weights / can["throughput"])
+    return {"decode": decode, "replay": replay / can["throughput"]}
 
 
 def update(work: Work, optimizer: Optimizer, name: str, seed: int, part: str) -> dict[str, float]:
     """Seconds of the parts of one update."""
     device, kind = work.model.E.device, work.kind(name)
-    took, records = seconds(lambda: rollout(work.model, work.form, kind, work.requests(seed), work.cot), device)
+    took, rollouts = seconds(lambda: work.rollout(kind, seed), device)
     if part == "rollout":
         return {"rollout": took}
-    took_replay, _ = seconds(lambda: replay(work, kind, records), device)
-    took_step, _ = seconds(lambda: optimizer.step(0, optimizer.collect()), device)
-    return {"rollout": took, "replay": took_replay, "optimizer": took_step, "step": took + took_replay + took_step}
-
-
-def replay(work: Work, kind, records: list[Rollout]) -> None:
-    """Forward and backward passes of one update; advantages 1, -1, 1, ..."""
-    advantages = 1.0 - 2.0 * (torch.arange(work.group, device=work.model.E.device) % 2)
-    for record in records:
-        backward(work.model, kind, record, advantages, 1 / work.rows, work.micro_batch, Mismatch())
+    with optimizer.summing():
+        took_replay, _ = seconds(lambda: work.replay(kind, rollouts), device)
+    took_step, _ = seconds(lambda: optimizer.update(0, optimizer.collect()), device)
+    total = took + took_replay + took_step
+    return {"rollout": took, "replay": took_replay, "optimizer": took_step, "step": total}
 
 
 def peak_bytes(function, device: torch.device) -> int:
@@ -170,174 +192,229 @@ def peak_bytes(function, device: torch.device) -> int:
         function()
         return torch.cuda.max_memory_allocated(device) - before
     gc.collect()  # what nobody needs any more is not to be freed in between
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
         function()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = most = 0
-    for event in sorted((e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"),
-                        key=lambda e: e.start_ns()):
+    for event in sorted(events, key=lambda event: event.start_ns()):
         held += event.nbytes()
         most = max(most, held)
     return most
 
 
 def memory(work: Work, names: list[str]) -> list[dict]:
-    """Peak memory of a replay beyond weights, gradients and optimizer state, for growing rows and lengths."""
-    found, size = [], work.model.E.element_size()
+    """Peak memory of a replay beyond weights, gradients and optimizer state, for growing rows and
+    lengths."""
+    rows, config = [], work.model.config
     for name in names:
-        for share, shorter in ((4, 4), (4, 1), (1, 1)):
-            part = Work(work.model, work.form, work.prompts[:1], max(2, work.group // share),
-                        max(1, work.cot // shorter), work.micro_batch)
-            records = rollout(part.model, part.form, part.kind(name), part.requests(0), part.cot)
-            replay(part, part.kind(name), records)  # now the gradients exist
-            numbers = min(part.rows, part.micro_batch) * part.steps
-            peak = peak_bytes(lambda: replay(part, part.kind(name), records), work.model.E.device)
-            found.append({"tokens": name, "rows": min(part.rows, part.micro_batch), "steps": part.steps, "bytes": peak,
-                          "d": numbers * work.model.config.hidden_size * size,
-                          "V": numbers * work.model.config.vocab_size * 4})
-    return found
+        for group, cot in ((4, 4), (4, 1), (1, 1)):
+            group, cot = max(2, work.group // group), max(1, work.cot // cot)
+            part = replace(work, prompts=work.prompts[:1], group=group, cot=cot)
+            kind = part.kind(name)
+            rollouts = part.rollout(kind, 0)
+            part.replay(kind, rollouts)  # now the gradients exist
+            device = work.model.E.device
+            peak = peak_bytes(lambda p=part, k=kind, r=rollouts: p.replay(k, r), device)
+            at_once = min(part.rows, part.micro_batch)
+            row = {"tokens": name, "rows": at_once, "steps": part.steps, "bytes": peak}
+            positions = at_once * part.steps
+            row["d"] = positions * config.hidden_size * work.model.E.element_size()
+            row["V"] = positions * config.vocab_size * 4
+            rows.append(row)
+    return rows
 
 
-def compare(work: Work, args, can: dict[str, float]) -> dict:
-    """{contender: {part: [seconds of each round]}}; contenders are kinds of token and ways of transformers.  After Ctrl-C:
-    the rounds that were complete."""
-    world = World(str(work.model.E.device))
-    optimizer = Optimizer(work.model, 1e-9, 10, 0, (0.9, 0.95), 0.0, 1.0, world)  # so small a step leaves rollouts alike
-    rivals = {}
+def describe_memory(rows: list[dict]) -> str:
+    lines = [["tokens", "rows", "steps", "peak MiB", "rows x steps x d, MiB"]]
+    lines[0].append("rows x steps x V, MiB")
+    for row in rows:
+        mib = [f"{row[name] / 2**20:,.1f}" for name in ("bytes", "d", "V")]
+        lines.append([row["tokens"], str(row["rows"]), str(row["steps"]), *mib])
+    return markdown(lines)
+
+
+def compare(work: Work, args: argparse.Namespace, can: dict[str, float]) -> dict:
+    """{contender: {part: [seconds of each round]}}; contenders are kinds of token and ways of
+    transformers.  After Ctrl-C: the rounds that were complete."""
+    schedule = Schedule(1e-9, 10, 0)  # so small a step leaves rollouts alike
+    optimizer = Optimizer(work.model, schedule, World(str(work.model.E.device)))
+    contenders = {}
+    for name in args.tokens:
+        update(replace(work, cot=8), optimizer, name, 0, args.part)  # warm-up
+        contenders[name] = lambda seed, name=name: update(work, optimizer, name, seed, args.part)
     if args.against:
-        from minisoft.lab.rivals import Rivals
-        rivals = Rivals(work, args).chosen(args.tokens, args.part)
-    short = Work(work.model, work.form, work.prompts, work.group, 8, work.micro_batch)
-    for name in args.tokens:  # warm-up
-        update(short, optimizer, name, 0, args.part)
-    times: dict[str, dict[str, list[float]]] = {}
-    ours = {name: lambda seed, name=name: update(work, optimizer, name, seed, args.part) for name in args.tokens}
-    contenders = {**ours, **rivals}
-    with tqdm(total=args.repeats * len(contenders), unit="run", file=sys.stderr) as bar:
-        for seed in range(args.repeats):
-            found = {}
-            for label, run in contenders.items():
-                bar.set_postfix_str(label)
-                try:
-                    found[label] = run(seed)
-                except KeyboardInterrupt:
-                    if times:
-                        return times  # whole rounds only
-                    raise
-                bar.update()
-            for label, part, took in ((label, *item) for label, parts in found.items() for item in parts.items()):
-                times.setdefault(label, {}).setdefault(part, []).append(took)
-            now = machine(work.model.E.device, work.model.E.dtype)
-            can.update({what: max(can[what], now[what]) for what in can})
-    return times
+        from minisoft.lab.rivals import Rivals  # here, since nothing else needs transformers
+
+        contenders |= Rivals(work, args).chosen(args.tokens, args.part)
+    rounds = []
+    try:
+        with tqdm(total=args.repeats * len(contenders), unit="run", file=sys.stderr) as bar:
+            for seed in range(args.repeats):
+                took = {}
+                for label, run in contenders.items():
+                    bar.set_postfix_str(label)
+                    took[label] = run(seed)
+                    bar.update()
+                rounds.append(took)
+                for what, now in machine(work.model.E.device, work.model.E.dtype).items():
+                    can[what] = max(can[what], now)
+    except KeyboardInterrupt:
+        if not rounds:
+            raise
+    return {
+        label: {part: [took[label][part] for took in rounds] for part in parts}
+        for label, parts in rounds[0].items()
+    }
 
 
-def results(work: Work, args, can: dict[str, float], times: dict) -> dict:
+def results(work: Work, args: argparse.Namespace, can: dict[str, float], times: dict) -> dict:
     """Everything that --json writes."""
-    ratio = lambda a, b, part: median(x / y for x, y in zip(times[a][part], times[b][part]))
-    found = {"model": args.shape or str(args.model), "dtype": args.dtype, "device": str(work.model.E.device),
-             "threads": torch.get_num_threads(), "torch": torch.__version__, "prompts": len(work.prompts),
-             "group": work.group, "cot": work.cot, "steps": work.steps, "repeats": len(times[args.tokens[0]]["rollout"]), **can,
-             "seconds": times, "kinds": {}}
-    for name in args.tokens:
-        least, took = floor(work, name, can), {part: median(values) for part, values in times[name].items()}
-        found["kinds"][name] = {
-            **took, "tokens_per_s": work.rows * work.steps / took["rollout"],
-            "ms_per_step": 1e3 * took["rollout"] / work.steps,
-            "floor_ms": 1e3 * least["decode"], "decode_share": least["decode"] * work.steps / took["rollout"]}
-        if "replay" in took:
-            found["kinds"][name].update({"replay_tokens_per_s": work.rows * work.steps / took["replay"],
-                                         "replay_share": least["replay"] / took["replay"]})
-        for part in ("rollout", "replay"):
-            rivals = [label for label in times if label.startswith(f"transformers {name}") and part in times[label]]
-            if rivals:
-                found[f"{part}_ratios"] = {**found.get(f"{part}_ratios", {}), **{r: ratio(r, name, part) for r in rivals}}
-                best = min(rivals, key=lambda label: median(times[label][part]))
-                found[f"{part}_ratio" + ("" if name == "hard" else f"_{name}")] = ratio(best, name, part)
-    for name in args.tokens:
-        if "hard" in args.tokens and name != "hard":
-            found.update({f"{name}_over_hard_{part}": ratio(name, "hard", part) for part in ("rollout", "replay", "step")
-                          if part in times[name]})
-    found["memory_gib"] = tables.peak_memory_gib(work.model.E.device)
+    found = {
+        "model": args.shape or str(args.model),
+        "dtype": args.dtype,
+        "device": str(work.model.E.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "prompts": len(work.prompts),
+        "group": work.group,
+        "cot": work.cot,
+        "steps": work.steps,
+        "repeats": len(times[args.tokens[0]]["rollout"]),
+        **can,
+        "seconds": times,
+        "kinds": {name: speeds(work, name, can, times[name]) for name in args.tokens},
+    }
+    for name, part in [(name, part) for name in args.tokens for part in ("rollout", "replay")]:
+        rivals = [x for x in times if x.startswith(f"transformers {name}") and part in times[x]]
+        if rivals:
+            ratios = {rival: ratio(times, rival, name, part) for rival in rivals}
+            found.setdefault(f"{part}_ratios", {}).update(ratios)
+            best = min(rivals, key=lambda rival: median(times[rival][part]))
+            found[f"{part}_ratio" + ("" if name == "hard" else f"_{name}")] = ratios[best]
+    for name in args.tokens if "hard" in args.tokens else []:
+        for part in ("rollout", "replay", "step"):
+            if name != "hard" and part in times[name]:
+                found[f"{name}_over_hard_{part}"] = ratio(times, name, "hard", part)
+    found["memory_gib"] = peak_memory_gib(work.model.E.device)
     return found
+
+
+def ratio(times: dict, a: str, b: str, part: str) -> float:
+    """Median over rounds of how many times as long a takes as b."""
+    return median(x / y for x, y in zip(times[a][part], times[b][part], strict=True))
+
+
+def speeds(work: Work, name: str, can: dict, times: dict[str, list[float]]) -> dict[str, float]:
+    """Median seconds of the parts of an update, tokens/s, and the share of what could be."""
+    least, took = floor(work, name, can), {part: median(of) for part, of in times.items()}
+    tokens = work.rows * work.steps
+    speed = {
+        **took,
+        "tokens_per_s": tokens / took["rollout"],
+        "ms_per_step": 1e3 * took["rollout"] / work.steps,
+        "floor_ms": 1e3 * least["decode"],
+        "decode_share": least["decode"] * work.steps / took["rollout"],
+    }
+    if "replay" in took:
+        speed["replay_tokens_per_s"] = tokens / took["replay"]
+        speed["replay_share"] = least["replay"] / took["replay"]
+    return speed
+
+
+COLUMNS = {  # field -> (head, format)
+    "rollout": ("rollout, s", ".2f"),
+    "tokens_per_s": ("tokens/s", ",.0f"),
+    "ms_per_step": ("ms/step", ".2f"),
+    "floor_ms": ("floor, ms", ".2f"),
+    "decode_share": ("share", ".0%"),
+    "replay": ("replay, s", ".2f"),
+    "replay_tokens_per_s": ("tokens/s", ",.0f"),
+    "replay_share": ("share", ".0%"),
+    "optimizer": ("optimizer, s", ".2f"),
+    "step": ("update, s", ".2f"),
+}
 
 
 def describe(found: dict) -> str:
     """The results as tables."""
-    columns = {"rollout": "rollout, s", "tokens_per_s": "tokens/s", "ms_per_step": "ms/step", "floor_ms": "floor, ms",
-               "decode_share": "share", "replay": "replay, s", "replay_tokens_per_s": "tokens/s", "replay_share": "share",
-               "optimizer": "optimizer, s", "step": "update, s"}
-    columns = {field: title for field, title in columns.items() if all(field in k for k in found["kinds"].values())}
-    show = lambda field, x: f"{x:.0%}" if "share" in field else f"{x:,.0f}" if "tokens" in field else f"{x:.2f}"
-    rows = [["tokens", *columns.values()], *([name, *(show(field, k[field]) for field in columns)]
-                                             for name, k in found["kinds"].items())]
-    text = [f"{found['model']}, {found['dtype']}, {found['device']}, {found['threads']} threads, torch {found['torch']}: "
-            f"{found['prompts']} x {found['group']} rows, {found['cot']} CoT tokens, {found['steps']} steps; "
-            f"medians of {found['repeats']} rounds",
-            f"this machine: {found['bandwidth'] / 1e9:.1f} GB/s read, {found['throughput'] / 1e9:,.0f} GFLOP/s; "
-            f"peak memory of the process {found['memory_gib']:.2f} GiB", tables.table(rows)]
+    measured = next(iter(found["kinds"].values()))
+    columns = {name: how for name, how in COLUMNS.items() if name in measured}
+    rows = [["tokens", *(head for head, _ in columns.values())]]
+    for name, speed in found["kinds"].items():
+        rows.append([name, *(format(speed[x], how) for x, (_, how) in columns.items())])
+    lines = [
+        "{model}, {dtype}, {device}, {threads} threads, torch {torch}: {prompts} x {group} rows, "
+        "{cot} CoT tokens, {steps} steps; medians of {repeats} rounds".format(**found),
+        f"this machine: {found['bandwidth'] / 1e9:.1f} GB/s read, "
+        f"{found['throughput'] / 1e9:,.0f} GFLOP/s; "
+        f"peak memory of the process {found['memory_gib']:.2f} GiB",
+        markdown(rows),
+    ]
     for part in ("rollout", "replay"):
         for label, value in found.get(f"{part}_ratios", {}).items():
-            text.append(f"{part}: {label} takes {value:.2f} times as long")
-    text += [f"{key.replace('_', ' ')}: {found[key]:.3f}" for key in found if "_over_hard_" in key]
-    return "\n".join(text)
+            lines.append(f"{part}: {label} takes {value:.2f} times as long")
+    for key, value in found.items():
+        if "_over_hard_" in key:
+            lines.append(f"{key.replace('_', ' ')}: {value:.3f}")
+    return "\n".join(lines)
+
+
+WHOLE = {"type": int}
+FLAGS = {
+    "work": {
+        "--model": (str(WEIGHTS / "tiny"), "folder, or hub id owner/name"),
+        "--shape": (None, "random weights of this shape instead", {"choices": SHAPES}),
+        "--prompt-tokens": (118, "length of the random prompts of --shape", WHOLE),
+        "--tokens": (["hard", "soft"], "kinds of CoT token", {"nargs": "+", "choices": KINDS}),
+        "--prompts": (2, "B, problems", WHOLE),
+        "--group": (32, "G, samples of each problem", WHOLE),
+        "--cot": (128, f"CoT tokens; {ANSWER_TOKENS} answer tokens follow", WHOLE),
+        "--micro-batch": (16, "rows per backward pass", WHOLE),
+    },
+    "measurement": {
+        "--part": (
+            "update",
+            "whole updates, or only their rollouts, or the peak memory of replays",
+            {"choices": ["update", "rollout", "memory"]},
+        ),
+        "--repeats": (3, "rounds", WHOLE),
+        "--against": (None, "the same work with it too", {"choices": ["transformers"]}),
+        "--json": (None, "file for all results, times of every round included", {"type": Path}),
+        "--device": ("cuda" if torch.cuda.is_available() else "cpu", "cpu or cuda"),
+        "--dtype": ("float32", "of the weights", {"choices": [*checkpoint.DTYPES]}),
+    },
+}
 
 
 def read_flags(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser("python -m minisoft.lab.bench", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = lambda group, name, default, text, **kw: group.add_argument(
-        name, default=default, help=text + (f" (default {default})" if default is not None else ""), **kw)
-    group = parser.add_argument_group("work")
-    add(group, "--model", WEIGHTS / "tiny", "folder, or hub id owner/name", type=str)
-    add(group, "--shape", None, "random weights of this shape instead", choices=SHAPES)
-    add(group, "--prompt-tokens", 118, "length of the random prompts of --shape; a model gets the paper's prompt", type=int)
-    add(group, "--tokens", ["hard", "soft"], "kinds of CoT token", nargs="+", choices=KINDS)
-    add(group, "--prompts", 2, "B, problems", type=int)
-    add(group, "--group", 32, "G, samples of each problem", type=int)
-    add(group, "--cot", 128, f"CoT tokens; {ANSWER_TOKENS} answer tokens follow", type=int)
-    add(group, "--micro-batch", 16, "rows per backward pass", type=int)
-    group = parser.add_argument_group("measurement")
-    add(group, "--part", "update", "whole updates, or only their rollouts, or the peak memory of replays",
-        choices=["update", "rollout", "memory"])
-    add(group, "--repeats", 3, "rounds", type=int)
-    add(group, "--against", None, "do the same work with transformers too (needs the extra `test`)",
-        choices=["transformers"])
-    add(group, "--json", None, "file for all results, times of every round included", type=Path)
-    add(group, "--device", "cuda" if torch.cuda.is_available() else "cpu", "cpu or cuda")
-    add(group, "--dtype", "float32", "of the transformer", choices=list(checkpoint.DTYPES))
+    parser = command.parser("bench", __doc__)
+    command.add_flags(parser, FLAGS)
     args = parser.parse_args(argv)
-    for name in ("prompts", "group", "cot", "micro_batch", "repeats", "prompt_tokens"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')}: expected at least 1, found {getattr(args, name)}")
+    least = dict.fromkeys(("prompts", "group", "cot", "micro_batch", "repeats", "prompt_tokens"), 1)
+    command.expect_least(parser, args, **least)
     if args.against and args.shape:
-        raise InputError("--against: expected a model folder (--model), found --shape")
-    if args.json and not args.json.parent.is_dir():
-        raise InputError(f"--json: expected a file in a folder that exists, found {args.json}")
+        parser.error("--against: expected a model folder (--model), found --shape")
+    command.expect_folder(parser, "--json", args.json)
     return args
 
 
 def main(argv=None) -> None:
-    try:
-        args = read_flags(argv)
+    args = read_flags(argv)
+    with command.one_line("bench"):
         keep_memory()
         work = prepare(args)
         if args.part == "memory":
-            found = {"model": args.shape or str(args.model), "dtype": args.dtype, "V": work.model.config.vocab_size,
-                     "memory": memory(work, args.tokens)}
-            mib = lambda n: f"{n / 2**20:,.1f}"
-            print(tables.table([["tokens", "rows", "steps", "peak MiB", "rows x steps x d, MiB", "rows x steps x V, MiB"],
-                                *([m["tokens"], str(m["rows"]), str(m["steps"]), mib(m["bytes"]), mib(m["d"]), mib(m["V"])]
-                                  for m in found["memory"])]))
+            rows, V = memory(work, args.tokens), work.model.config.vocab_size
+            model = args.shape or str(args.model)
+            found = {"model": model, "dtype": args.dtype, "V": V, "memory": rows}
+            print(describe_memory(rows))
         else:
             can = machine(work.model.E.device, work.model.E.dtype)
             found = results(work, args, can, compare(work, args, can))
             print(describe(found))
         if args.json:
             atomic.write_json(args.json, found)
-    except (InputError, OSError, ImportError) as error:
-        sys.exit(f"bench: error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("bench: interrupted")
 
 
 if __name__ == "__main__":

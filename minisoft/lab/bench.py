@@ -3,7 +3,6 @@
     python -m minisoft.lab.bench                                 # the embedded model, hard and soft
     python -m minisoft.lab.bench --model FOLDER --against transformers --json FILE [--part rollout]
     python -m minisoft.lab.bench --shape llama-3.2-3b --dtype bfloat16 --device cuda
-    python -m minisoft.lab.bench --shape llama-3.2-1b --part memory    # peak memory of a replay
 
 A round is one update of each kind of token, and with transformers the same rollouts and replays, in
 turn; what is told are medians over the rounds and medians of the rounds' ratios.  All CoTs and
@@ -203,37 +202,6 @@ def peak_bytes(function, device: torch.device) -> int:
     return most
 
 
-def memory(work: Work, names: list[str]) -> list[dict]:
-    """Peak memory of a replay beyond weights, gradients and optimizer state, for growing rows and
-    lengths."""
-    rows, config = [], work.model.config
-    for name in names:
-        for group, cot in ((4, 4), (4, 1), (1, 1)):
-            group, cot = max(2, work.group // group), max(1, work.cot // cot)
-            part = replace(work, prompts=work.prompts[:1], group=group, cot=cot)
-            kind = part.kind(name)
-            rollouts = part.rollout(kind, 0)
-            part.replay(kind, rollouts)  # now the gradients exist
-            device = work.model.E.device
-            peak = peak_bytes(lambda p=part, k=kind, r=rollouts: p.replay(k, r), device)
-            at_once = min(part.rows, part.micro_batch)
-            row = {"tokens": name, "rows": at_once, "steps": part.steps, "bytes": peak}
-            positions = at_once * part.steps
-            row["d"] = positions * config.hidden_size * work.model.E.element_size()
-            row["V"] = positions * config.vocab_size * 4
-            rows.append(row)
-    return rows
-
-
-def describe_memory(rows: list[dict]) -> str:
-    lines = [["tokens", "rows", "steps", "peak MiB", "rows x steps x d, MiB"]]
-    lines[0].append("rows x steps x V, MiB")
-    for row in rows:
-        mib = [f"{row[name] / 2**20:,.1f}" for name in ("bytes", "d", "V")]
-        lines.append([row["tokens"], str(row["rows"]), str(row["steps"]), *mib])
-    return markdown(lines)
-
-
 def compare(work: Work, args: argparse.Namespace, can: dict[str, float]) -> dict:
     """{contender: {part: [seconds of each round]}}; contenders are kinds of token and ways of
     transformers.  After Ctrl-C: the rounds that were complete."""
@@ -246,7 +214,7 @@ def compare(work: Work, args: argparse.Namespace, can: dict[str, float]) -> dict
     if args.against:
         from minisoft.lab.rivals import Rivals  # here, since nothing else needs transformers
 
-        contenders |= Rivals(work, args).chosen(args.tokens, args.part)
+        contenders |= Rivals(work, args).contenders(args.tokens, args.part)
     rounds = []
     try:
         with tqdm(total=args.repeats * len(contenders), unit="run", file=sys.stderr) as bar:
@@ -270,21 +238,12 @@ def compare(work: Work, args: argparse.Namespace, can: dict[str, float]) -> dict
 
 def results(work: Work, args: argparse.Namespace, can: dict[str, float], times: dict) -> dict:
     """Everything that --json writes."""
-    found = {
-        "model": args.shape or str(args.model),
-        "dtype": args.dtype,
-        "device": str(work.model.E.device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "prompts": len(work.prompts),
-        "group": work.group,
-        "cot": work.cot,
-        "steps": work.steps,
-        "repeats": len(times[args.tokens[0]]["rollout"]),
-        **can,
-        "seconds": times,
-        "kinds": {name: speeds(work, name, can, times[name]) for name in args.tokens},
-    }
+    found = {name: getattr(work, name) for name in ("group", "cot", "steps")}
+    found |= {"model": args.shape or args.model, "dtype": args.dtype, "prompts": len(work.prompts)}
+    found |= {"device": str(work.model.E.device), "torch": torch.__version__, **can}
+    found |= {"threads": torch.get_num_threads(), "seconds": times}
+    found["repeats"] = len(times[args.tokens[0]]["rollout"])
+    found["kinds"] = {name: speeds(work, name, can, times[name]) for name in args.tokens}
     for name, part in [(name, part) for name in args.tokens for part in ("rollout", "replay")]:
         rivals = [x for x in times if x.startswith(f"transformers {name}") and part in times[x]]
         if rivals:
@@ -322,27 +281,33 @@ def speeds(work: Work, name: str, can: dict, times: dict[str, list[float]]) -> d
     return speed
 
 
-COLUMNS = {  # field -> (head, format)
-    "rollout": ("rollout, s", ".2f"),
-    "tokens_per_s": ("tokens/s", ",.0f"),
-    "ms_per_step": ("ms/step", ".2f"),
-    "floor_ms": ("floor, ms", ".2f"),
-    "decode_share": ("share", ".0%"),
-    "replay": ("replay, s", ".2f"),
-    "replay_tokens_per_s": ("tokens/s", ",.0f"),
-    "replay_share": ("share", ".0%"),
-    "optimizer": ("optimizer, s", ".2f"),
-    "step": ("update, s", ".2f"),
+COLUMNS = {  # field -> head
+    "rollout": "rollout, s",
+    "tokens_per_s": "tokens/s",
+    "ms_per_step": "ms/step",
+    "floor_ms": "floor, ms",
+    "decode_share": "share",
+    "replay": "replay, s",
+    "replay_tokens_per_s": "tokens/s",
+    "replay_share": "share",
+    "optimizer": "optimizer, s",
+    "step": "update, s",
 }
+
+
+def shown(field: str, value: float) -> str:
+    if field.endswith("share"):
+        return f"{value:.0%}"
+    return f"{value:,.0f}" if field.endswith("tokens_per_s") else f"{value:.2f}"
 
 
 def describe(found: dict) -> str:
     """The results as tables."""
     measured = next(iter(found["kinds"].values()))
-    columns = {name: how for name, how in COLUMNS.items() if name in measured}
-    rows = [["tokens", *(head for head, _ in columns.values())]]
+    columns = [field for field in COLUMNS if field in measured]
+    rows = [["tokens", *(COLUMNS[field] for field in columns)]]
     for name, speed in found["kinds"].items():
-        rows.append([name, *(format(speed[x], how) for x, (_, how) in columns.items())])
+        rows.append([name, *(shown(field, speed[field]) for field in columns)])
     lines = [
         "{model}, {dtype}, {device}, {threads} threads, torch {torch}: {prompts} x {group} rows, "
         "{cot} CoT tokens, {steps} steps; medians of {repeats} rounds".format(**found),
@@ -373,11 +338,7 @@ FLAGS = {
         "--micro-batch": (16, "rows per backward pass", WHOLE),
     },
     "measurement": {
-        "--part": (
-            "update",
-            "whole updates, or only their rollouts, or the peak memory of replays",
-            {"choices": ["update", "rollout", "memory"]},
-        ),
+        "--part": ("update", "or only rollouts", {"choices": ["update", "rollout"]}),
         "--repeats": (3, "rounds", WHOLE),
         "--against": (None, "the same work with it too", {"choices": ["transformers"]}),
         "--json": (None, "file for all results, times of every round included", {"type": Path}),
@@ -404,15 +365,9 @@ def main(argv=None) -> None:
     with command.one_line("bench"):
         keep_memory()
         work = prepare(args)
-        if args.part == "memory":
-            rows, V = memory(work, args.tokens), work.model.config.vocab_size
-            model = args.shape or str(args.model)
-            found = {"model": model, "dtype": args.dtype, "V": V, "memory": rows}
-            print(describe_memory(rows))
-        else:
-            can = machine(work.model.E.device, work.model.E.dtype)
-            found = results(work, args, can, compare(work, args, can))
-            print(describe(found))
+        can = machine(work.model.E.device, work.model.E.dtype)
+        found = results(work, args, can, compare(work, args, can))
+        print(describe(found))
         if args.json:
             atomic.write_json(args.json, found)
 

@@ -7,7 +7,6 @@ kinds of token are panels, lines are labels of runs, and runs of one label are i
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from itertools import product, takewhile
 from pathlib import Path
 from statistics import fmean, stdev
@@ -127,24 +126,18 @@ def curves(run: Path):
     return _finish(figure, {f"run {Path(run).resolve().name}"})
 
 
-@dataclass(frozen=True)
-class Curve:
-    """What `_grid` draws of the runs that have measured `field`: points(numbers) = {x: y}, the mean
-    over seeds; intervals(numbers) = {x: (low, high)} around a single run."""
-
-    field: str
-    hows: tuple[bool, ...]  # greedy? A second one is drawn where the first was not measured
-    points: Callable
-    intervals: Callable
-    xlabel: str
-    ylabel: str
-
-
 def pass_at_k(runs: list[dict]):
     """Figure 3: pass@k (%) over k for each data set and kind of inference; None without two samples
     of any problem."""
-    labels = ("k (samples)", "pass@k (%)")
-    return _grid(runs, Curve("pass@2", (False,), _percent_by_k, _intervals_by_k, *labels))
+    figure = _grid(runs, (False,), _percent_by_k, ("k (samples)", "pass@k (%)"))
+    for axis in figure.axes if figure else []:
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:.0f}")
+        for line in axis.lines:
+            line.set_markevery([i for i, k in enumerate(line.get_xdata()) if k & (k - 1) == 0])
+    for axis in figure.axes if figure else []:  # after all, as columns share their y axis
+        axis.set_ylim(bottom=max(0, axis.get_ylim()[0]))
+    return figure
 
 
 def entropy(runs: list[dict]):
@@ -155,30 +148,32 @@ def entropy(runs: list[dict]):
         f"CoT position (tokens), up to where fewer\nthan {100 * LEAST_SHARE:.0f} % or {LEAST_ROWS} "
         "of the generations are left"
     )
-    labels = (xlabel, "mean entropy (nats)")
-    hows = (False, True)
-    return _grid(runs, Curve("entropy_by_position", hows, entropy_profile, lambda _: {}, *labels))
+    figure = _grid(runs, (False, True), entropy_profile, (xlabel, "mean entropy (nats)"))
+    for axis in figure.axes if figure else []:
+        axis.set_ylim(bottom=0)
+    return figure
 
 
 def _percent_by_k(numbers: dict) -> dict[int, float]:
-    """{"pass@8": .5, ...} -> {8: 50, ...}"""
+    """{"pass@1": .4, "pass@2": .5, ...} -> {1: 40, 2: 50, ...}, {} if there is only one."""
     shares = {name: value for name, value in numbers.items() if name.startswith("pass@")}
-    return {int(name.removeprefix("pass@")): 100 * share for name, share in shares.items()}
+    by_k = {int(name.removeprefix("pass@")): 100 * share for name, share in shares.items()}
+    return by_k if len(by_k) > 1 else {}
 
 
 def _intervals_by_k(numbers: dict) -> dict[int, tuple[float, float]]:
     ends = numbers.get("ci95", {})
-    low = _percent_by_k({name: pair[0] for name, pair in ends.items()})
-    high = _percent_by_k({name: pair[1] for name, pair in ends.items()})
+    low, high = ({name: pair[i] for name, pair in ends.items()} for i in (0, 1))
+    low, high = _percent_by_k(low), _percent_by_k(high)
     return {k: (low[k], high[k]) for k in low}
 
 
 def entropy_profile(numbers: dict) -> dict[int, float]:
     """CoT position from 1 -> mean entropy (nats), up to where too few generations are left."""
-    rows = numbers["rows_by_position"]
-    least = max(LEAST_ROWS, LEAST_SHARE * rows[0])
+    rows = numbers.get("rows_by_position", [])
+    least = max(LEAST_ROWS, LEAST_SHARE * rows[0]) if rows else 0
     enough = len(list(takewhile(lambda n: n >= least, rows)))
-    return dict(enumerate(numbers["entropy_by_position"][:enough], 1))
+    return dict(enumerate(numbers.get("entropy_by_position", [])[:enough], 1))
 
 
 def gradient(kinds: dict[str, dict[int, dict]]):
@@ -252,13 +247,17 @@ def _together(seeds) -> dict[int, list[float]]:
     return {x: [seed[x] for seed in seeds] for x in common}
 
 
-def _grid(runs: list[dict], curve: Curve):
-    """A column for each data set, a row for each kind of inference, a line for each label."""
+def _grid(runs: list[dict], hows: tuple[bool, ...], points: Callable, names: tuple[str, str]):
+    """A column for each data set, a row for each kind of inference, a line for each label: the mean
+    over seeds of points(numbers) = {x: y}; None where nothing was measured.
+
+    hows: greedy?  A second one is drawn where the first was not measured.  names: of x and y.
+    """
     labels, panels, notes = distinct(runs, "label"), {}, set()
-    for kind, data, greedy in product(KINDS, distinct(runs, "data"), curve.hows):
+    for kind, data, greedy in product(KINDS, distinct(runs, "data"), hows):
         setting = str(Setting(kind, greedy))
         cells = [cell(runs, label, data, setting) for label in labels]
-        lines = [[numbers for numbers in seeds if curve.field in numbers] for seeds in cells]
+        lines = [[numbers for numbers in seeds if points(numbers)] for seeds in cells]
         if any(lines):
             panels.setdefault((kind, data), (setting, lines))
     if not panels:
@@ -269,26 +268,11 @@ def _grid(runs: list[dict], curve: Curve):
     for (row, kind), (column, data) in product(enumerate(kinds), enumerate(titles)):
         axis, (setting, lines) = axes[row, column], panels.get((kind, data), ("", []))
         for index, seeds in enumerate(lines):
-            points = _together(map(curve.points, seeds))
-            bands = curve.intervals(seeds[0]) if seeds else {}
-            notes |= _line(axis, points, index, labels[index], bands)
-        title = f"{titles[data]}, {setting}"
-        axis.set(title=title, ylabel=curve.ylabel, visible=bool(lines))
-        if curve.field == "pass@2":
-            _powers_of_two(axis)
-    for axis in axes.flat:  # after all lines, as columns share their y axis
-        bottom = axis.get_ylim()[0] if curve.field == "pass@2" else 0
-        axis.set_ylim(bottom=max(0, bottom))
-    figure.supxlabel(curve.xlabel, fontsize="medium")
+            bands = _intervals_by_k(seeds[0]) if seeds and points is _percent_by_k else {}
+            notes |= _line(axis, _together(map(points, seeds)), index, labels[index], bands)
+        axis.set(title=f"{titles[data]}, {setting}", ylabel=names[1], visible=bool(lines))
+    figure.supxlabel(names[0], fontsize="medium")
     return _finish(figure, notes)
-
-
-def _powers_of_two(axis) -> None:
-    """A logarithmic x axis with markers at powers of two only."""
-    axis.set_xscale("log", base=2)
-    axis.xaxis.set_major_formatter("{x:.0f}")
-    for line in axis.lines:
-        line.set_markevery([i for i, k in enumerate(line.get_xdata()) if k & (k - 1) == 0])
 
 
 def _style(index: int) -> dict:

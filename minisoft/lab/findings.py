@@ -25,8 +25,9 @@ import torch
 from minisoft.errors import InputError
 from minisoft.io.atomic import read_json, write_text
 from minisoft.lab import command, figures
-from minisoft.lab.tables import cell, number, read_results, table
+from minisoft.lab.tables import Column, cell, number, read_results
 from minisoft.soft import PAPER
+from minisoft.training.metrics import markdown
 
 T95 = (  # Student's 0.975 quantile for 1 ... 20 degrees of freedom
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
@@ -96,7 +97,7 @@ def show_error(signal: dict, name: str, digits: int = 3) -> str:
 
 def filled(rows: list[list[str]]) -> str:
     """The table, "" if it has a head only."""
-    return table(rows) if len(rows) > 1 else ""
+    return markdown(rows) if len(rows) > 1 else ""
 
 
 def seeds(out: Path, run: str, suffix: str) -> dict[int, Path]:
@@ -145,7 +146,7 @@ class Results:
             for values in trained:
                 line.append(show_difference(values, base[0], scale, digits) if base else "")
             lines.append(line)
-        return table(lines)
+        return markdown(lines)
 
     def summary(self) -> str:
         """The findings in one table of numbers in % and one of nats."""
@@ -202,7 +203,7 @@ def sweep(r: Results) -> str:
             reached[kind, rate] = f"{100 * last_validations(run):.1f}"
     rates = [rate for rate in LADDER if any((kind, rate) in reached for kind in PAPER)]
     rows = [[kind, *(reached.get((kind, rate), "") for rate in rates)] for kind in PAPER]
-    return table([["tokens", *rates], *rows]) if rates else ""
+    return markdown([["tokens", *rates], *rows]) if rates else ""
 
 
 def parity(r: Results) -> str:
@@ -293,17 +294,18 @@ def inference(r: Results) -> str:
     """Which inference is best, for each kind of training."""
     tables = []
     for how, field in (("greedy", "pass@1"), ("sample", "pass@1"), ("sample", "pass@32")):
+        shown = Column("", field)
         head = [f"{how}, {field} (%)", "data", *(f"{kind} inference" for kind in PAPER)]
         rows = [[*head, "soft - hard", "fuzzy - hard"]]
         for training, data in product(("base", *PAPER), PROBLEMS):
             row = ["base" if training == "base" else f"{training} trained", data]
-            row += [number(cell(r.runs, training, data, f"{k}-{how}"), field) for k in PAPER]
+            row += [number(cell(r.runs, training, data, f"{k}-{how}"), shown) for k in PAPER]
             hard, *others = (r.values(training, data, f"{kind}-{how}", field) for kind in PAPER)
             for other in others:  # differences of the same runs
                 gaps = [b - a for a, b in zip(hard, other, strict=True)]
                 row.append(show_difference(gaps, 0.0))
             rows.append(row)
-        tables.append(table(rows))
+        tables.append(markdown(rows))
     return "\n\n".join(tables) if r.runs else ""
 
 
@@ -362,7 +364,7 @@ def ablation(r: Results) -> str:
         answer = r.after(f"ablation/{kind}-answer")
         gaps = [show_difference(cot, both), show_difference(answer, both)]
         rows.append([kind, *map(show_mean, (both, cot, answer)), *gaps])
-    return table(rows) if list(r.out.glob("ablation/*/summary.json")) else ""
+    return markdown(rows) if list(r.out.glob("ablation/*/summary.json")) else ""
 
 
 def relative_variance(one: dict | None, other: dict | None) -> str:
@@ -397,7 +399,7 @@ def remedies(r: Results) -> str:
         took = show_mean(seconds(seeds(r.out, run, "/metrics.jsonl").values()), 1, 2)
         if name == "rloo" or after or any(snr):
             rows.append([name, *snr, *ratios, show_mean(after), gap, took])
-    return table(rows) if len(rows) > 2 else ""
+    return markdown(rows) if len(rows) > 2 else ""
 
 
 def seconds(paths) -> list[float]:
@@ -427,7 +429,7 @@ def fuzzy(r: Results) -> str:
             after = r.after(run)
             gap = show_difference(after, paper) if len(rows) > 1 else ""
             rows.append([name, *shares, *norms, *cosines, show_mean(after), gap])
-    return table(rows) if len(rows) > 2 else ""
+    return markdown(rows) if len(rows) > 2 else ""
 
 
 SECTIONS = (

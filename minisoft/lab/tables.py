@@ -13,24 +13,15 @@ from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 
-from minisoft.errors import InputError
+from minisoft.errors import InputError, expect
 from minisoft.evaluation import Setting
 from minisoft.io.atomic import read_json
 from minisoft.lab import command
 from minisoft.soft import KINDS
+from minisoft.training.metrics import markdown
 
-REQUIRED = {"model": str, "data": str, "problems": int, "samples": int, "seed": int}  # of a result
-SAME = (
-    "problems",
-    "samples",
-    "cot",
-    "dtype",
-    "noise",
-    "top_k",
-    "gamma",
-    "tau",
-    "prompt",
-)  # of seeds
+REQUIRED = dict(model=str, data=str, problems=int, samples=int, seed=int, settings=dict)
+SAME = "problems samples cot dtype noise top_k gamma tau prompt".split()  # in a cell
 
 
 @dataclass(frozen=True)
@@ -54,16 +45,6 @@ CHOICES = (
     Column("accuracy_norm (%)", "accuracy_norm"),
     Column("NLL (nats per token)", "nll", 1, 2),
 )
-
-
-def table(rows: list[list[str]]) -> str:
-    """Rows of cells as a Markdown table, the first row its head."""
-    width = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "| " + " | ".join(text.ljust(w) for text, w in zip(row, width, strict=True)) + " |"
-        for row in rows
-    ]
-    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in width) + "|", *lines[1:]])
 
 
 def distinct(runs: list[dict], field: str) -> list[str]:
@@ -109,69 +90,62 @@ def read_results(paths) -> list[dict]:
     for path in paths:
         content = read_json(Path(path), required=True)
         several = content.get("runs", [content])
-        _expect(isinstance(several, list), f"{path}: runs", "a list", several)
+        expect(isinstance(several, list), f"{path}: runs", "a list", several)
         for i, run in enumerate(several):
             where = f"{path}: runs[{i}]" if "runs" in content else str(path)
             _check(run, where)
             label = str(run.get("label") or "/".join(run["model"].strip("/").split("/")[-2:]))
             key = (label, run["model"], run["data"], run["seed"])
             others = f"others than in {places.get(key)}"
-            _expect(key not in places, f"{where}: label, model, data, seed", others, key)
-            places[key] = where
+            expect(key not in places, f"{where}: label, model, data, seed", others, key)
             size = [run.get(field) for field in SAME]
             usual = sizes.setdefault((label, run["data"]), size)
             same = f"{usual} as in other runs of {label}"
-            _expect(size == usual, f"{where}: {', '.join(SAME)}", same, size)
+            expect(size == usual, f"{where}: {', '.join(SAME)}", same, size)
+            places[key] = where
             runs.append({**run, "label": label})
     return runs
 
 
-def _expect(good: bool, where: str, what: str, value) -> None:
-    if not good:
-        raise InputError(f"{where}: expected {what}, found {value!r:.200}")
-
-
 def _check(run, where: str) -> None:
     """Raises InputError unless every field that is used is what eval.py writes."""
-    _expect(isinstance(run, dict), where, "an object", run)
-    for name, required in {**REQUIRED, "settings": dict}.items():
+    expect(isinstance(run, dict), where, "an object", run)
+    for name, required in REQUIRED.items():
         value = run.get(name)
-        _expect(type(value) is required, f"{where}: {name}", required.__name__, value)
+        expect(type(value) is required, f"{where}: {name}", required.__name__, value)
     for part, numbers in parts(run).items():
         known = part in (*settings(), "choices")
-        _expect(known, f"{where}: settings", f"some of {', '.join(settings())}", part)
-        _expect(isinstance(numbers, dict), f"{where}: {part}", "an object", numbers)
+        expect(known, f"{where}: settings", f"some of {', '.join(settings())}", part)
+        expect(isinstance(numbers, dict), f"{where}: {part}", "an object", numbers)
         for name in ["accuracy" if part == "choices" else "pass@1", *numbers]:
-            good = _is_written(name, numbers.get(name))
-            what = "numbers as eval.py writes them"
-            _expect(good, f"{where}: {part}: {name}", what, numbers.get(name))
+            value, what = numbers.get(name), "numbers as eval.py writes them"
+            expect(_is_written(name, value), f"{where}: {part}: {name}", what, value)
         values = len(numbers.get("entropy_by_position", []))
         rows = len(numbers.get("rows_by_position", []))
-        _expect(values == rows, f"{where}: {part}: rows_by_position", f"{values} numbers", rows)
+        expect(values == rows, f"{where}: {part}: rows_by_position", f"{values} numbers", rows)
 
 
 def _is_written(name: str, value) -> bool:
     """Is it what eval.py writes under this name?"""
-    if name.endswith("_by_position"):
-        return _are_numbers(value)
-    if name != "ci95":
-        return _are_numbers([value])
-    ends = list(value.values()) if isinstance(value, dict) else [None]
-    return all(_are_numbers(pair) and len(pair) == 2 for pair in ends)
+    if name == "ci95":
+        pairs = value.values() if isinstance(value, dict) else [None]
+        return all(_are_numbers(pair) and len(pair) == 2 for pair in pairs)
+    return _are_numbers(value if name.endswith("_by_position") else [value])
 
 
 def _are_numbers(values) -> bool:
     return isinstance(values, list) and all(type(value) in (int, float) for value in values)
 
 
-def number(seeds: list[dict], field: str, scale: float = 100, digits: int = 1) -> str:
+def number(seeds: list[dict], column: Column) -> str:
     """A field of the runs of one cell for people: "mean ± standard deviation", of one run
     "value [95 % interval]"."""
+    field, scale, digits = column.field, column.scale, column.digits
     seeds = [numbers for numbers in seeds if field in numbers]
-    values = [numbers[field] for numbers in seeds]
+    values = [scale * numbers[field] for numbers in seeds]
     if len(values) > 1:
-        return f"{scale * fmean(values):.{digits}f} ± {scale * stdev(values):.{digits}f}"
-    text = "".join(f"{scale * value:.{digits}f}" for value in values)
+        return f"{fmean(values):.{digits}f} ± {stdev(values):.{digits}f}"
+    text = "".join(f"{value:.{digits}f}" for value in values)
     for low, high in [n["ci95"][field] for n in seeds if field in n.get("ci95", {})]:
         text += f" [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
     return text
@@ -202,7 +176,7 @@ def _section(runs: list[dict], title: str, names: list[str], layout) -> str:
     measured = [run for run in runs if parts(run).keys() & set(names)]
     if not measured:
         return ""
-    return f"{title}. {_sizes(measured, names)}\n\n{table(layout(measured, names))}"
+    return f"{title}. {_sizes(measured, names)}\n\n{markdown(layout(measured, names))}"
 
 
 def _by_label(runs: list[dict], names: list[str]) -> list[list[str]]:
@@ -214,10 +188,7 @@ def _by_label(runs: list[dict], names: list[str]) -> list[list[str]]:
             columns.append((data, part, column))
     rows = [head]
     for label in distinct(runs, "label"):
-        cells = [
-            number(cell(runs, label, data, part), column.field, column.scale, column.digits)
-            for data, part, column in columns
-        ]
+        cells = [number(cell(runs, label, *where), column) for *where, column in columns]
         rows.append([label, *cells])
     return rows
 
@@ -241,8 +212,8 @@ def _by_setting(runs: list[dict], names: list[str]) -> list[list[str]]:
     for label, (data, short), part in product(distinct(runs, "label"), datas, names):
         seeds = cell(runs, label, data, part)
         if seeds:
-            cells = [number(seeds, c.field, c.scale, c.digits) for c in GENERATIONS]
-            rows.append([label, short, part, *cells])
+            numbers = [number(seeds, column) for column in GENERATIONS]
+            rows.append([label, short, part, *numbers])
     return rows
 
 
@@ -277,7 +248,7 @@ def write(paths: list[Path], out: Path | None) -> None:
     folders = [path for path in paths if path.is_dir()]
     files = [path for path in paths if not path.is_dir()]
     for path in files:
-        _expect(path.suffix == ".json", str(path), "a run folder or a .json file", "neither")
+        expect(path.suffix == ".json", str(path), "a run folder or a .json file", "neither")
     runs = read_results(files)
     text, drawn = tables(runs), {}
     try:

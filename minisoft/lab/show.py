@@ -33,11 +33,11 @@ def show(args: Namespace, world: World, verifier) -> None:
         how = Decoding(settings.cot, setting.greedy, greedy_answer=True)
         record = rollout.rollout(model, form, kind, [Request(prompt, key, range(1))], how)[0]
         generation = evaluation.describe(form, record, args.show, problem, verifier)[0]
-        chains.append(inside.look(model, form, kind, record, str(setting), generation))
+        chains.append(inside.look(model, form, kind, record, setting, generation))
         print(inside.as_text(chains[-1]))
     picture = args.out or Path(f"show-{args.show}.png")
     try:
-        figures.chain(chains, picture)
+        figures.chain(chains).savefig(picture, dpi=160)
         print(f"written: {picture}")
     except ImportError as error:
         print(f"the picture needs the extra `plot`: pip install matplotlib ({error})")

@@ -1,4 +1,4 @@
-"""Nothing that comes from a model folder or from a model's answer is executed (answers: see test_reward.py)."""
+"""Nothing that comes from a model folder is executed (answers: verifier/test_hostile.py)."""
 
 import ast
 import json
@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from minisoft.errors import InputError
-from minisoft.io import checkpoint
+from minisoft.io import WEIGHTS, checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = [*ROOT.glob("*.py"), *ROOT.glob("minisoft/*.py"), *ROOT.glob("weights/*.py")]
+SOURCES = [*ROOT.glob("*.py"), *(ROOT / "minisoft").rglob("*.py"), *ROOT.glob("weights/*.py")]
 
 
 class Bomb:
@@ -28,11 +28,11 @@ class Bomb:
 
 @pytest.fixture
 def folder(tmp_path):
-    shutil.copytree(checkpoint.WEIGHTS / "tiny", tmp_path / "model")
+    shutil.copytree(WEIGHTS / "tiny", tmp_path / "model")
     return tmp_path / "model"
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_source_unpickles_or_evaluates(path):
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -42,8 +42,20 @@ def test_no_source_unpickles_or_evaluates(path):
             names |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    assert not names & {"pickle", "marshal", "shelve", "dill", "torch.load", "torch.serialization.load", "eval", "exec", "compile",
-                        "__import__", "os.system", "os.popen"}
+    assert not names & {
+        "pickle",
+        "marshal",
+        "shelve",
+        "dill",
+        "torch.load",
+        "torch.serialization.load",
+        "eval",
+        "exec",
+        "compile",
+        "__import__",
+        "os.system",
+        "os.popen",
+    }
     assert "trust_remote_code=True" not in path.read_text() and "shell=True" not in path.read_text()
 
 
@@ -64,8 +76,13 @@ def test_code_and_templates_of_a_model_folder_are_not_run(folder, tmp_path):
         (folder / name).write_text(evil)
     template = "{{ cycler.__init__.__globals__.os.mkdir('" + str(tmp_path / "exploded") + "') }}"
     (folder / "chat_template.jinja").write_text(template)
-    for name, new in (("config.json", {"auto_map": {"AutoModelForCausalLM": "modeling_llama.Model"}}),
-                      ("tokenizer_config.json", {"chat_template": template, "auto_map": {"AutoTokenizer": ["tokenization.T", None]}})):
+    for name, new in (
+        ("config.json", {"auto_map": {"AutoModelForCausalLM": "modeling_llama.Model"}}),
+        (
+            "tokenizer_config.json",
+            {"chat_template": template, "auto_map": {"AutoTokenizer": ["tokenization.T", None]}},
+        ),
+    ):
         (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **new}))
     model, tokenizer = checkpoint.load(folder)
     checkpoint.save_model(tmp_path / "out", model, folder, {})

@@ -1,5 +1,7 @@
-"""What is read and written: model folders, tokenizers, data sets, the state of a run; whole or not at all."""
+"""What is read and written: model folders, tokenizers, data sets, the state of a run."""
 
 from pathlib import Path
 
-WEIGHTS = Path(__file__).resolve().parents[2] / "weights"  # the embedded model, and what the hub gave
+WEIGHTS = (
+    Path(__file__).resolve().parents[2] / "weights"
+)  # the embedded model, and what the hub gave

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,6 +22,19 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
+def read_json(path: Path, required: bool = False) -> dict:
+    """A JSON object, {} where the file need not exist and does not.  Raises InputError."""
+    if not path.is_file():
+        if required:
+            raise InputError(f"{path}: expected a JSON file, found no such file")
+        return {}
+    with expecting("JSON", path):
+        value = json.loads(path.read_text("utf-8"))
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
 def write_text(path: Path, text: str) -> None:
     """Put a text in the place of the file `path`."""
     new = path.with_name(path.name + ".new")
@@ -34,34 +48,24 @@ def write_text(path: Path, text: str) -> None:
     sync(path.parent)
 
 
-def read_json(path: Path, required: bool = False) -> dict:
-    """A JSON file as a dict, {} when it need not exist and does not.  Raises InputError naming the file."""
-    if not path.is_file():
-        if required:
-            raise InputError(f"{path}: expected a JSON file, found no such file")
-        return {}
-    with expecting("JSON", path):
-        found = json.loads(path.read_text("utf-8"))
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: expected a JSON object, found {type(found).__name__}")
-    return found
-
-
 def write_json(path: Path, value: dict) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict | None = None) -> None:
+def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata=None) -> None:
     """A safetensors file.  Raises OSError where it cannot be written."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path, metadata)
+        save_file(tensors, path, metadata)
     except SafetensorError as error:
         raise OSError(f"{path}: cannot be written: {error}") from None
 
 
-def replace_folder(folder: Path, write) -> None:
-    """Put what write(new folder) writes in the place of `folder`.  A kill between the two renames leaves it under the name
-    FOLDER.old: see `recover`."""
+def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
+    """Put what write(new folder) writes in the place of `folder`.
+
+    A kill between the two renames leaves it under the name FOLDER.old: see `recover`.
+    """
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
@@ -81,7 +85,7 @@ def replace_folder(folder: Path, write) -> None:
 
 
 def recover(path: Path) -> None:
-    """Undo a kill while `path` was written: between the two renames of `replace_folder`, or halfway."""
+    """Undo a kill while a file or folder was written: halfway, or between the two renames."""
     old, new = path.with_name(path.name + ".old"), path.with_name(path.name + ".new")
     if path.exists():
         shutil.rmtree(old, ignore_errors=True)

@@ -1,43 +1,46 @@
 """A Hugging Face folder <-> the model."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
+from minisoft.errors import InputError, expect, expecting
 from minisoft.io import WEIGHTS
-from minisoft.errors import InputError, expecting
 from minisoft.io.atomic import read_json, replace_folder, save_tensors, write_json
-from minisoft.io.config import read_config
+from minisoft.io.config import is_positive, read_config
 from minisoft.io.tokenizer import FILES, Tokenizer
 from minisoft.model import Transformer
-from minisoft.soft import KINDS, NOISES
 
-SIDECAR = "minisoft.json"  # how the model is to be used: prompt, sigma, defaults; absent in folders from elsewhere
+SIDECAR = "minisoft.json"  # how a model is to be used: prompt, sigma, defaults; only ours have it
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load(folder: str | Path, device="cpu", dtype: torch.dtype | None = None) -> tuple[Transformer, Tokenizer]:
-    """A Hugging Face folder -> (Transformer, Tokenizer), parameters in `dtype` (None: bfloat16 if stored so, else
-    float32) on `device`.  Strict: raises InputError unless every tensor is there, expected and of the right shape.
+def load(folder: str | Path, device="cpu", dtype=None) -> tuple[Transformer, Tokenizer]:
+    """A Hugging Face folder -> (Transformer, Tokenizer), parameters in `dtype` on `device`.
+
+    dtype None: bfloat16 if stored so, else float32.  Strict: raises InputError unless every tensor
+    is there, expected and of the right shape.
     """
     folder = Path(folder)
     model = load_model(folder, device, dtype)
     tokenizer = Tokenizer(folder)
-    if tokenizer.size > model.config.vocab_size:
-        raise InputError(f"{folder}: tokenizer: expected at most vocab_size={model.config.vocab_size} ids, "
-                              f"found {tokenizer.size}")
+    size = model.config.vocab_size
+    fits = tokenizer.size <= size
+    expect(fits, f"{folder}: tokenizer", f"at most vocab_size={size} ids", tokenizer.size)
     return model, tokenizer
 
 
 def outline(folder: Path) -> Transformer:
-    """The model of a folder's config.json on the meta device: its shapes without its weights, float32."""
-    raw = read_json(folder / "config.json", required=True)
+    """The model of a folder's config.json on the meta device: shapes without weights, float32."""
+    path = folder / "config.json"
+    raw = read_json(path, required=True)
     try:
         config = read_config(raw)
     except InputError as error:
-        raise InputError(f"{folder / 'config.json'}: {error}") from None
+        raise InputError(f"{path}: {error}") from None
     with torch.device("meta"):
         return Transformer(config)
 
@@ -45,43 +48,51 @@ def outline(folder: Path) -> Transformer:
 def load_model(folder: Path, device="cpu", dtype: torch.dtype | None = None) -> Transformer:
     """The Transformer of a Hugging Face folder (see `load`)."""
     model = outline(folder)
-    expected = {name: tuple(p.shape) for name, p in model.state_dict().items()}
-    files = _locate(folder, expected)
-    stored = {}
-    for path in sorted(set(files.values())):
-        stored.update(_check_tensors(path, {name: expected[name] for name in expected if files[name] == path}))
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    places = _locate(folder, shapes)
+    stored = _check_headers(places, shapes)
     if dtype is None:
-        dtype = torch.bfloat16 if stored["model.embed_tokens.weight"] == "BF16" else torch.float32
-    model.load_state_dict({name: tensor.to(device, dtype) for name, tensor in _tensors(files, expected)},
-                          strict=True, assign=True)
+        in_16_bits = stored["model.embed_tokens.weight"] == "BF16"
+        dtype = torch.bfloat16 if in_16_bits else torch.float32
+    weights = {name: tensor.to(device, dtype) for name, tensor in _read_tensors(places)}
+    model.load_state_dict(weights, strict=True, assign=True)
     return model
 
 
-def _locate(folder: Path, expected: dict) -> dict[str, Path]:
-    """Tensor name -> file.  Raises InputError for missing, unexpected or unreadable ones."""
+def _locate(folder: Path, shapes: dict[str, tuple]) -> dict[Path, list[str]]:
+    """File -> names of its tensors.  Raises InputError for a missing or an unexpected one."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        places = read_json(index).get("weight_map")
-        if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
-            raise InputError(f"{index}: weight_map: expected an object of file names, found {places!r:.60}")
-        for name, file in places.items():
-            if Path(file).name != file or not file.endswith(".safetensors"):
-                raise InputError(f"{index}: {name}: expected a .safetensors file of this folder, found {file!r}")
-        where = {name: folder / file for name, file in places.items()}
+        files = _read_index(index)
     else:
         index = folder / "model.safetensors"
         with _open(index) as file:
-            where = {name: index for name in file.keys()}
-    found = {n for n in where if not n.endswith(".rotary_emb.inv_freq")}  # once saved, always recomputed
-    if "lm_head.weight" not in expected:
-        found.discard("lm_head.weight")  # a tied head may be stored all the same
-    for name in expected:
-        if name not in found:
-            raise InputError(f"{index}: {name}: expected {expected[name]}, found no such tensor")
-    if found - set(expected):
-        name = min(found - set(expected))
-        raise InputError(f"{index}: {name}: expected no such tensor for this config.json, found one")
-    return where
+            files = dict.fromkeys(file.keys(), index)
+    for name, shape in shapes.items():
+        if name not in files:
+            raise InputError(f"{index}: {name}: expected {shape}, found no such tensor")
+    unexpected = {name for name in files if name not in shapes}
+    unexpected.discard("lm_head.weight")  # a tied head may be stored all the same
+    for name in sorted(unexpected):
+        if not name.endswith(".rotary_emb.inv_freq"):  # once saved, always recomputed
+            raise InputError(
+                f"{index}: {name}: expected no such tensor for this config.json, found one"
+            )
+    places = {path: [] for path in sorted(set(files.values()))}
+    for name in shapes:
+        places[files[name]].append(name)
+    return places
+
+
+def _read_index(index: Path) -> dict[str, Path]:
+    """Tensor name -> file, all of them in the folder of `index`."""
+    names = read_json(index).get("weight_map")
+    good = isinstance(names, dict) and all(isinstance(file, str) for file in names.values())
+    expect(good, f"{index}: weight_map", "an object of file names", names)
+    for name, file in names.items():
+        inside = Path(file).name == file and file.endswith(".safetensors")
+        expect(inside, f"{index}: {name}", "a .safetensors file of this folder", file)
+    return {name: index.parent / file for name, file in names.items()}
 
 
 def _open(path: Path):
@@ -91,86 +102,109 @@ def _open(path: Path):
         return safe_open(path, framework="pt")
 
 
-def _check_tensors(path: Path, expected: dict[str, tuple]) -> dict[str, str]:
-    """{name: its dtype in the file}, by the file's header alone."""
-    found = {}
-    with _open(path) as file:
-        names = set(file.keys())
-        for name, shape in expected.items():
-            if name not in names:
-                raise InputError(f"{path}: {name}: expected here by the index, found no such tensor")
-            part = file.get_slice(name)
-            if tuple(part.get_shape()) != shape:
-                raise InputError(f"{path}: {name}: expected shape {shape}, found {tuple(part.get_shape())}")
-            found[name] = part.get_dtype()
-            if found[name] not in ("F32", "BF16", "F16"):
-                raise InputError(f"{path}: {name}: expected float32, bfloat16 or float16, found {found[name]}")
-    return found
-
-
-def _tensors(files: dict[str, Path], expected: dict):
-    """(name, tensor), one after the other, read once and not kept: the files are mapped, and the ranks of a node share what
-    has been read of them.  Raises InputError for a number that is not finite."""
-    for path in sorted(set(files.values())):
+def _check_headers(places: dict[Path, list[str]], shapes: dict[str, tuple]) -> dict[str, str]:
+    """Tensor name -> its dtype in the file, for all tensors, by the files' headers alone."""
+    dtypes = {}
+    for path, names in places.items():
         with _open(path) as file:
-            for name in (name for name in expected if files[name] == path):
+            stored = set(file.keys())
+            for name in names:
+                where = f"{path}: {name}"
+                if name not in stored:
+                    raise InputError(f"{where}: expected here by the index, found no such tensor")
+                header = file.get_slice(name)
+                shape, dtypes[name] = tuple(header.get_shape()), header.get_dtype()
+                expect(shape == shapes[name], where, f"shape {shapes[name]}", shape)
+                usable = dtypes[name] in ("F32", "BF16", "F16")
+                expect(usable, where, "float32, bfloat16 or float16", dtypes[name])
+    return dtypes
+
+
+def _read_tensors(places: dict[Path, list[str]]) -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, tensor), one after the other, read once and not kept.
+
+    The files are mapped, and the ranks of a node share what has been read of them.  Raises
+    InputError for a number that is not finite.
+    """
+    for path, names in places.items():
+        with _open(path) as file:
+            for name in names:
                 tensor = file.get_tensor(name)
                 if not tensor.isfinite().all():
-                    raise InputError(f"{path}: {name}: expected finite numbers, found NaN or infinity")
+                    raise InputError(
+                        f"{path}: {name}: expected finite numbers, found NaN or infinity"
+                    )
                 yield name, tensor
 
 
-def _good_defaults(value) -> bool:
-    """What a model folder may say about training and evaluating it: numbers and the name of its data."""
-    number = lambda v: type(v) in (int, float) and 0 < v < float("inf")
-    whole = lambda v: type(v) is int and v > 0
-    good = {**dict.fromkeys(("prompts", "group", "steps", "cot", "warmup", "validate_every"), whole),
-            "data": lambda v: isinstance(v, str),
-            "lr": lambda v: number(v) or isinstance(v, dict) and set(v) == set(KINDS) and all(map(number, v.values()))}
-    return isinstance(value, dict) and all(name in good and good[name](v) for name, v in value.items())
-
-
 def read_about(folder: Path) -> dict:
-    """The minisoft.json of a model folder, {} without one.  Raises InputError for a field that cannot be used."""
-    about, path = read_json(folder / SIDECAR), folder / SIDECAR
-    number = lambda value: type(value) in (int, float) and 0 < value < float("inf")
-    for field, expected, good in (
-            ("prompt", "a text with QUESTION once", lambda v: isinstance(v, str) and v.count("QUESTION") == 1),
-            ("tokens", f"one of {', '.join(KINDS)}", lambda v: v in KINDS),
-            ("noise", f"one of {', '.join(NOISES)}", lambda v: v in NOISES), ("sigma", "a positive number", number),
-            ("gamma", "a positive number", number), ("tau", "a positive number", number),
-            ("top_k", "a positive integer or null", lambda v: v is None or type(v) is int and v > 0),
-            ("defaults", "an object of flags of train.py", _good_defaults), ("base", "a text", lambda v: isinstance(v, str)),
-            ("data", "a text", lambda v: isinstance(v, str))):
-        if field in about and not good(about[field]):
-            raise InputError(f"{path}: {field}: expected {expected}, found {about[field]!r:.80}")
+    """The minisoft.json of a model folder, {} without one.
+
+    Raises InputError for a field that cannot be used.  Whether there are such `tokens` and such
+    `noise` is for those to say who make them.
+    """
+    path = folder / SIDECAR
+    about = read_json(path)
+    for field, value in about.items():
+        where = f"{path}: {field}"
+        if field in ("tokens", "noise", "base", "data"):
+            expect(isinstance(value, str), where, "a text", value)
+        elif field in ("sigma", "gamma", "tau"):
+            expect(is_positive(value), where, "a positive number", value)
+        elif field == "top_k":
+            whole = value is None or is_positive(value, int)
+            expect(whole, where, "a positive integer or null", value)
+        elif field == "prompt":
+            once = isinstance(value, str) and value.count("QUESTION") == 1
+            expect(once, where, "a text with QUESTION once", value)
+        elif field == "defaults":
+            expect(_are_defaults(value), where, "an object of flags of train.py", value)
     return about
 
 
+def _are_defaults(value) -> bool:
+    """Whether these are flags of train.py; `lr` may have a number for each kind of token."""
+    if not isinstance(value, dict):
+        return False
+    flags = dict(value)
+    data, rate = flags.pop("data", ""), flags.pop("lr", 1)
+    rates = rate.values() if isinstance(rate, dict) else [rate]
+    known = {"prompts", "group", "steps", "cot", "warmup", "validate_every"}
+    whole = all(is_positive(number, int) for number in flags.values())
+    return isinstance(data, str) and all(map(is_positive, rates)) and whole and set(flags) <= known
+
+
 def find(model: str) -> Path:
-    """A folder, or a hub id "owner/name", which is fetched into weights/name.  Raises InputError."""
+    """A folder, or a hub id "owner/name", fetched into weights/name.  Raises InputError."""
     folder = Path(model)
     if folder.is_dir():
         return folder
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
-        raise InputError(f"{model}: expected a model folder or a hub id owner/name, found no such folder")
+        expected = "a model folder or a hub id owner/name"
+        raise InputError(f"{model}: expected {expected}, found no such folder")
     target = WEIGHTS / model.split("/")[1]
     if (target / "config.json").is_file():
         return target
     from huggingface_hub import snapshot_download
+
     print(f"fetching {model} into {target}")
-    with expecting("a folder or a model of the hub", model,
-                   f". Where the hub can be reached, type: hf download {model} --local-dir {target}"):
-        part = target.with_name(target.name + ".part")  # an interrupted download goes on there
-        snapshot_download(model, local_dir=part, allow_patterns=["*.safetensors", "*.json", "tokenizer.model", "*.jinja"])
+    part = target.with_name(target.name + ".part")  # an interrupted download goes on there
+    patterns = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja"]
+    hint = f". Where the hub can be reached, type: hf download {model} --local-dir {target}"
+    with expecting("a folder or a model of the hub", model, hint):
+        snapshot_download(model, local_dir=part, allow_patterns=patterns)
     return part.rename(target)
 
 
 def save_model(folder: Path, model: Transformer, source: Path, about: dict) -> None:
-    """Write a Hugging Face folder that transformers and vLLM load, whole or not at all: the weights in their own dtype,
-    config and tokenizer files carried over from `source`, `about` as the sidecar.  Raises OSError."""
+    """Write a folder that transformers and vLLM load, whole or not at all.
+
+    The weights in their own dtype, config and tokenizer files carried over from `source`, `about`
+    as the sidecar.  Raises OSError.
+    """
     config = read_json(source / "config.json")
-    config.pop("torch_dtype", None), config.pop("dtype", None)
+    for name in ("torch_dtype", "dtype"):
+        config.pop(name, None)
     config["torch_dtype"] = str(model.E.dtype).removeprefix("torch.")
 
     def write(new: Path) -> None:
@@ -180,4 +214,5 @@ def save_model(folder: Path, model: Transformer, source: Path, about: dict) -> N
                 shutil.copyfile(source / name, new / name)
         write_json(new / "config.json", config)
         write_json(new / SIDECAR, about)
+
     replace_folder(folder, write)

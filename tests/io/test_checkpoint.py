@@ -1,4 +1,5 @@
-"""A Hugging Face folder is read strictly and written so that transformers reads it; every failure is one line."""
+"""A Hugging Face folder is read strictly, with one line for every failure, and written for
+transformers to read."""
 
 import json
 import shutil
@@ -12,7 +13,7 @@ import minisoft
 from minisoft.errors import InputError
 from minisoft.io import checkpoint
 from minisoft.io.atomic import read_json, recover
-from minisoft.io.checkpoint import SIDECAR, find, load_model, save_model
+from minisoft.io.checkpoint import SIDECAR, find, load_model, read_about, save_model
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -58,6 +59,7 @@ def sharded(saved, tmp_path):
 
 # ---------------------------------------------------------------- reading
 
+
 def test_sharded_weights_are_the_single_file_ones(both, sharded):
     assert not (sharded / WEIGHTS).exists()
     assert torch.equal(logits_of(load_model(sharded)), logits_of(both("llama-gqa")[1]))
@@ -67,7 +69,9 @@ def test_sharded_weights_are_the_single_file_ones(both, sharded):
 def test_a_tied_head_may_be_stored_or_not(both, saved, tmp_path, architecture):
     shutil.copytree(saved(architecture)[1], tmp_path, dirs_exist_ok=True)
     assert "lm_head.weight" not in load_file(tmp_path / WEIGHTS)
-    rewrite(tmp_path, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    rewrite(
+        tmp_path, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()})
+    )
     model = load_model(tmp_path)
     assert model.W_d is model.E
     assert torch.equal(logits_of(model), logits_of(both(architecture)[1]))
@@ -80,16 +84,30 @@ def test_an_untied_head_is_its_own(both):
 
 def test_old_rotary_frequencies_are_ignored(both, saved, tmp_path):
     shutil.copytree(saved("llama3")[1], tmp_path, dirs_exist_ok=True)
-    rewrite(tmp_path, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)}))
+    rewrite(
+        tmp_path,
+        lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)}),
+    )
     assert torch.equal(logits_of(load_model(tmp_path)), logits_of(both("llama3")[1]))
 
 
-@pytest.mark.parametrize("stored, asked, expected", [
-    ("float32", None, "float32"), ("bfloat16", None, "bfloat16"), ("float16", None, "float32"),
-    ("float32", "bfloat16", "bfloat16"), ("bfloat16", "float32", "float32")])
-def test_dtype_is_the_asked_one_else_bfloat16_where_stored_so_else_float32(saved, tmp_path, stored, asked, expected):
+@pytest.mark.parametrize(
+    "stored, asked, expected",
+    [
+        ("float32", None, "float32"),
+        ("bfloat16", None, "bfloat16"),
+        ("float16", None, "float32"),
+        ("float32", "bfloat16", "bfloat16"),
+        ("bfloat16", "float32", "float32"),
+    ],
+)
+def test_dtype_is_the_asked_one_else_bfloat16_where_stored_so_else_float32(
+    saved, tmp_path, stored, asked, expected
+):
     shutil.copytree(saved("llama-tied")[1], tmp_path, dirs_exist_ok=True)
-    rewrite(tmp_path, lambda t: t.update({name: x.to(getattr(torch, stored)) for name, x in t.items()}))
+    rewrite(
+        tmp_path, lambda t: t.update({name: x.to(getattr(torch, stored)) for name, x in t.items()})
+    )
     model = load_model(tmp_path, dtype=asked and getattr(torch, asked))
     assert {p.dtype for p in model.parameters()} == {getattr(torch, expected)}
     assert model.frequencies.dtype == torch.float32
@@ -112,7 +130,9 @@ def test_a_missing_tensor(model_folder):
 
 
 def test_an_unexpected_tensor(model_folder):
-    rewrite(model_folder, lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.zeros(32)}))
+    rewrite(
+        model_folder, lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": torch.zeros(32)})
+    )
     refuses(model_folder, model_folder / WEIGHTS, "model.layers.0.self_attn.q_proj.bias")
 
 
@@ -163,8 +183,10 @@ def test_an_index_naming_a_tensor_that_the_shard_lacks(sharded):
     refuses(sharded, sharded / other, NAME)
 
 
-@pytest.mark.parametrize("where", ["../model.safetensors", "/model.safetensors", "sub/model.safetensors", "..",
-                                   "config.json"])
+@pytest.mark.parametrize(
+    "where",
+    ["../model.safetensors", "/model.safetensors", "sub/model.safetensors", "..", "config.json"],
+)
 def test_an_index_leaving_the_folder(sharded, where):
     shutil.copyfile(next(sharded.glob("*.safetensors")), sharded.parent / WEIGHTS)
     edit_json(sharded / INDEX, lambda index: index["weight_map"].update({NAME: where}))
@@ -204,6 +226,7 @@ def test_a_vocabulary_smaller_than_the_tokenizer(model_folder):
 
 # ---------------------------------------------------------------- finding
 
+
 def test_a_folder_is_found(model_folder, monkeypatch):
     assert find(str(model_folder)) == model_folder
     monkeypatch.chdir(model_folder.parent)
@@ -217,7 +240,8 @@ def test_a_folder_that_does_not_exist(name, monkeypatch, tmp_path):
 
 
 def test_a_hub_id_that_cannot_be_reached(monkeypatch, tmp_path):
-    import huggingface_hub
+    import huggingface_hub.constants
+
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -231,9 +255,11 @@ def test_a_hub_id_that_cannot_be_reached(monkeypatch, tmp_path):
 
 # ---------------------------------------------------------------- writing
 
+
 def test_what_is_written_is_what_transformers_reads(saved, tokenizer_folders, tmp_path):
     """Identical logits, and identical greedy text; for every kind of head and bias."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
+
     for architecture, tokens in (("llama3-tied", "llama3"), ("qwen2", "qwen"), ("qwen3", "qwen")):
         source, target = tmp_path / architecture, tmp_path / f"{architecture}-out"
         shutil.copytree(saved(architecture)[1], source)
@@ -247,24 +273,34 @@ def test_what_is_written_is_what_transformers_reads(saved, tokenizer_folders, tm
         assert theirs.dtype == torch.float32
         assert torch.equal(theirs(IDS).logits, logits_of(model))
         theirs.generation_config.eos_token_id = None
-        prompt = AutoTokenizer.from_pretrained(target)("Mia has 3 pears.", return_tensors="pt").input_ids
+        prompt = AutoTokenizer.from_pretrained(target)(
+            "Mia has 3 pears.", return_tensors="pt"
+        ).input_ids
         assert prompt[0].tolist() == tokenizer.encode("Mia has 3 pears.")
-        written = theirs.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=20,
-                                  pad_token_id=0)[0]
+        written = theirs.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            do_sample=False,
+            max_new_tokens=20,
+            pad_token_id=0,
+        )[0]
         ids = prompt
         for _ in range(20):
             ids = torch.cat((ids, logits_of(model, ids)[:, -1:].argmax(-1)), dim=1)
         assert written.tolist() == ids[0].tolist()
         assert AutoTokenizer.from_pretrained(target).decode(
-            written, skip_special_tokens=True, clean_up_tokenization_spaces=False) == tokenizer.decode(ids[0].tolist())
+            written, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        ) == tokenizer.decode(ids[0].tolist())
 
 
 def test_bfloat16_is_written_as_bfloat16(model_folder, tmp_path):
     from transformers import AutoModelForCausalLM
+
     model = load_model(model_folder, dtype=torch.bfloat16)
     save_model(tmp_path / "out", model, model_folder, {})
     assert {t.dtype for t in load_file(tmp_path / "out" / WEIGHTS).values()} == {torch.bfloat16}
-    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", torch_dtype="auto").dtype == torch.bfloat16
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", torch_dtype="auto")
+    assert theirs.dtype == torch.bfloat16
     again = load_model(tmp_path / "out")
     assert again.E.dtype == torch.bfloat16 and torch.equal(logits_of(again), logits_of(model))
 
@@ -280,8 +316,13 @@ def test_saving_replaces_the_whole_folder(model_folder, tmp_path):
     save_model(target, model, model_folder, {"step": 2})
     assert [path.name for path in target.parent.iterdir()] == ["last"]
     assert {path.name for path in target.iterdir()} == {
-        "config.json", "generation_config.json", "minisoft.json", "model.safetensors", "tokenizer.json",
-        "tokenizer_config.json"}
+        "config.json",
+        "generation_config.json",
+        "minisoft.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
     assert read_json(target / SIDECAR) == {"step": 2}
     assert torch.equal(load_model(target).E, model.E)
 
@@ -292,11 +333,59 @@ def test_saving_over_the_source(model_folder):
         model.E.mul_(2)
     save_model(model_folder, model, model_folder, {})
     loaded, _ = minisoft.load(model_folder)
-    assert torch.equal(loaded.E, model.E) and (model_folder / "tokenizer.json").read_bytes() == before
+    assert torch.equal(loaded.E, model.E)
+    assert (model_folder / "tokenizer.json").read_bytes() == before
 
 
 def test_a_folder_from_elsewhere_has_no_sidecar(model_folder):
     assert read_json(model_folder / SIDECAR) == {}
+
+
+GOOD_SIDECAR = {
+    "prompt": "Q: QUESTION A:",
+    "tokens": "a kind that is yet to be written",
+    "noise": "elsewhere",
+    "sigma": 0.1,
+    "top_k": None,
+    "data": "tiny",
+    "step": 3,
+    "defaults": {"prompts": 8, "lr": {"soft": 1e-5, "another kind": 2}, "data": "tiny"},
+}
+
+
+def test_a_sidecar_may_have_kinds_of_token_that_io_does_not_know(model_folder):
+    for about in (GOOD_SIDECAR, {"defaults": {"lr": 6e-6, "cot": 80}}, {"defaults": {}}, {}):
+        write_json(model_folder / SIDECAR, about)
+        assert read_about(model_folder) == about
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("prompt", "no place"),
+        ("prompt", "QUESTION QUESTION"),
+        ("tokens", ["soft"]),
+        ("noise", None),
+        ("data", 3),
+        ("base", 3),
+        ("sigma", "0.1"),
+        ("gamma", 0),
+        ("tau", -1),
+        ("tau", True),
+        ("top_k", 0),
+        ("top_k", 2.5),
+        ("defaults", None),
+        ("defaults", {"prompts": 1.5}),
+        ("defaults", {"steps": 0}),
+        ("defaults", {"data": 3}),
+        ("defaults", {"lr": "1e-5"}),
+        ("defaults", {"lr": {"soft": -1}}),
+        ("defaults", {"no such flag": 1}),
+    ],
+)
+def test_a_field_of_the_sidecar_that_cannot_be_used(model_folder, field, value):
+    write_json(model_folder / SIDECAR, {"sigma": 0.1, field: value})
+    refuses(model_folder, f"{model_folder / SIDECAR}: {field}: expected ", load=read_about)
 
 
 @pytest.mark.parametrize("broken", ["save_tensors", "write_json"])
@@ -333,7 +422,9 @@ def test_weights_that_are_not_finite_are_refused(model_folder, value):
     tensors = load_file(model_folder / WEIGHTS)
     tensors["model.norm.weight"][0] = value
     save_file(tensors, model_folder / WEIGHTS, {"format": "pt"})
-    with pytest.raises(InputError, match="model.norm.weight: expected finite numbers, found NaN or infinity"):
+    with pytest.raises(
+        InputError, match="model.norm.weight: expected finite numbers, found NaN or infinity"
+    ):
         load_model(model_folder)
 
 

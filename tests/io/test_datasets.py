@@ -1,23 +1,12 @@
-"""Rows of every format become problems, bad ones name file and line, and (seed, step) alone decide who is used."""
+"""Rows of every format become problems, and bad ones name file and line."""
 
 import json
-import random
 import re
 import sys
 
 import pytest
 
-from minisoft.data import (
-    PREFILL_EARLY,
-    PREFILL_LATE,
-    STOP,
-    Choice,
-    Problem,
-    batch,
-    boxed,
-    prompt,
-    split,
-)
+from minisoft.data import Choice, Problem
 from minisoft.errors import InputError
 from minisoft.io.datasets import (
     EMBEDDED,
@@ -37,7 +26,9 @@ def refuses(message, call, *arguments):
 
 
 def jsonl(path, *rows):
-    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows), "utf-8")
+    path.write_text(
+        "".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows), "utf-8"
+    )
     return path
 
 
@@ -49,67 +40,139 @@ ROWS = [
     ("whole number", {"question": "q", "answer": 2}, ("q", "2")),
     ("zero", {"question": "q", "answer": 0}, ("q", "0")),
     ("negative", {"question": "q", "answer": -3.0}, ("q", "-3")),
-    ("GSM8K", {"question": "Ann?", "answer": "She has 2 * <<2*4=8>>4.\nSo 8.\n#### 1,008"}, ("Ann?", "1,008")),
-    ("MATH", {"problem": "p", "level": "Level 1", "solution": r"\boxed{0}, then $\boxed{\frac{1}{\{2\}}}$, done."},
-     ("p", r"\frac{1}{\{2\}}")),
-    ("MATH, no braces", {"problem": "p", "solution": r"$\boxed{3}$ or, better, $x = \boxed 5$, which costs $2."},
-     ("p", "5")),
-    ("MATH, no braces, display", {"problem": "p", "solution": r"\[x = \boxed -\frac{1}{2} \] as $x < 0$"},
-     ("p", r"-\frac{1}{2}")),
-    ("MATH, no braces, then braces", {"problem": "p", "solution": r"$\boxed 5$, no, $\boxed {6}$."}, ("p", "6")),
-    ("MATH-500", {"problem": "p", "solution": r"So \boxed{3}.", "answer": r"\left( 3, \pi \right)", "unique_id": "a/1"},
-     ("p", r"\left( 3, \pi \right)")),
-    ("DeepScaleR", {"problem": "p", "answer": "-\\frac{2}{3}", "solution": ""}, ("p", "-\\frac{2}{3}")),
-    ("OlympiadBench", {"question": "q", "context": None, "final_answer": ["$2^{9}$"], "solution": ["long"]},
-     ("q", "2^{9}")),
-    ("OlympiadBench, several", {"question": "q", "context": " Let $n$ be odd. ", "final_answer": ["$1$", "$3$ "]},
-     ("Let $n$ be odd. q", "1, 3")),
-    ("MAWPS", {"input": "Joan found 7 and 7 shells.", "target": "14.0"}, ("Joan found 7 and 7 shells.", "14.0")),
+    (
+        "GSM8K",
+        {"question": "Ann?", "answer": "She has 2 * <<2*4=8>>4.\nSo 8.\n#### 1,008"},
+        ("Ann?", "1,008"),
+    ),
+    (
+        "MATH",
+        {
+            "problem": "p",
+            "level": "Level 1",
+            "solution": r"\boxed{0}, then $\boxed{\frac{1}{\{2\}}}$, done.",
+        },
+        ("p", r"\frac{1}{\{2\}}"),
+    ),
+    (
+        "MATH, no braces",
+        {"problem": "p", "solution": r"$\boxed{3}$ or, better, $x = \boxed 5$, which costs $2."},
+        ("p", "5"),
+    ),
+    (
+        "MATH, no braces, display",
+        {"problem": "p", "solution": r"\[x = \boxed -\frac{1}{2} \] as $x < 0$"},
+        ("p", r"-\frac{1}{2}"),
+    ),
+    (
+        "MATH, no braces, then braces",
+        {"problem": "p", "solution": r"$\boxed 5$, no, $\boxed {6}$."},
+        ("p", "6"),
+    ),
+    (
+        "MATH-500",
+        {
+            "problem": "p",
+            "solution": r"So \boxed{3}.",
+            "answer": r"\left( 3, \pi \right)",
+            "unique_id": "a/1",
+        },
+        ("p", r"\left( 3, \pi \right)"),
+    ),
+    (
+        "DeepScaleR",
+        {"problem": "p", "answer": "-\\frac{2}{3}", "solution": ""},
+        ("p", "-\\frac{2}{3}"),
+    ),
+    (
+        "OlympiadBench",
+        {"question": "q", "context": None, "final_answer": ["$2^{9}$"], "solution": ["long"]},
+        ("q", "2^{9}"),
+    ),
+    (
+        "OlympiadBench, several",
+        {"question": "q", "context": " Let $n$ be odd. ", "final_answer": ["$1$", "$3$ "]},
+        ("Let $n$ be odd. q", "1, 3"),
+    ),
+    (
+        "MAWPS",
+        {"input": "Joan found 7 and 7 shells.", "target": "14.0"},
+        ("Joan found 7 and 7 shells.", "14.0"),
+    ),
     ("MAWPS, number", {"input": "i", "target": 14.0}, ("i", "14")),
     ("MAWPS, fraction", {"input": "i", "target": 0.25}, ("i", "0.25")),
     ("unicode", {"question": "Größe?\u2028Ja", "answer": "π"}, ("Größe?\u2028Ja", "π")),
 ]
 BAD_ROWS = [
-    ([1], "expected a JSON object, found list"), ("text", "expected a JSON object, found str"),
-    ({"answer": "2"}, "question, problem or input.*answer"), ({"question": " ", "answer": "2"}, "question"),
-    ({"question": 3, "answer": "2"}, "question"), ({"question": "q"}, "answer.*question"),
-    ({"question": "q", "answer": True}, "answer"), ({"question": "q", "answer": 1, "choices": ["a", "b"]}, "choice"),
+    ([1], "expected a JSON object, found list"),
+    ("text", "expected a JSON object, found str"),
+    ({"answer": "2"}, "question, problem or input.*answer"),
+    ({"question": " ", "answer": "2"}, "question"),
+    ({"question": 3, "answer": "2"}, "question"),
+    ({"question": "q"}, "answer.*question"),
+    ({"question": "q", "answer": True}, "answer"),
+    ({"question": "q", "answer": 1, "choices": ["a", "b"]}, "choice"),
     ({"problem": "p", "solution": "no box"}, "answer.*solution"),
-    ({"problem": "p", "solution": r"\boxed{1"}, "answer"), ({}, "question"),
-    ({"problem": "p", "solution": r"\boxed"}, "answer"), ({"ctx": "c", "endings": ["a", "b"], "label": 0}, "choice"),
+    ({"problem": "p", "solution": r"\boxed{1"}, "answer"),
+    ({}, "question"),
+    ({"problem": "p", "solution": r"\boxed"}, "answer"),
+    ({"ctx": "c", "endings": ["a", "b"], "label": 0}, "choice"),
 ]
 
 
 @pytest.mark.parametrize("row, expected", [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
 def test_every_format_is_understood_in_jsonl_and_in_a_list(row, expected, tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([row], ensure_ascii=False, indent=1), "utf-8")
-    lines = jsonl(tmp_path / "a.jsonl", "\n", json.dumps(row, ensure_ascii=False) + "\r\n", " \n", row)
+    lines = jsonl(
+        tmp_path / "a.jsonl", "\n", json.dumps(row, ensure_ascii=False) + "\r\n", " \n", row
+    )
     assert load_problems(tmp_path / "a.json") == [Problem(*expected)]
     assert load_problems(str(lines)) == [Problem(*expected)] * 2
 
 
 def test_rows_with_an_empty_answer_are_left_out_and_named(tmp_path, capsys):
-    empty = [{"question": "q", "answer": ""}, {"question": "q", "answer": None}, {"question": "q", "answer": "#### "},
-             {"question": "q", "final_answer": []}]
+    empty = [
+        {"question": "q", "answer": ""},
+        {"question": "q", "answer": None},
+        {"question": "q", "answer": "#### "},
+        {"question": "q", "final_answer": []},
+    ]
     lines = jsonl(tmp_path / "a.jsonl", *empty, {"question": "q", "answer": "5"})
     assert load_problems(lines) == [Problem("q", "5")]
     assert "4 rows with an empty answer are left out" in capsys.readouterr().err
-    refuses("a row with an answer|at least one row with an answer", load_problems, jsonl(tmp_path / "b.jsonl", *empty))
+    refuses(
+        "a row with an answer|at least one row with an answer",
+        load_problems,
+        jsonl(tmp_path / "b.jsonl", *empty),
+    )
 
 
 @pytest.mark.parametrize("row, message", BAD_ROWS, ids=str)
 def test_a_bad_row_is_named(row, message, tmp_path):
     good = {"question": "q", "answer": "a"}
-    path = jsonl(tmp_path / "a.jsonl", good, "\n", row if not isinstance(row, str) else json.dumps(row) + "\n", good)
+    path = jsonl(
+        tmp_path / "a.jsonl",
+        good,
+        "\n",
+        row if not isinstance(row, str) else json.dumps(row) + "\n",
+        good,
+    )
     refuses(f"a.jsonl: line 3: .*{message}", load_problems, path)
     (tmp_path / "a.json").write_text(json.dumps([good, row]), "utf-8")
     refuses(f"a.json: row 2: .*{message}", load_problems, tmp_path / "a.json")
 
 
 def test_what_is_not_json_is_named(tmp_path):
-    refuses("a.jsonl: line 2: expected a JSON object", load_problems,
-            jsonl(tmp_path / "a.jsonl", {"question": "q", "answer": "a"}, "{'question': 1}\n"))
-    refuses("b.json: expected a JSON list", load_problems, jsonl(tmp_path / "b.json", '[{"question": "q"},'))
+    refuses(
+        "a.jsonl: line 2: expected a JSON object",
+        load_problems,
+        jsonl(tmp_path / "a.jsonl", {"question": "q", "answer": "a"}, "{'question': 1}\n"),
+    )
+    refuses(
+        "b.json: expected a JSON list",
+        load_problems,
+        jsonl(tmp_path / "b.json", '[{"question": "q"},'),
+    )
     (tmp_path / "c.jsonl").write_bytes(b'{"question": "caf\xe9", "answer": "a"}')
     refuses("c.jsonl: ", load_problems, tmp_path / "c.jsonl")
 
@@ -122,62 +185,122 @@ def test_a_file_without_rows_is_refused(content, read, tmp_path):
 
 # ---------------------------------------------------------------- multiple choice
 
-HELLASWAG = {"ctx": "A man sits. he", "endings": [" runs. ", "eats  it.", "[step] sleeps.", "is [title] Here it is"],
-             "label": "2"}
+HELLASWAG = {
+    "ctx": "A man sits. he",
+    "endings": [" runs. ", "eats  it.", "[step] sleeps.", "is [title] Here it is"],
+    "label": "2",
+}
 ENDINGS = ("runs.", "eats it.", " sleeps.", "is. Here it is")
-ARC = {"id": "Mercury_7", "question": "Why?", "choices": {"text": ["sun", "moon", "fog"], "label": ["A", "B", "C"]},
-       "answerKey": "C"}
+ARC = {
+    "id": "Mercury_7",
+    "question": "Why?",
+    "choices": {"text": ["sun", "moon", "fog"], "label": ["A", "B", "C"]},
+    "answerKey": "C",
+}
 MMLU = {"question": "Why? ", "choices": ["no", "yes ", "1", "2"], "answer": 3, "subject": "anatomy"}
 CHOICES = [
     ("HellaSwag", HELLASWAG, ("A man sits. he", ENDINGS, 2)),
     ("HellaSwag, whole number", {**HELLASWAG, "label": 0}, ("A man sits. he", ENDINGS, 0)),
-    ("HellaSwag, tags", {**HELLASWAG, "ctx": " [header] How to sit [title] Sit. [step] Be [a  b] calm.  [step] Now "},
-     (" How to sit. Sit. Be calm.  Now", ENDINGS, 2)),  # three spaces become two, as in the harness
-    ("HellaSwag, activity", {**HELLASWAG, "activity_label": "Resting", "ctx_a": "A man sits.", "ctx_b": "he Then"},
-     ("Resting: A man sits. He then", ENDINGS, 2)),
-    ("HellaSwag, activity alone", {**HELLASWAG, "activity_label": "How to", "ctx_a": "[header] Sit. [step] Now.",
-                                   "ctx_b": ""}, ("How to: Sit. Now.", ENDINGS, 2)),
-    ("HellaSwag, no parts", {**HELLASWAG, "activity_label": "Resting"}, ("A man sits. he", ENDINGS, 2)),
+    (
+        "HellaSwag, tags",
+        {
+            **HELLASWAG,
+            "ctx": " [header] How to sit [title] Sit. [step] Be [a  b] calm.  [step] Now ",
+        },
+        (" How to sit. Sit. Be calm.  Now", ENDINGS, 2),
+    ),  # three spaces become two, as in the harness
+    (
+        "HellaSwag, activity",
+        {**HELLASWAG, "activity_label": "Resting", "ctx_a": "A man sits.", "ctx_b": "he Then"},
+        ("Resting: A man sits. He then", ENDINGS, 2),
+    ),
+    (
+        "HellaSwag, activity alone",
+        {
+            **HELLASWAG,
+            "activity_label": "How to",
+            "ctx_a": "[header] Sit. [step] Now.",
+            "ctx_b": "",
+        },
+        ("How to: Sit. Now.", ENDINGS, 2),
+    ),
+    (
+        "HellaSwag, no parts",
+        {**HELLASWAG, "activity_label": "Resting"},
+        ("A man sits. he", ENDINGS, 2),
+    ),
     ("ARC", ARC, ("Question: Why?\nAnswer:", ("sun", "moon", "fog"), 2)),
-    ("ARC, numbers", {**ARC, "choices": {"text": list("wxyz"), "label": list("1234")}, "answerKey": "1"},
-     ("Question: Why?\nAnswer:", ("w", "x", "y", "z"), 0)),
-    ("ARC, five", {**ARC, "choices": {"text": list("vwxyz"), "label": list("ABCDE")}, "answerKey": "E"},
-     ("Question: Why?\nAnswer:", ("v", "w", "x", "y", "z"), 4)),
+    (
+        "ARC, numbers",
+        {**ARC, "choices": {"text": list("wxyz"), "label": list("1234")}, "answerKey": "1"},
+        ("Question: Why?\nAnswer:", ("w", "x", "y", "z"), 0),
+    ),
+    (
+        "ARC, five",
+        {**ARC, "choices": {"text": list("vwxyz"), "label": list("ABCDE")}, "answerKey": "E"},
+        ("Question: Why?\nAnswer:", ("v", "w", "x", "y", "z"), 4),
+    ),
     ("MMLU", MMLU, ("Question: Why? \nAnswer:", ("no", "yes ", "1", "2"), 3)),
-    ("MMLU, letter", {**MMLU, "answer": "B"}, ("Question: Why? \nAnswer:", ("no", "yes ", "1", "2"), 1)),
+    (
+        "MMLU, letter",
+        {**MMLU, "answer": "B"},
+        ("Question: Why? \nAnswer:", ("no", "yes ", "1", "2"), 1),
+    ),
 ]
 BAD_CHOICES = [
     ([1], "expected multiple choice .*found list"),
     ({"question": "q", "answer": "a"}, "expected multiple choice .*question"),
     ({**HELLASWAG, "label": "4"}, "label: expected one of 0, 1, 2, 3, found '4'"),
-    ({**HELLASWAG, "label": 4}, "label: .*found 4"), ({**HELLASWAG, "label": -1}, "label: .*found -1"),
-    ({**HELLASWAG, "label": True}, "label: .*found True"), ({**HELLASWAG, "label": 1.0}, "label: .*found 1.0"),
-    ({**HELLASWAG, "ctx": None}, "ctx: expected a text, found None"), ({**HELLASWAG, "ctx": "[a]"}, r"ctx: .*\[a\]"),
-    ({**HELLASWAG, "endings": ["a", "[step]"]}, "endings: expected texts that are not empty, found '.step.'"),
-    ({**HELLASWAG, "endings": "abcd"}, "endings: expected a list of at least two texts, found 'abcd'"),
+    ({**HELLASWAG, "label": 4}, "label: .*found 4"),
+    ({**HELLASWAG, "label": -1}, "label: .*found -1"),
+    ({**HELLASWAG, "label": True}, "label: .*found True"),
+    ({**HELLASWAG, "label": 1.0}, "label: .*found 1.0"),
+    ({**HELLASWAG, "ctx": None}, "ctx: expected a text, found None"),
+    ({**HELLASWAG, "ctx": "[a]"}, r"ctx: .*\[a\]"),
+    (
+        {**HELLASWAG, "endings": ["a", "[step]"]},
+        "endings: expected texts that are not empty, found '.step.'",
+    ),
+    (
+        {**HELLASWAG, "endings": "abcd"},
+        "endings: expected a list of at least two texts, found 'abcd'",
+    ),
     ({**ARC, "answerKey": "D"}, "answerKey: expected one of A, B, C, found 'D'"),
     ({**ARC, "answerKey": 0}, "answerKey: .*found 0"),
     ({**ARC, "question": " "}, "question: expected a text, found ' '"),
     ({**ARC, "choices": {"text": ["a", "b"], "label": ["A"]}}, "choices.label: expected 2 labels"),
-    ({**ARC, "choices": {"label": ["A"]}}, "choices.text: expected a list of at least two texts, found None"),
+    (
+        {**ARC, "choices": {"label": ["A"]}},
+        "choices.text: expected a list of at least two texts, found None",
+    ),
     ({**MMLU, "answer": 4}, "answer: expected one of 0, 1, 2, 3, found 4"),
     ({**MMLU, "answer": "E"}, "answer: .*A, B, C, D"),
-    ({**MMLU, "answer": "2"}, "answer: .*'2'"), ({**MMLU, "answer": ""}, "answer: .*found ''"),
-    ({**MMLU, "answer": "AB"}, "answer: .*'AB'"), ({"question": "q", "choices": ["a", "b"]}, "answer: .*found None"),
+    ({**MMLU, "answer": "2"}, "answer: .*'2'"),
+    ({**MMLU, "answer": ""}, "answer: .*found ''"),
+    ({**MMLU, "answer": "AB"}, "answer: .*'AB'"),
+    ({"question": "q", "choices": ["a", "b"]}, "answer: .*found None"),
     ({**MMLU, "choices": ["a"]}, "choices: expected a list of at least two texts"),
-    ({**MMLU, "choices": ["a", ""]}, "choices: .*found ''"), ({**MMLU, "choices": ["a", 2]}, "choices: .*found 2"),
-    ({**MMLU, "choices": None}, "choices: .*found None"), ({**MMLU, "question": 5}, "question: .*found 5"),
+    ({**MMLU, "choices": ["a", ""]}, "choices: .*found ''"),
+    ({**MMLU, "choices": ["a", 2]}, "choices: .*found 2"),
+    ({**MMLU, "choices": None}, "choices: .*found None"),
+    ({**MMLU, "question": 5}, "question: .*found 5"),
 ]
 
 
-@pytest.mark.parametrize("row, expected", [row[1:] for row in CHOICES], ids=[row[0] for row in CHOICES])
+@pytest.mark.parametrize(
+    "row, expected", [row[1:] for row in CHOICES], ids=[row[0] for row in CHOICES]
+)
 def test_every_format_of_multiple_choice_is_understood(row, expected, tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([row]), "utf-8")
     lines = jsonl(tmp_path / "a.jsonl", row, row)
     for read in (load, load_choices):
         assert read(tmp_path / "a.json") == [Choice(*expected)]
         assert read(str(lines)) == [Choice(*expected)] * 2
-    refuses("a.jsonl: line 1: expected a problem with a free answer, found multiple choice", load_problems, lines)
+    refuses(
+        "a.jsonl: line 1: expected a problem with a free answer, found multiple choice",
+        load_problems,
+        lines,
+    )
 
 
 def test_rows_that_keep_their_answer_secret_are_left_out(tmp_path, capsys):
@@ -198,15 +321,22 @@ def test_a_bad_row_of_multiple_choice_is_named(row, message, tmp_path):
 def test_the_first_row_decides_and_the_others_must_be_like_it(tmp_path):
     problem = {"question": "q", "answer": "a"}
     assert load(jsonl(tmp_path / "a.jsonl", problem)) == [Problem("q", "a")]
-    refuses("b.jsonl: line 2: expected a problem with a free answer, found multiple choice .fields id", load,
-            jsonl(tmp_path / "b.jsonl", problem, ARC))
-    refuses("c.jsonl: line 2: expected multiple choice .*, found fields question, answer", load,
-            jsonl(tmp_path / "c.jsonl", HELLASWAG, problem))
+    refuses(
+        "b.jsonl: line 2: expected a problem with a free answer, found multiple choice .fields id",
+        load,
+        jsonl(tmp_path / "b.jsonl", problem, ARC),
+    )
+    refuses(
+        "c.jsonl: line 2: expected multiple choice .*, found fields question, answer",
+        load,
+        jsonl(tmp_path / "c.jsonl", HELLASWAG, problem),
+    )
     assert load("tiny-test") == load_problems("tiny-test")
     refuses("no.jsonl: expected a data file, found no such file", load, "no.jsonl")
 
 
 # ---------------------------------------------------------------- names
+
 
 @pytest.mark.parametrize("name", ["no.jsonl", "no/where.json"])
 def test_a_missing_file_is_said_to_be_missing(name):
@@ -224,12 +354,20 @@ def test_the_hub_needs_an_extra(name, monkeypatch):
     assert "pip install datasets" in refuses(f"{name}: ", load_problems, name)
 
 
-@pytest.mark.parametrize("name, expected", [
-    ("gsm8k", ("openai/gsm8k", "main", "train")), ("arc-easy", ("allenai/ai2_arc", "ARC-Easy", "test")),
-    ("arc-challenge", ("allenai/ai2_arc", "ARC-Challenge", "test")), ("mmlu", ("cais/mmlu", "all", "test")),
-    ("hellaswag", ("Rowan/hellaswag", None, "validation")), ("owner/name", ("owner/name", None, "train")),
-    ("owner/name:main", ("owner/name", "main", "train")), ("owner/name::test", ("owner/name", None, "test")),
-    ("owner/name:main:test", ("owner/name", "main", "test"))])
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("gsm8k", ("openai/gsm8k", "main", "train")),
+        ("arc-easy", ("allenai/ai2_arc", "ARC-Easy", "test")),
+        ("arc-challenge", ("allenai/ai2_arc", "ARC-Challenge", "test")),
+        ("mmlu", ("cais/mmlu", "all", "test")),
+        ("hellaswag", ("Rowan/hellaswag", None, "validation")),
+        ("owner/name", ("owner/name", None, "train")),
+        ("owner/name:main", ("owner/name", "main", "train")),
+        ("owner/name::test", ("owner/name", None, "test")),
+        ("owner/name:main:test", ("owner/name", "main", "test")),
+    ],
+)
 def test_a_hub_name_may_have_a_configuration_and_a_split(name, expected, monkeypatch):
     asked = []
 
@@ -251,31 +389,12 @@ def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
             raise ConnectionError("no route\nto host")
 
     monkeypatch.setitem(sys.modules, "datasets", Datasets)
-    refuses("owner/name: expected a dataset of the hub, found: no route", load_problems, "owner/name")
+    refuses(
+        "owner/name: expected a dataset of the hub, found: no route", load_problems, "owner/name"
+    )
 
 
-# ---------------------------------------------------------------- boxed, prompt
-
-@pytest.mark.parametrize("text, expected", [
-    ("18}", "18"), ("18} and } more", "18"), ("}", ""), (r"\frac{1}{2}} {x}", r"\frac{1}{2}"),
-    (r"\{1, 2\}}", r"\{1, 2\}"), (r"\left\{ x \right.} .", r"\left\{ x \right."), (r"1 \\} x", r"1 \\"),
-    ("a\nb}", "a\nb"), ("{{{}}}}", "{{{}}}"), ("", None), ("18", None), ("{18}", None), (r"18\}", None), ("\\", None)])
-def test_boxed_is_what_stands_before_the_closing_brace(text, expected):
-    assert boxed(text) == expected
-
-
-def test_the_prompt_is_that_of_the_paper():
-    assert prompt("What is 1+1?") == (
-        r"A conversation between User and Assistant. The user asks a question, and the Assistant solves it. "
-        r"The assistant first shows the complete reasoning process step by step, then provides the final answer in "
-        r"\boxed{}. The assistant must always follow the format: 'User: [question] Assistant: [detailed reasoning] "
-        r"The final answer is: \boxed{[answer]}.' User: What is 1+1? Assistant:")
-    assert (STOP, PREFILL_EARLY, PREFILL_LATE) == (
-        "The final answer is:", " \\boxed{", " The final answer is: \\boxed{")
-
-
-def test_a_question_is_not_interpreted():
-    assert prompt(r"\1 {x} %s QUESTION", "Q: QUESTION A:") == r"Q: \1 {x} %s QUESTION A:"
+# ---------------------------------------------------------------- a prompt
 
 
 def test_a_prompt_file(tmp_path):
@@ -284,52 +403,15 @@ def test_a_prompt_file(tmp_path):
     assert read_prompt(str(path)) == "Frage: QUESTION\nAntwort: größer"
     for text, times in (("no place", 0), ("QUESTION QUESTION", 2), ("", 0)):
         path.write_text(text)
-        refuses(f"prompt.txt: expected the placeholder QUESTION once, found it {times} times", read_prompt, path)
-
-
-# ---------------------------------------------------------------- who is used
-
-PROBLEMS = [Problem(f"q{i}", str(i)) for i in range(50)]
-
-
-def test_validation_is_disjoint_complete_and_always_the_same():
-    training, validation = split(PROBLEMS, 12)
-    assert len(validation) == 12 and sorted(training + validation, key=lambda p: int(p.answer)) == PROBLEMS
-    assert split(PROBLEMS, 12) == (training, validation)
-    assert validation != PROBLEMS[:12] and validation != PROBLEMS[-12:]
-    assert set(validation) < set(split(PROBLEMS, 20)[1])
-    assert split(PROBLEMS, 0) == (PROBLEMS, [])
-
-
-@pytest.mark.parametrize("validation", [-1, 50, 51])
-def test_validation_leaves_something_to_train_on(validation):
-    refuses(f"validation: .*50.*found {validation}", split, PROBLEMS, validation)
-
-
-@pytest.mark.parametrize("count, prompts", [(10, 2), (10, 3), (7, 7), (5, 1), (400, 8)])
-def test_an_epoch_uses_no_problem_twice(count, prompts):
-    per_epoch = count // prompts
-    for epoch in range(3):
-        steps = [batch(count, prompts, 0, epoch * per_epoch + i) for i in range(per_epoch)]
-        used = [i for step in steps for i in step]
-        assert all(len(step) == prompts for step in steps)
-        assert len(set(used)) == len(used) == per_epoch * prompts and set(used) <= set(range(count))
-
-
-def test_a_step_is_a_pure_function_of_seed_and_step():
-    expected = [batch(400, 4, 3, step) for step in range(250)]
-    random.seed(1)
-    assert [batch(400, 4, 3, step) for step in reversed(range(250))] == expected[::-1]
-    assert batch(400, 4, 3, 0) != batch(400, 4, 4, 0)
-    assert batch(400, 4, 3, 0) != batch(400, 4, 3, 100)  # the next epoch has its own order
-    assert expected[0] == [147, 67, 90, 253]  # in every process, so that a run can be resumed
-
-
-def test_more_prompts_than_problems_are_refused():
-    refuses("prompts: expected at most the 4 training problems, found 5", batch, 4, 5, 0, 0)
+        refuses(
+            f"prompt.txt: expected the placeholder QUESTION once, found it {times} times",
+            read_prompt,
+            path,
+        )
 
 
 # ---------------------------------------------------------------- the embedded problems
+
 
 def retold(question):
     """The answer to a story, read from its words alone."""
@@ -346,15 +428,21 @@ def retold(question):
             count *= 2 if "doubled" in words else 3
         else:
             change = numbers[0] * (numbers[1] if len(numbers) == 2 else 1)
-            assert bool(words & {"finds", "come", "buys"}) != bool(words & {"loses", "sold", "gives"}), sentence
-            assert (len(numbers) == 2) == bool(words & {"bags", "boxes", "crates", "jars"}), sentence
+            assert bool(words & {"finds", "come", "buys"}) != bool(
+                words & {"loses", "sold", "gives"}
+            ), sentence
+            assert (len(numbers) == 2) == bool(words & {"bags", "boxes", "crates", "jars"}), (
+                sentence
+            )
             count += change if words & {"finds", "come", "buys"} else -change
         assert 1 <= count <= 99
     return count, len(sentences)
 
 
-@pytest.mark.parametrize("name, size, steps", [
-    ("tiny", 3000, {2, 3, 4}), ("tiny-test", 400, {2, 3, 4}), ("tiny-hard", 400, {5, 6})])
+@pytest.mark.parametrize(
+    "name, size, steps",
+    [("tiny", 3000, {2, 3, 4}), ("tiny-test", 400, {2, 3, 4}), ("tiny-hard", 400, {5, 6})],
+)
 def test_the_gold_answers_of_the_embedded_problems_are_right(name, size, steps):
     problems = load_problems(name)
     assert len(problems) == size and problems == load_problems(name)

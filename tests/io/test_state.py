@@ -1,4 +1,4 @@
-"""The state of a run: what is saved comes back, what is damaged is noticed, nothing good is lost."""
+"""The state of a run: what is saved comes back, damage is noticed, nothing good is lost."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ TENSORS = {"weight/a": torch.randn(12), "exp_avg/a": torch.randn(12)}
 
 
 def save(folder, step, keep=2, tensors=TENSORS, **facts):
-    state.save(folder, step, tensors, 1, facts, WORLD, keep)
+    state.save(folder, {**facts, "step": step}, tensors, 1, WORLD, keep)
 
 
 def names(folder):
@@ -29,7 +29,9 @@ def test_what_is_saved_comes_back(tmp_path):
     found = state.newest(tmp_path, WORLD)
     assert found.facts == {**facts, "step": 3, "pieces": 1}
     for name, tensor in TENSORS.items():
-        assert torch.equal(found.read(name, 0, 12), tensor) and torch.equal(found.read(name, 5, 7), tensor[5:7])
+        assert torch.equal(found.read(name, 0, 12), tensor) and torch.equal(
+            found.read(name, 5, 7), tensor[5:7]
+        )
     assert names(tmp_path) == ["step-000003"]
 
 
@@ -43,7 +45,10 @@ def test_pieces_of_any_number_of_ranks_are_read_by_any_other(tmp_path, before, n
         state.save_tensors(folder / f"piece-{i}-of-{before}.safetensors", {"x": piece})
     state.write_json(folder / "facts.json", {"pieces": before})
     saved, length = state.State(folder), -(-10 // now)
-    parts = [saved.read("x", rank * length, max(rank * length, min((rank + 1) * length, 10))) for rank in range(now)]
+    parts = [
+        saved.read("x", rank * length, max(rank * length, min((rank + 1) * length, 10)))
+        for rank in range(now)
+    ]
     assert torch.equal(torch.cat(parts), x)
 
 
@@ -54,7 +59,10 @@ def test_the_newest_are_kept(tmp_path):
     assert state.newest(tmp_path, WORLD).facts["step"] == 1000000
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "bit", "missing", "facts", "no manifest", "bad manifest", "empty manifest"])
+@pytest.mark.parametrize(
+    "damage",
+    ["cut", "empty", "bit", "missing", "facts", "no manifest", "bad manifest", "empty manifest"],
+)
 def test_a_damaged_state_is_passed_over_and_the_one_before_it_is_taken(tmp_path, capsys, damage):
     save(tmp_path, 1)
     save(tmp_path, 2)
@@ -88,7 +96,9 @@ def test_no_state_is_whole(tmp_path):
     for step in (1, 2):
         save(tmp_path, step)
         (tmp_path / f"step-00000{step}" / "facts.json").unlink()
-    with pytest.raises(InputError, match="expected a whole state, found 2 and none whole.*facts.json"):
+    with pytest.raises(
+        InputError, match="expected a whole state, found 2 and none whole.*facts.json"
+    ):
         state.newest(tmp_path, WORLD)
 
 
@@ -106,6 +116,7 @@ def test_a_kill_while_it_is_written_leaves_the_one_before(tmp_path, monkeypatch)
 
     def killed(*_):
         raise KeyboardInterrupt
+
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(state, "write_json", killed)
         save(tmp_path, 2)
@@ -121,10 +132,10 @@ from pathlib import Path
 from minisoft.io import state
 from minisoft.training.world import World
 folder = Path(sys.argv[1])
-state.save(folder, 1, {"x": torch.zeros(10)}, 1, {}, World("cpu"), 2)
+state.save(folder, {"step": 1}, {"x": torch.zeros(10)}, 1, World("cpu"), 2)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 try:
-    state.save(folder, 2, {"x": torch.zeros(1_000_000)}, 1, {}, World("cpu"), 2)
+    state.save(folder, {"step": 2}, {"x": torch.zeros(1_000_000)}, 1, World("cpu"), 2)
 except OSError as error:
     print("OSError", error)
 """
@@ -132,18 +143,26 @@ except OSError as error:
 
 def test_a_disk_that_takes_no_more_bytes(tmp_path):
     """By the operating system's limit on the size of a file."""
-    found = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True
+    )
     assert found.stdout.startswith("OSError") and "piece-0-of-1.safetensors" in found.stdout
     assert names(tmp_path) == ["step-000001"]  # and the room is free again
     assert state.newest(tmp_path, WORLD).facts["step"] == 1
 
 
 def test_a_folder_has_one_process(tmp_path):
-    code = ("import sys, time; from pathlib import Path; from minisoft import state; "
-            "held = state.lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)")
-    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    code = (
+        "import sys, time; from pathlib import Path; from minisoft.io import state; "
+        "held = state.lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     assert other.stdout.readline() == "held\n"
-    with pytest.raises(InputError, match=f"found another one at work in it: process {other.pid} on "):
+    with pytest.raises(
+        InputError, match=f"found another one at work in it: process {other.pid} on "
+    ):
         state.lock(tmp_path)
     other.kill()  # SIGKILL: the lock goes with the process
     other.wait()

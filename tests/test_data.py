@@ -1,0 +1,112 @@
+"""The prompt and the box are the paper's; (seed, step) alone decide which problems a step uses."""
+
+import random
+
+import pytest
+
+from minisoft.data import (
+    PREFILL_EARLY,
+    PREFILL_LATE,
+    STOP,
+    Problem,
+    batch,
+    boxed,
+    prompt,
+    split,
+)
+from minisoft.errors import InputError
+
+# ---------------------------------------------------------------- boxed, prompt
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("18}", "18"),
+        ("18} and } more", "18"),
+        ("}", ""),
+        (r"\frac{1}{2}} {x}", r"\frac{1}{2}"),
+        (r"\{1, 2\}}", r"\{1, 2\}"),
+        (r"\left\{ x \right.} .", r"\left\{ x \right."),
+        (r"1 \\} x", r"1 \\"),
+        ("a\nb}", "a\nb"),
+        ("{{{}}}}", "{{{}}}"),
+        ("", None),
+        ("18", None),
+        ("{18}", None),
+        (r"18\}", None),
+        ("\\", None),
+        (r"\frac{1}{2}} and {more}}", r"\frac{1}{2}"),
+        (r"\{1\}}}", r"\{1\}"),
+        (r"1 \\} tail", r"1 \\"),
+        ("{}", None),
+        (r"5\}", None),
+    ],
+)
+def test_boxed_is_what_stands_before_the_closing_brace(text, expected):
+    assert boxed(text) == expected
+
+
+def test_the_prompt_is_that_of_the_paper():
+    assert prompt("What is 1+1?") == (
+        r"A conversation between User and Assistant. The user asks a question, and the Assistant "
+        r"solves it. The assistant first shows the complete reasoning process step by step, then "
+        r"provides the final answer in \boxed{}. The assistant must always follow the format: "
+        r"'User: [question] Assistant: [detailed reasoning] The final answer is: "
+        r"\boxed{[answer]}.' User: What is 1+1? Assistant:"
+    )
+    assert (STOP, PREFILL_EARLY, PREFILL_LATE) == (
+        "The final answer is:",
+        " \\boxed{",
+        " The final answer is: \\boxed{",
+    )
+
+
+def test_a_question_is_not_interpreted():
+    assert prompt(r"\1 {x} %s QUESTION", "Q: QUESTION A:") == r"Q: \1 {x} %s QUESTION A:"
+
+
+# ---------------------------------------------------------------- who is used
+
+PROBLEMS = [Problem(f"q{i}", str(i)) for i in range(50)]
+
+
+def test_validation_is_disjoint_complete_and_always_the_same():
+    training, validation = split(PROBLEMS, 12)
+    assert len(validation) == 12
+    assert sorted(training + validation, key=lambda p: int(p.answer)) == PROBLEMS
+    assert split(PROBLEMS, 12) == (training, validation)
+    assert validation != PROBLEMS[:12] and validation != PROBLEMS[-12:]
+    assert set(validation) < set(split(PROBLEMS, 20)[1])
+    assert split(PROBLEMS, 0) == (PROBLEMS, [])
+
+
+@pytest.mark.parametrize("validation", [-1, 50, 51])
+def test_validation_leaves_something_to_train_on(validation):
+    with pytest.raises(InputError, match=f"validation: .*50.*found {validation}"):
+        split(PROBLEMS, validation)
+
+
+@pytest.mark.parametrize("count, prompts", [(10, 2), (10, 3), (7, 7), (5, 1), (400, 8)])
+def test_an_epoch_uses_no_problem_twice(count, prompts):
+    per_epoch = count // prompts
+    for epoch in range(3):
+        steps = [batch(count, prompts, 0, epoch * per_epoch + i) for i in range(per_epoch)]
+        used = [i for step in steps for i in step]
+        assert all(len(step) == prompts for step in steps)
+        assert len(set(used)) == len(used) == per_epoch * prompts and set(used) <= set(range(count))
+
+
+def test_a_step_is_a_pure_function_of_seed_and_step():
+    expected = [batch(400, 4, 3, step) for step in range(250)]
+    random.seed(1)
+    assert [batch(400, 4, 3, step) for step in reversed(range(250))] == expected[::-1]
+    assert batch(400, 4, 3, 0) != batch(400, 4, 4, 0)
+    assert batch(400, 4, 3, 0) != batch(400, 4, 3, 100)  # the next epoch has its own order
+    assert expected[0] == [147, 67, 90, 253]  # in every process, so that a run can be resumed
+
+
+def test_more_prompts_than_problems_are_refused():
+    message = "prompts: expected at most the 4 training problems, found 5"
+    with pytest.raises(InputError, match=message):
+        batch(4, 5, 0, 0)

@@ -144,8 +144,8 @@ def read_about(folder: Path) -> dict:
     `noise` is for those to say who make them.
     """
     path = folder / SIDECAR
-    about = read_json(path)
-    for field, value in about.items():
+    sidecar = read_json(path)
+    for field, value in sidecar.items():
         where = f"{path}: {field}"
         if field in ("tokens", "noise", "base", "data"):
             expect(isinstance(value, str), where, "a text", value)
@@ -159,7 +159,7 @@ def read_about(folder: Path) -> dict:
             expect(once, where, "a text with QUESTION once", value)
         elif field == "defaults":
             expect(_are_defaults(value), where, "an object of flags of train.py", value)
-    return about
+    return sidecar
 
 
 def _are_defaults(value) -> bool:
@@ -196,11 +196,11 @@ def find(model: str) -> Path:
     return part.rename(target)
 
 
-def save_model(folder: Path, model: Transformer, source: Path, about: dict) -> None:
+def save_model(folder: Path, model: Transformer, source: Path, sidecar: dict) -> None:
     """Write a folder that transformers and vLLM load, whole or not at all.
 
-    The weights in their own dtype, config and tokenizer files carried over from `source`, `about`
-    as the sidecar.  Raises OSError.
+    The weights in their own dtype, config and tokenizer files carried over from `source`, and
+    the sidecar.  Raises OSError.
     """
     config = read_json(source / "config.json")
     for name in ("torch_dtype", "dtype"):
@@ -213,6 +213,6 @@ def save_model(folder: Path, model: Transformer, source: Path, about: dict) -> N
             if (source / name).is_file():
                 shutil.copyfile(source / name, new / name)
         write_json(new / "config.json", config)
-        write_json(new / SIDECAR, about)
+        write_json(new / SIDECAR, sidecar)
 
     replace_folder(folder, write)

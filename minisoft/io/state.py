@@ -70,13 +70,9 @@ def save(folder: Path, facts: dict, tensors: dict, pieces: int, world, keep: int
             new.mkdir(parents=True)
             sync(folder.parent)
 
-    def write() -> dict:
-        if world.rank >= pieces:
-            return {}
-        path = new / f"piece-{world.rank}-of-{pieces}.safetensors"
-        save_tensors(path, tensors)
-        sync(path)
-        return {path.name: digest(path)}
+    def write() -> dict[str, list]:
+        path = _piece(new, world.rank, pieces)
+        return _write_piece(path, tensors) if world.rank < pieces else {}
 
     def end() -> None:
         if world.main:
@@ -97,6 +93,16 @@ def save(folder: Path, facts: dict, tensors: dict, pieces: int, world, keep: int
         if world.main:
             shutil.rmtree(new, ignore_errors=True)  # a full disk gets its room back
         raise
+
+
+def _piece(state: Path, rank: int, pieces: int) -> Path:
+    return state / f"piece-{rank}-of-{pieces}.safetensors"
+
+
+def _write_piece(path: Path, tensors: dict) -> dict[str, list]:
+    save_tensors(path, tensors)
+    sync(path)
+    return {path.name: digest(path)}
 
 
 def _saved(folder: Path) -> list[Path]:
@@ -148,8 +154,8 @@ def newest(folder: Path, world) -> "State | None":
             return State(path)
         world.say(f"{problems[0]}; this state is passed over")
     if paths:
-        found = f"{len(paths)} and none whole: {problems[0]}"
-        raise InputError(f"{folder}: expected a whole state, found {found}")
+        none_whole = f"{len(paths)} and none whole: {problems[0]}"
+        raise InputError(f"{folder}: expected a whole state, found {none_whole}")
     return None
 
 
@@ -159,8 +165,8 @@ class State:
     def __init__(self, path: Path):
         self.facts = read_json(path / "facts.json", required=True)
         pieces = self.facts["pieces"]
-        paths = [path / f"piece-{i}-of-{pieces}.safetensors" for i in range(pieces)]
-        self.files = [safe_open(path, framework="pt") for path in paths]
+        paths = [_piece(path, rank, pieces) for rank in range(pieces)]
+        self.files = [safe_open(piece, framework="pt") for piece in paths]
 
     def read(self, key: str, first: int, last: int) -> torch.Tensor:
         """Numbers first..last - 1 of the flat tensor of that name."""

@@ -73,22 +73,26 @@ def _rounding(function):
     return within
 
 
-def main(argv=None) -> None:
-    import train  # the program beside the package
-
-    words = list(sys.argv[1:] if argv is None else argv)
+def split(words: list[str]) -> tuple[Variant, list[str]]:
+    """The command line -> (the switches before --, train.py's flags after it)."""
     own = words.index("--") if "--" in words else len(words)
     parser = command.parser("variants", __doc__)
     terms = "ablation: the log-probabilities that learn, CoT's, answer's or both"
-    flags = {
+    switches = {
         "--terms": ("both", terms, {"choices": TERMS}),
         "--logits": ("float32", LOGITS_HELP, {"choices": LOGITS}),
     }
-    command.add_flags(parser, {"switches": flags})
-    variant = Variant(**vars(parser.parse_args(words[:own])))
-    flags = words[own + 1 :]
+    command.add_flags(parser, {"switches": switches})
+    variant, flags = Variant(**vars(parser.parse_args(words[:own]))), words[own + 1 :]
     if variant.terms != "both" and "--plain" in flags:
         parser.error(f"--terms {variant.terms}: expected no --plain, which has both terms")
+    return variant, flags
+
+
+def main(argv=None) -> None:
+    import train  # the program beside the package
+
+    variant, flags = split(list(sys.argv[1:] if argv is None else argv))
     train.main(flags, variant)
 
 

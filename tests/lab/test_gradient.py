@@ -1,13 +1,14 @@
 """How much of a gradient is signal: statistics of vectors whose mean and noise are known, and the command line."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from test_reinforce import small_model
+from test_exact_gradient import small_model
 
+from minisoft.io import WEIGHTS
 from minisoft.lab import gradient
-from minisoft.reinforce import ESTIMATORS
 from minisoft.rollout import ANSWER, COT, PAD, Rollout
 from minisoft.soft import make_kind
 
@@ -91,33 +92,45 @@ def test_ties_are_counted_at_cot_positions(name, moving):
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """{estimator: what the command wrote}, on batches in which some answers are right."""
+    """{logits: what the command wrote}, on batches in which some answers are right."""
     out = tmp_path_factory.mktemp("gradient")
-    for name in ESTIMATORS:
-        gradient.main([*THINKING, "--estimator", name, "--out", str(out / f"{name}.json")])
-    return {name: json.loads((out / f"{name}.json").read_text()) for name in ESTIMATORS}
+    for name in ("float32", "bfloat16"):
+        gradient.main([*THINKING, "--logits", name, "--out", str(out / f"{name}.json")])
+    return {name: json.loads((out / f"{name}.json").read_text()) for name in ("float32", "bfloat16")}
 
 
-def test_the_command_measures_with_every_estimator(measured):
-    for name, found in measured.items():
-        assert found["estimator"] == name and [found[k] for k in ("batches", "prompts", "group")] == [3, 2, 8]
-        assert [found[k] for k in ("tokens", "tau", "logits")] == ["soft", .5, "float32"] and found["sigma"] > 0
-        assert 0 < found["informative"] <= 1 and 0 < found["reward"] < 100
-        assert set(found["seconds_per_batch"]) == {"rollout", "backward_answer", "backward_cot"}
-        assert all(s["norm"] > 0 for parts in found["signal"].values() for s in parts.values())
-        mean = sum(norm**2 for norm in found["norms"]) / 3
-        assert found["signal"]["both"]["all"]["norm"] == pytest.approx(mean**.5, rel=1e-5)  # sums in float32
-    assert len({found["norms"][0] for found in measured.values()}) == len(measured)
-    assert len({found["reward"] for found in measured.values()}) == 1  # the same samples
+def test_the_command_measures(measured):
+    found = measured["float32"]
+    assert [found[k] for k in ("batches", "prompts", "group")] == [3, 2, 8]
+    assert [found[k] for k in ("tokens", "tau", "logits")] == ["soft", .5, "float32"] and found["sigma"] > 0
+    assert 0 < found["informative"] <= 1 and 0 < found["reward"] < 100
+    assert set(found["seconds_per_batch"]) == {"rollout", "backward_answer", "backward_cot"}
+    assert all(s["norm"] > 0 for parts in found["signal"].values() for s in parts.values())
+    mean = sum(norm**2 for norm in found["norms"]) / 3
+    assert found["signal"]["both"]["all"]["norm"] == pytest.approx(mean**.5, rel=1e-5)  # sums in float32
+    assert "| both   | all  | " in gradient.table(found["signal"])
 
 
-def test_the_command_with_logits_rounded_to_bfloat16(measured, tmp_path, capsys):
-    gradient.main([*THINKING, "--logits", "bfloat16", "--out", str(tmp_path / "found.json")])
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert "| both   | all " in capsys.readouterr().out and found["logits"] == "bfloat16"
+def test_the_command_with_logits_rounded_to_bfloat16(measured):
+    found, exact = measured["bfloat16"], measured["float32"]
     near = found["ties"]["gap_below"]["0.0001"]
-    assert near == found["ties"]["tied_in_bfloat16"] > measured["rloo"]["ties"]["gap_below"]["0.0001"]
-    assert found["norms"] != measured["rloo"]["norms"]
+    assert found["logits"] == "bfloat16"
+    assert near == found["ties"]["tied_in_bfloat16"] > exact["ties"]["gap_below"]["0.0001"]
+    assert found["norms"] != exact["norms"]
+
+
+def test_the_model_decides_what_the_flags_do_not(tmp_path):
+    """Kind of noise, temperature and sigma of its training, from its minisoft.json."""
+    folder = tmp_path / "model"
+    shutil.copytree(WEIGHTS / "tiny", folder)
+    about = json.loads((folder / "minisoft.json").read_text())
+    trained = {"tokens": "soft", "noise": "logits", "top_k": 5, "tau": .7, "gamma": .33, "sigma": 2.5}
+    (folder / "minisoft.json").write_text(json.dumps(about | trained))
+    own = gradient.Measurement(gradient.read_flags(["--model", str(folder)]), None).kind
+    assert (type(own).__name__, own.tau, own.sigma, own.top) == ("LogitNoise", .7, 2.5, 5)
+    flags = ["--model", str(folder), "--noise", "embedding", "--tau", "0.1"]
+    other = gradient.Measurement(gradient.read_flags(flags), None).kind
+    assert (type(other).__name__, other.tau) == ("Mixture", .1) and other.sigma < .1
 
 
 @pytest.mark.parametrize("flags, message", [
@@ -126,7 +139,7 @@ def test_the_command_with_logits_rounded_to_bfloat16(measured, tmp_path, capsys)
     (["--gamma", "0"], "--gamma: expected a positive number, found 0.0"),
     (["--micro-batch", "0"], "--micro-batch: expected at least 1, found 0"),
     (["--out", "no/such/folder/x.json"], "--out: expected a file in a folder that exists, found no/such/folder/x.json"),
-    (["--estimator", "best"], "invalid choice: 'best'"),
+    (["--logits", "float16"], "invalid choice: 'float16'"),
 ])
 def test_bad_flags_are_refused(flags, message, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from minisoft.errors import InputError
-from minisoft.lab import findings
+from minisoft.lab import findings, study as studies
 from minisoft.lab.findings import (
     at_accuracy,
     difference,
@@ -22,7 +22,7 @@ from minisoft.lab.findings import (
     show_mean,
     student,
 )
-from minisoft.lab.study import PARTS, Cell, Study, main, remedies
+from minisoft.lab.study import PARTS, Cell, Study, main
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -94,7 +94,7 @@ def test_the_result_of_another_command_is_not_taken_for_done(tmp_path):
     write(tmp_path / "cells.jsonl", {"cell": "train/x", "command": "OMP_NUM_THREADS=1 python train.py --tokens soft --lr 2e-4 "
                                      "--seed 0 --steps 60 --show-every 0 --out /elsewhere/train/x"})
     assert run(study, [study.train("train/x", "soft", "2e-4", 0)]) == 0
-    for other in (study.train("train/x", "soft", "4e-4", 0), study.train("train/x", "soft", "2e-4", 0, "--terms", "cot")):
+    for other in (study.train("train/x", "soft", "4e-4", 0), study.train("train/x", "soft", "2e-4", 0, switches=("--terms", "cot"))):
         with pytest.raises(InputError, match="summary.json: expected the result of .*, found that of .*; move it away"):
             run(study, [other])
 
@@ -205,7 +205,7 @@ def test_the_commands_are_those_of_the_programs(tmp_path):
     """Every flag of every stage is one that its program knows, and names are unique."""
     import eval as evaluation
     import train
-    from minisoft.lab import gradient
+    from minisoft.lab import gradient, variants
     study, found = Study(tmp_path, 2, 1), []
     study.chosen, study.untried = (lambda: dict.fromkeys(("hard", "soft", "fuzzy"), "2e-4")), (lambda: [])
     study.at_step = lambda kind, seed, step: tmp_path / f"{kind}-{seed}-{step}"
@@ -213,10 +213,12 @@ def test_the_commands_are_those_of_the_programs(tmp_path):
     for cells in study.stages(list(PARTS)):
         for one in cells:
             program, flags = one.command[0], list(one.command[1:])
+            if program == "-m" and flags[0] == "minisoft.lab.variants":
+                program, flags = "train.py", variants.split(flags[1:])[1]
             parse = {"train.py": train.read_flags, "eval.py": evaluation.read_flags}.get(program)
             parse(flags) if parse else gradient.read_flags(flags[1:])
             found.append(one.name)
-    assert len(found) == len(set(found)) == 12 + 6 + 7 + 6 + 9 + 4 * len(remedies()) + 2 + 9 + 8 + 4 + 4
+    assert len(found) == len(set(found)) == 12 + 6 + 7 + 6 + 9 + 4 * len(findings.REMEDIES) + 2 + 9 + 8 + 4 + 4
 
 
 def numbers(value: float, samples: int, entropy: float = .15) -> dict:
@@ -259,9 +261,9 @@ def folder(tmp_path) -> Path:
             settings = lambda v: {"data": "tiny-test", "settings": {
                 f"hard-{how}": numbers(v, 8, .2 - .1 * v + .01 * number) for how in ("greedy", "sample")}}
             write(tmp_path / f"checkpoints/{kind}-s{seed}.json", {"runs": [settings(v) for v in (.3, value, .35)]})
-            for name, after in {"train": 0, "ablation": -.1, "fuzzy/tau-0.1": .3, "variance/prefix": .2}.items():
+            for name, after in {"train": 0, "ablation": -.1, "fuzzy/tau-0.1": .3, "variance/64x8": .2}.items():
                 for part in {"train": [f"train/{kind}"], "ablation": [f"ablation/{kind}-{t}" for t in ("cot", "answer")]
-                             }.get(name, [name] * (kind == ("soft" if "prefix" in name else "fuzzy"))):
+                             }.get(name, [name] * (kind == ("soft" if "64x8" in name else "fuzzy"))):
                     run = tmp_path / f"{part}-s{seed}"
                     write(run / "summary.json", {"after": {"hard-greedy": {
                         "pass@1": value + after - .2 * part.endswith("answer")}}})
@@ -273,7 +275,7 @@ def folder(tmp_path) -> Path:
             write(tmp_path / f"gradient/{kind}-{step}.json", signal_of(1 + number + step / 100))
         validated(tmp_path / f"sweep/{kind}-2e-4", [reached, reached])
     write(tmp_path / "gradient/fuzzy-tau-0.1.json", signal_of(5))
-    write(tmp_path / "gradient/prefix-0.json", signal_of(4))
+    write(tmp_path / "gradient/64x8-0.json", signal_of(4))
     write(tmp_path / "cells.jsonl", {"cell": "x", "command": "python x", "commit": "abc", "seconds": 120.0})
     return tmp_path
 
@@ -296,7 +298,7 @@ longer            | tiny-test, hard-greedy, pass@1 | 41.0 | 87.0 ± 1.0 | 77.0 �
 sources           | soft   | 30 | 24 | answer | 9.2 | 11.5 | 0.009 ± 0.020 | 0.011 ± 0.020 | 0.138 ± 0.030 |
 ablation          | soft   | 71.0 ± 1.0 | 61.0 ± 1.0 | 41.0 ± 1.0 | -10.0 [-12.3, -7.7] | -30.0 [-32.3, -27.7] |
 remedies          | rloo   | 0.1800 ± 0.0300 | 0.2070 ± 0.0300 | | | 71.0 ± 1.0 | | 2.50 ± 0.00 |
-remedies          | prefix | 0.3600 ± 0.0300 | | 4.00 ± 0.00 | | 91.0 ± 1.0 | +20.0 [+17.7, +22.3] | 2.50 ± 0.00 |
+remedies          | 64x8 | 0.3600 ± 0.0300 | | 4.00 ± 0.00 | | 91.0 ± 1.0 | +20.0 [+17.7, +22.3] | 2.50 ± 0.00 |
 learned           | tiny-test, hard-greedy, pass@1 | 41.0 | 82.0 ± 1.0 | 77.0 ± 1.0 | -5.0 [-7.3, -2.7] | \
 +41.0 [+38.5, +43.5] | +36.0 [+33.5, +38.5] |
 fuzzy             | tau 0.0001 | 3.00% | 1.00% | 3 | 6 | 0.003 ± 0.020 | 0.006 ± 0.020 | 41.0 ± 1.0 | |

@@ -171,7 +171,8 @@ def test_pass_at_k_shows_every_cell(tmp_path):
     low = {**SAMPLE, **{f"pass@{k}": p for k, p in zip((1, 2, 3, 4), (.3, .4, .5, .6))}}
     runs = [result("soft"), *(result("hard", seed=i, settings={"hard-sample": numbers, "soft-sample": SAMPLE})
                               for i, numbers in enumerate((SAMPLE, low))), result("soft", data="math.jsonl")]
-    figure = figures.pass_at_k(runs, tmp_path / "k.png")
+    figure = figures.pass_at_k(runs)
+    figure.savefig(tmp_path / "k.png")
     assert (tmp_path / "k.png").read_bytes()[:4] == b"\x89PNG"
     hard, math, soft, empty = figure.axes
     assert lines(hard)["soft"] == ([1, 2, 3, 4], [50, 62.5, 75, 80])
@@ -206,7 +207,7 @@ def test_entropy_leaves_out_positions_that_few_reach():
 def test_training_merges_seeds_and_names_what_differs(tmp_path):
     pytest.importorskip("matplotlib")
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", seed=1, accuracies=[.3, .4, .5, .6, .7, .8])
-    figure = figures.training(figures.read_runs([a, b, make_run(tmp_path / "c", lr=2e-4)]), tmp_path / "t.png")
+    figure = figures.training(figures.read_runs([a, b, make_run(tmp_path / "c", lr=2e-4)]))
     left, right = figure.axes
     assert list(lines(left)) == ["soft, lr 0.0001", "soft, lr 0.0002"] == legend(figure)[0]
     x, y = lines(left)["soft, lr 0.0001"]  # means of five neighbours, fewer at the ends; b has six updates
@@ -221,9 +222,9 @@ def test_training_merges_seeds_and_names_what_differs(tmp_path):
 
 def test_smoothing_and_short_names():
     assert figures.running_mean({1: 1., 2: 2., 3: 6.}, 3) == {1: 1.5, 2: 3., 3: 4.}
-    assert figures.short_names(["a/x.jsonl", "b/y.json", "c/"]) == {"a/x.jsonl": "x", "b/y.json": "y", "c/": "c"}
+    assert tables.short_names(["a/x.jsonl", "b/y.json", "c/"]) == {"a/x.jsonl": "x", "b/y.json": "y", "c/": "c"}
     assert [figures.smoothing_window(n) for n in (8, 4000)] == [5, 201]
-    assert figures.short_names(["a/x", "b/x"]) == {"a/x": "a/x", "b/x": "b/x"}
+    assert tables.short_names(["a/x", "b/x"]) == {"a/x": "a/x", "b/x": "b/x"}
 
 
 def test_kinds_of_token_are_lines_of_their_own(tmp_path):
@@ -238,8 +239,8 @@ def test_curves_of_one_run(tmp_path):
     run = make_run(tmp_path / "a")
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "accu')  # cut by a crash
-    figure = figures.curves(run, tmp_path / "c.png")
-    assert (tmp_path / "c.png").is_file() and len(figure.axes) == 6
+    figure = figures.curves(run)
+    assert len(figure.axes) == 6
     assert lines(figure.axes[0]) == {"training samples, mean over 5 updates": (list(range(1, 9)), pytest.approx(
         [20, 25, 30, 40, 50, 60, 65, 70])), "validation problems, hard-greedy": ([4, 8], pytest.approx([50, 90]))}
     assert list(figure.axes[0].lines[0].get_ydata()) == pytest.approx(list(range(10, 90, 10)))
@@ -279,8 +280,11 @@ def test_without_matplotlib_there_are_tables(tmp_path, capsys, monkeypatch):
 
 
 def test_import_does_not_need_matplotlib():
-    code = "import sys, minisoft.report; assert 'matplotlib' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+    """Nor does train.py draw or study anything."""
+    code = "import sys, train; from minisoft.lab import tables; print(*sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    drawing = {"matplotlib", "minisoft.lab.figures", "minisoft.lab.study", "minisoft.lab.findings"}
+    assert not drawing & set(told.stdout.split())
 
 
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path):

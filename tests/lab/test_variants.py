@@ -1,74 +1,125 @@
-"""train.py with other estimators of the gradient and with parts of it left out."""
+"""train.py with research switches: what they change, what is written down, and how a run goes on."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_exact_gradient import PROMPT, V, small_model, take_gradient
 
-import train
+from minisoft import engine, reinforce
+from minisoft.data import Format
 from minisoft.io.checkpoint import WEIGHTS
-from minisoft.reinforce import ESTIMATORS
-from minisoft.training.world import World
+from minisoft.lab import variants
+from minisoft.rollout import Decoding, Request
+from minisoft.soft import make_kind
 
-SMALL = ("--prompts 2 --group 8 --cot 60 --validation 0 --test 0 --show-every 0 --device cpu --seed 1 --lr 1e-4 "
-         "--warmup 1 --clip 1e9").split()
-
-
-def run(out, *flags):
-    """(metrics, trained weights)"""
-    train.main([*SMALL, "--out", str(out), *flags])
-    return ([json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()],
-            load_file(out / "last" / "model.safetensors"))
+SMALL = (
+    "--prompts 2 --group 8 --cot 60 --validation 0 --test 0 --show-every 0 --device cpu --seed 1 "
+    "--lr 1e-4 --warmup 1 --max-grad-norm 1e9 --steps 2"
+).split()
+SWITCHES = {
+    "whole": [],
+    "cot": ["--terms", "cot"],
+    "answer": ["--terms", "answer"],
+    "bfloat16": ["--logits", "bfloat16"],
+}
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """{variant: (RUN, metrics, weights)} after 2 steps."""
-    out = tmp_path_factory.mktemp("variants")
-    flags = {**{name: ["--estimator", name] for name in ESTIMATORS},
-             **{name: ["--terms", name] for name in ("cot", "answer")}}
-    return {name: (out / name, *run(out / name, "--steps", "2", *given)) for name, given in flags.items()}
+    found = {}
+    for name, switches in SWITCHES.items():
+        out = tmp_path_factory.mktemp("variants") / name
+        variants.main([*switches, "--", *SMALL, "--out", str(out)])
+        metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        found[name] = out, metrics, load_file(out / "last" / "model.safetensors")
+    return found
 
 
-@pytest.mark.parametrize("name", [*ESTIMATORS, "cot", "answer"])
+@pytest.mark.parametrize("name", SWITCHES)
 def test_two_steps_move_every_parameter(runs, name):
     out, metrics, weights = runs[name]
     before = load_file(WEIGHTS / "tiny" / "model.safetensors")
-    assert all(not torch.equal(x, before[tensor]) and x.isfinite().all() for tensor, x in weights.items())
+    for tensor, x in weights.items():
+        assert not torch.equal(x, before[tensor]) and x.isfinite().all()
     assert [m["step"] for m in metrics] == [1, 2]
     assert all(m["grad_norm"] > 0 and m["replay_mismatch"] < 1e-4 for m in metrics)
-    config = json.loads((out / "config.json").read_text())
-    assert (config["estimator"], config["terms"]) == ((name, "both") if name in ESTIMATORS else ("rloo", name))
 
 
-def test_estimators_differ_in_the_gradient_and_not_in_the_samples(runs):
+@pytest.mark.parametrize("name", SWITCHES)
+def test_the_switches_are_written_down(runs, name):
+    facts = dict([[word.removeprefix("--") for word in SWITCHES[name]]] if SWITCHES[name] else [])
+    out = runs[name][0]
+    assert json.loads((out / "config.json").read_text())["variant"] == facts
+    about = json.loads((out / "last" / "minisoft.json").read_text())
+    assert {x: about[x] for x in ("terms", "logits") if x in about} == facts
+
+
+def test_variants_differ_in_the_gradient_and_terms_not_in_the_samples(runs):
     first = {name: metrics[0] for name, (_, metrics, _) in runs.items()}
-    assert len({first[name]["grad_norm"] for name in ESTIMATORS}) == len(ESTIMATORS)
-    samples = {name: [first[name][k] for k in ("reward", "cot_length", "entropy")] for name in first}
-    assert all(samples[name] == samples["rloo"] for name in samples)
+    assert len({m["grad_norm"] for m in first.values()}) == len(SWITCHES)
+    samples = {name: [m[k] for k in ("reward", "cot_length", "entropy")] for name, m in first.items()}
+    assert samples["cot"] == samples["answer"] == samples["whole"] != samples["bfloat16"]
+    assert first["answer"]["grad_norm"] < 0.5 * first["whole"]["grad_norm"] < first["cot"]["grad_norm"]
 
 
-def test_terms_are_the_parts_of_the_whole_gradient(runs):
-    """At the first step, where rloo with both measures the parts that the ablations are left with."""
-    whole = runs["rloo"][1][0]
-    for name, other in (("cot", "answer"), ("answer", "cot")):
-        part = runs[name][1][0]
-        assert part["grad_norm"] == pytest.approx(whole[f"share_{name}"] * whole["grad_norm"], rel=1e-6)
-        assert part[f"share_{name}"] == pytest.approx(1) and f"share_{other}" not in part
-    assert 0 < whole["share_answer"] < 0.5 < whole["share_cot"]
+@pytest.mark.parametrize("name", ["hard", "soft", "hidden"])
+def test_terms_are_the_parts_of_the_whole_gradient(name):
+    """Of the definition's, which has them all; with rows without an advantage."""
+    noise = {"hidden": "hidden"}.get(name, "embedding")
+    model, kind = small_model(), make_kind("hard" if name == "hard" else "soft", 0.2, noise=noise)
+    form = Format.__new__(Format)
+    form.prefill, form.cot_ends = [[7], [8, 7]], lambda ids: ids[-1] == 0
+    form.answer_ends = lambda ids: len(ids) == 2
+    requests = [Request(PROMPT, ("test", 0), range(24))]
+    rollouts = engine.rollout(model, form, kind, requests, Decoding(3))
+    advantages = [torch.randn(24, generator=torch.Generator().manual_seed(4))]
+    advantages[0][5] = 0
+    reinforce.backward(model, kind, rollouts, advantages, 1 / 24)
+    whole = take_gradient(model)
+    backward = partial(engine.backward, model, kind, rollouts, advantages, 1 / 24, micro_batch=7)
+    parts = {}
+    for term, roles in variants.TERMS.items():
+        backward(terms=roles)
+        parts[term] = take_gradient(model)
+    close = {"rtol": 1e-4, "atol": 1e-5 * whole.abs().max().item()}
+    torch.testing.assert_close(parts["both"], whole, **close)
+    torch.testing.assert_close(parts["cot"] + parts["answer"], whole, **close)
+    assert min(parts["cot"].norm(), parts["answer"].norm()) > 0.05 * whole.norm()
 
 
-def test_prefix_needs_whole_groups_on_every_rank(tmp_path, monkeypatch):
-    monkeypatch.setattr(World, "share", lambda self, prompts, group: [(0, range(group)), (1, range(3))])
-    with pytest.raises(SystemExit, match="--estimator prefix: expected whole groups on every rank"):
-        train.main([*SMALL, "--out", str(tmp_path / "run"), "--estimator", "prefix"])
+def test_rounded_logits_have_the_gradient_of_exact_ones():
+    model, hidden = small_model(), torch.randn(3, 16)
+    exact = model.logits(hidden)
+    exact.square().sum().backward()
+    gradient = 2 * exact.detach()
+    with variants.rounded(model):
+        logits = model.logits(hidden)
+        assert logits.shape == (3, V) and torch.equal(logits, exact.bfloat16().float())
+        seen = []
+        logits.register_hook(seen.append)
+        (logits * gradient).sum().backward()
+    assert torch.equal(seen[0], gradient) and torch.equal(model.logits(hidden), exact)
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--estimator", "rloo"], r"estimator \(was prefix, now rloo\)"),
-    (["--terms", "cot"], r"terms \(was both, now cot\)"),
-])
-def test_a_run_goes_on_with_its_own_estimator_and_terms_only(runs, flags, message):
-    with pytest.raises(SystemExit, match=f"--resume: expected the flags of the run, found other values for {message}"):
-        train.main(["--out", str(runs["prefix"][0]), "--resume", *flags])
+@pytest.mark.parametrize("switches, named", [([], "none"), (["--terms", "answer"], "answer")])
+def test_a_run_goes_on_with_its_own_switches_only(runs, switches, named):
+    with pytest.raises(SystemExit, match=f"--resume: expected the run's variant .*cot.*{named}") as stop:
+        variants.main([*switches, "--", "--out", str(runs["cot"][0]), "--resume"])
+    assert "\n" not in stop.value.code
+
+
+def test_a_run_goes_on_with_its_own_switches(runs, capfd):
+    out = runs["cot"][0]
+    variants.main(["--terms", "cot", "--", "--out", str(out), "--resume", "--steps", "3"])
+    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 3 and last["grad_norm"] > 0
+
+
+def test_the_definitions_have_no_switch_for_terms(capsys):
+    with pytest.raises(SystemExit):
+        variants.main(["--terms", "cot", "--", "--plain"])
+    assert "--terms cot: expected no --plain" in capsys.readouterr().err

@@ -1,4 +1,5 @@
-"""The world of weights/tiny: right is right, wrong has one error, and the files are what the code makes."""
+"""The world of weights/tiny: right is right, wrong has one error, the files are what the code
+makes."""
 
 import json
 import re
@@ -16,19 +17,28 @@ import pretrain  # noqa: E402
 
 SKILLS = {  # number of options, question
     "facts": (4, r"Which animal lives in (\w+)\? (.*) Assistant: The final answer is:"),
-    "sorting": (4, r"(\w+): (.*)\. Assistant: The final answer is:"), "drills": (2, r"What is (.*)\? Assistant:"),
-    "references": (2, r"(.*) Assistant:")}
+    "sorting": (4, r"(\w+): (.*)\. Assistant: The final answer is:"),
+    "drills": (2, r"What is (.*)\? Assistant:"),
+    "references": (2, r"(.*) Assistant:"),
+}
 BY = {"+": add, "-": sub, "*": mul, "plus": add, "minus": sub, "times": mul}
-CHANGES = {r"finds (\d+) more|Then (\d+) more come": add, r"loses (\d+)|Then (\d+) are sold": sub,
-           r"buys (\d+) \w+ of (\d+)": add, r"gives away (\d+) \w+ of (\d+)": sub, r"number is (doubled|tripled)": mul}
+CHANGES = {
+    r"finds (\d+) more|Then (\d+) more come": add,
+    r"loses (\d+)|Then (\d+) are sold": sub,
+    r"buys (\d+) \w+ of (\d+)": add,
+    r"gives away (\d+) \w+ of (\d+)": sub,
+    r"number is (doubled|tripled)": mul,
+}
 
 
 def counts(story):
-    """The count at the start of a story and after every sentence of it, read from the words alone."""
+    """The count at the start of a story and after every sentence, read from the words alone."""
     first, *sentences, _ = re.split(r"(?<=[.?]) ", story)
     found = [int(re.search(r"has (\d+) ", first)[1])]
     for sentence in sentences:
-        (match, by), = [(m, by) for pattern, by in CHANGES.items() if (m := re.search(pattern, sentence))]
+        ((match, by),) = [
+            (m, by) for pattern, by in CHANGES.items() if (m := re.search(pattern, sentence))
+        ]
         numbers = [{"doubled": 2, "tripled": 3}.get(x) or int(x) for x in match.groups() if x]
         found.append(by(found[-1], numbers[0] * (numbers[1] if len(numbers) > 1 else 1)))
     return found
@@ -47,7 +57,9 @@ def errors(text):
         elif match := re.fullmatch(r"In one go: ([-+*() \d]+) = (-?\d+)", sentence):
             found.append(int(match[2]) - eval(match[1]))
         else:
-            a, sign, b, result = re.fullmatch(r"(-?\d+) (\S+) (-?\d+) (?:=|is|makes) (-?\d+)", sentence).groups()
+            a, sign, b, result = re.fullmatch(
+                r"(-?\d+) (\S+) (-?\d+) (?:=|is|makes) (-?\d+)", sentence
+            ).groups()
             found.append(int(result) - BY[sign](int(a), int(b)))
     return found
 
@@ -58,19 +70,33 @@ def parts(ending):
 
 
 def choices(skill):
-    """[(match of the question with its pattern, [(is it right, chain of thought, box) of every option])]"""
+    """[(match of the question with its pattern, [(is it right, chain of thought, box) of every
+    option])]"""
     rows = [corpus.choice(skill, i) for i in range(300)]
-    assert rows == [corpus.choice(skill, i) for i in range(300)] and len({json.dumps(row) for row in rows}) > 290
+    assert (
+        rows == [corpus.choice(skill, i) for i in range(300)]
+        and len({json.dumps(row) for row in rows}) > 290
+    )
     assert all(len(set(row["endings"])) == len(row["endings"]) == SKILLS[skill][0] for row in rows)
     assert {row["label"] for row in rows} == set(range(SKILLS[skill][0]))
-    return [(re.fullmatch(f"User: {SKILLS[skill][1]}", row["ctx"]).groups(),
-             [(i == row["label"], *parts(ending)) for i, ending in enumerate(row["endings"])]) for row in rows]
+    return [
+        (
+            re.fullmatch(f"User: {SKILLS[skill][1]}", row["ctx"]).groups(),
+            [(i == row["label"], *parts(ending)) for i, ending in enumerate(row["endings"])],
+        )
+        for row in rows
+    ]
 
 
 def test_facts_are_those_of_the_corpus():
     for (town, listed), options in choices("facts"):
-        animals, home = dict(re.findall(r"\((\w)\) (\w+)", listed)), corpus.fact(corpus.TOWNS.index(town))
-        assert {box for _, _, box in options} == set(animals) == set("ABCD") and len(set(animals.values())) == 4
+        animals, home = (
+            dict(re.findall(r"\((\w)\) (\w+)", listed)),
+            corpus.fact(corpus.TOWNS.index(town)),
+        )
+        assert {box for _, _, box in options} == set(animals) == set("ABCD") and len(
+            set(animals.values())
+        ) == 4
         assert all((animals[box] == home) == right for right, _, box in options)
 
 
@@ -89,8 +115,13 @@ def test_drills_are_right_or_have_one_error():
     for (asked,), options in choices("drills"):
         for right, thought, box in options:
             sums = [claim.split(" = ") for claim in thought.removesuffix(".").split(". ")]
-            assert ", ".join(text for text, _ in sums) == asked and ", ".join(n for _, n in sums) == box
-            assert sorted(errors(thought)) in ([[0] * 4] if right else [[0, 0, 0, 1], [0, 0, 0, 10]])
+            assert (
+                ", ".join(text for text, _ in sums) == asked
+                and ", ".join(n for _, n in sums) == box
+            )
+            assert sorted(errors(thought)) in (
+                [[0] * 4] if right else [[0, 0, 0, 1], [0, 0, 0, 10]]
+            )
 
 
 def test_references_are_right_or_have_one_error():
@@ -99,7 +130,9 @@ def test_references_are_right_or_have_one_error():
         for right, thought, box in options:
             assert (int(box) == story[-1]) == right and re.findall(r"-?\d+", thought)[-1] == box
             assert [e for e in errors(thought) if e] in ([[]] if right else [[1], [10]])
-            assert len(errors(thought)) >= (1 if thought.startswith("In one go") else len(story) - 1)
+            assert len(errors(thought)) >= (
+                1 if thought.startswith("In one go") else len(story) - 1
+            )
 
 
 def test_the_files_are_what_the_code_writes(tmp_path):
@@ -109,14 +142,23 @@ def test_the_files_are_what_the_code_writes(tmp_path):
     assert set(written) == set(datasets.EMBEDDED.values())
 
 
-@pytest.mark.parametrize("name, size, changes", [
-    ("tiny", 3000, {2, 3, 4}), ("tiny-test", 400, {2, 3, 4}), ("tiny-long", 400, {4, 5}), ("tiny-hard", 400, {5, 6})])
+@pytest.mark.parametrize(
+    "name, size, changes",
+    [
+        ("tiny", 3000, {2, 3, 4}),
+        ("tiny-test", 400, {2, 3, 4}),
+        ("tiny-long", 400, {4, 5}),
+        ("tiny-hard", 400, {5, 6}),
+    ],
+)
 def test_embedded_problems_have_right_answers_and_as_many_changes_as_they_say(name, size, changes):
     problems = datasets.load_problems(name)
     found = [counts(problem.question) for problem in problems]
     assert len({problem.question for problem in problems}) == len(problems) == size
     assert [int(problem.answer) for problem in problems] == [story[-1] for story in found]
-    assert {len(story) - 1 for story in found} == changes and all(1 <= n <= 99 for story in found for n in story)
+    assert {len(story) - 1 for story in found} == changes and all(
+        1 <= n <= 99 for story in found for n in story
+    )
 
 
 @pytest.mark.parametrize("name", SKILLS)
@@ -125,4 +167,8 @@ def test_embedded_choices_load(name):
     assert datasets.load(f"tiny-{name}") == found and len(found) == 300
     for i, choice in enumerate(found):
         row = corpus.choice(name, i)
-        assert (choice.context, list(choice.options), choice.answer) == (row["ctx"], row["endings"], row["label"])
+        assert (choice.context, list(choice.options), choice.answer) == (
+            row["ctx"],
+            row["endings"],
+            row["label"],
+        )

@@ -1,4 +1,4 @@
-"""The gradient estimated from rollouts has the exact gradient of the expected reward as its mean."""
+"""The gradient estimated from rollouts has the exact one of the expected reward as its mean."""
 
 import math
 from types import SimpleNamespace
@@ -16,7 +16,11 @@ FORM = SimpleNamespace(
     prefill=[[7], [8, 7]], cot_ends=lambda ids: ids[-1] == 0, answer_ends=lambda ids: True
 )
 REWARDS = torch.linspace(-4, 4, V).double() + torch.randn(  # any function of CoT (filled up with V)
-    V, V + 1, V + 1, V, generator=torch.Generator().manual_seed(1)  # and answer
+    V,
+    V + 1,
+    V + 1,
+    V,
+    generator=torch.Generator().manual_seed(1),  # and answer
 )
 
 

@@ -13,6 +13,7 @@ import argparse
 import gc
 import sys
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -170,7 +171,7 @@ def floor(work: Work, name: str, can: dict[str, float]) -> dict[str, float]:
     return {"decode": decode, "replay": replay / can["throughput"]}
 
 
-def update(work: Work, optimizer: Optimizer, name: str, seed: int, part: str) -> dict[str, float]:
+def update(work: Work, optimizer: Optimizer, name: str, part: str, seed: int) -> dict[str, float]:
     """Seconds of the parts of one update."""
     device, kind = work.model.E.device, work.kind(name)
     took, rollouts = seconds(lambda: work.rollout(kind, seed), device)
@@ -209,8 +210,8 @@ def compare(work: Work, args: argparse.Namespace, can: dict[str, float]) -> dict
     optimizer = Optimizer(work.model, schedule, World(str(work.model.E.device)))
     contenders = {}
     for name in args.tokens:
-        update(replace(work, cot=8), optimizer, name, 0, args.part)  # warm-up
-        contenders[name] = lambda seed, name=name: update(work, optimizer, name, seed, args.part)
+        update(replace(work, cot=8), optimizer, name, args.part, 0)  # warm-up
+        contenders[name] = partial(update, work, optimizer, name, args.part)
     if args.against:
         from minisoft.lab.rivals import Rivals  # here, since nothing else needs transformers
 

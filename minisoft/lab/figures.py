@@ -43,7 +43,7 @@ def read_run(folder: Path) -> tuple[dict, list[dict]]:
     crash, is left out.  Raises InputError."""
     config, path = read_json(folder / "config.json", required=True), folder / "metrics.jsonl"
     with expecting("the fields tokens and seed", folder / "config.json"):
-        config["tokens"], config["seed"]
+        str(config["tokens"]) + str(config["seed"])
     with expecting("lines with at least step and accuracy", path):
         text = path.read_text("utf-8")
         rows = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]

@@ -53,7 +53,6 @@ PARTS = ("findings", "ablation", "variance", "fuzzy", "longer")
 SWEEP_SEED = 100
 LRS = LADDER[2:6]  # tried for every kind; the others where the best of those lies at the edge
 CHECKPOINTS, STEPS = (15, 30, 45, 60), 60
-VARIANTS = ("-m", "minisoft.lab.variants")
 WHOLE = ("--limit", "200", "--settings", "all", "--samples", "32")  # of eval.py
 BRIEF = ("--limit", "200", "--settings", "hard-greedy,hard-sample", "--samples", "8")
 FUZZY = {  # name -> (switches of minisoft.lab.variants, flags of train.py)

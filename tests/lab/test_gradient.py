@@ -1,4 +1,5 @@
-"""How much of a gradient is signal: statistics of vectors whose mean and noise are known, and the command line."""
+"""How much of a gradient is signal: statistics of vectors whose mean and noise are known, and the
+command line."""
 
 import json
 import shutil
@@ -13,7 +14,16 @@ from minisoft.rollout import ANSWER, COT, PAD, Rollout
 from minisoft.soft import make_kind
 
 SMALL = ["--batches", "3", "--prompts", "2", "--group", "4", "--cot", "16"]
-THINKING = ["--batches", "3", "--prompts", "2", "--group", "8", "--cot", "60"]  # long enough for right answers
+THINKING = [
+    "--batches",
+    "3",
+    "--prompts",
+    "2",
+    "--group",
+    "8",
+    "--cot",
+    "60",
+]  # long enough for right answers
 
 
 def gram(vectors):
@@ -24,37 +34,52 @@ def known(seed, snr, batches=12, n=200):
     """Gradients (batches, n) with a mean of norm 2 and that signal-to-noise ratio."""
     draw = torch.Generator().manual_seed(seed)
     mean = torch.nn.functional.normalize(torch.randn(n, generator=draw), dim=0) * 2
-    return mean + torch.randn(batches, n, generator=draw) * (4 / snr / n) ** .5
+    return mean + torch.randn(batches, n, generator=draw) * (4 / snr / n) ** 0.5
 
 
 @pytest.mark.parametrize("snr", [0.05, 0.25, 2.0])
 def test_snr_and_cosine_are_those_of_the_vectors_without_bias(snr):
-    """And the errors are as large as the spread of 300 repetitions, or, at little signal, somewhat larger."""
+    """And the errors are as large as the spread of 300 repetitions, or, at little signal, somewhat
+    larger."""
     found = [gradient.signal(gram(known(seed, snr))) for seed in range(300)]
-    for name, exact in {"snr": snr, "cosine": snr / (1 + snr)}.items():  # in many dimensions noise is orthogonal to all
+    for name, exact in {
+        "snr": snr,
+        "cosine": snr / (1 + snr),
+    }.items():  # in many dimensions noise is orthogonal to all
         values, errors = (torch.tensor([f[key] for f in found]) for key in (name, f"{name}_error"))
-        assert abs(values.mean() - exact) < 4 * values.std() / 300**.5
-        assert values.std() < 0.3 * exact and 0.9 < errors.square().mean().sqrt() / values.std() < 1.35
+        assert abs(values.mean() - exact) < 4 * values.std() / 300**0.5
+        assert (
+            values.std() < 0.3 * exact and 0.9 < errors.square().mean().sqrt() / values.std() < 1.35
+        )
 
 
 def test_signal_by_hand():
-    found = gradient.signal(gram(torch.tensor([[3., 4.], [0., 1.], [2., 0.]])))  # inner products 4, 6, 0
+    found = gradient.signal(
+        gram(torch.tensor([[3.0, 4.0], [0.0, 1.0], [2.0, 0.0]]))
+    )  # inner products 4, 6, 0
     cosines, snrs = [4 / 5, 6 / 10, 0], [4 / (13 - 4), 6 / (14.5 - 6), 0]  # of two batches each
-    expected = {"norm": 10**.5, "cosine": sum(cosines) / 3, "snr": (10 / 3) / (10 - 10 / 3)}
+    expected = {"norm": 10**0.5, "cosine": sum(cosines) / 3, "snr": (10 / 3) / (10 - 10 / 3)}
     for name, without in (("cosine_error", cosines), ("snr_error", snrs)):
-        expected[name] = (2 / 3 * sum((x - sum(without) / 3) ** 2 for x in without)) ** .5
+        expected[name] = (2 / 3 * sum((x - sum(without) / 3) ** 2 for x in without)) ** 0.5
     assert found == pytest.approx(expected)
-    same = gradient.signal(gram(torch.tensor([[1., 2., 2.]] * 3)))
+    same = gradient.signal(gram(torch.tensor([[1.0, 2.0, 2.0]] * 3)))
     assert (same["norm"], same["cosine"], same["cosine_error"]) == (3, 1, 0) and same["snr"] > 1e9
     assert set(gradient.signal(torch.zeros(3, 3).double()).values()) == {0.0}
 
 
 def test_signals_are_of_the_sum_of_both_terms_and_of_both_parts_together():
-    made = {("cot", "E"): known(0, .1), ("cot", "body"): known(1, .3, n=99), ("answer", "E"): known(2, 1.),
-            ("answer", "body"): known(3, 3., n=99)}
+    made = {
+        ("cot", "E"): known(0, 0.1),
+        ("cot", "body"): known(1, 0.3, n=99),
+        ("answer", "E"): known(2, 1.0),
+        ("answer", "body"): known(3, 3.0, n=99),
+    }
     found = gradient.signals([{key: made[key][i] for key in made} for i in range(12)])
     made |= {("both", part): made["cot", part] + made["answer", part] for part in ("E", "body")}
-    made |= {(term, "all"): torch.cat((made[term, "E"], made[term, "body"]), 1) for term in ("cot", "answer", "both")}
+    made |= {
+        (term, "all"): torch.cat((made[term, "E"], made[term, "body"]), 1)
+        for term in ("cot", "answer", "both")
+    }
     assert {(term, part) for term, parts in found.items() for part in parts} == set(made)
     for (term, part), vectors in made.items():
         assert found[term][part] == pytest.approx(gradient.signal(gram(vectors)), rel=1e-4)
@@ -66,16 +91,20 @@ def test_gradients_are_taken_and_gone(tied):
     last = list(model.parameters())[-1]
     model.E.grad, last.grad = torch.ones_like(model.E), torch.full_like(last, 3)
     found = gradient.take_gradient(model)
-    assert found["E"].tolist() == [1.] * model.E.numel() and found["body"].unique().tolist() == [0., 3.]
+    assert found["E"].tolist() == [1.0] * model.E.numel() and found["body"].unique().tolist() == [
+        0.0,
+        3.0,
+    ]
     assert len(found["body"]) == sum(p.numel() for p in model.parameters()) - model.E.numel()
     assert all(p.grad is None for p in model.parameters())
 
 
 def fixed_logits(hidden):
-    """Logits of five positions, whatever the encodings: the best, the second with a gap to it, the rest far below."""
+    """Logits of five positions, whatever the encodings: the best, the second with a gap to it, the
+    rest far below."""
     assert len(hidden) == 5
-    best, found = torch.tensor([1., 10., 0., 0., 0.]), torch.full((5, 12), -100.)
-    found[:, 3], found[:, 8] = best - torch.tensor([5e-5, .005, .05, .5, 5]), best
+    best, found = torch.tensor([1.0, 10.0, 0.0, 0.0, 0.0]), torch.full((5, 12), -100.0)
+    found[:, 3], found[:, 8] = best - torch.tensor([5e-5, 0.005, 0.05, 0.5, 5]), best
     return found
 
 
@@ -85,9 +114,15 @@ def test_ties_are_counted_at_cot_positions(name, moving):
     record = Rollout([1, 2], range(2), role.long(), role, torch.randn(2, 3, 16), None, None, None)
     model = small_model()
     model.logits = fixed_logits
-    found = gradient.ties(model, make_kind(name, .2), [record, record])
-    assert found == {"positions": 10, "still_moving": pytest.approx(moving), "tied_in_bfloat16": pytest.approx(.4),
-                     "gap_below": pytest.approx({"0.0001": .2, "0.001": .2, "0.01": .4, "0.1": .6, "1.0": .8})}
+    found = gradient.ties(model, make_kind(name, 0.2), [record, record])
+    assert found == {
+        "positions": 10,
+        "still_moving": pytest.approx(moving),
+        "tied_in_bfloat16": pytest.approx(0.4),
+        "gap_below": pytest.approx(
+            {"0.0001": 0.2, "0.001": 0.2, "0.01": 0.4, "0.1": 0.6, "1.0": 0.8}
+        ),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -96,18 +131,24 @@ def measured(tmp_path_factory):
     out = tmp_path_factory.mktemp("gradient")
     for name in ("float32", "bfloat16"):
         gradient.main([*THINKING, "--logits", name, "--out", str(out / f"{name}.json")])
-    return {name: json.loads((out / f"{name}.json").read_text()) for name in ("float32", "bfloat16")}
+    return {
+        name: json.loads((out / f"{name}.json").read_text()) for name in ("float32", "bfloat16")
+    }
 
 
 def test_the_command_measures(measured):
     found = measured["float32"]
     assert [found[k] for k in ("batches", "prompts", "group")] == [3, 2, 8]
-    assert [found[k] for k in ("tokens", "tau", "logits")] == ["soft", .5, "float32"] and found["sigma"] > 0
+    assert [found[k] for k in ("tokens", "tau", "logits")] == ["soft", 0.5, "float32"] and found[
+        "sigma"
+    ] > 0
     assert 0 < found["informative"] <= 1 and 0 < found["reward"] < 100
     assert set(found["seconds_per_batch"]) == {"rollout", "backward_answer", "backward_cot"}
     assert all(s["norm"] > 0 for parts in found["signal"].values() for s in parts.values())
     mean = sum(norm**2 for norm in found["norms"]) / 3
-    assert found["signal"]["both"]["all"]["norm"] == pytest.approx(mean**.5, rel=1e-5)  # sums in float32
+    assert found["signal"]["both"]["all"]["norm"] == pytest.approx(
+        mean**0.5, rel=1e-5
+    )  # sums in float32
     assert "| both   | all  | " in gradient.table(found["signal"])
 
 
@@ -124,40 +165,61 @@ def test_the_model_decides_what_the_flags_do_not(tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(WEIGHTS / "tiny", folder)
     about = json.loads((folder / "minisoft.json").read_text())
-    trained = {"tokens": "soft", "noise": "logits", "top_k": 5, "tau": .7, "gamma": .33, "sigma": 2.5}
+    trained = {
+        "tokens": "soft",
+        "noise": "logits",
+        "top_k": 5,
+        "tau": 0.7,
+        "gamma": 0.33,
+        "sigma": 2.5,
+    }
     (folder / "minisoft.json").write_text(json.dumps(about | trained))
     own = gradient.Measurement(gradient.read_flags(["--model", str(folder)]), None).kind
-    assert (type(own).__name__, own.tau, own.sigma, own.top) == ("LogitNoise", .7, 2.5, 5)
+    assert (type(own).__name__, own.tau, own.sigma, own.top) == ("LogitNoise", 0.7, 2.5, 5)
     flags = ["--model", str(folder), "--noise", "embedding", "--tau", "0.1"]
     other = gradient.Measurement(gradient.read_flags(flags), None).kind
-    assert (type(other).__name__, other.tau) == ("Mixture", .1) and other.sigma < .1
+    assert (type(other).__name__, other.tau) == ("Mixture", 0.1) and other.sigma < 0.1
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--group", "1"], "--group: expected at least 2, found 1"),
-    (["--batches", "2"], "--batches: expected at least 3, found 2"),
-    (["--gamma", "0"], "--gamma: expected a positive number, found 0.0"),
-    (["--micro-batch", "0"], "--micro-batch: expected at least 1, found 0"),
-    (["--out", "no/such/folder/x.json"], "--out: expected a file in a folder that exists, found no/such/folder/x.json"),
-    (["--logits", "float16"], "invalid choice: 'float16'"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--group", "1"], "--group: expected at least 2, found 1"),
+        (["--batches", "2"], "--batches: expected at least 3, found 2"),
+        (["--gamma", "0"], "--gamma: expected a positive number, found 0.0"),
+        (["--micro-batch", "0"], "--micro-batch: expected at least 1, found 0"),
+        (
+            ["--out", "no/such/folder/x.json"],
+            "--out: expected a file in a folder that exists, found no/such/folder/x.json",
+        ),
+        (["--logits", "float16"], "invalid choice: 'float16'"),
+    ],
+)
 def test_bad_flags_are_refused(flags, message, capsys):
     with pytest.raises(SystemExit) as stop:
         gradient.main([*SMALL, *flags])
     assert stop.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--model", "no/such/folder"], "no/such/folder: expected a model folder or a hub id"),
-    (["--data", "missing.jsonl"], "missing.jsonl: expected a data file, found no such file"),
-    (["--data", "tiny-facts"], "expected a problem with a free answer, found multiple choice"),
-    (["--prompts", "5000"], "prompts: expected at most the 3000 training problems, found 5000"),
-    (["--noise", "logits", "--top-k", "180"], "--top-k: expected at most the vocabulary's 179, found 180"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--model", "no/such/folder"], "no/such/folder: expected a model folder or a hub id"),
+        (["--data", "missing.jsonl"], "missing.jsonl: expected a data file, found no such file"),
+        (["--data", "tiny-facts"], "expected a problem with a free answer, found multiple choice"),
+        (["--prompts", "5000"], "prompts: expected at most the 3000 training problems, found 5000"),
+        (
+            ["--noise", "logits", "--top-k", "180"],
+            "--top-k: expected at most the vocabulary's 179, found 180",
+        ),
+    ],
+)
 def test_bad_input_is_one_line(flags, message, tmp_path):
     with pytest.raises(SystemExit, match=message) as stop:
         gradient.main([*SMALL, *flags, "--out", str(tmp_path / "found.json")])
-    assert stop.value.code.startswith("minisoft.lab.gradient: error: ") and "\n" not in stop.value.code
+    assert (
+        stop.value.code.startswith("minisoft.lab.gradient: error: ") and "\n" not in stop.value.code
+    )
     assert not list(tmp_path.iterdir())
 
 

@@ -1,4 +1,5 @@
-"""The study: cells that are done, interrupted or failing; the statistics; tables and pictures from a made-up folder."""
+"""The study: cells that are done, interrupted or failing; the statistics; tables and pictures from
+a made-up folder."""
 
 import json
 import os
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from minisoft.errors import InputError
-from minisoft.lab import findings, study as studies
+from minisoft.lab import findings
 from minisoft.lab.findings import (
     at_accuracy,
     difference,
@@ -29,26 +30,43 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_student_intervals_of_published_quantiles():
     assert student(2) == 4.303 and student(20) == student(500) == 2.086
-    mean, half = difference([1.0, 2.0, 3.0], [0.0, 0.0, 3.0])  # variances 1 and 3: Welch's 16 / 5 = 3.2 degrees of freedom
-    assert mean == 1.0 and half == pytest.approx(3.182 * (4 / 3) ** .5)
-    mean, half = difference([1.0, 2.0, 3.0], [5.0, 5.0, 5.0])  # all spread on one side: 2 degrees of freedom
-    assert mean == -3.0 and half == pytest.approx(4.303 / 3**.5)
+    mean, half = difference(
+        [1.0, 2.0, 3.0], [0.0, 0.0, 3.0]
+    )  # variances 1 and 3: Welch's 16 / 5 = 3.2 degrees of freedom
+    assert mean == 1.0 and half == pytest.approx(3.182 * (4 / 3) ** 0.5)
+    mean, half = difference(
+        [1.0, 2.0, 3.0], [5.0, 5.0, 5.0]
+    )  # all spread on one side: 2 degrees of freedom
+    assert mean == -3.0 and half == pytest.approx(4.303 / 3**0.5)
     mean, half = difference([1.0, 2.0, 3.0], 1.5)  # to a constant
-    assert mean == 0.5 and half == pytest.approx(4.303 / 3**.5)
-    assert difference([1.0], [2.0, 3.0]) is None and difference([1.0, 2.0], [1.0]) is None and difference([1.0], 1.0) is None
+    assert mean == 0.5 and half == pytest.approx(4.303 / 3**0.5)
+    assert (
+        difference([1.0], [2.0, 3.0]) is None
+        and difference([1.0, 2.0], [1.0]) is None
+        and difference([1.0], 1.0) is None
+    )
     assert difference([1.0, 1.0], [2.0, 2.0]) == (-1.0, 0.0)
 
 
 def test_numbers_for_people():
-    assert show_mean([.5, .6]) == "55.0 ± 7.1" and show_mean([.123], 1, 2) == "0.12" and show_mean([]) == ""
-    assert show_difference([.5, .6], .5) == "+5.0 [-58.5, +68.5]" and show_difference([1.0, 1.0], .5) == "+50.0 (no spread)"
+    assert (
+        show_mean([0.5, 0.6]) == "55.0 ± 7.1"
+        and show_mean([0.123], 1, 2) == "0.12"
+        and show_mean([]) == ""
+    )
+    assert (
+        show_difference([0.5, 0.6], 0.5) == "+5.0 [-58.5, +68.5]"
+        and show_difference([1.0, 1.0], 0.5) == "+50.0 (no spread)"
+    )
 
 
 def test_entropy_at_an_accuracy_is_read_where_a_run_first_reaches_it():
-    path = [{"greedy": a, "entropy": e} for a, e in ((.4, .2), (.6, .1), (.5, .05), (.9, .04))]
-    assert at_accuracy(path, "greedy", .5) == pytest.approx(.15)
-    assert at_accuracy(path, "greedy", .7) == pytest.approx(.05 + (.04 - .05) * .5)
-    assert at_accuracy(path, "greedy", .3) is None and at_accuracy(path, "greedy", .95) is None
+    path = [
+        {"greedy": a, "entropy": e} for a, e in ((0.4, 0.2), (0.6, 0.1), (0.5, 0.05), (0.9, 0.04))
+    ]
+    assert at_accuracy(path, "greedy", 0.5) == pytest.approx(0.15)
+    assert at_accuracy(path, "greedy", 0.7) == pytest.approx(0.05 + (0.04 - 0.05) * 0.5)
+    assert at_accuracy(path, "greedy", 0.3) is None and at_accuracy(path, "greedy", 0.95) is None
 
 
 def write(path: Path, value) -> None:
@@ -57,24 +75,50 @@ def write(path: Path, value) -> None:
 
 
 def test_the_best_learning_rate_on_validation_the_smaller_of_equals(tmp_path):
-    for kind, found in {"hard": (.1, .9, .9, .2), "soft": (.5, .4, .3, .2), "fuzzy": (.1, .1, .1, .3)}.items():
-        for lr, value in zip(("1e-4", "2e-4", "4e-4", "8e-4"), found):
-            validated(tmp_path / f"sweep/{kind}-{lr}", [.99, value - .01, None, value + .01])  # a lucky one does not count
+    for kind, found in {
+        "hard": (0.1, 0.9, 0.9, 0.2),
+        "soft": (0.5, 0.4, 0.3, 0.2),
+        "fuzzy": (0.1, 0.1, 0.1, 0.3),
+    }.items():
+        for lr, value in zip(("1e-4", "2e-4", "4e-4", "8e-4"), found, strict=True):
+            validated(
+                tmp_path / f"sweep/{kind}-{lr}", [0.99, value - 0.01, None, value + 0.01]
+            )  # a lucky one does not count
     assert Study(tmp_path, 3, 1).chosen() == {"hard": "2e-4", "soft": "1e-4", "fuzzy": "8e-4"}
     stages = Study(tmp_path, 1, 1).stages([])
-    assert len(next(stages)) == 12 and [c.name for c in next(stages)] == ["sweep/soft-5e-5", "sweep/fuzzy-1.6e-3"]
-    validated(tmp_path / "sweep/soft-5e-5", [.2, .2])
-    validated(tmp_path / "sweep/fuzzy-1.6e-3", [.4, .4])
+    assert len(next(stages)) == 12 and [c.name for c in next(stages)] == [
+        "sweep/soft-5e-5",
+        "sweep/fuzzy-1.6e-3",
+    ]
+    validated(tmp_path / "sweep/soft-5e-5", [0.2, 0.2])
+    validated(tmp_path / "sweep/fuzzy-1.6e-3", [0.4, 0.4])
     assert [c.name for c in next(stages)] == ["sweep/fuzzy-3.2e-3"]
-    validated(tmp_path / "sweep/fuzzy-3.2e-3", [.4, .4])  # not better
+    validated(tmp_path / "sweep/fuzzy-3.2e-3", [0.4, 0.4])  # not better
     assert [c.command[4] for c in next(stages)] == ["2e-4", "1e-4", "1.6e-3"]
+
+
+def test_the_learning_rate_is_chosen_by_hard_greedy_validation(tmp_path):
+    """Whatever the run's own kind, by which its best checkpoint is chosen."""
+    for lr, own, hard in (("1e-4", 0.9, 0.1), ("2e-4", 0.1, 0.9)):
+        run = tmp_path / f"sweep/soft-{lr}"
+        validated(run, [own, own])
+        rows = [
+            json.loads(line) | {"validation_hard": hard} for line in (run / "metrics.jsonl").open()
+        ]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert findings.last_validations(tmp_path / "sweep/soft-1e-4") == 0.1
+    assert "| soft   | 10.0 | 90.0 |" in findings.sweep(findings.Results(tmp_path))
 
 
 def validated(run: Path, values: list) -> None:
     """A finished run with these validations."""
     write(run / "summary.json", {})
-    (run / "metrics.jsonl").write_text("".join(json.dumps({"step": i} | ({"validation": v} if v is not None else {})) + "\n"
-                                               for i, v in enumerate(values)))
+    (run / "metrics.jsonl").write_text(
+        "".join(
+            json.dumps({"step": i} | ({"validation": v} if v is not None else {})) + "\n"
+            for i, v in enumerate(values)
+        )
+    )
 
 
 def test_a_test_older_than_its_model_is_done_again(tmp_path):
@@ -91,11 +135,23 @@ def test_the_result_of_another_command_is_not_taken_for_done(tmp_path):
     """Wherever the study and the repository were when it was done."""
     study = Study(tmp_path, 1, 1)
     write(tmp_path / "train/x/summary.json", {})
-    write(tmp_path / "cells.jsonl", {"cell": "train/x", "command": "OMP_NUM_THREADS=1 python train.py --tokens soft --lr 2e-4 "
-                                     "--seed 0 --steps 60 --show-every 0 --out /elsewhere/train/x"})
+    write(
+        tmp_path / "cells.jsonl",
+        {
+            "cell": "train/x",
+            "command": "OMP_NUM_THREADS=1 python train.py --tokens soft --lr 2e-4 "
+            "--seed 0 --steps 60 --show-every 0 --out /elsewhere/train/x",
+        },
+    )
     assert run(study, [study.train("train/x", "soft", "2e-4", 0)]) == 0
-    for other in (study.train("train/x", "soft", "4e-4", 0), study.train("train/x", "soft", "2e-4", 0, switches=("--terms", "cot"))):
-        with pytest.raises(InputError, match="summary.json: expected the result of .*, found that of .*; move it away"):
+    for other in (
+        study.train("train/x", "soft", "4e-4", 0),
+        study.train("train/x", "soft", "2e-4", 0, switches=("--terms", "cot")),
+    ):
+        with pytest.raises(
+            InputError,
+            match="summary.json: expected the result of .*, found that of .*; move it away",
+        ):
             run(study, [other])
 
 
@@ -111,21 +167,41 @@ def run(study: Study, cells: list[Cell]) -> int:
 
 def test_cells_are_done_once_and_written_down(tmp_path):
     study = Study(tmp_path, 1, 2)
-    cells = [cell(tmp_path, f"part/{i}", f"import os; open(r'{tmp_path}/part/{i}.json', 'x').write(os.environ['OMP_NUM_THREADS'])")
-             for i in range(3)]
-    assert run(study, cells[:1]) == 1 and run(study, cells) == 2 and run(study, cells) == 0  # 'x' would fail the second time
+    cells = [
+        cell(
+            tmp_path,
+            f"part/{i}",
+            f"import os; result = open(r'{tmp_path}/part/{i}.json', 'x'); "
+            "result.write(os.environ['OMP_NUM_THREADS'])",
+        )
+        for i in range(3)
+    ]
+    assert (
+        run(study, cells[:1]) == 1 and run(study, cells) == 2 and run(study, cells) == 0
+    )  # 'x' would fail the second time
     lines = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
     assert sorted(line["cell"] for line in lines) == ["part/0", "part/1", "part/2"]
-    assert all(line["command"].startswith("OMP_NUM_THREADS=1 python -c") and line["seconds"] >= 0 for line in lines)
+    assert all(
+        line["command"].startswith("OMP_NUM_THREADS=1 python -c") and line["seconds"] >= 0
+        for line in lines
+    )
     assert (tmp_path / "part/2.json").read_text() == "1"
 
 
 def test_a_cell_that_fails_is_named_with_its_log_and_stops_the_study(tmp_path):
     study = Study(tmp_path, 1, 1)
-    cells = [cell(tmp_path, "bad", "import sys; sys.exit('no such thing')"), cell(tmp_path, "later", "pass")]
-    with pytest.raises(InputError, match=r"bad: expected .*bad.json, found exit status 1; see .*logs/bad.log"):
+    cells = [
+        cell(tmp_path, "bad", "import sys; sys.exit('no such thing')"),
+        cell(tmp_path, "later", "pass"),
+    ]
+    with pytest.raises(
+        InputError, match=r"bad: expected .*bad.json, found exit status 1; see .*logs/bad.log"
+    ):
         run(study, cells)
-    assert "no such thing" in (tmp_path / "logs/bad.log").read_text() and not (tmp_path / "logs/later.log").exists()
+    assert (
+        "no such thing" in (tmp_path / "logs/bad.log").read_text()
+        and not (tmp_path / "logs/later.log").exists()
+    )
     with pytest.raises(InputError, match="exit status 0"):  # ended well, but left nothing
         run(Study(tmp_path, 1, 1), [cell(tmp_path, "empty", "pass")])
 
@@ -150,6 +226,7 @@ def test_a_training_cell_that_was_interrupted_is_resumed(tmp_path, monkeypatch):
         called.append(command)
         write(tmp_path / "train/x/summary.json", {})
         return real([sys.executable, "-c", ""], **how)
+
     monkeypatch.setattr(subprocess, "Popen", start)
     training = study.train("train/x", "soft", "2e-4", 0)
     write(tmp_path / "train/x/config.json", {})
@@ -159,7 +236,8 @@ def test_a_training_cell_that_was_interrupted_is_resumed(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("to_the_cell_too", [False, True])
 def test_a_study_that_is_stopped_waits_for_its_cells(tmp_path, to_the_cell_too):
-    """The study in a process of its own gets SIGTERM, which it passes on; or it and its cell get SIGINT, as from a terminal.
+    """The study in a process of its own gets SIGTERM, which it passes on; or it and its cell get
+    SIGINT, as from a terminal.
     The cell takes a second to end."""
     started, ended = tmp_path / "started", tmp_path / "ended"
     work = f"""import pathlib, signal, sys, time
@@ -171,34 +249,62 @@ signal.signal(signal.SIGTERM, end)
 signal.signal(signal.SIGINT, end)
 pathlib.Path(r'{started}').touch()
 time.sleep(60)"""
-    study = subprocess.Popen([sys.executable, "-c", f"""import pathlib
+    study = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"""import pathlib
 from minisoft.lab import study
-cells = [study.Cell(name, ("-c", {work!r}), pathlib.Path(r"{tmp_path}") / name) for name in ("x", "never")]
+out = pathlib.Path(r"{tmp_path}")
+cells = [study.Cell(name, ("-c", {work!r}), out / name) for name in ("x", "never")]
 study.Study.stages = lambda self, parts: iter([cells])
-study.main(["--out", r"{tmp_path}/study", "--jobs", "1"])"""], stderr=subprocess.PIPE, text=True, start_new_session=True)
+study.main(["--out", r"{tmp_path}/study", "--jobs", "1"])""",
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     while not started.exists() and study.poll() is None:
-        time.sleep(.05)
+        time.sleep(0.05)
     os.killpg(study.pid, signal.SIGINT) if to_the_cell_too else study.terminate()
     message = study.communicate(timeout=30)[1]
     assert ended.exists() and study.returncode == 1
-    assert "minisoft.lab.study: interrupted; the same command goes on; python -m minisoft.lab.findings" in message
-    line, = findings.read_cells(tmp_path / "study")
+    assert (
+        "minisoft.lab.study: interrupted; the same command goes on; python -m minisoft.lab.findings"
+        in message
+    )
+    (line,) = findings.read_cells(tmp_path / "study")
     assert line["cell"] == "x" and not line["done"] and line["seconds"] >= 1
 
 
 def test_a_models_folder_from_a_saved_state(tmp_path):
-    """That of the last update is the last model; an earlier one is another; a newer state makes it again."""
+    """That of the last update is the last model; an earlier one is another; a newer state makes it
+    again."""
     import train
+
     study, out = Study(tmp_path, 1, 1), tmp_path / "train/hard-s0"
-    train.main(f"--tokens hard --prompts 2 --group 8 --cot 60 --validation 0 --test 0 --show-every 0 --lr 1e-3 --warmup 1 "
-               f"--steps 2 --save-every 1 --device cpu --out {out}".split())
-    weights = lambda folder: load_file(folder / "model.safetensors")["model.norm.weight"]
+    train.main(
+        "--tokens hard --prompts 2 --group 8 --cot 60 --validation 0 --test 0 --show-every 0 "
+        f"--lr 1e-3 --warmup 1 --steps 2 --save-every 1 --device cpu --out {out}".split()
+    )
+
+    def weights(folder):
+        return load_file(folder / "model.safetensors")["model.norm.weight"]
+
     first, last = study.at_step("hard", 0, 1), study.at_step("hard", 0, 2)
-    assert torch.equal(weights(last), weights(out / "last")) and not torch.equal(weights(first), weights(last))
+    assert torch.equal(weights(last), weights(out / "last")) and not torch.equal(
+        weights(first), weights(last)
+    )
     old = (first / "model.safetensors").stat().st_mtime_ns
-    assert study.at_step("hard", 0, 1) == first and (first / "model.safetensors").stat().st_mtime_ns == old
+    assert (
+        study.at_step("hard", 0, 1) == first
+        and (first / "model.safetensors").stat().st_mtime_ns == old
+    )
     os.utime(out / "state/step-000001/facts.json", (time.time() + 60,) * 2)
-    assert study.at_step("hard", 0, 1) == first and (first / "model.safetensors").stat().st_mtime_ns > old
+    assert (
+        study.at_step("hard", 0, 1) == first
+        and (first / "model.safetensors").stat().st_mtime_ns > old
+    )
 
 
 def test_the_commands_are_those_of_the_programs(tmp_path):
@@ -206,8 +312,12 @@ def test_the_commands_are_those_of_the_programs(tmp_path):
     import eval as evaluation
     import train
     from minisoft.lab import gradient, variants
+
     study, found = Study(tmp_path, 2, 1), []
-    study.chosen, study.untried = (lambda: dict.fromkeys(("hard", "soft", "fuzzy"), "2e-4")), (lambda: [])
+    study.chosen, study.untried = (
+        (lambda: dict.fromkeys(("hard", "soft", "fuzzy"), "2e-4")),
+        (lambda: []),
+    )
     study.at_step = lambda kind, seed, step: tmp_path / f"{kind}-{seed}-{step}"
     (tmp_path / "gradient").mkdir()
     for cells in study.stages(list(PARTS)):
@@ -218,98 +328,181 @@ def test_the_commands_are_those_of_the_programs(tmp_path):
             parse = {"train.py": train.read_flags, "eval.py": evaluation.read_flags}.get(program)
             parse(flags) if parse else gradient.read_flags(flags[1:])
             found.append(one.name)
-    assert len(found) == len(set(found)) == 12 + 6 + 7 + 6 + 9 + 4 * len(findings.REMEDIES) + 2 + 9 + 8 + 4 + 4
+    assert (
+        len(found)
+        == len(set(found))
+        == 12 + 6 + 7 + 6 + 9 + 4 * len(findings.REMEDIES) + 2 + 9 + 8 + 4 + 4
+    )
 
 
-def numbers(value: float, samples: int, entropy: float = .15) -> dict:
-    return {**{f"pass@{k}": min(1.0, value + .01 * k) for k in range(1, samples + 1)}, "boxed": 1.0, "truncated": 0.0,
-            "cot_length": 30.0, "entropy": entropy, "entropy_by_position": [.2] * 8, "rows_by_position": [40] * 8}
+def numbers(value: float, samples: int, entropy: float = 0.15) -> dict:
+    return {
+        **{f"pass@{k}": min(1.0, value + 0.01 * k) for k in range(1, samples + 1)},
+        "boxed": 1.0,
+        "truncated": 0.0,
+        "cot_length": 30.0,
+        "entropy": entropy,
+        "entropy_by_position": [0.2] * 8,
+        "rows_by_position": [40] * 8,
+    }
 
 
 def result(label: str, model: str, value: float) -> dict:
     """Soft inference is 2 points better than hard, fuzzy 1 worse."""
     common = {"model": model, "label": label, "samples": 32, "seed": 0, "problems": 200}
-    six = {f"{kind}-{how}": numbers(value + better, 1 if how == "greedy" else 32)
-           for kind, better in (("hard", 0), ("soft", .02), ("fuzzy", -.01)) for how in ("greedy", "sample")}
-    return {"runs": [{**common, "data": data, "settings": six} for data in findings.PROBLEMS] + [
-        {**common, "data": data, "settings": {}, "choices": {"accuracy": value, "accuracy_norm": value, "nll": 1 - value}}
-        for data in findings.SKILLS]}
+    six = {
+        f"{kind}-{how}": numbers(value + better, 1 if how == "greedy" else 32)
+        for kind, better in (("hard", 0), ("soft", 0.02), ("fuzzy", -0.01))
+        for how in ("greedy", "sample")
+    }
+    return {
+        "runs": [{**common, "data": data, "settings": six} for data in findings.PROBLEMS]
+        + [
+            {
+                **common,
+                "data": data,
+                "settings": {},
+                "choices": {"accuracy": value, "accuracy_norm": value, "nll": 1 - value},
+            }
+            for data in findings.SKILLS
+        ]
+    }
 
 
 def signal_of(size: float) -> dict:
     """All numbers differ: 1, 2, ... times `size` in the order of terms and parts."""
     numbers = iter(range(1, 100))
-    one = lambda n: {"norm": n * size, "cosine": n * size / 1000, "cosine_error": .02, "snr": n * size / 100, "snr_error": .03}
-    return {"signal": {term: {part: one(next(numbers)) for part in ("E", "body", "all")} for term in ("cot", "answer", "both")},
-            "norms": [size, 2 * size, 3 * size], "batches": 24, "ties": {"still_moving": size / 100, "tied_in_bfloat16": .01}}
+
+    def one(n: int) -> dict:
+        errors = {"cosine_error": 0.02, "snr_error": 0.03}
+        return {"norm": n * size, "cosine": n * size / 1000, "snr": n * size / 100, **errors}
+
+    return {
+        "signal": {
+            term: {part: one(next(numbers)) for part in ("E", "body", "all")}
+            for term in ("cot", "answer", "both")
+        },
+        "norms": [size, 2 * size, 3 * size],
+        "batches": 24,
+        "ties": {"still_moving": size / 100, "tied_in_bfloat16": 0.01},
+    }
 
 
-KINDS = {"hard": .8, "soft": .7, "fuzzy": .4}
+def hard_run(value: float, number: int) -> dict:
+    """A checkpoint of the number-th kind, in hard inference."""
+    measured = numbers(value, 8, 0.2 - 0.1 * value + 0.01 * number)
+    return {"data": "tiny-test", "settings": {"hard-greedy": measured, "hard-sample": measured}}
+
+
+KINDS = {"hard": 0.8, "soft": 0.7, "fuzzy": 0.4}
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A whole study that nobody ran: hard reaches 80 %, soft 70 %, fuzzy 40 %, the base has 40 %."""
-    write(tmp_path / "test/base.json", result("base", "tiny", .4))
+    """A whole study that nobody ran: hard reaches 80 %, soft 70 %, fuzzy 40 %, the base 40 %."""
+    write(tmp_path / "test/base.json", result("base", "tiny", 0.4))
     for seed in range(3):
-        write(tmp_path / f"test/top-5-s{seed}.json", result("top-5", f"top{seed}", .75 + .01 * seed))
+        write(
+            tmp_path / f"test/top-5-s{seed}.json", result("top-5", f"top{seed}", 0.75 + 0.01 * seed)
+        )
     for number, (kind, reached) in enumerate(KINDS.items()):
         for seed in range(3):
-            value = reached + .01 * seed
+            value = reached + 0.01 * seed
             write(tmp_path / f"test/{kind}-s{seed}.json", result(kind, f"{kind}{seed}", value))
-            write(tmp_path / f"longer-test/{kind}-s{seed}.json", result(kind, f"{kind}{seed}", value + .05))
-            settings = lambda v: {"data": "tiny-test", "settings": {
-                f"hard-{how}": numbers(v, 8, .2 - .1 * v + .01 * number) for how in ("greedy", "sample")}}
-            write(tmp_path / f"checkpoints/{kind}-s{seed}.json", {"runs": [settings(v) for v in (.3, value, .35)]})
-            for name, after in {"train": 0, "ablation": -.1, "fuzzy/tau-0.1": .3, "variance/64x8": .2}.items():
-                for part in {"train": [f"train/{kind}"], "ablation": [f"ablation/{kind}-{t}" for t in ("cot", "answer")]
-                             }.get(name, [name] * (kind == ("soft" if "64x8" in name else "fuzzy"))):
+            write(
+                tmp_path / f"longer-test/{kind}-s{seed}.json",
+                result(kind, f"{kind}{seed}", value + 0.05),
+            )
+            write(
+                tmp_path / f"checkpoints/{kind}-s{seed}.json",
+                {"runs": [hard_run(v, number) for v in (0.3, value, 0.35)]},
+            )
+            for name, after in {
+                "train": 0,
+                "ablation": -0.1,
+                "fuzzy/tau-0.1": 0.3,
+                "variance/64x8": 0.2,
+            }.items():
+                for part in {
+                    "train": [f"train/{kind}"],
+                    "ablation": [f"ablation/{kind}-{t}" for t in ("cot", "answer")],
+                }.get(name, [name] * (kind == ("soft" if "64x8" in name else "fuzzy"))):
                     run = tmp_path / f"{part}-s{seed}"
-                    write(run / "summary.json", {"after": {"hard-greedy": {
-                        "pass@1": value + after - .2 * part.endswith("answer")}}})
+                    write(
+                        run / "summary.json",
+                        {
+                            "after": {
+                                "hard-greedy": {
+                                    "pass@1": value + after - 0.2 * part.endswith("answer")
+                                }
+                            }
+                        },
+                    )
                     write(run / "config.json", {"tokens": kind, "seed": seed, "lr": 2e-4})
-                    (run / "metrics.jsonl").write_text("".join(json.dumps(
-                        {"step": 10 * i, "accuracy": value, "seconds": i, "validation": v}) + "\n"
-                        for i, v in ((1, .3), (2, value), (3, value), (4, .1))))
+                    (run / "metrics.jsonl").write_text(
+                        "".join(
+                            json.dumps(
+                                {"step": 10 * i, "accuracy": value, "seconds": i, "validation": v}
+                            )
+                            + "\n"
+                            for i, v in ((1, 0.3), (2, value), (3, value), (4, 0.1))
+                        )
+                    )
         for step in (0, 30, 60):
             write(tmp_path / f"gradient/{kind}-{step}.json", signal_of(1 + number + step / 100))
         validated(tmp_path / f"sweep/{kind}-2e-4", [reached, reached])
     write(tmp_path / "gradient/fuzzy-tau-0.1.json", signal_of(5))
     write(tmp_path / "gradient/64x8-0.json", signal_of(4))
-    write(tmp_path / "cells.jsonl", {"cell": "x", "command": "python x", "commit": "abc", "seconds": 120.0})
+    write(
+        tmp_path / "cells.jsonl",
+        {"cell": "x", "command": "python x", "commit": "abc", "seconds": 120.0},
+    )
     return tmp_path
 
 
-ROWS = """
-sweep             | hard   | 80.0 |
-checkpoints       | soft   | 1    | 20             | 71.0                  | 10.0                   |
-parity            | tiny-test, hard-greedy  | 41.0 | 82.0 ± 1.0 | 72.0 ± 1.0 | 42.0 ± 1.0 | -10.0 [-12.3, -7.7] | -40.0 [-42.3, -37.7] | \
-+41.0 [+38.5, +43.5] | +31.0 [+28.5, +33.5] | +1.0 [-1.5, +3.5] |
-parity            | tiny-long, soft-greedy  | 43.0 | 84.0 ± 1.0 | 74.0 ± 1.0 | 44.0 ± 1.0 |
-diversity         | tiny-long, pass@16 | 56.0 | 97.0 ± 1.0 | 87.0 ± 1.0 |
-likelihood        | tiny-sorting | 0.6000 | 0.1900 ± 0.0100 | 0.2900 ± 0.0100 | 0.5900 ± 0.0100 |
-profile           | tiny-test | 0.150 | 0.150 ± 0.000 |
-matched           | soft   | hard-greedy pass@1 | 3 of 3 | 72.0 ± 1.0   | 0.139 ± 0.001  | 0.129 ± 0.001          | +0.010 (no spread) |
-matched           | top-5  | hard-greedy pass@1 | 3 of 3 | 77.0 ± 1.0   | 0.150 ± 0.000 | 0.124 ± 0.001 | +0.026 [+0.024, +0.028] |
-matched           | fuzzy  | hard-sample pass@1 | 2 of 3 | 42.5 ± 0.7   | 0.178
-inference         | soft trained | tiny-test | 72.0 ± 1.0 | 74.0 ± 1.0 | 71.0 ± 1.0 | +2.0 
-inference         | base | tiny-long | 41.0 | 43.0 | 40.0 |
-longer            | tiny-test, hard-greedy, pass@1 | 41.0 | 87.0 ± 1.0 | 77.0 ± 1.0 |
-sources           | soft   | 30 | 24 | answer | 9.2 | 11.5 | 0.009 ± 0.020 | 0.011 ± 0.020 | 0.138 ± 0.030 |
-ablation          | soft   | 71.0 ± 1.0 | 61.0 ± 1.0 | 41.0 ± 1.0 | -10.0 [-12.3, -7.7] | -30.0 [-32.3, -27.7] |
-remedies          | rloo   | 0.1800 ± 0.0300 | 0.2070 ± 0.0300 | | | 71.0 ± 1.0 | | 2.50 ± 0.00 |
-remedies          | 64x8 | 0.3600 ± 0.0300 | | 4.00 ± 0.00 | | 91.0 ± 1.0 | +20.0 [+17.7, +22.3] | 2.50 ± 0.00 |
-learned           | tiny-test, hard-greedy, pass@1 | 41.0 | 82.0 ± 1.0 | 77.0 ± 1.0 | -5.0 [-7.3, -2.7] | \
-+41.0 [+38.5, +43.5] | +36.0 [+33.5, +38.5] |
-fuzzy             | tau 0.0001 | 3.00% | 1.00% | 3 | 6 | 0.003 ± 0.020 | 0.006 ± 0.020 | 41.0 ± 1.0 | |
-fuzzy             | tau 0.1 | 5.00% | 1.00% | 5 | 10 | 0.005 ± 0.020 | 0.010 ± 0.020 | 71.0 ± 1.0 | +30.0 [+27.7, +32.3] |
-""".replace("\\\n", "").strip().splitlines()
+ROWS = (
+    """
+sweep | hard | 80.0 |
+checkpoints | soft | 1 | 20 | 71.0 | 10.0 |
+parity | tiny-test, hard-greedy | 41.0 | 82.0 ± 1.0 | 72.0 ± 1.0 | 42.0 ± 1.0 | \
+-10.0 [-12.3, -7.7] | -40.0 [-42.3, -37.7] | +41.0 [+38.5, +43.5] | \
++31.0 [+28.5, +33.5] | +1.0 [-1.5, +3.5] |
+parity | tiny-long, soft-greedy | 43.0 | 84.0 ± 1.0 | 74.0 ± 1.0 | 44.0 ± 1.0 |
+diversity | tiny-long, pass@16 | 56.0 | 97.0 ± 1.0 | 87.0 ± 1.0 |
+likelihood | tiny-sorting | 0.6000 | 0.1900 ± 0.0100 | 0.2900 ± 0.0100 | 0.5900 ± 0.0100 |
+profile | tiny-test | 0.150 | 0.150 ± 0.000 |
+matched | soft | hard-greedy pass@1 | 3 of 3 | 72.0 ± 1.0 | 0.139 ± 0.001 | 0.129 ± 0.001 | \
++0.010 (no spread) |
+matched | top-5 | hard-greedy pass@1 | 3 of 3 | 77.0 ± 1.0 | 0.150 ± 0.000 | 0.124 ± 0.001 | \
++0.026 [+0.024, +0.028] |
+matched | fuzzy | hard-sample pass@1 | 2 of 3 | 42.5 ± 0.7 | 0.178
+inference | soft trained | tiny-test | 72.0 ± 1.0 | 74.0 ± 1.0 | 71.0 ± 1.0 | +2.0
+inference | base | tiny-long | 41.0 | 43.0 | 40.0 |
+longer | tiny-test, hard-greedy, pass@1 | 41.0 | 87.0 ± 1.0 | 77.0 ± 1.0 |
+sources | soft | 30 | 24 | answer | 9.2 | 11.5 | 0.009 ± 0.020 | 0.011 ± 0.020 | 0.138 ± 0.030 |
+ablation | soft | 71.0 ± 1.0 | 61.0 ± 1.0 | 41.0 ± 1.0 | -10.0 [-12.3, -7.7] | \
+-30.0 [-32.3, -27.7] |
+remedies | rloo | 0.1800 ± 0.0300 | 0.2070 ± 0.0300 | | | 71.0 ± 1.0 | | 2.50 ± 0.00 |
+remedies | 64x8 | 0.3600 ± 0.0300 | | 4.00 ± 0.00 | | 91.0 ± 1.0 | +20.0 [+17.7, +22.3] | \
+2.50 ± 0.00 |
+learned | tiny-test, hard-greedy, pass@1 | 41.0 | 82.0 ± 1.0 | 77.0 ± 1.0 | \
+-5.0 [-7.3, -2.7] | +41.0 [+38.5, +43.5] | +36.0 [+33.5, +38.5] |
+fuzzy | tau 0.0001 | 3.00% | 1.00% | 3 | 6 | 0.003 ± 0.020 | 0.006 ± 0.020 | 41.0 ± 1.0 | |
+fuzzy | tau 0.1 | 5.00% | 1.00% | 5 | 10 | 0.005 ± 0.020 | 0.010 ± 0.020 | 71.0 ± 1.0 | \
++30.0 [+27.7, +32.3] |
+""".replace("\\\n", "")
+    .strip()
+    .splitlines()
+)
+
+
+def squeeze(line: str) -> str:
+    return " ".join(line.split())
 
 
 @pytest.mark.parametrize("row", ROWS)
 def test_rows_of_the_tables(folder, row):
     name, _, expected = row.partition(" ")
-    squeeze = lambda line: " ".join(line.split())
     text = getattr(findings, name)(findings.Results(folder))
     assert any(squeeze(line).startswith(squeeze(expected)) for line in text.splitlines()), text
 
@@ -331,16 +524,26 @@ def test_pictures_of_a_study(folder):
 
 
 def test_part_of_a_study_is_told_as_far_as_it_goes(folder):
-    for path in (*folder.glob("test/*"), *folder.glob("longer-test/*"), *folder.glob("gradient/*"), *folder.glob("checkpoints/*")):
+    for path in (
+        *folder.glob("test/*"),
+        *folder.glob("longer-test/*"),
+        *folder.glob("gradient/*"),
+        *folder.glob("checkpoints/*"),
+    ):
         path.unlink()
     findings.write(folder)
     text = (folder / "study.md").read_text()
     assert "## Which terms learn" in text and "## Finding" not in text
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--out", "x", "--parts", "everything"], "--parts: expected all or some of"), (["--out", "x", "--seeds", "0"], "--seeds"),
-    ([], "--out")])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--out", "x", "--parts", "everything"], "--parts: expected all or some of"),
+        (["--out", "x", "--seeds", "0"], "--seeds"),
+        ([], "--out"),
+    ],
+)
 def test_bad_flags(flags, message, capsys):
     with pytest.raises(SystemExit) as end:
         main(flags)
@@ -348,11 +551,25 @@ def test_bad_flags(flags, message, capsys):
 
 
 def test_commands_without_running_them(tmp_path):
-    shown = subprocess.run([sys.executable, "-m", "minisoft.lab.study", "--out", str(tmp_path / "s"), "--list"], text=True, cwd=ROOT,
-                           capture_output=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    shown = subprocess.run(
+        [sys.executable, "-m", "minisoft.lab.study", "--out", str(tmp_path / "s"), "--list"],
+        text=True,
+        cwd=ROOT,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     lines = shown.stdout.splitlines()
-    assert shown.returncode == 0 and len(lines) == 13 and lines[0].startswith("OMP_NUM_THREADS=1 python train.py --tokens hard --lr 1e-4")
+    assert (
+        shown.returncode == 0
+        and len(lines) == 13
+        and lines[0].startswith("OMP_NUM_THREADS=1 python train.py --tokens hard --lr 1e-4")
+    )
     assert lines[-1].startswith("# the commands that follow") and not (tmp_path / "s").exists()
-    nothing = subprocess.run([sys.executable, "-m", "minisoft.lab.findings", str(tmp_path)], text=True, cwd=ROOT, capture_output=True,
-                             env={**os.environ, "PYTHONPATH": str(ROOT)})
+    nothing = subprocess.run(
+        [sys.executable, "-m", "minisoft.lab.findings", str(tmp_path)],
+        text=True,
+        cwd=ROOT,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert nothing.returncode == 1 and "expected results of minisoft.lab.study" in nothing.stderr

@@ -1,4 +1,5 @@
-"""minisoft.lab.tables and minisoft.lab.figures: results read, tables against numbers by hand, what pictures show, the CLI."""
+"""minisoft.lab.tables and minisoft.lab.figures: results read, tables against numbers by hand, what
+pictures show, the command line."""
 
 import json
 import subprocess
@@ -7,23 +8,53 @@ from pathlib import Path
 
 import pytest
 
+from minisoft import soft
 from minisoft.errors import InputError
 from minisoft.lab import figures, tables
 
 ROOT = Path(__file__).resolve().parents[2]
-SAMPLE = {"pass@1": .5, "pass@2": .625, "pass@3": .75, "pass@4": .8, "boxed": .9, "truncated": .1, "cot_length": 20.,
-          "entropy": .25, "ci95": {f"pass@{k}": [.4, .9] for k in (1, 2, 3, 4)}}
-PROFILE = {"entropy_by_position": [.9, .5, .4, .2], "rows_by_position": [200, 150, 10, 9]}
-GREEDY = {"pass@1": .375, "ci95": {"pass@1": [.3004, .44996]}, "boxed": 1., "truncated": 0., "cot_length": 41.25,
-          "entropy": .3149}
-CHOICES = {"accuracy": .25, "accuracy_norm": .5, "nll": 1.525, "ci95": {
-    "accuracy": [.2, .3], "accuracy_norm": [.45, .55], "nll": [1.5, 1.55]}}
+SAMPLE = {
+    "pass@1": 0.5,
+    "pass@2": 0.625,
+    "pass@3": 0.75,
+    "pass@4": 0.8,
+    "boxed": 0.9,
+    "truncated": 0.1,
+    "cot_length": 20.0,
+    "entropy": 0.25,
+    "ci95": {f"pass@{k}": [0.4, 0.9] for k in (1, 2, 3, 4)},
+}
+PROFILE = {"entropy_by_position": [0.9, 0.5, 0.4, 0.2], "rows_by_position": [200, 150, 10, 9]}
+GREEDY = {
+    "pass@1": 0.375,
+    "ci95": {"pass@1": [0.3004, 0.44996]},
+    "boxed": 1.0,
+    "truncated": 0.0,
+    "cot_length": 41.25,
+    "entropy": 0.3149,
+}
+CHOICES = {
+    "accuracy": 0.25,
+    "accuracy_norm": 0.5,
+    "nll": 1.525,
+    "ci95": {"accuracy": [0.2, 0.3], "accuracy_norm": [0.45, 0.55], "nll": [1.5, 1.55]},
+}
 
 
 def result(label="soft", seed=0, data="d/gsm8k_test.jsonl", samples=4, **fields):
-    return {"model": f"runs/{label}{seed}/best", "label": label, "data": data, "problems": 200, "samples": samples,
-            "seed": seed, "sigma": .04, "cot": 512, "dtype": "float32",
-            "settings": {"hard-greedy": GREEDY, "hard-sample": SAMPLE}, **fields}
+    return {
+        "model": f"runs/{label}{seed}/best",
+        "label": label,
+        "data": data,
+        "problems": 200,
+        "samples": samples,
+        "seed": seed,
+        "sigma": 0.04,
+        "cot": 512,
+        "dtype": "float32",
+        "settings": {"hard-greedy": GREEDY, "hard-sample": SAMPLE},
+        **fields,
+    }
 
 
 def write(path, value):
@@ -31,12 +62,35 @@ def write(path, value):
     return path
 
 
-def make_run(folder, seed=0, tokens="soft", accuracies=(.1, .2, .3, .4, .5, .6, .7, .8), **config):
+def make_run(
+    folder, seed=0, tokens="soft", accuracies=(0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8), **config
+):
     folder.mkdir(parents=True)
-    write(folder / "config.json", {"tokens": tokens, "seed": seed, "model": "weights/tiny", "data": "tiny", "lr": 1e-4,
-                                   "out": str(folder), **config})
-    rows = [{"step": i, "accuracy": a, "reward": 100 * a, "cot_length": 30, "entropy": .3, "grad_norm": 10.,
-             "share_E": .5, **({"validation": a + .1} if i % 4 == 0 else {})} for i, a in enumerate(accuracies, 1)]
+    write(
+        folder / "config.json",
+        {
+            "tokens": tokens,
+            "seed": seed,
+            "model": "weights/tiny",
+            "data": "tiny",
+            "lr": 1e-4,
+            "out": str(folder),
+            **config,
+        },
+    )
+    rows = [
+        {
+            "step": i,
+            "accuracy": a,
+            "reward": 100 * a,
+            "cot_length": 30,
+            "entropy": 0.3,
+            "grad_norm": 10.0,
+            "share_E": 0.5,
+            **({"validation": a + 0.1} if i % 4 == 0 else {}),
+        }
+        for i, a in enumerate(accuracies, 1)
+    ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -45,38 +99,79 @@ def parse(text):
     """Markdown -> for each table {row head: {column head: cell}}."""
     found = []
     for block in text.split("\n\n"):
-        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines() if line[0] == "|"]
+        rows = [
+            [cell.strip() for cell in line.strip("|").split("|")]
+            for line in block.splitlines()
+            if line[0] == "|"
+        ]
         if rows:
-            found.append({" ".join(row[:3]) if rows[0][1] == "data" else row[0]: dict(zip(rows[0], row))
-                          for row in rows[2:]})
+            found.append(
+                {
+                    " ".join(row[:3]) if rows[0][1] == "data" else row[0]: dict(
+                        zip(rows[0], row, strict=True)
+                    )
+                    for row in rows[2:]
+                }
+            )
     return found
 
 
 # ---------------------------------------------------------------- results and tables
 
+
 def test_one_run_is_written_with_its_interval():
     text = tables.tables([result(choices=CHOICES)])
     hard, choice, generations = parse(text)
-    assert hard == {"soft": {"training": "soft", "gsm8k_test: greedy pass@1": "37.5 [30.0, 45.0]",
-                             "gsm8k_test: sample pass@1": "50.0 [40.0, 90.0]",
-                             "gsm8k_test: sample pass@4": "80.0 [40.0, 90.0]"}}
-    assert choice["soft"] == {"training": "soft", "gsm8k_test: accuracy (%)": "25.0 [20.0, 30.0]",
-                              "gsm8k_test: accuracy_norm (%)": "50.0 [45.0, 55.0]",
-                              "gsm8k_test: NLL (nats per token)": "1.52 [1.50, 1.55]"}
-    assert list(generations["soft gsm8k_test hard-greedy"].values())[3:] == ["100.0", "0.0", "41.2", "0.31"]
-    assert list(generations["soft gsm8k_test hard-sample"].values())[3:] == ["90.0", "10.0", "20.0", "0.25"]
+    assert hard == {
+        "soft": {
+            "training": "soft",
+            "gsm8k_test: greedy pass@1": "37.5 [30.0, 45.0]",
+            "gsm8k_test: sample pass@1": "50.0 [40.0, 90.0]",
+            "gsm8k_test: sample pass@4": "80.0 [40.0, 90.0]",
+        }
+    }
+    assert choice["soft"] == {
+        "training": "soft",
+        "gsm8k_test: accuracy (%)": "25.0 [20.0, 30.0]",
+        "gsm8k_test: accuracy_norm (%)": "50.0 [45.0, 55.0]",
+        "gsm8k_test: NLL (nats per token)": "1.52 [1.50, 1.55]",
+    }
+    assert list(generations["soft gsm8k_test hard-greedy"].values())[3:] == [
+        "100.0",
+        "0.0",
+        "41.2",
+        "0.31",
+    ]
+    assert list(generations["soft gsm8k_test hard-sample"].values())[3:] == [
+        "90.0",
+        "10.0",
+        "20.0",
+        "0.25",
+    ]
     titles = [line for line in text.splitlines() if line.startswith("**")]
-    assert [title.split("**")[1] for title in titles] == ["Hard inference", "Multiple choice", "Generations"]
+    assert [title.split("**")[1] for title in titles] == [
+        "Hard inference",
+        "Multiple choice",
+        "Generations",
+    ]
     assert titles[0].endswith("gsm8k_test: 1 run, 200 problems, 4 samples")
     assert titles[1].endswith("gsm8k_test: 1 run, 200 problems")
 
 
 def test_seeds_are_merged():
-    seeds = [result(seed=i, settings={"hard-sample": {**SAMPLE, "pass@1": p, "cot_length": 10 * p}},
-                    choices={**CHOICES, "nll": 2 + p}) for i, p in enumerate((.40, .41, .45))]
+    seeds = [
+        result(
+            seed=i,
+            settings={"hard-sample": {**SAMPLE, "pass@1": p, "cot_length": 10 * p}},
+            choices={**CHOICES, "nll": 2 + p},
+        )
+        for i, p in enumerate((0.40, 0.41, 0.45))
+    ]
     text = tables.tables(seeds)
     hard, choice, generations = parse(text)
-    assert hard["soft"]["gsm8k_test: sample pass@1"] == "42.0 ± 2.6"  # sqrt((2² + 1² + 3²) / 2) = 2.65
+    assert (
+        hard["soft"]["gsm8k_test: sample pass@1"] == "42.0 ± 2.6"
+    )  # sqrt((2² + 1² + 3²) / 2) = 2.65
     assert hard["soft"]["gsm8k_test: sample pass@4"] == "80.0 ± 0.0"
     assert choice["soft"]["gsm8k_test: NLL (nats per token)"] == "2.42 ± 0.03"
     assert generations["soft gsm8k_test hard-sample"]["CoT length (tokens)"] == "4.2 ± 0.3"
@@ -85,13 +180,21 @@ def test_seeds_are_merged():
 
 def test_layout_order_and_missing_cells():
     fuzzy = {"fuzzy-greedy": GREEDY}
-    runs = [result("soft"), result("base", data="math.json", settings={"hard-greedy": GREEDY}),
-            result("hard", settings=fuzzy, samples=8), result("base", settings={"hard-sample": SAMPLE})]
+    runs = [
+        result("soft"),
+        result("base", data="math.json", settings={"hard-greedy": GREEDY}),
+        result("hard", settings=fuzzy, samples=8),
+        result("base", settings={"hard-sample": SAMPLE}),
+    ]
     hard, fuzzy, _ = parse(tables.tables(runs))
     assert list(hard) == ["soft", "base"] and list(fuzzy) == ["hard"]
     assert list(hard["base"].items()) == [
-        ("training", "base"), ("gsm8k_test: greedy pass@1", ""), ("gsm8k_test: sample pass@1", "50.0 [40.0, 90.0]"),
-        ("gsm8k_test: sample pass@4", "80.0 [40.0, 90.0]"), ("math: greedy pass@1", "37.5 [30.0, 45.0]")]
+        ("training", "base"),
+        ("gsm8k_test: greedy pass@1", ""),
+        ("gsm8k_test: sample pass@1", "50.0 [40.0, 90.0]"),
+        ("gsm8k_test: sample pass@4", "80.0 [40.0, 90.0]"),
+        ("math: greedy pass@1", "37.5 [30.0, 45.0]"),
+    ]
     assert hard["soft"]["math: greedy pass@1"] == ""
     assert tables.tables([]) == ""
 
@@ -102,29 +205,53 @@ def test_data_sets_of_one_name_stay_apart():
 
 
 def test_files_with_one_run_many_runs_and_old_ones(tmp_path):
-    old = result("/some/x", data="t.jsonl", settings={"hard-greedy": {"pass@1": .3}})
+    old = result("/some/x", data="t.jsonl", settings={"hard-greedy": {"pass@1": 0.3}})
     for name in ("label", "sigma", "cot", "dtype"):
         del old[name]
-    runs = tables.read_results([write(tmp_path / "a.json", {"runs": [result(), result(seed=1)]}),
-                                write(tmp_path / "b.json", {**old, "model": "some/where/best", "choices": None})])
-    assert [(run["label"], run["seed"]) for run in runs] == [("soft", 0), ("soft", 1), ("where/best", 0)]
+    runs = tables.read_results(
+        [
+            write(tmp_path / "a.json", {"runs": [result(), result(seed=1)]}),
+            write(tmp_path / "b.json", {**old, "model": "some/where/best", "choices": None}),
+        ]
+    )
+    assert [(run["label"], run["seed"]) for run in runs] == [
+        ("soft", 0),
+        ("soft", 1),
+        ("where/best", 0),
+    ]
     hard, generations = parse(tables.tables(runs))
     assert hard["where/best"]["t: greedy pass@1"] == "30.0"
     assert list(generations["where/best t hard-greedy"].values())[3:] == ["", "", "", ""]
     pytest.importorskip("matplotlib")
-    assert figures.pass_at_k(runs) and figures.entropy(runs) is None and figures.pass_at_k(runs[2:]) is None
+    assert (
+        figures.pass_at_k(runs)
+        and figures.entropy(runs) is None
+        and figures.pass_at_k(runs[2:]) is None
+    )
 
 
 BAD = [
     ({"model": 3}, "model: expected str, found 3"),
     ({"problems": None}, "problems: expected int, found None"),
     ({"settings": {"warm-greedy": GREEDY}}, "settings: expected some of hard-greedy"),
-    ({"settings": {"hard-greedy": {"boxed": 1.}}}, "hard-greedy: pass@1: expected numbers"),
-    ({"settings": {"hard-sample": {"pass@1": .1, "pass@2": "x"}}}, "hard-sample: pass@2: expected numbers"),
-    ({"settings": {"hard-greedy": {**GREEDY, "ci95": {"pass@1": [.1]}}}}, "hard-greedy: ci95: expected numbers"),
-    ({"settings": {"hard-greedy": {**GREEDY, "entropy_by_position": [.1]}}}, "rows_by_position: expected 1 numbers"),
-    ({"settings": {"hard-greedy": {**GREEDY, **PROFILE, "rows_by_position": [1, 1, 1, "x"]}}}, "rows_by_position"),
-    ({"choices": {"nll": 2.}}, "choices: accuracy: expected numbers"),
+    ({"settings": {"hard-greedy": {"boxed": 1.0}}}, "hard-greedy: pass@1: expected numbers"),
+    (
+        {"settings": {"hard-sample": {"pass@1": 0.1, "pass@2": "x"}}},
+        "hard-sample: pass@2: expected numbers",
+    ),
+    (
+        {"settings": {"hard-greedy": {**GREEDY, "ci95": {"pass@1": [0.1]}}}},
+        "hard-greedy: ci95: expected numbers",
+    ),
+    (
+        {"settings": {"hard-greedy": {**GREEDY, "entropy_by_position": [0.1]}}},
+        "rows_by_position: expected 1 numbers",
+    ),
+    (
+        {"settings": {"hard-greedy": {**GREEDY, **PROFILE, "rows_by_position": [1, 1, 1, "x"]}}},
+        "rows_by_position",
+    ),
+    ({"choices": {"nll": 2.0}}, "choices: accuracy: expected numbers"),
 ]
 
 
@@ -139,7 +266,10 @@ def test_bad_fields_are_named(tmp_path, fields, message):
 def test_runs_that_do_not_belong_together_are_refused(tmp_path):
     path, other = write(tmp_path / "a.json", result()), write(tmp_path / "b.json", result())
     for paths in ([path, path], [path, other]):
-        with pytest.raises(InputError, match=rf"{paths[1].name}: label, model, data, seed: expected others than in .*a.json"):
+        with pytest.raises(
+            InputError,
+            match=rf"{paths[1].name}: label, model, data, seed: expected others than in .*a.json",
+        ):
             tables.read_results(paths)
     for fields in ({"problems": 100}, {"samples": 2}, {"cot": 128}):
         with pytest.raises(InputError, match="expected .* as in other runs of soft"):
@@ -147,11 +277,30 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path):
     assert len(tables.read_results([path, write(other, result(seed=1))])) == 2
 
 
+def test_a_kind_of_token_that_is_not_the_papers(monkeypatch):
+    """Has a table and panels of its own; without it the paper's three are as they were."""
+    before = tables.tables([result()])
+    monkeypatch.setitem(soft.KINDS, "firm", soft.KINDS["soft"])
+    monkeypatch.setitem(soft.TAU, "firm", 0.1)
+    assert tables.tables([result()]) == before
+    runs = [result("firm", settings={"firm-greedy": GREEDY, "firm-sample": {**SAMPLE, **PROFILE}})]
+    firm, generations = parse(tables.tables(runs))
+    assert (
+        firm["firm"]["gsm8k_test: sample pass@4"] == "80.0 [40.0, 90.0]" and len(generations) == 2
+    )
+    pytest.importorskip("matplotlib")
+    assert [axis.get_title() for axis in figures.entropy(runs).axes] == ["gsm8k_test, firm-sample"]
+
+
 # ---------------------------------------------------------------- figures
 
+
 def lines(axis):
-    return {line.get_label(): (list(line.get_xdata()), list(line.get_ydata())) for line in axis.lines
-            if line.get_label()[0] != "_"}
+    return {
+        line.get_label(): (list(line.get_xdata()), list(line.get_ydata()))
+        for line in axis.lines
+        if line.get_label()[0] != "_"
+    }
 
 
 def ends(axis, i=0):
@@ -163,14 +312,25 @@ def ends(axis, i=0):
 
 
 def legend(figure):
-    return [text.get_text() for text in figure.legends[0].get_texts()], figure.legends[0].get_title().get_text()
+    return [text.get_text() for text in figure.legends[0].get_texts()], figure.legends[
+        0
+    ].get_title().get_text()
 
 
 def test_pass_at_k_shows_every_cell(tmp_path):
     pytest.importorskip("matplotlib")
-    low = {**SAMPLE, **{f"pass@{k}": p for k, p in zip((1, 2, 3, 4), (.3, .4, .5, .6))}}
-    runs = [result("soft"), *(result("hard", seed=i, settings={"hard-sample": numbers, "soft-sample": SAMPLE})
-                              for i, numbers in enumerate((SAMPLE, low))), result("soft", data="math.jsonl")]
+    low = {
+        **SAMPLE,
+        **{f"pass@{k}": p for k, p in zip((1, 2, 3, 4), (0.3, 0.4, 0.5, 0.6), strict=True)},
+    }
+    runs = [
+        result("soft"),
+        *(
+            result("hard", seed=i, settings={"hard-sample": numbers, "soft-sample": SAMPLE})
+            for i, numbers in enumerate((SAMPLE, low))
+        ),
+        result("soft", data="math.jsonl"),
+    ]
     figure = figures.pass_at_k(runs)
     figure.savefig(tmp_path / "k.png")
     assert (tmp_path / "k.png").read_bytes()[:4] == b"\x89PNG"
@@ -178,51 +338,113 @@ def test_pass_at_k_shows_every_cell(tmp_path):
     assert lines(hard)["soft"] == ([1, 2, 3, 4], [50, 62.5, 75, 80])
     assert lines(hard)["hard"] == ([1, 2, 3, 4], pytest.approx([40, 51.25, 62.5, 70]))
     assert ends(hard, 0)[1] == (40, 90)  # the interval of one run
-    assert ends(hard, 1)[1] == pytest.approx((40 - 10 * 2**.5, 40 + 10 * 2**.5), abs=1e-4)  # one standard deviation
-    assert list(lines(math)) == ["soft"] and list(lines(soft)) == ["hard"] and not empty.get_visible()
+    assert ends(hard, 1)[1] == pytest.approx(
+        (40 - 10 * 2**0.5, 40 + 10 * 2**0.5), abs=1e-4
+    )  # one standard deviation
+    assert (
+        list(lines(math)) == ["soft"] and list(lines(soft)) == ["hard"] and not empty.get_visible()
+    )
     assert [axis.get_title() for axis in (hard, math, soft)] == [
-        "gsm8k_test, hard-sample", "math, hard-sample", "gsm8k_test, soft-sample"]
-    assert hard.get_xscale() == "log" and hard.xaxis.get_transform().base == 2 and hard.get_ylabel() == "pass@k (%)"
+        "gsm8k_test, hard-sample",
+        "math, hard-sample",
+        "gsm8k_test, soft-sample",
+    ]
+    assert (
+        hard.get_xscale() == "log"
+        and hard.xaxis.get_transform().base == 2
+        and hard.get_ylabel() == "pass@k (%)"
+    )
     assert hard.get_ylim()[0] < 30 and hard.get_ylim()[1] > 90  # nothing is cut off
-    assert figures.pass_at_k([result(samples=1, settings={"hard-sample": {"pass@1": .5}})]) is None
+    assert figures.pass_at_k([result(samples=1, settings={"hard-sample": {"pass@1": 0.5}})]) is None
     names, title = legend(figure)
-    assert names == ["soft", "hard"] and "95 % interval" in title and "± 1 standard deviation" in title
+    assert (
+        names == ["soft", "hard"] and "95 % interval" in title and "± 1 standard deviation" in title
+    )
 
 
 def test_entropy_leaves_out_positions_that_few_reach():
     pytest.importorskip("matplotlib")
-    other = {"entropy_by_position": [.7, .3, .1], "rows_by_position": [10, 5, 4]}
-    greedy = {"entropy_by_position": [1.7, .3], "rows_by_position": [5, 5]}
-    runs = [result(settings={"hard-sample": {**SAMPLE, **PROFILE}, "hard-greedy": {**GREEDY, **other}}),
-            *(result("hard", seed=i, settings={"hard-sample": {**SAMPLE, **p}, "soft-greedy": {**GREEDY, **greedy}})
-              for i, p in enumerate((PROFILE, other)))]
+    other = {"entropy_by_position": [0.7, 0.3, 0.1], "rows_by_position": [10, 5, 4]}
+    greedy = {"entropy_by_position": [1.7, 0.3], "rows_by_position": [5, 5]}
+    runs = [
+        result(settings={"hard-sample": {**SAMPLE, **PROFILE}, "hard-greedy": {**GREEDY, **other}}),
+        *(
+            result(
+                "hard",
+                seed=i,
+                settings={"hard-sample": {**SAMPLE, **p}, "soft-greedy": {**GREEDY, **greedy}},
+            )
+            for i, p in enumerate((PROFILE, other))
+        ),
+    ]
     figure = figures.entropy(runs)
     hard, soft = figure.axes
-    assert lines(hard) == {"soft": ([1, 2, 3], [.9, .5, .4]), "hard": ([1, 2], pytest.approx([.8, .4]))}
-    assert lines(soft) == {"hard": ([1, 2], [1.7, .3])} and soft.get_title() == "gsm8k_test, soft-greedy"
+    assert lines(hard) == {
+        "soft": ([1, 2, 3], [0.9, 0.5, 0.4]),
+        "hard": ([1, 2], pytest.approx([0.8, 0.4])),
+    }
+    assert (
+        lines(soft) == {"hard": ([1, 2], [1.7, 0.3])}
+        and soft.get_title() == "gsm8k_test, soft-greedy"
+    )
     assert all(axis.get_ylim()[0] == 0 and axis.get_ylim()[1] > 1.7 for axis in figure.axes)
-    assert "5 % or 5 of the generations" in figure.get_supxlabel() and hard.get_ylabel() == "mean entropy (nats)"
+    assert (
+        "5 % or 5 of the generations" in figure.get_supxlabel()
+        and hard.get_ylabel() == "mean entropy (nats)"
+    )
 
 
 def test_training_merges_seeds_and_names_what_differs(tmp_path):
     pytest.importorskip("matplotlib")
-    a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", seed=1, accuracies=[.3, .4, .5, .6, .7, .8])
+    a, b = (
+        make_run(tmp_path / "a"),
+        make_run(tmp_path / "b", seed=1, accuracies=[0.3, 0.4, 0.5, 0.6, 0.7, 0.8]),
+    )
     figure = figures.training(figures.read_runs([a, b, make_run(tmp_path / "c", lr=2e-4)]))
     left, right = figure.axes
     assert list(lines(left)) == ["soft, lr 0.0001", "soft, lr 0.0002"] == legend(figure)[0]
-    x, y = lines(left)["soft, lr 0.0001"]  # means of five neighbours, fewer at the ends; b has six updates
+    x, y = lines(left)[
+        "soft, lr 0.0001"
+    ]  # means of five neighbours, fewer at the ends; b has six updates
     assert x == [1, 2, 3, 4, 5, 6] and y == pytest.approx([30, 35, 40, 50, 57.5, 65])
-    assert ends(left)[3] == pytest.approx((40 - 10 * 2**.5, 40 + 10 * 2**.5), abs=1e-4)
-    assert lines(right) == {"soft, lr 0.0001": ([4], [pytest.approx(60)]),
-                            "soft, lr 0.0002": ([4, 8], pytest.approx([50, 90]))}
+    assert ends(left)[3] == pytest.approx((40 - 10 * 2**0.5, 40 + 10 * 2**0.5), abs=1e-4)
+    assert lines(right) == {
+        "soft, lr 0.0001": ([4], [pytest.approx(60)]),
+        "soft, lr 0.0002": ([4, 8], pytest.approx([50, 90])),
+    }
     raw = left.lines[0]
-    assert list(raw.get_ydata()) == pytest.approx([20, 30, 40, 50, 60, 70]) and raw.get_label().startswith("_")
-    assert "5 updates" in left.get_title() and left.get_ylabel() == "accuracy (%)" and left.get_xlabel() == "update"
+    assert list(raw.get_ydata()) == pytest.approx(
+        [20, 30, 40, 50, 60, 70]
+    ) and raw.get_label().startswith("_")
+    assert (
+        "5 updates" in left.get_title()
+        and left.get_ylabel() == "accuracy (%)"
+        and left.get_xlabel() == "update"
+    )
+
+
+def test_hard_greedy_validation_is_drawn_where_the_runs_own_kind_has_another(tmp_path):
+    pytest.importorskip("matplotlib")
+    run = make_run(tmp_path / "a")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for row in rows:
+        if "validation" in row:
+            row["validation_hard"] = row["validation"] / 2
+    rows.insert(0, {"step": 0, "validation": 0.3, "validation_hard": 0.2})  # the untrained model
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    left, right = figures.training(figures.read_runs([run])).axes
+    assert lines(right) == {"soft": ([0, 4, 8], pytest.approx([20, 25, 45]))}
+    assert lines(left)["soft"][0] == list(range(1, 9))
+    assert len(figures.curves(run).axes) == 6
 
 
 def test_smoothing_and_short_names():
-    assert figures.running_mean({1: 1., 2: 2., 3: 6.}, 3) == {1: 1.5, 2: 3., 3: 4.}
-    assert tables.short_names(["a/x.jsonl", "b/y.json", "c/"]) == {"a/x.jsonl": "x", "b/y.json": "y", "c/": "c"}
+    assert figures.running_mean({1: 1.0, 2: 2.0, 3: 6.0}, 3) == {1: 1.5, 2: 3.0, 3: 4.0}
+    assert tables.short_names(["a/x.jsonl", "b/y.json", "c/"]) == {
+        "a/x.jsonl": "x",
+        "b/y.json": "y",
+        "c/": "c",
+    }
     assert [figures.smoothing_window(n) for n in (8, 4000)] == [5, 201]
     assert tables.short_names(["a/x", "b/x"]) == {"a/x": "a/x", "b/x": "b/x"}
 
@@ -241,13 +463,22 @@ def test_curves_of_one_run(tmp_path):
         file.write('{"step": 9, "accu')  # cut by a crash
     figure = figures.curves(run)
     assert len(figure.axes) == 6
-    assert lines(figure.axes[0]) == {"training samples, mean over 5 updates": (list(range(1, 9)), pytest.approx(
-        [20, 25, 30, 40, 50, 60, 65, 70])), "validation problems, hard-greedy": ([4, 8], pytest.approx([50, 90]))}
+    assert lines(figure.axes[0]) == {
+        "training samples, mean over 5 updates": (
+            list(range(1, 9)),
+            pytest.approx([20, 25, 30, 40, 50, 60, 65, 70]),
+        ),
+        "validation problems, hard-greedy": ([4, 8], pytest.approx([50, 90])),
+    }
     assert list(figure.axes[0].lines[0].get_ydata()) == pytest.approx(list(range(10, 90, 10)))
-    assert [axis.get_ylabel() for axis in figure.axes][2:4] == ["CoT length (tokens)", "entropy (nats)"]
+    assert [axis.get_ylabel() for axis in figure.axes][2:4] == [
+        "CoT length (tokens)",
+        "entropy (nats)",
+    ]
 
 
 # ---------------------------------------------------------------- command line
+
 
 def test_command_line_end_to_end(tmp_path, capsys):
     pytest.importorskip("matplotlib")
@@ -255,13 +486,18 @@ def test_command_line_end_to_end(tmp_path, capsys):
     paths = [write(tmp_path / f"{i}.json", result(seed=i, settings=numbers)) for i in range(2)]
     run = make_run(tmp_path / "run")
     tables.main([*map(str, paths), str(run), "--out", str(tmp_path / "new" / "out")])
-    told, names = capsys.readouterr().out, ["curves.png", "entropy.png", "pass_at_k.png", "tables.md", "training.png"]
+    told, names = (
+        capsys.readouterr().out,
+        ["curves.png", "entropy.png", "pass_at_k.png", "tables.md", "training.png"],
+    )
     assert sorted(path.name for path in (tmp_path / "new" / "out").iterdir()) == names
     assert all(f"wrote {tmp_path / 'new' / 'out' / name}" in told for name in names)
     text = (tmp_path / "new" / "out" / "tables.md").read_text("utf-8")
     assert text.strip() in told and "50.0 ± 0.0" in text
     tables.main([str(paths[0])])
-    assert {"tables.md", "pass_at_k.png", "entropy.png"} < {path.name for path in tmp_path.iterdir()}
+    assert {"tables.md", "pass_at_k.png", "entropy.png"} < {
+        path.name for path in tmp_path.iterdir()
+    }
     tables.main([str(run), str(make_run(tmp_path / "run1", seed=1))])
     assert (run / "training.png").is_file() and not (run / "curves.png").exists()
     tables.main([str(run)])
@@ -273,16 +509,24 @@ def test_without_matplotlib_there_are_tables(tmp_path, capsys, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     tables.main([str(write(tmp_path / "a.json", result()))])
     told = capsys.readouterr()
-    assert "37.5 [30.0, 45.0]" in told.out and told.err.count("\n") == 1 and "pip install matplotlib" in told.err
+    assert (
+        "37.5 [30.0, 45.0]" in told.out
+        and told.err.count("\n") == 1
+        and "pip install matplotlib" in told.err
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "tables.md"]
-    with pytest.raises(SystemExit, match="minisoft.lab.tables: error: pictures need the extra `plot`"):
+    with pytest.raises(
+        SystemExit, match="minisoft.lab.tables: error: pictures need the extra `plot`"
+    ):
         tables.main([str(make_run(tmp_path / "run"))])
 
 
 def test_import_does_not_need_matplotlib():
     """Nor does train.py draw or study anything."""
     code = "import sys, train; from minisoft.lab import tables; print(*sys.modules)"
-    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
+    told = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
+    )
     drawing = {"matplotlib", "minisoft.lab.figures", "minisoft.lab.study", "minisoft.lab.findings"}
     assert not drawing & set(told.stdout.split())
 
@@ -301,18 +545,28 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path):
         ([good, good], "good.json: label, model, data, seed: expected others than in "),
         ([good, tmp_path], "config.json: expected a JSON file, found no such file"),
         ([good, empty], "empty/metrics.jsonl: expected lines with at least step and accuracy"),
-        ([good, odd], "odd/metrics.jsonl: expected lines with at least step and accuracy, found: 'accuracy'"),
+        (
+            [good, odd],
+            "odd/metrics.jsonl: expected lines with at least step and accuracy, found: 'accuracy'",
+        ),
         ([good, run, same], "same: seed: expected another than in "),
     ]:
         with pytest.raises(SystemExit) as stop:
             tables.main([*map(str, paths), "--out", str(tmp_path / "out")])
-        assert stop.value.code.startswith("minisoft.lab.tables: error: ") and "\n" not in stop.value.code
+        assert (
+            stop.value.code.startswith("minisoft.lab.tables: error: ")
+            and "\n" not in stop.value.code
+        )
         assert message in stop.value.code and not (tmp_path / "out").exists()
 
 
 def test_module_is_a_command(tmp_path):
     command = [sys.executable, "-m", "minisoft.lab.tables"]
-    shown = subprocess.run([*command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        [*command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert "--out FOLDER" in shown and "eval.py" in shown and "default" in shown
-    failed = subprocess.run([*command, str(tmp_path / "no.json")], cwd=ROOT, capture_output=True, text=True)
+    failed = subprocess.run(
+        [*command, str(tmp_path / "no.json")], cwd=ROOT, capture_output=True, text=True
+    )
     assert failed.returncode == 1 and failed.stderr.count("\n") == 1 and not failed.stdout

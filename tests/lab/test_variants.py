@@ -1,4 +1,4 @@
-"""train.py with research switches: what they change, what is written down, and how a run goes on."""
+"""train.py with research switches: what they change, what is written down, how a run goes on."""
 
 import json
 from functools import partial
@@ -61,9 +61,13 @@ def test_the_switches_are_written_down(runs, name):
 def test_variants_differ_in_the_gradient_and_terms_not_in_the_samples(runs):
     first = {name: metrics[0] for name, (_, metrics, _) in runs.items()}
     assert len({m["grad_norm"] for m in first.values()}) == len(SWITCHES)
-    samples = {name: [m[k] for k in ("reward", "cot_length", "entropy")] for name, m in first.items()}
+    samples = {
+        name: [m[k] for k in ("reward", "cot_length", "entropy")] for name, m in first.items()
+    }
     assert samples["cot"] == samples["answer"] == samples["whole"] != samples["bfloat16"]
-    assert first["answer"]["grad_norm"] < 0.5 * first["whole"]["grad_norm"] < first["cot"]["grad_norm"]
+    assert (
+        first["answer"]["grad_norm"] < 0.5 * first["whole"]["grad_norm"] < first["cot"]["grad_norm"]
+    )
 
 
 @pytest.mark.parametrize("name", ["hard", "soft", "hidden"])
@@ -107,7 +111,9 @@ def test_rounded_logits_have_the_gradient_of_exact_ones():
 
 @pytest.mark.parametrize("switches, named", [([], "none"), (["--terms", "answer"], "answer")])
 def test_a_run_goes_on_with_its_own_switches_only(runs, switches, named):
-    with pytest.raises(SystemExit, match=f"--resume: expected the run's variant .*cot.*{named}") as stop:
+    with pytest.raises(
+        SystemExit, match=f"--resume: expected the run's variant .*cot.*{named}"
+    ) as stop:
         variants.main([*switches, "--", "--out", str(runs["cot"][0]), "--resume"])
     assert "\n" not in stop.value.code
 

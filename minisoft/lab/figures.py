@@ -25,14 +25,14 @@ INCIDENTAL = set(  # in config.json of seeds of one run
 GREYS, DASHES, MARKERS = ("0", ".4", ".6"), ("-", "--", "-.", ":"), "os^Dv"
 STYLES = {label: index for index, label in enumerate(("base", *PAPER))}  # the same everywhere
 LEAST_ROWS, LEAST_SHARE = 5, 0.05  # fewer generations have no meaningful mean entropy
-PANELS = (  # of `curves`: field, axis, scale
-    ("accuracy", "accuracy (%)", 100),
-    ("reward", "reward", 1),
-    ("cot_length", "CoT length (tokens)", 1),
-    ("entropy", "entropy (nats)", 1),
-    ("grad_norm", "gradient norm", 1),
-    ("share_E", "gradient norm in E (% of all)", 100),
-)
+PANELS = {  # of `curves`: fields and their axes
+    "accuracy": "accuracy (%)",
+    "reward": "reward",
+    "cot_length": "CoT length (tokens)",
+    "entropy": "entropy (nats)",
+    "grad_norm": "gradient norm",
+    "share_E": "gradient norm in E (% of all)",
+}
 GREEDY = "validation problems, hard-greedy"
 PER_ROW, LEAST_TEXT = 24, 0.08  # of `chain`: steps in a row; a piece of a bar that text fits into
 SHADES = (".87", ".7", ".8", ".6", ".75", "1")  # of a mixture's tokens, the heaviest first
@@ -115,8 +115,8 @@ def curves(run: Path):
     rows = read_run(Path(run))[1]
     window, (figure, axes) = smoothing_window(len(rows)), _panels(2, 3)
     label = f"training samples, mean over {window} updates"
-    for axis, (name, ylabel, scale) in zip(axes.flat, PANELS, strict=True):
-        raw = _series(rows, name, scale)
+    for axis, (name, ylabel) in zip(axes.flat, PANELS.items(), strict=True):
+        raw = _series(rows, name, 100 if "%" in ylabel else 1)
         smooth = running_mean(raw, window)
         axis.plot(list(raw), list(raw.values()), color=".87", linewidth=0.6)
         axis.plot(list(smooth), list(smooth.values()), color=".45", linewidth=1.4, label=label)

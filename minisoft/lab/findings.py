@@ -243,15 +243,13 @@ def trajectories(r: Results, kind: str) -> dict[int, list[dict]]:
     for seed, path in seeds(r.out, f"{measured}/{kind}", ".json").items():
         runs = read_json(r.out / "test/base.json").get("runs", []) + read_json(path)["runs"]
         settings = [run["settings"] for run in runs if run["data"] == "tiny-test"]
-        paths[seed] = [
-            {
-                "greedy": hard["hard-greedy"]["pass@1"],
-                "sample": hard["hard-sample"]["pass@1"],
-                "entropy": hard["hard-sample"]["entropy"],
-            }
-            for hard in settings
-        ]
+        paths[seed] = [_point(hard["hard-greedy"], hard["hard-sample"]) for hard in settings]
     return paths
+
+
+def _point(greedy: dict, sample: dict) -> dict[str, float]:
+    entropy = sample["entropy"]
+    return {"greedy": greedy["pass@1"], "sample": sample["pass@1"], "entropy": entropy}
 
 
 def at_accuracy(points: list[dict], how: str, accuracy: float) -> float | None:

@@ -3,20 +3,18 @@
     python -m minisoft.lab.gradient --model weights/tiny --tokens soft --out soft.json
 
 Measures the gradient of eq. 14 on batches of B problems x G samples, without a problem in common,
-the model's weights left as they are, CoT and answer terms separately, in E (with a tied head) and
-in the rest (the body).  For each of these:
+the weights left as they are, CoT and answer terms separately, in E (with a tied head) and in the
+rest (the body):
 
     norm       root mean square over batches of the gradient's Euclidean norm
     cosine     mean over pairs of batches of the cosine between their gradients
-    snr        |mean gradient|^2, estimated without bias from pairs of batches, / variance of one
-               batch's gradient; 1 / snr is the number of batches whose mean is as much signal as
-               noise
+    snr        |mean gradient|^2, without bias, / variance of one batch's gradient; the mean of
+               1 / snr batches is as much signal as noise
     *_error    standard error, by the jackknife over batches
 
-`ties` says how far the most likely token of a CoT step is from the second: share of positions whose
-two best logits differ by less than so much, whose softmax at the temperature of CoT still moves
-(p_max < 0.999), and which tie exactly if logits are rounded to bfloat16.  A soft or fuzzy CoT sends
-gradient into the body at positions that still move only.
+`ties`: shares of CoT positions whose two best logits differ by less than so much, whose softmax
+still moves (p_max < 0.999; a soft or fuzzy CoT sends gradient into the body there only), and which
+tie exactly if logits are rounded to bfloat16.
 """
 
 import argparse

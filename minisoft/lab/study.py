@@ -5,24 +5,19 @@ findings looked for.
     python -m minisoft.lab.study --out runs/study --parts all
     python -m minisoft.lab.study --out runs/study --list       # the commands that it consists of
 
-A cell is one call of train.py, eval.py, minisoft.lab.variants or minisoft.lab.gradient in a process
-of its own with one thread; --jobs of them run at once.  Cells that are done are not done again, and
-one that was interrupted goes on where it stopped, so the same command continues the study; a cell
-typed by hand, in the repository and with another --out, gives the same numbers on the same machine.
-Parts:
+A cell is one call of a program in a process of its own with one thread; --jobs of them run at once.
+Cells that are done are not done again, and one that was interrupted goes on where it stopped, so
+the same command continues the study.  Parts:
 
-    findings   always: learning rates on validation (a seed of their own), --seeds runs of each
-               kind, six settings and multiple choice for all of them, checkpoints on the way, where
-               the gradient comes from
+    findings   always: learning rates, --seeds runs of each kind and all their evaluations,
+               checkpoints on the way, where the gradient comes from
     ablation   training on the CoT's terms only, on the answer's only
-    variance   another shape of a batch, and noise in fewer directions: signal, what they learn; the
-               findings once more for soft tokens with noise in fewer directions
+    variance   another shape of a batch, noise in fewer directions
     fuzzy      higher temperatures, logits rounded to bfloat16
-    longer     three times the updates, hard and soft: what was only a matter of time?
+    longer     three times the updates, hard and soft
 
-Writes OUT/study.md (tables) and pictures (extra `plot`) after every part, cells.jsonl (command,
-commit, seconds of every cell); results lie in OUT/PART/, logs in OUT/logs/.
-python -m minisoft.lab.findings OUT writes and prints the tables again.
+Writes OUT/study.md (tables), pictures (extra `plot`), cells.jsonl (command, commit, seconds of
+every cell) and logs/; `python -m minisoft.lab.findings OUT` writes the tables again.
 """
 
 import argparse
@@ -178,8 +173,7 @@ class Study:
                 for kind, terms, seed in product(("soft", "hard"), ("answer", "cot"), self.seeds)
             ]
         if "longer" in parts:
-            some, steps = product(("soft", "hard"), self.seeds), ("--steps", str(3 * STEPS))
-            some = list(some)
+            some, steps = list(product(("soft", "hard"), self.seeds)), ("--steps", str(3 * STEPS))
             yield [self.main(f"longer/{kind}", kind, seed, *steps) for kind, seed in some]
             yield [self.whole("longer", kind, seed, "longer-test") for kind, seed in some]
 
@@ -241,9 +235,11 @@ class Study:
         failed, KeyboardInterrupt where `stop` was called, both after those at work have ended."""
         waiting = deque(cell for cell in cells if not self.is_done(cell))
         bar.total += len(waiting)
-        while self.working or (waiting and not self.ending):
+        while self.working or waiting:
+            if self.failure or self.stopped:
+                waiting.clear()
             try:
-                if waiting and len(self.working) < self.jobs and not self.ending:
+                if waiting and len(self.working) < self.jobs:
                     bar.set_description(waiting[0].name)
                     self.start(waiting.popleft())
                 for work in [work for work in self.working if work.process.poll() is not None]:
@@ -261,10 +257,6 @@ class Study:
             raise KeyboardInterrupt
         if self.failure:
             raise InputError(self.failure)
-
-    @property
-    def ending(self) -> bool:
-        return bool(self.failure or self.stopped)
 
     def stop(self, number: int, _) -> None:
         """For SIGINT and SIGTERM: no more cells; those at work save and end."""

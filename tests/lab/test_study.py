@@ -507,18 +507,14 @@ def test_rows_of_the_tables(folder, row):
     assert any(squeeze(line).startswith(squeeze(expected)) for line in text.splitlines()), text
 
 
-def test_tables_of_a_study(folder, capsys):
+def test_tables_and_pictures_of_a_study(folder, capsys):
+    pytest.importorskip("matplotlib")
     findings.main([str(folder)])
     text = (folder / "study.md").read_text()
     assert all(title in text for title, _ in findings.SECTIONS)
     assert "1 cells of one thread, 2 minutes in all" in text and "commits abc" in text
     assert capsys.readouterr().out.strip().endswith("study.md")
     assert {row.split()[0] for row in ROWS} == {make.__name__ for _, make in findings.SECTIONS}
-
-
-def test_pictures_of_a_study(folder):
-    pytest.importorskip("matplotlib")
-    findings.write(folder)
     for name in ("training", "pass_at_k", "entropy", "gradient", "matched"):
         assert (folder / f"{name}.png").stat().st_size > 10_000
 
@@ -550,26 +546,16 @@ def test_bad_flags(flags, message, capsys):
     assert end.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_commands_without_running_them(tmp_path):
-    shown = subprocess.run(
-        [sys.executable, "-m", "minisoft.lab.study", "--out", str(tmp_path / "s"), "--list"],
-        text=True,
-        cwd=ROOT,
-        capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
-    lines = shown.stdout.splitlines()
-    assert (
-        shown.returncode == 0
-        and len(lines) == 13
-        and lines[0].startswith("OMP_NUM_THREADS=1 python train.py --tokens hard --lr 1e-4")
-    )
+def test_commands_without_running_them(tmp_path, capsys):
+    main(["--out", str(tmp_path / "s"), "--list"])
+    lines = capsys.readouterr().out.splitlines()
+    first = "OMP_NUM_THREADS=1 python train.py --tokens hard --lr 1e-4"
+    assert len(lines) == 13 and lines[0].startswith(first)
     assert lines[-1].startswith("# the commands that follow") and not (tmp_path / "s").exists()
-    nothing = subprocess.run(
-        [sys.executable, "-m", "minisoft.lab.findings", str(tmp_path)],
-        text=True,
-        cwd=ROOT,
-        capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+
+
+def test_findings_is_a_command_and_says_where_nothing_is(tmp_path):
+    command = [sys.executable, "-m", "minisoft.lab.findings", str(tmp_path)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    nothing = subprocess.run(command, text=True, cwd=ROOT, capture_output=True, env=env)
     assert nothing.returncode == 1 and "expected results of minisoft.lab.study" in nothing.stderr

@@ -560,13 +560,14 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path):
         assert message in stop.value.code and not (tmp_path / "out").exists()
 
 
-def test_module_is_a_command(tmp_path):
-    command = [sys.executable, "-m", "minisoft.lab.tables"]
-    shown = subprocess.run(
-        [*command, "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout
+def test_help(capsys):
+    with pytest.raises(SystemExit):
+        tables.main(["--help"])
+    shown = capsys.readouterr().out
     assert "--out FOLDER" in shown and "eval.py" in shown and "default" in shown
-    failed = subprocess.run(
-        [*command, str(tmp_path / "no.json")], cwd=ROOT, capture_output=True, text=True
-    )
+
+
+def test_module_is_a_command(tmp_path):
+    command = [sys.executable, "-m", "minisoft.lab.tables", str(tmp_path / "no.json")]
+    failed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert failed.returncode == 1 and failed.stderr.count("\n") == 1 and not failed.stdout

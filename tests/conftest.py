@@ -1,4 +1,4 @@
-"""Tiny random models in every supported architecture, and small trained tokenizers of every supported kind."""
+"""Tiny random models of every supported architecture, small tokenizers of every supported kind."""
 
 import copy
 import json
@@ -9,7 +9,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # at these sizes a second thread only waits
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started the tests with Ctrl-C ignored
+# a shell may have started the tests with Ctrl-C ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 VOCABULARY = 512
 SENTENCES = [
@@ -20,8 +21,10 @@ SENTENCES = [
     "Über naïve Größe: déjà vu, 東京 is far: 10 000 km. Das Ergebnis lautet: 3,14 \u2212 1.",
     "User: what? Assistant: that: this. Time: 12:30:45. Ratio 3:4:: ok",
 ]
-LLAMA3_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
-                r"\s*[\r\n]+|\s+(?!\S)|\s+")
+LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 QWEN_SPLIT = LLAMA3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}")
 
 
@@ -35,6 +38,7 @@ def corpus():
 
 # ---------------------------------------------------------------- tokenizers
 
+
 def byte_level(folder, split, special, bos, normalizer=None, added=()):
     """A byte-level BPE tokenizer.json as Llama 3 and Qwen have."""
     from tokenizers import (
@@ -46,55 +50,124 @@ def byte_level(folder, split, special, bos, normalizer=None, added=()):
         processors,
         trainers,
     )
+
     codec = Tokenizer(models.BPE())
     codec.normalizer = normalizer
-    codec.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(split), "isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    codec.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(split), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     codec.decoder = decoders.ByteLevel()
-    codec.train_from_iterator(corpus(), trainers.BpeTrainer(
-        vocab_size=440, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    codec.train_from_iterator(
+        corpus(),
+        trainers.BpeTrainer(
+            vocab_size=440,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
     codec.add_special_tokens(special)
     codec.add_tokens(list(added))
     if bos:
-        codec.post_processor = processors.Sequence([
-            processors.ByteLevel(trim_offsets=False),
-            processors.TemplateProcessing(single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1",
-                                          special_tokens=[(bos, codec.token_to_id(bos))])])
+        codec.post_processor = processors.Sequence(
+            [
+                processors.ByteLevel(trim_offsets=False),
+                processors.TemplateProcessing(
+                    single=f"{bos} $A",
+                    pair=f"{bos} $A {bos}:1 $B:1",
+                    special_tokens=[(bos, codec.token_to_id(bos))],
+                ),
+            ]
+        )
     else:
         codec.post_processor = processors.ByteLevel(trim_offsets=False)
     codec.save(str(folder / "tokenizer.json"))
 
 
 def llama3(folder):
-    byte_level(folder, LLAMA3_SPLIT, ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"], "<|begin_of_text|>")
-    write_json(folder / "tokenizer_config.json", {
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>",
-        "clean_up_tokenization_spaces": True})
+    byte_level(
+        folder,
+        LLAMA3_SPLIT,
+        ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"],
+        "<|begin_of_text|>",
+    )
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": "<|begin_of_text|>",
+            "eos_token": "<|eot_id|>",
+            "clean_up_tokenization_spaces": True,
+        },
+    )
 
 
 def qwen(folder):
     from tokenizers import normalizers
-    byte_level(folder, QWEN_SPLIT, ["<|endoftext|>", "<|im_start|>", "<|im_end|>"], None, normalizers.NFC(),
-               added=["<tool:call>"])
-    write_json(folder / "tokenizer_config.json", {
-        "tokenizer_class": "Qwen2Tokenizer", "add_bos_token": False, "bos_token": None, "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>", "clean_up_tokenization_spaces": False})
+
+    byte_level(
+        folder,
+        QWEN_SPLIT,
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        None,
+        normalizers.NFC(),
+        added=["<tool:call>"],
+    )
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "Qwen2Tokenizer",
+            "add_bos_token": False,
+            "bos_token": None,
+            "eos_token": "<|im_end|>",
+            "pad_token": "<|endoftext|>",
+            "clean_up_tokenization_spaces": False,
+        },
+    )
 
 
 def llama2_model(folder):
     """A sentencepiece tokenizer.model with byte fallback, as Llama 2 and TinyLlama have."""
     import sentencepiece
-    (folder / "text").write_text("\n".join(line for text in corpus() for line in text.split("\n")), "utf-8")
+
+    (folder / "text").write_text(
+        "\n".join(line for text in corpus() for line in text.split("\n")), "utf-8"
+    )
     sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "text"), model_prefix=str(folder / "tokenizer"), vocab_size=VOCABULARY, model_type="bpe",
-        byte_fallback=True, split_digits=True, normalization_rule_name="identity", remove_extra_whitespaces=False,
-        add_dummy_prefix=True, allow_whitespace_only_pieces=True, unk_id=0, bos_id=1, eos_id=2, pad_id=-1,
-        character_coverage=0.99, num_threads=1, minloglevel=2)
-    (folder / "text").unlink(), (folder / "tokenizer.vocab").unlink()
-    write_json(folder / "tokenizer_config.json", {
-        "tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False, "legacy": False,
-        "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"})
+        input=str(folder / "text"),
+        model_prefix=str(folder / "tokenizer"),
+        vocab_size=VOCABULARY,
+        model_type="bpe",
+        byte_fallback=True,
+        split_digits=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        add_dummy_prefix=True,
+        allow_whitespace_only_pieces=True,
+        unk_id=0,
+        bos_id=1,
+        eos_id=2,
+        pad_id=-1,
+        character_coverage=0.99,
+        num_threads=1,
+        minloglevel=2,
+    )
+    (folder / "text").unlink()
+    (folder / "tokenizer.vocab").unlink()
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "LlamaTokenizer",
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "legacy": False,
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "unk_token": "<unk>",
+        },
+    )
 
 
 def llama2_json(folder):
@@ -108,27 +181,65 @@ def llama2_json(folder):
         normalizers,
         processors,
     )
+
     llama2_model(folder)
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     (folder / "tokenizer.model").unlink()
     vocabulary = {pieces.id_to_piece(i): i for i in range(len(pieces))}
-    cuts = ((piece[:k], piece[k:], i) for piece, i in vocabulary.items() if i > 258 for k in range(1, len(piece)))
-    merges = sorted(((a, b, i) for a, b, i in cuts if a in vocabulary and b in vocabulary),
-                    key=lambda merge: (merge[2], vocabulary[merge[0]], vocabulary[merge[1]]))
-    codec = Tokenizer(models.BPE(vocabulary, [merge[:2] for merge in merges], unk_token="<unk>", fuse_unk=True,
-                                 byte_fallback=True))
-    codec.add_special_tokens([AddedToken(token, normalized=False) for token in ("<unk>", "<s>", "</s>")])
-    codec.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    codec.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
-                                       decoders.Strip(" ", 1, 0)])
-    codec.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A <s>:1 $B:1",
-                                                         special_tokens=[("<s>", 1)])
+    cuts = (
+        (piece[:k], piece[k:], i)
+        for piece, i in vocabulary.items()
+        if i > 258
+        for k in range(1, len(piece))
+    )
+    merges = sorted(
+        ((a, b, i) for a, b, i in cuts if a in vocabulary and b in vocabulary),
+        key=lambda merge: (merge[2], vocabulary[merge[0]], vocabulary[merge[1]]),
+    )
+    codec = Tokenizer(
+        models.BPE(
+            vocabulary,
+            [merge[:2] for merge in merges],
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    codec.add_special_tokens(
+        [AddedToken(token, normalized=False) for token in ("<unk>", "<s>", "</s>")]
+    )
+    codec.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    codec.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    codec.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", 1)]
+    )
     codec.save(str(folder / "tokenizer.json"))
-    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>",
-                                                  "eos_token": "</s>", "unk_token": "<unk>"})
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "unk_token": "<unk>",
+        },
+    )
 
 
-TOKENIZERS = {"llama3": llama3, "qwen": qwen, "llama2_model": llama2_model, "llama2_json": llama2_json}
+TOKENIZERS = {
+    "llama3": llama3,
+    "qwen": qwen,
+    "llama2_model": llama2_model,
+    "llama2_json": llama2_json,
+}
 
 
 @pytest.fixture(scope="session")
@@ -142,11 +253,26 @@ def tokenizer_folders(tmp_path_factory):
 
 # ---------------------------------------------------------------- models
 
-SIZES = dict(vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-             num_key_value_heads=2, max_position_embeddings=2048, rope_theta=10000.0, tie_word_embeddings=False,
-             bos_token_id=1, eos_token_id=2)
-LLAMA3_SCALING = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                  "original_max_position_embeddings": 64}
+SIZES = dict(
+    vocab_size=VOCABULARY,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=2048,
+    rope_theta=10000.0,
+    tie_word_embeddings=False,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+LLAMA3_SCALING = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 ARCHITECTURES = {
     "llama-gqa": ("llama", {}),
     "llama-mha": ("llama", {"num_key_value_heads": 4}),
@@ -168,6 +294,7 @@ ARCHITECTURES = {
 def random_model(architecture, **changes):
     """A transformers model in which nothing is 0 or 1: norms and biases are random too."""
     import transformers
+
     kind, own = ARCHITECTURES[architecture]
     name = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[kind]
     config = getattr(transformers, f"{name}Config")(**{**SIZES, **copy.deepcopy(own), **changes})
@@ -193,6 +320,7 @@ def saved(tmp_path_factory):
             model.save_pretrained(folder)
             made[architecture] = model, folder
         return made[architecture]
+
     return get
 
 
@@ -200,13 +328,44 @@ def saved(tmp_path_factory):
 def both(saved):
     """both(architecture) -> (transformers model, the same weights in minisoft), float32."""
     from minisoft.io.checkpoint import load_model
+
     loaded = {}
 
     def get(architecture):
         if architecture not in loaded:
             loaded[architecture] = load_model(saved(architecture)[1])
         return saved(architecture)[0], loaded[architecture]
+
     return get
+
+
+@pytest.fixture(scope="session")
+def fast(both):
+    """fast(architecture) -> (transformers model, the same weights in minisoft, accelerated)."""
+    from minisoft.engine import accelerate
+
+    made = {}
+
+    def get(architecture):
+        if architecture not in made:
+            made[architecture] = accelerate(copy.deepcopy(both(architecture)[1]))
+        return both(architecture)[0], made[architecture]
+
+    return get
+
+
+def random_ids(*shape, seed=0):
+    """Token ids of the models above."""
+    return torch.randint(VOCABULARY, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def logits_of(model, ids):
+    """The logits at every position of texts (B, T), by one plain pass of a minisoft model."""
+    return model.logits(model(model.embed(ids)))
+
+
+def close(result, expected, tolerance=1e-5):
+    torch.testing.assert_close(result, expected, atol=tolerance, rtol=0)
 
 
 @pytest.fixture

@@ -1,0 +1,143 @@
+"""Decoding row by row on shared prompts gives what the whole text gives, whoever else is there."""
+
+import pytest
+import torch
+from conftest import VOCABULARY, close, logits_of, random_ids
+
+from minisoft.engine.cache import RowCache
+from minisoft.io.checkpoint import load_model
+
+SAMPLE = ("llama3", "llama-mha", "qwen2", "qwen3")
+
+
+def row_cache(model, prompts, owner, capacity):
+    """A RowCache whose first rows continue the given recorded prompts."""
+    cache = RowCache(model.config, len(owner), capacity, "cpu", model.E.dtype)
+    numbers = [cache.add(prompt, prompt.keys[0].shape[2]) for prompt in prompts]
+    cache.owner[: len(owner)] = [numbers[p] for p in owner]
+    cache.seat()
+    return cache
+
+
+def decode(model, prompts, owner, rows, drops=None):
+    """Logits (N, T, V) of the continuations `rows` (N, T), step by step; drops[t]: rows that leave
+    after step t."""
+    drops = drops or {}
+    N, T = rows.shape
+    seen = torch.full((N, T, VOCABULARY), torch.nan)
+    cache = row_cache(model, [model.prefill(p)[1] for p in prompts], owner.tolist(), T)
+    places = [*range(N), *[None] * (len(cache.owner) - N)]  # which row sits where
+    for t in range(T):
+        cache.position[:] = t
+        cache.widen(t + 1)
+        ids = torch.tensor([0 if row is None else rows[row, t] for row in places])
+        logits = model.logits(model(model.embed(ids[:, None]), cache))[:, 0]
+        for place, row in enumerate(places):
+            if row is not None:
+                seen[row, t] = logits[place]
+                if row in drops.get(t, []):
+                    places[place] = cache.owner[place] = None
+        if order := cache.shrink():
+            places = [places[i] for i in order]
+        cache.seat()
+    return seen
+
+
+def uncached(model, prompts, owner, rows):
+    return torch.stack(
+        [
+            logits_of(model, torch.cat((prompts[p], row[None]), dim=1))[0, -len(row) :]
+            for p, row in zip(owner.tolist(), rows)
+        ]
+    )
+
+
+OWNER = torch.tensor([1, 0, 0, 1, 1, 0, 1] * 5)  # 35 rows: places for 48
+DROPS = {
+    "none": {},
+    "first row": {0: [0]},
+    "last row": {1: [6]},
+    "some": {0: [2], 1: [0, 5], 3: [3]},
+    "all of one prompt": {1: [i for i in range(35) if i % 7 in (1, 2, 5)]},
+    "all but one": {1: [*range(34)]},
+    "to 32 rows, then 16": {0: [3, 4, 30], 2: [*range(5, 29, 2), 29, 31, 33]},
+}
+
+
+@pytest.mark.parametrize("architecture", SAMPLE)
+@pytest.mark.parametrize("drops", DROPS.values(), ids=DROPS)
+@torch.no_grad()
+def test_cached_decoding_equals_the_uncached_forward(fast, architecture, drops):
+    model = fast(architecture)[1]
+    prompts, rows = [random_ids(1, 5, seed=1), random_ids(1, 12, seed=2)], random_ids(35, 6, seed=3)
+    decoded = decode(model, prompts, OWNER, rows, drops)
+    expected = uncached(model, prompts, OWNER, rows)
+    left = torch.ones(35, 6, dtype=torch.bool)
+    for t, gone in drops.items():
+        left[gone, t + 1 :] = False
+    close(decoded[left], expected[left], 2e-5)
+    assert decoded[~left].isnan().all()
+
+
+def test_shrink_tells_where_the_rows_went(both):
+    cache = RowCache(both("llama3")[1].config, 48, 4, "cpu", torch.float32)
+    cache.owner = [0 if i % 3 == 2 else None for i in range(48)]
+    before = list(cache.owner)
+    order = cache.shrink()
+    assert len(order) == 16 and len(set(order)) == 16
+    assert [before[i] for i in order] == cache.owner == [0] * 16
+    assert all(order[i] == i for i in range(16) if before[i] == 0)  # who can stay stays
+    assert cache.shrink() is None
+
+
+@torch.no_grad()
+def test_prompts_come_and_go(fast):
+    """A number that became free is used again, by a longer or a shorter prompt, while another row
+    goes on."""
+    model = fast("llama3")[1]
+    prompts, rows = [random_ids(1, n, seed=n) for n in (7, 30, 3, 40)], random_ids(4, 5, seed=2)
+    expected = uncached(model, prompts, torch.arange(4), rows)
+    cache = row_cache(model, [model.prefill(p)[1] for p in prompts[:2]], [0, 1], 16)
+    jobs, start = {0: 0, 1: 1}, {0: 0, 1: 0}  # place -> row; place -> its first step
+    waiting = [2, 3]
+    for t in range(15):
+        cache.position[:] = torch.tensor([t - start.get(place, t) for place in range(16)])
+        cache.widen(t + 1)
+        ids = torch.tensor(
+            [rows[jobs[place], t - start[place]] if place in jobs else 0 for place in range(16)]
+        )
+        logits = model.logits(model(model.embed(ids[:, None]), cache))[:, 0]
+        for place, row in list(jobs.items()):
+            close(logits[place], expected[row, t - start[place]], 2e-5)
+            if t - start[place] == (4 if place else 2):  # place 0 is cut short: out of step then
+                cache.drop(cache.owner[place])
+                cache.owner[place] = None
+                del jobs[place]
+                if waiting:
+                    jobs[place], start[place] = waiting.pop(0), t + 1
+                    prompt = model.prefill(prompts[jobs[place]])[1]
+                    cache.owner[place] = cache.add(prompt, prompt.keys[0].shape[2])
+        cache.seat()
+    assert not waiting and len(cache.length) == 2
+
+
+@torch.no_grad()
+def test_a_row_does_not_depend_on_the_other_prompts(fast):
+    model = fast("llama3")[1]
+    prompt, rows = random_ids(1, 6, seed=1), random_ids(4, 5, seed=2)
+    alone = decode(model, [prompt], torch.tensor([0, 0]), rows[:2])
+    for length in (1, 6, 40):
+        other = random_ids(1, length, seed=3)
+        close(decode(model, [prompt, other], torch.tensor([0, 0, 1, 1]), rows)[:2], alone)
+        close(decode(model, [other, prompt], torch.tensor([1, 1, 0, 0]), rows)[:2], alone)
+
+
+@pytest.mark.parametrize("architecture", SAMPLE)
+@torch.no_grad()
+def test_a_bfloat16_model_decodes_on_it(saved, architecture):
+    model = load_model(saved(architecture)[1], dtype=torch.bfloat16)
+    ids = random_ids(1, 300)
+    _, prompt = model.prefill(ids)
+    rows = row_cache(model, [prompt], [0, 0], 2)
+    rows.widen(1)
+    assert model(model.embed(ids[:, :1]).expand(16, 1, -1), rows).isfinite().all()

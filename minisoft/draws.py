@@ -51,7 +51,11 @@ class Draws:
 
     def uniform(self) -> torch.Tensor:
         """(N,) float32 in [0, 1), multiples of 2^-24."""
-        return _shift(self._bits(1)[:, 0], 40).float() * 2**-24
+        return self.uniforms(1)[:, 0]
+
+    def uniforms(self, n: int) -> torch.Tensor:
+        """(N, n) numbers like that, the first of each row that of `uniform`."""
+        return _shift(self._bits(n), 40).float() * 2**-24
 
     def normal(self, n: int) -> torch.Tensor:
         """(N, n) float32, standard normal, by Box-Muller: a hash gives two numbers of 32 bits."""

@@ -1,4 +1,5 @@
-"""Random numbers from (seed, step, problem, sample, position): distributions, independence, and nothing else decides."""
+"""Random numbers from (seed, step, problem, sample, position): distributions, independence, and
+nothing else decides."""
 
 import math
 
@@ -14,19 +15,29 @@ def draws(rows=1000, positions=None):
 
 
 def test_hash_is_splitmix64():
-    """The first outputs of SplitMix64 with seed 1234567, as published with the algorithm's test vectors."""
-    state = torch.tensor([(1234567 + i * 0x9E3779B97F4A7C15) % 2**64 for i in (1, 2, 3)], dtype=torch.uint64).view(torch.int64)
-    assert [x % 2**64 for x in _hash(state).tolist()] == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    """The first outputs of SplitMix64 with seed 1234567, as published with the algorithm's test
+    vectors."""
+    counted = [(1234567 + i * 0x9E3779B97F4A7C15) % 2**64 for i in (1, 2, 3)]
+    state = torch.tensor(counted, dtype=torch.uint64).view(torch.int64)
+    outputs = [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    assert [x % 2**64 for x in _hash(state).tolist()] == outputs
 
 
 def test_keys_are_64_bit_numbers_of_every_part():
-    found = {key(*parts) for parts in [(0, 1, 2), (0, 1, 3), (0, 2, 2), (1, 1, 2), (0, "soft-sample", 2), (0, 12), (1, 2, 0)]}
-    assert len(found) == 7 and all(-2**63 <= x < 2**63 for x in found)
+    numbers = [(0, 1, 2), (0, 1, 3), (0, 2, 2), (1, 1, 2), (0, 12), (1, 2, 0)]
+    keys = {key(*parts) for parts in [*numbers, (0, "soft-sample", 2)]}
+    assert len(keys) == 7 and all(-(2**63) <= x < 2**63 for x in keys)
 
 
-def test_uniform_is_uniform():
+@pytest.mark.parametrize("numbers", [None, 1, 3])
+def test_uniform_is_uniform(numbers):
     n = 200_000
-    u = Draws(torch.full((n,), key("x")), torch.arange(n)).uniform().double()
+    drawn = Draws(torch.full((n,), key("x")), torch.arange(n))
+    u = drawn.uniform() if numbers is None else drawn.uniforms(numbers)
+    assert u.dtype == torch.float32 and u.shape == ((n, numbers) if numbers else (n,))
+    assert numbers is None or torch.equal(u[:, 0], drawn.uniform())
+    u = u.flatten().double()
+    n = len(u)
     assert 0 <= u.min() and u.max() < 1
     largest_gap = (u.sort().values - (torch.arange(n) + 0.5) / n).abs().max()
     assert largest_gap < 1.95 / math.sqrt(n)  # Kolmogorov-Smirnov at .001
@@ -47,12 +58,15 @@ def test_normal_is_normal(n):
 def test_numbers_of_rows_positions_and_dimensions_are_uncorrelated():
     rows, n = 300, 40
     by_row = draws(rows).normal(n)
-    by_position = Draws(torch.full((rows,), key(0, 0, 0, 0)), torch.arange(rows)).normal(n)
-    for x in (by_row, by_position, by_row.T, by_position.T):
+    at_each = Draws(torch.full((rows,), key(0, 0, 0, 0)), torch.arange(rows))
+    by_position, uniform = at_each.normal(n), at_each.uniforms(n)
+    for x in (by_row, by_position, uniform, by_row.T, by_position.T, uniform.T):
         correlation = torch.corrcoef(x.double())
         off = correlation[~torch.eye(len(x), dtype=torch.bool)]
         expected = 1 / math.sqrt(x.shape[1])
-        assert off.abs().max() < 5.5 * expected and abs(off.pow(2).mean().sqrt() / expected - 1) < 0.05
+        assert (
+            off.abs().max() < 5.5 * expected and abs(off.pow(2).mean().sqrt() / expected - 1) < 0.05
+        )
     assert (by_row[0] == by_position[0]).all()  # the same key and position
 
 
@@ -62,4 +76,5 @@ def test_a_row_is_drawn_alike_in_every_company():
     for rows in (range(16), range(5, 37), range(63, -1, -1)):
         part = Draws(whole.keys[list(rows)], whole.positions[list(rows)])
         assert torch.equal(part.uniform(), whole.uniform()[list(rows)])
+        assert torch.equal(part.uniforms(3), whole.uniforms(3)[list(rows)])
         assert torch.equal(part.normal(33), whole.normal(33)[list(rows)])

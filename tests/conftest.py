@@ -375,3 +375,68 @@ def model_folder(saved, tokenizer_folders, tmp_path):
     shutil.copytree(saved("llama3-tied")[1], folder)
     shutil.copytree(tokenizer_folders["llama3"], folder, dirs_exist_ok=True)
     return folder
+
+
+# ---------------------------------------------------------------- the embedded model
+
+KINDS = {  # every kind of token and place of its noise: (kind, noise, top_k)
+    "hard": ("hard", "embedding", None),
+    "soft": ("soft", "embedding", None),
+    "fuzzy": ("fuzzy", "embedding", None),
+    "soft, hidden": ("soft", "hidden", None),
+    "fuzzy, hidden": ("fuzzy", "hidden", None),
+    "soft, logits": ("soft", "logits", None),
+    "soft, top 5": ("soft", "logits", 5),
+}
+
+
+class Tiny:
+    """The embedded model, plain and accelerated, and prompts of six of its test problems; not to
+    be changed."""
+
+    def __init__(self):
+        from minisoft import data, engine
+        from minisoft.io import WEIGHTS, checkpoint
+
+        self.model, self.tokenizer = checkpoint.load(WEIGHTS / "tiny")
+        self.fast = engine.accelerate(copy.deepcopy(self.model))
+        self.form = data.Format(self.tokenizer)
+        problems = data.load_problems("tiny-test")[:6]
+        texts = [data.prompt(p.question, "User: QUESTION Assistant:") for p in problems]
+        self.prompts = [self.tokenizer.encode(text) for text in texts]
+
+    def kind(self, name):
+        """The kind of that name in KINDS, with the paper's gamma."""
+        from minisoft.soft import GAMMA, make_kind, noise_scale
+
+        token, noise, top_k = KINDS[name]
+        sigma = GAMMA * noise_scale(self.model, noise)
+        return make_kind(token, sigma, noise=noise, top_k=top_k)
+
+    def requests(self, problems, samples, step=0):
+        from minisoft.rollout import Request
+
+        return [Request(self.prompts[i], (0, step, i), samples) for i in problems]
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    return Tiny()
+
+
+@pytest.fixture(scope="session")
+def rolled(tiny):
+    """rolled(name) -> Rollouts of 3 problems x 8 samples by the engine, of a kind in KINDS."""
+    from minisoft import engine
+    from minisoft.rollout import Decoding
+
+    made = {}
+
+    def get(name):
+        if name not in made:
+            requests = tiny.requests(range(3), range(8))
+            kind = tiny.kind(name)
+            made[name] = engine.rollout(tiny.fast, tiny.form, kind, requests, Decoding(60))
+        return made[name]
+
+    return get

@@ -1,0 +1,123 @@
+"""Continuous batching: places, looking ahead and the order of the requests change no bit."""
+
+import pytest
+import torch
+from conftest import KINDS
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from minisoft import engine
+from minisoft.engine import decode
+from minisoft.rollout import Decoding
+from minisoft.soft import make_kind
+
+FIELDS = ("ids", "role", "actions", "log_prob", "entropy", "truncated")
+
+
+def assert_same_bits(one, two):
+    for field in FIELDS:
+        assert torch.equal(getattr(one, field), getattr(two, field)), field
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_continuous_batching_changes_no_bit(tiny, name):
+    """Places for 16 rows at most, of which 5 or 11 are used, fewer than there are rows; other
+    orders of the problems."""
+    requests = tiny.requests(range(6), range(4))
+
+    def roll(order, **options):
+        some = [requests[i] for i in order]
+        kind = tiny.kind(name)
+        records = engine.rollout(tiny.fast, tiny.form, kind, some, Decoding(40), **options)
+        return dict(zip(order, records))
+
+    whole = roll(range(6))
+    for rows, order in ((5, [0, 1, 2, 3, 4, 5]), (11, [5, 3, 1, 0, 2, 4])):
+        records = roll(order, rows=rows)
+        for i in order:
+            assert_same_bits(records[i], whole[i])
+
+
+@pytest.mark.parametrize("ahead", [3, 8])
+@pytest.mark.parametrize("name", ["hard", "soft"])
+def test_looking_at_the_text_less_often_changes_no_bit(tiny, name, ahead):
+    """Rows that ran past their stop phrase are set back; with 20 rows at once others take their
+    places meanwhile."""
+    requests, kind = tiny.requests(range(4), range(12)), tiny.kind(name)
+    often, seldom = (
+        engine.rollout(tiny.fast, tiny.form, kind, requests, Decoding(40), rows=20, ahead=steps)
+        for steps in (1, ahead)
+    )
+    assert any(not record.truncated.all() for record in often)  # early ends
+    for a, b in zip(often, seldom):
+        assert_same_bits(a, b)
+
+
+def test_records_come_when_their_last_row_is_done_and_without_actions_if_not_wanted(tiny):
+    options = {"rows": 3, "record_actions": False}
+    requests, kind = tiny.requests(range(6), range(2)), tiny.kind("hard")
+    numbered = list(engine.stream(tiny.fast, tiny.form, kind, requests, Decoding(40), **options))
+    order = [i for i, _ in numbered]
+    assert sorted(order) == list(range(6)) and order[:3] != [3, 4, 5]
+    for _, record in numbered:
+        assert record.actions is None
+        assert record.samples == range(2) and len(record.ids) == 2
+
+
+@pytest.mark.parametrize("greedy", [False, True])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        make_kind("hard", 0.1),
+        make_kind("soft", 0.1),
+        make_kind("soft", 0.1, noise="hidden"),
+        make_kind("soft", 0.1, noise="logits", top_k=3),
+    ],
+)
+def test_a_step_needs_nothing_from_the_host(tiny, kind, greedy, monkeypatch):
+    """What a CUDA graph can record: no tensor's value reaches Python or decides a shape, and
+    nothing comes from there.  Every step goes through `Graphs.run`."""
+    operations, steps = Operations(), []
+
+    def run(self, shape, step, record):
+        steps.append(shape)
+        with operations:
+            step()
+
+    monkeypatch.setattr(decode.Graphs, "run", run)
+    requests, how = tiny.requests([0, 1], range(4)), Decoding(20, greedy, greedy)
+    options = {"ahead": 4, "rows": 5}
+    records = engine.rollout(tiny.fast, tiny.form, kind, requests, how, **options)
+    assert len(records) == 2 and len(steps) % 4 == 0
+    assert {shape[:2] for shape in steps} >= {(True, False), (False, True)}  # and both at once
+    assert "aten.bmm" in operations.names
+    ids = torch.arange(3)
+    with pytest.raises(AssertionError), operations:
+        ids[ids > 0]
+    with pytest.raises(AssertionError), operations:
+        ids[0].item()
+
+
+class Operations(TorchDispatchMode):
+    """Collects the names of the operations that run; those that wait for a device's values are
+    errors."""
+
+    WAIT = {
+        "aten._local_scalar_dense",
+        "aten.nonzero",
+        "aten.lift_fresh",
+        "aten.masked_select",
+        "aten.equal",
+    }
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function.overloadpacket)
+        indices = args[1] if len(args) > 1 and isinstance(args[1], (list, tuple)) else ()
+        masks = any(getattr(i, "dtype", None) == torch.bool for i in indices)
+        assert name not in self.WAIT, name
+        assert not ("index" in name and masks), name
+        self.names.add(name)
+        return function(*args, **(kwargs or {}))

@@ -23,15 +23,25 @@ def text(number, words):
 
 
 def question(number, context, *lengths):
-    return Choice(text(number, context), tuple(text(f"{number}/{i}", n) for i, n in enumerate(lengths)),
-                  number % len(lengths))
+    return Choice(
+        text(number, context),
+        tuple(text(f"{number}/{i}", n) for i, n in enumerate(lengths)),
+        number % len(lengths),
+    )
 
 
 QUESTIONS = [  # very different lengths, 2 to 5 options
-    question(0, 20, 3, 1, 8, 4), question(1, 1, 1, 1), question(2, 80, 2, 40, 1, 9), question(3, 7, 5, 5, 5, 5, 5),
-    question(4, 40, 1, 2, 1), Choice("First: add", ("3", "4", "x", "y"), 2), Choice("Mia has", ("12 apples", "12"), 1),
-    Choice("12 + 7 =  ", ("19", "18."), 0), Choice("a:", (" two spaces", "one\n", "über 東京"), 1),
-    *(question(n, 3 + n % 9, *[1 + (n + i) % 4 for i in range(2 + n % 3)]) for n in range(9, 60))]
+    question(0, 20, 3, 1, 8, 4),
+    question(1, 1, 1, 1),
+    question(2, 80, 2, 40, 1, 9),
+    question(3, 7, 5, 5, 5, 5, 5),
+    question(4, 40, 1, 2, 1),
+    Choice("First: add", ("3", "4", "x", "y"), 2),
+    Choice("Mia has", ("12 apples", "12"), 1),
+    Choice("12 + 7 =  ", ("19", "18."), 0),
+    Choice("a:", (" two spaces", "one\n", "über 東京"), 1),
+    *(question(n, 3 + n % 9, *[1 + (n + i) % 4 for i in range(2 + n % 3)]) for n in range(9, 60)),
+]
 
 
 def score(model, tokenizer, questions=QUESTIONS, batch=64):
@@ -68,13 +78,23 @@ def tiny():
 
 # ---------------------------------------------------------------- log-probabilities
 
-@pytest.mark.parametrize("architecture, tokenizer", [
-    ("llama-gqa", "llama3"), ("llama3-tied", "llama2_model"), ("qwen2", "qwen"), ("qwen3-tied", "llama2_json")])
+
+@pytest.mark.parametrize(
+    "architecture, tokenizer",
+    [
+        ("llama-gqa", "llama3"),
+        ("llama3-tied", "llama2_model"),
+        ("qwen2", "qwen"),
+        ("qwen3-tied", "llama2_json"),
+    ],
+)
 def test_an_option_is_scored_as_if_it_stood_alone(both, tokenizer_folders, architecture, tokenizer):
     model, tokenizer = both(architecture)[1], Tokenizer(tokenizer_folders[tokenizer])
     for choice, record in zip(QUESTIONS, score(model, tokenizer)):
         expected = alone(model, tokenizer, choice)
-        assert record["tokens"] == [len(option) for option in expected] and min(record["tokens"]) > 0
+        assert (
+            record["tokens"] == [len(option) for option in expected] and min(record["tokens"]) > 0
+        )
         close(record["log_probs"], [sum(option) for option in expected], 3e-4)
 
 
@@ -101,7 +121,9 @@ def test_spaces_at_the_end_of_a_context_belong_to_the_options(llama, spaces):
     choice = Choice("Mia has" + spaces, ("12 apples", "7"), 0)
     bare = len(llama[1].encode("Mia has"))
     [record] = score(*llama, [choice])
-    assert record["tokens"] == [len(llama[1].encode(f"Mia has{spaces} {o}")) - bare for o in choice.options]
+    assert record["tokens"] == [
+        len(llama[1].encode(f"Mia has{spaces} {o}")) - bare for o in choice.options
+    ]
 
 
 def test_a_row_shares_the_context_and_nothing_is_left_out(llama):
@@ -118,6 +140,7 @@ def test_a_row_shares_the_context_and_nothing_is_left_out(llama):
 
 # ---------------------------------------------------------------- tokens over the seam
 
+
 class Pieces:
     """A tokenizer that always takes the longest of its pieces, else one character."""
 
@@ -129,25 +152,40 @@ class Pieces:
         while text:
             piece = next((p for p in self.pieces if text.startswith(p)), text[0])
             ids.append(100 + self.pieces.index(piece) if piece in self.pieces else ord(piece))
-            text = text[len(piece):]
+            text = text[len(piece) :]
         return ids
 
 
 def test_options_of_one_token_are_no_inputs(both):
-    model, tokenizer, choice = both("qwen2")[1], Pieces(" x", " y", " z"), Choice("abc", ("x", "y", "z"), 0)
+    model, tokenizer, choice = (
+        both("qwen2")[1],
+        Pieces(" x", " y", " z"),
+        Choice("abc", ("x", "y", "z"), 0),
+    )
     row = choices.make_row(tokenizer, 0, choice)
-    assert row.branch == [0] * 3 + [-1] * 13 and [len(option) for option in row.targets] == [1, 1, 1]
+    assert row.branch == [0] * 3 + [-1] * 13 and [len(option) for option in row.targets] == [
+        1,
+        1,
+        1,
+    ]
     [record] = score(model, tokenizer, [choice])
     close(record["log_probs"], [sum(option) for option in alone(model, tokenizer, choice)])
 
 
-@pytest.mark.parametrize("pieces, shared, scored", [
-    ([], 3, [2, 3]),  # a b c | _ x,  a b c | _ y z
-    (["c x"], 2, [1, 3]),  # a b | c_x,  a b | c _ y z: see the next test for what is scored of the first
-    (["bc y"], 1, [2, 1]),  # a | b c _ x,  a | bc_y z
-    (["c y", "c x"], 2, [1, 1]),  # a b | c_x,  a b | c_y z
-    (["bc", "c x"], 2, [2, 3]),  # a bc | _ x,  a bc | _ y z
-])
+@pytest.mark.parametrize(
+    "pieces, shared, scored",
+    [
+        ([], 3, [2, 3]),  # a b c | _ x,  a b c | _ y z
+        (
+            ["c x"],
+            2,
+            [1, 3],
+        ),  # a b | c_x,  a b | c _ y z: see the next test for what is scored of the first
+        (["bc y"], 1, [2, 1]),  # a | b c _ x,  a | bc_y z
+        (["c y", "c x"], 2, [1, 1]),  # a b | c_x,  a b | c_y z
+        (["bc", "c x"], 2, [2, 3]),  # a bc | _ x,  a bc | _ y z
+    ],
+)
 def test_tokens_that_reach_over_the_seam(both, pieces, shared, scored):
     model, tokenizer = both("llama-gqa")[1], Pieces(*pieces)
     choice = Choice("abc", ("x", "yz"), 0)
@@ -188,13 +226,18 @@ def test_a_first_token_that_options_do_not_share(both):
     close(record["log_probs"], [sum(option) for option in alone(model, tokenizer, choice)])
 
 
-@pytest.mark.parametrize("context, options", [("", ("x", "y")), (" \n", ("x", "y")), ("a", ("x", "y"))])
+@pytest.mark.parametrize(
+    "context, options", [("", ("x", "y")), (" \n", ("x", "y")), ("a", ("x", "y"))]
+)
 def test_what_cannot_be_predicted_is_refused(both, context, options):
-    with pytest.raises(InputError, match="problem 3: expected a context and options of at least one token"):
+    with pytest.raises(
+        InputError, match="problem 3: expected a context and options of at least one token"
+    ):
         list(choices.score(both("qwen2")[1], Pieces("a x"), [(3, Choice(context, options, 0))], 1))
 
 
 # ---------------------------------------------------------------- whatever the batch
+
 
 @pytest.mark.parametrize("name", ["llama", "tiny"])
 def test_the_batch_changes_no_bit(name, request):
@@ -202,7 +245,8 @@ def test_the_batch_changes_no_bit(name, request):
     expected = score(model, tokenizer, batch=1)
     assert [score(model, tokenizer, batch=batch) for batch in (7, 64)] == [expected] * 2
     assert score(model, tokenizer, QUESTIONS[::-1], 5) == [
-        {**record, "problem": number} for number, record in enumerate(expected[::-1])]
+        {**record, "problem": number} for number, record in enumerate(expected[::-1])
+    ]
     torch.set_num_threads(2)
     try:
         assert score(model, tokenizer, QUESTIONS[:12], 7) == expected[:12]
@@ -218,8 +262,13 @@ def test_small_chunks_of_logits_change_no_bit(llama, monkeypatch):
 
 def test_results_come_as_batches_finish(llama, monkeypatch):
     sizes, forward = [], Transformer.forward
-    monkeypatch.setattr(Transformer, "forward",
-                        lambda self, x, attend: sizes.append((*x.shape, x.requires_grad)) or forward(self, x, attend))
+    monkeypatch.setattr(
+        Transformer,
+        "forward",
+        lambda self, x, attend: (
+            sizes.append((*x.shape, x.requires_grad)) or forward(self, x, attend)
+        ),
+    )
     stream = choices.score(*llama, [(100 + n, choice) for n, choice in enumerate(QUESTIONS)], 5)
     number, record = next(stream)
     assert number == record["problem"] == 102 and len(sizes) == sizes[0][0] == 1  # the longest
@@ -231,12 +280,15 @@ def test_results_come_as_batches_finish(llama, monkeypatch):
 
 def test_no_logits_of_all_positions(llama, monkeypatch):
     rows, logits = [], Transformer.logits
-    monkeypatch.setattr(Transformer, "logits", lambda self, hidden: rows.append(len(hidden)) or logits(self, hidden))
+    monkeypatch.setattr(
+        Transformer, "logits", lambda self, hidden: rows.append(len(hidden)) or logits(self, hidden)
+    )
     [record] = score(*llama, [QUESTIONS[2]])
     assert sum(rows) == (sum(record["tokens"]) + 15) // 16 * 16
 
 
 # ---------------------------------------------------------------- accuracy
+
 
 @torch.no_grad()
 def harness(model, tokenizer, choice):
@@ -245,7 +297,7 @@ def harness(model, tokenizer, choice):
     for option in choice.options:
         ids = torch.tensor([tokenizer.encode(choice.context.rstrip() + " " + option)])
         continuation = ids.shape[1] - len(tokenizer.encode(choice.context.rstrip()))
-        log_probs = model(ids).logits.log_softmax(-1)[0, -continuation - 1: -1]
+        log_probs = model(ids).logits.log_softmax(-1)[0, -continuation - 1 : -1]
         sums.append(log_probs.gather(1, ids[0, -continuation:, None]).sum())
         characters.append(float(len(option)))
     sums = torch.stack(sums)
@@ -257,7 +309,9 @@ def test_accuracies_are_those_of_the_harness(both, llama):
     questions = [choice for choice in QUESTIONS if choice.context == choice.context.rstrip()]
     expected = [harness(both("llama-gqa")[0], llama[1], choice) for choice in questions]
     records = score(*llama, questions)
-    assert [(r["picked"] == r["answer"], r["picked_norm"] == r["answer"]) for r in records] == expected
+    assert [
+        (r["picked"] == r["answer"], r["picked_norm"] == r["answer"]) for r in records
+    ] == expected
     found = choices.summarize(records)
     accuracy, accuracy_norm = (sum(values) / len(expected) for values in zip(*expected))
     assert 0 < accuracy < 1 and accuracy != accuracy_norm
@@ -267,9 +321,17 @@ def test_accuracies_are_those_of_the_harness(both, llama):
 def test_a_record_from_known_log_probabilities():
     row = choices.make_row(Pieces(), 7, Choice("c", ("ab", "abcdefgh", "abc"), 1))
     record = choices.describe(row, [[-1.0, -2.0], [-4.0, -1.0, -3.0], [-4.5]])
-    assert record == {"problem": 7, "log_probs": [-3.0, -8.0, -4.5], "tokens": [2, 3, 1], "picked": 0, "picked_norm": 1,
-                      "answer": 1, "nll": 8 / 3}
+    assert record == {
+        "problem": 7,
+        "log_probs": [-3.0, -8.0, -4.5],
+        "tokens": [2, 3, 1],
+        "picked": 0,
+        "picked_norm": 1,
+        "answer": 1,
+        "nll": 8 / 3,
+    }
     other = {**record, "picked": 1, "picked_norm": 0, "nll": 1.0}
     third = {**record, "picked": 1, "nll": 1 / 3}
     assert choices.summarize([record, other, third]) == pytest.approx(
-        {"accuracy": 2 / 3, "accuracy_norm": 2 / 3, "nll": 4 / 3})
+        {"accuracy": 2 / 3, "accuracy_norm": 2 / 3, "nll": 4 / 3}
+    )

@@ -25,7 +25,9 @@ def test_values_and_gradients_are_those_of_torch(inner, outer, transposed, witho
     found = []
     for function in (product, F.linear):
         x = numbers(3, 5, inner).requires_grad_()
-        stored = (numbers(inner, outer, seed=1) if transposed else numbers(outer, inner, seed=1)).requires_grad_()
+        stored = (
+            numbers(inner, outer, seed=1) if transposed else numbers(outer, inner, seed=1)
+        ).requires_grad_()
         b = numbers(outer, seed=2).requires_grad_()
         y = function(x, stored.t() if transposed else stored, b)
         (y * numbers(3, 5, outer, seed=3)).sum().backward()
@@ -36,7 +38,10 @@ def test_values_and_gradients_are_those_of_torch(inner, outer, transposed, witho
 
 
 def test_a_bfloat16_matrix_gives_exact_float32_values_and_bfloat16_gradients():
-    x, W = numbers(9, 64).requires_grad_(), numbers(50, 64, seed=1, dtype=torch.bfloat16).requires_grad_()
+    x, W = (
+        numbers(9, 64).requires_grad_(),
+        numbers(50, 64, seed=1, dtype=torch.bfloat16).requires_grad_(),
+    )
     y = product(x, W)
     assert y.dtype == torch.float32
     torch.testing.assert_close(y, (x.double() @ W.double().t()).float(), rtol=1e-5, atol=1e-5)
@@ -55,7 +60,9 @@ def test_packed_or_not_and_with_however_many_rows_the_bits_are_the_same(inner, o
     whole = product(x, W)
     assert torch.equal(product(x, pack(W)), whole)
     for rows in (2, 3, 16, 33, 64):
-        assert torch.equal(product(x[:rows], W), whole[:rows]) and torch.equal(product(x[:rows], pack(W)), whole[:rows])
+        assert torch.equal(product(x[:rows], W), whole[:rows]) and torch.equal(
+            product(x[:rows], pack(W)), whole[:rows]
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -67,9 +74,13 @@ def test_a_packed_model_computes_the_same_and_forgets_its_copies(dtype):
     p = plain.softmax(-1)
     mixed = model.mix(p)
     with model.packed():
-        assert torch.equal(model.logits(model(model.embed(ids))), plain) and torch.equal(model.mix(p), mixed)
+        assert torch.equal(model.logits(model(model.embed(ids))), plain) and torch.equal(
+            model.mix(p), mixed
+        )
         assert set(model.copies) == {"W_d", "E^T"}
-    assert model.copies is None and all(getattr(module, "packed", None) is None for module in model.model.layers.modules())
+    assert model.copies is None and all(
+        getattr(module, "packed", None) is None for module in model.model.layers.modules()
+    )
     with pytest.raises(RuntimeError), model.packed():
         raise RuntimeError
     assert model.copies is None

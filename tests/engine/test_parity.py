@@ -1,0 +1,86 @@
+"""The engine gives what the definitions give: the same tokens, roles and ends of rows, and the same
+log-probabilities, entropies and gradients within rounding."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import KINDS as TINY_KINDS
+from small import KINDS, PROMPT, gradient, small_model
+
+from minisoft import engine, reinforce, rollout
+from minisoft.rollout import Decoding, Request
+from minisoft.soft import GAMMA, noise_scale
+
+
+def assert_alike(plain, fast):
+    """Two Rollouts of the same request."""
+    assert plain.prompt == fast.prompt and plain.samples == fast.samples
+    for field in ("ids", "role", "truncated"):
+        assert torch.equal(getattr(plain, field), getattr(fast, field)), field
+    for field in ("log_prob", "entropy"):
+        difference = getattr(plain, field) - getattr(fast, field)
+        assert difference.abs().max() < 1e-4, field
+
+
+def assert_same_update(model, kind, records):
+    """Gradient and mismatch of the definition and of the engine, for the same Rollouts and with the
+    same products: those of another library are rounded otherwise, which noise on logits divides by
+    sigma."""
+    counts = [len(record.ids) for record in records]
+    advantages = [torch.linspace(-1, 2, n) + 0.1 for n in counts]
+    gradients, mismatches = [], []
+    for by in (reinforce, engine):
+        model.zero_grad()
+        mismatches.append(by.backward(model, kind, records, advantages, 1 / sum(counts)))
+        gradients.append(gradient(model).double())
+    plain, fast = gradients
+    assert (plain - fast).norm() < 1e-5 * plain.norm()
+    plain, fast = mismatches
+    assert plain.tokens == fast.tokens
+    assert plain.total / plain.tokens == pytest.approx(fast.total / fast.tokens, abs=1e-5)
+    assert plain.largest == pytest.approx(fast.largest, abs=1e-4)
+
+
+@pytest.mark.parametrize("greedy", [False, True], ids=["sampled", "greedy"])
+@pytest.mark.parametrize("name", TINY_KINDS)
+def test_plain_and_engine_agree_on_the_embedded_model(tiny, name, greedy):
+    kind, how = tiny.kind(name), Decoding(30, greedy, greedy)
+    requests = tiny.requests(range(2), range(1 if greedy else 4))
+    plain = rollout.rollout(tiny.model, tiny.form, kind, requests, how)
+    fast = engine.rollout(tiny.fast, tiny.form, kind, requests, how, rows=5, ahead=3)
+    for one, other in zip(plain, fast, strict=True):
+        assert_alike(one, other)
+    if not greedy:
+        assert any(not record.truncated.all() for record in plain)  # CoTs of different lengths
+        assert_same_update(tiny.fast, kind, fast)
+
+
+class Form:
+    """Token 0 ends a CoT, of which at most half end so; an answer is two tokens."""
+
+    prefill = [[7], [8, 7]]
+
+    def cot_ends(self, ids):
+        return ids[-1] == 0
+
+    def answer_ends(self, ids):
+        return len(ids) == 2
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("name", KINDS)
+def test_plain_and_engine_agree_on_small_models(name, tied):
+    model = small_model(tied)
+    noise = {"hidden": "hidden", "logits": "logits", "top-k": "logits"}.get(name, "embedding")
+    kind = replace(KINDS[name], sigma=GAMMA * noise_scale(model, noise))
+    fast_model = engine.accelerate(copy.deepcopy(model))
+    for how in (Decoding(6), Decoding(6, greedy=True), Decoding(6, greedy_answer=True)):
+        requests = [Request(PROMPT[: 2 + i], ("parity", i), range(20)) for i in range(3)]
+        plain = rollout.rollout(model, Form(), kind, requests, how)
+        fast = engine.rollout(fast_model, Form(), kind, requests, how, rows=17, ahead=2)
+        for one, other in zip(plain, fast, strict=True):
+            assert_alike(one, other)
+        if not how.greedy:  # without noise its score is only rounding
+            assert_same_update(fast_model, kind, plain)

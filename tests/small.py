@@ -1,0 +1,93 @@
+"""A model of a few thousand parameters, every kind of token, and rollouts of five positions."""
+
+import torch
+
+from minisoft.io.config import read_config
+from minisoft.model import Transformer
+from minisoft.rollout import ANSWER, COT, FORCED, Rollout
+from minisoft.soft import Categorical, make_kind
+
+V, D = 12, 16
+PROMPT = [1, 2, 3, 4]
+ROLES = [COT, COT, COT, FORCED, ANSWER]
+KINDS = {
+    "hard": make_kind("hard", 0.2),
+    "soft": make_kind("soft", 0.2),
+    "fuzzy": make_kind("fuzzy", 0.2),
+    "hidden": make_kind("soft", 0.2, noise="hidden"),
+    "logits": make_kind("soft", 0.2, noise="logits"),
+    "top-k": make_kind("soft", 0.2, noise="logits", top_k=3),
+}
+CONFIG = {
+    "model_type": "llama",
+    "vocab_size": V,
+    "hidden_size": D,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
+
+def small_model(tied=True, scale=0.35):
+    torch.manual_seed(0)
+    model = Transformer(read_config({**CONFIG, "tie_word_embeddings": tied}))
+    for p in model.parameters():
+        if p.dim() == 2:
+            torch.nn.init.normal_(p, std=scale)
+    torch.nn.init.normal_(model.E, std=0.6)
+    return model
+
+
+class Noise:
+    """Draws from a generator, for n rows."""
+
+    def __init__(self, generator, n):
+        self.generator, self.n = generator, n
+
+    def uniform(self):
+        return torch.rand(self.n, generator=self.generator)
+
+    def normal(self, d):
+        return torch.randn(self.n, d, generator=self.generator)
+
+
+def unroll(model, kind, n, generator):
+    """n rows with roles ROLES, position by position -> Rollout."""
+    last, prompt = model.prefill(torch.tensor([PROMPT]))
+    hidden, x = last[:, -1].expand(n, -1), torch.empty(n, 0, D)
+    ids, actions, scores = [], [], []
+    for role in ROLES:
+        logits, noise = model.logits(hidden), Noise(generator, n)
+        if role == COT:
+            distribution = kind.distribution(model, hidden, logits)
+            action = distribution.sample(noise)
+            actions.append(action)
+            scores.append(distribution.log_prob(action))
+            ids.append(kind.shadow(model, action, logits))
+            new = kind.embed(model, action)
+        else:
+            words = Categorical(logits)
+            token = torch.full((n,), 7) if role == FORCED else words.sample(noise)
+            scores.append(words.log_prob(token) * (role == ANSWER))
+            ids.append(token)
+            new = model.embed(token)
+        x = torch.cat((x, new[:, None]), 1)
+        hidden = model(x, prompt)[:, -1]
+    return Rollout(
+        PROMPT,
+        range(n),
+        torch.stack(ids, 1),
+        torch.tensor(ROLES, dtype=torch.int8).expand(n, -1).clone(),
+        torch.stack(actions, 1).detach(),
+        torch.stack(scores, 1).detach(),
+        torch.zeros(n, len(ROLES)),
+        torch.zeros(n, dtype=torch.bool),
+    )
+
+
+def gradient(model):
+    """The gradients of all parameters, flat; the model has none afterwards."""
+    whole = torch.cat([p.grad.flatten() for p in model.parameters()])
+    model.zero_grad()
+    return whole

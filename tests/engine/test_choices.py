@@ -1,4 +1,5 @@
-"""Options are scored as if each stood alone after its context, by the harness's formulas, whatever the batch."""
+"""Options are scored as if each stood alone after its context, by the harness's formulas, whatever
+the batch."""
 
 import random
 
@@ -9,8 +10,7 @@ from conftest import SENTENCES
 from minisoft.data import Choice
 from minisoft.engine import choices
 from minisoft.errors import InputError
-from minisoft.io import WEIGHTS
-from minisoft.io.checkpoint import load
+from minisoft.evaluation import summarize_choices
 from minisoft.io.tokenizer import Tokenizer
 from minisoft.model import Transformer
 
@@ -46,34 +46,35 @@ QUESTIONS = [  # very different lengths, 2 to 5 options
 
 def score(model, tokenizer, questions=QUESTIONS, batch=64):
     """The records in the order of the questions."""
-    found = dict(choices.score(model, tokenizer, list(enumerate(questions)), batch))
-    assert all(found[number]["problem"] == number for number in found)
-    return [found[number] for number in range(len(questions))]
+    records = dict(choices.score(model, tokenizer, list(enumerate(questions)), batch))
+    assert all(records[number]["problem"] == number for number in records)
+    return [records[number] for number in range(len(questions))]
 
 
-def close(found, expected, tolerance=1e-4):
-    torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), atol=tolerance, rtol=0)
+def close(numbers, expected, tolerance=1e-4):
+    numbers, expected = torch.tensor(numbers), torch.tensor(expected)
+    torch.testing.assert_close(numbers, expected, atol=tolerance, rtol=0)
 
 
 @torch.no_grad()
 def alone(model, tokenizer, choice):
-    """Log-probabilities of the tokens of each option: one sequence at a time through a plain forward."""
-    context, found = len(tokenizer.encode(choice.context.rstrip())), []
+    """Log-probabilities of the tokens of each option: one sequence at a time, plainly."""
+    context, scores = len(tokenizer.encode(choice.context.rstrip())), []
     for option in choice.options:
         ids = torch.tensor([tokenizer.encode(choice.context + " " + option)])
         logits = model.logits(model(model.embed(ids[:, :-1])))[0].double().log_softmax(-1)
-        found.append([logits[t - 1, ids[0, t]].item() for t in range(context, ids.shape[1])])
-    return found
+        scores.append([logits[t - 1, ids[0, t]].item() for t in range(context, ids.shape[1])])
+    return scores
 
 
 @pytest.fixture(scope="module")
-def llama(both, tokenizer_folders):
-    return both("llama-gqa")[1], Tokenizer(tokenizer_folders["llama3"])
+def llama(fast, tokenizer_folders):
+    return fast("llama-gqa")[1], Tokenizer(tokenizer_folders["llama3"])
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    return load(WEIGHTS / "tiny")
+def embedded(tiny):
+    return tiny.fast, tiny.tokenizer
 
 
 # ---------------------------------------------------------------- log-probabilities
@@ -88,8 +89,8 @@ def tiny():
         ("qwen3-tied", "llama2_json"),
     ],
 )
-def test_an_option_is_scored_as_if_it_stood_alone(both, tokenizer_folders, architecture, tokenizer):
-    model, tokenizer = both(architecture)[1], Tokenizer(tokenizer_folders[tokenizer])
+def test_an_option_is_scored_as_if_it_stood_alone(fast, tokenizer_folders, architecture, tokenizer):
+    model, tokenizer = fast(architecture)[1], Tokenizer(tokenizer_folders[tokenizer])
     for choice, record in zip(QUESTIONS, score(model, tokenizer)):
         expected = alone(model, tokenizer, choice)
         assert (
@@ -98,15 +99,15 @@ def test_an_option_is_scored_as_if_it_stood_alone(both, tokenizer_folders, archi
         close(record["log_probs"], [sum(option) for option in expected], 3e-4)
 
 
-def test_the_embedded_model_too(tiny):
-    for choice, record in zip(QUESTIONS[:8], score(*tiny, QUESTIONS[:8])):
-        close(record["log_probs"], [sum(option) for option in alone(*tiny, choice)], 3e-4)
+def test_the_embedded_model_too(embedded):
+    for choice, record in zip(QUESTIONS[:8], score(*embedded, QUESTIONS[:8])):
+        close(record["log_probs"], [sum(option) for option in alone(*embedded, choice)], 3e-4)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @torch.no_grad()
-def test_nll_is_the_loss_of_transformers(both, tokenizer_folders, architecture):
-    theirs, ours = both(architecture)
+def test_nll_is_the_loss_of_transformers(fast, tokenizer_folders, architecture):
+    theirs, ours = fast(architecture)
     tokenizer = Tokenizer(tokenizer_folders["qwen" if "qwen" in architecture else "llama3"])
     for choice, record in zip(QUESTIONS[:20], score(ours, tokenizer, QUESTIONS[:20])):
         context = len(tokenizer.encode(choice.context.rstrip()))
@@ -128,7 +129,7 @@ def test_spaces_at_the_end_of_a_context_belong_to_the_options(llama, spaces):
 
 def test_a_row_shares_the_context_and_nothing_is_left_out(llama):
     for number, choice in enumerate(QUESTIONS):
-        row = choices.make_row(llama[1], number, choice)
+        row = choices.lay_out(llama[1], number, choice)
         context = llama[1].encode(choice.context.rstrip())
         size = row.branch.count(0)
         assert row.ids[:size] == context[:size] and size >= len(context) - 1
@@ -156,13 +157,13 @@ class Pieces:
         return ids
 
 
-def test_options_of_one_token_are_no_inputs(both):
+def test_options_of_one_token_are_no_inputs(fast):
     model, tokenizer, choice = (
-        both("qwen2")[1],
+        fast("qwen2")[1],
         Pieces(" x", " y", " z"),
         Choice("abc", ("x", "y", "z"), 0),
     )
-    row = choices.make_row(tokenizer, 0, choice)
+    row = choices.lay_out(tokenizer, 0, choice)
     assert row.branch == [0] * 3 + [-1] * 13 and [len(option) for option in row.targets] == [
         1,
         1,
@@ -186,21 +187,21 @@ def test_options_of_one_token_are_no_inputs(both):
         (["bc", "c x"], 2, [2, 3]),  # a bc | _ x,  a bc | _ y z
     ],
 )
-def test_tokens_that_reach_over_the_seam(both, pieces, shared, scored):
-    model, tokenizer = both("llama-gqa")[1], Pieces(*pieces)
+def test_tokens_that_reach_over_the_seam(fast, pieces, shared, scored):
+    model, tokenizer = fast("llama-gqa")[1], Pieces(*pieces)
     choice = Choice("abc", ("x", "yz"), 0)
-    row = choices.make_row(tokenizer, 0, choice)
+    row = choices.lay_out(tokenizer, 0, choice)
     assert (row.branch.count(0), [len(option) for option in row.targets]) == (shared, scored)
     [record] = score(model, tokenizer, [choice])
     expected = alone(model, tokenizer, choice)
-    for found, count, option in zip(record["log_probs"], scored, expected):
+    for log_prob, count, option in zip(record["log_probs"], scored, expected):
         if len(option) == count:
-            close(found, sum(option))
+            close(log_prob, sum(option))
 
 
 @pytest.mark.parametrize("bos", [[], [1]])
-def test_the_last_token_is_scored_even_where_the_context_swallows_the_option(both, bos):
-    model, tokenizer = both("qwen2")[1], Pieces("bc x", bos=bos)
+def test_the_last_token_is_scored_even_where_the_context_swallows_the_option(fast, bos):
+    model, tokenizer = fast("qwen2")[1], Pieces("bc x", bos=bos)
     choice = Choice("abc", ("x", "y"), 0)  # a bc_x, shorter than a b c
     [record] = score(model, tokenizer, [choice])
     ids = torch.tensor([tokenizer.encode("abc x")])
@@ -212,16 +213,16 @@ def test_the_last_token_is_scored_even_where_the_context_swallows_the_option(bot
 
 def test_an_option_that_is_the_beginning_of_another():
     tokenizer, choice = Pieces("bc x"), Choice("abc", ("x", "xy"), 0)  # a bc_x,  a bc_x y
-    row = choices.make_row(tokenizer, 0, choice)
+    row = choices.lay_out(tokenizer, 0, choice)
     a, x, y = tokenizer.encode("abc xy")
     assert row.ids[:2] == [a, x] and row.branch[:2] == [0, 2] and row.targets == [[x], [y]]
     assert row.places == [[0], [1]]
 
 
-def test_a_first_token_that_options_do_not_share(both):
-    model, tokenizer = both("qwen2")[1], Pieces("a x", "a y")
+def test_a_first_token_that_options_do_not_share(fast):
+    model, tokenizer = fast("qwen2")[1], Pieces("a x", "a y")
     choice = Choice("a", ("xz", "yz", "z"), 0)  # a_x z, a_y z, a _ z
-    assert choices.make_row(tokenizer, 0, choice).branch[:4] == [1, 2, 3, 3]
+    assert choices.lay_out(tokenizer, 0, choice).branch[:4] == [1, 2, 3, 3]
     [record] = score(model, tokenizer, [choice])
     close(record["log_probs"], [sum(option) for option in alone(model, tokenizer, choice)])
 
@@ -229,17 +230,17 @@ def test_a_first_token_that_options_do_not_share(both):
 @pytest.mark.parametrize(
     "context, options", [("", ("x", "y")), (" \n", ("x", "y")), ("a", ("x", "y"))]
 )
-def test_what_cannot_be_predicted_is_refused(both, context, options):
+def test_what_cannot_be_predicted_is_refused(fast, context, options):
     with pytest.raises(
         InputError, match="problem 3: expected a context and options of at least one token"
     ):
-        list(choices.score(both("qwen2")[1], Pieces("a x"), [(3, Choice(context, options, 0))], 1))
+        list(choices.score(fast("qwen2")[1], Pieces("a x"), [(3, Choice(context, options, 0))], 1))
 
 
 # ---------------------------------------------------------------- whatever the batch
 
 
-@pytest.mark.parametrize("name", ["llama", "tiny"])
+@pytest.mark.parametrize("name", ["llama", "embedded"])
 def test_the_batch_changes_no_bit(name, request):
     model, tokenizer = request.getfixturevalue(name)
     expected = score(model, tokenizer, batch=1)
@@ -262,13 +263,12 @@ def test_small_chunks_of_logits_change_no_bit(llama, monkeypatch):
 
 def test_results_come_as_batches_finish(llama, monkeypatch):
     sizes, forward = [], Transformer.forward
-    monkeypatch.setattr(
-        Transformer,
-        "forward",
-        lambda self, x, attend: (
-            sizes.append((*x.shape, x.requires_grad)) or forward(self, x, attend)
-        ),
-    )
+
+    def watched(self, x, attend):
+        sizes.append((*x.shape, x.requires_grad))
+        return forward(self, x, attend)
+
+    monkeypatch.setattr(Transformer, "forward", watched)
     stream = choices.score(*llama, [(100 + n, choice) for n, choice in enumerate(QUESTIONS)], 5)
     number, record = next(stream)
     assert number == record["problem"] == 102 and len(sizes) == sizes[0][0] == 1  # the longest
@@ -279,10 +279,14 @@ def test_results_come_as_batches_finish(llama, monkeypatch):
 
 
 def test_no_logits_of_all_positions(llama, monkeypatch):
-    rows, logits = [], Transformer.logits
-    monkeypatch.setattr(
-        Transformer, "logits", lambda self, hidden: rows.append(len(hidden)) or logits(self, hidden)
-    )
+    rows, model = [], type(llama[0])
+    logits = model.logits
+
+    def watched(self, hidden):
+        rows.append(len(hidden))
+        return logits(self, hidden)
+
+    monkeypatch.setattr(model, "logits", watched)
     [record] = score(*llama, [QUESTIONS[2]])
     assert sum(rows) == (sum(record["tokens"]) + 15) // 16 * 16
 
@@ -292,7 +296,7 @@ def test_no_logits_of_all_positions(llama, monkeypatch):
 
 @torch.no_grad()
 def harness(model, tokenizer, choice):
-    """(acc, acc_norm) of one question as lm-evaluation-harness defines them, by transformers' model."""
+    """(acc, acc_norm) of one question as lm-evaluation-harness defines them, by transformers."""
     sums, characters = [], []
     for option in choice.options:
         ids = torch.tensor([tokenizer.encode(choice.context.rstrip() + " " + option)])
@@ -305,21 +309,21 @@ def harness(model, tokenizer, choice):
     return float(best == choice.answer), float(best_norm == choice.answer)
 
 
-def test_accuracies_are_those_of_the_harness(both, llama):
+def test_accuracies_are_those_of_the_harness(fast, llama):
     questions = [choice for choice in QUESTIONS if choice.context == choice.context.rstrip()]
-    expected = [harness(both("llama-gqa")[0], llama[1], choice) for choice in questions]
+    expected = [harness(fast("llama-gqa")[0], llama[1], choice) for choice in questions]
     records = score(*llama, questions)
     assert [
         (r["picked"] == r["answer"], r["picked_norm"] == r["answer"]) for r in records
     ] == expected
-    found = choices.summarize(records)
+    summary = summarize_choices(records)
     accuracy, accuracy_norm = (sum(values) / len(expected) for values in zip(*expected))
     assert 0 < accuracy < 1 and accuracy != accuracy_norm
-    assert (found["accuracy"], found["accuracy_norm"]) == (accuracy, accuracy_norm)
+    assert (summary["accuracy"], summary["accuracy_norm"]) == (accuracy, accuracy_norm)
 
 
 def test_a_record_from_known_log_probabilities():
-    row = choices.make_row(Pieces(), 7, Choice("c", ("ab", "abcdefgh", "abc"), 1))
+    row = choices.lay_out(Pieces(), 7, Choice("c", ("ab", "abcdefgh", "abc"), 1))
     record = choices.describe(row, [[-1.0, -2.0], [-4.0, -1.0, -3.0], [-4.5]])
     assert record == {
         "problem": 7,
@@ -332,6 +336,8 @@ def test_a_record_from_known_log_probabilities():
     }
     other = {**record, "picked": 1, "picked_norm": 0, "nll": 1.0}
     third = {**record, "picked": 1, "nll": 1 / 3}
-    assert choices.summarize([record, other, third]) == pytest.approx(
-        {"accuracy": 2 / 3, "accuracy_norm": 2 / 3, "nll": 4 / 3}
-    )
+    summary = summarize_choices([record, other, third])
+    bounds = summary.pop("ci95")
+    assert summary == pytest.approx({"accuracy": 2 / 3, "accuracy_norm": 2 / 3, "nll": 4 / 3})
+    assert bounds.keys() == summary.keys()
+    assert all(low <= summary[name] <= high for name, (low, high) in bounds.items())

@@ -1,13 +1,19 @@
-"""Products with weights: values, gradients, packing, and bits that do not depend on the number of rows."""
+"""Products with weights: values, gradients, packing, and bits that do not depend on the number of
+rows."""
+
+import copy
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import ARCHITECTURES, close, logits_of, random_ids
 
-import minisoft
+from minisoft import engine
 from minisoft.engine import linear
-from minisoft.engine.linear import pack, product
-from minisoft.io.checkpoint import WEIGHTS
+from minisoft.engine.linear import pack, packed, product
+from minisoft.io import WEIGHTS
+from minisoft.io.checkpoint import load_model
+from minisoft.model import Transformer
 
 SIZES = [(128, 352), (352, 128), (208, 128), (24, 7)]
 onednn = pytest.mark.skipif(not linear.ONEDNN, reason="needs oneDNN")
@@ -22,19 +28,18 @@ def numbers(*shape, seed=0, dtype=torch.float32):
 @pytest.mark.parametrize("transposed", [False, True])
 def test_values_and_gradients_are_those_of_torch(inner, outer, transposed, without, monkeypatch):
     monkeypatch.setattr(linear, "ONEDNN", linear.ONEDNN and not without)
-    found = []
+    results = []
     for function in (product, F.linear):
         x = numbers(3, 5, inner).requires_grad_()
-        stored = (
-            numbers(inner, outer, seed=1) if transposed else numbers(outer, inner, seed=1)
-        ).requires_grad_()
+        shape = (inner, outer) if transposed else (outer, inner)
+        stored = numbers(*shape, seed=1).requires_grad_()
         b = numbers(outer, seed=2).requires_grad_()
         y = function(x, stored.t() if transposed else stored, b)
         (y * numbers(3, 5, outer, seed=3)).sum().backward()
         assert stored.grad.stride() == stored.stride()
-        found.append((y, x.grad, stored.grad, b.grad))
-    for mine, torchs in zip(*found):
-        torch.testing.assert_close(mine, torchs, rtol=1e-4, atol=1e-4)
+        results.append((y, x.grad, stored.grad, b.grad))
+    for ours, torchs in zip(*results):
+        torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-4)
 
 
 def test_a_bfloat16_matrix_gives_exact_float32_values_and_bfloat16_gradients():
@@ -65,24 +70,45 @@ def test_packed_or_not_and_with_however_many_rows_the_bits_are_the_same(inner, o
         )
 
 
+# ---------------------------------------------------------------- a model with these products
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@torch.no_grad()
+def test_an_accelerated_model_has_the_same_weights_and_numbers(both, architecture):
+    model = copy.deepcopy(both(architecture)[1])
+    names, ids = list(model.state_dict()), random_ids(2, 30)
+    logits = logits_of(model, ids)
+    mixed, E = model.mix(logits.softmax(-1)), model.E
+    fast = engine.accelerate(model)
+    assert fast is model and isinstance(fast, Transformer) and fast.E is E
+    assert list(fast.state_dict()) == names
+    close(logits_of(fast, ids), logits)
+    close(fast.mix(logits.softmax(-1)), mixed)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
 def test_a_packed_model_computes_the_same_and_forgets_its_copies(dtype):
-    model = minisoft.load(WEIGHTS / "tiny")[0].to(dtype)
+    model = engine.accelerate(load_model(WEIGHTS / "tiny").to(dtype))
     ids = torch.arange(40)[None]
-    plain = model.logits(model(model.embed(ids)))
-    p = plain.softmax(-1)
+    logits = logits_of(model, ids)
+    p = logits.softmax(-1)
     mixed = model.mix(p)
-    with model.packed():
-        assert torch.equal(model.logits(model(model.embed(ids))), plain) and torch.equal(
-            model.mix(p), mixed
-        )
+    with packed(model):
+        assert torch.equal(logits_of(model, ids), logits) and torch.equal(model.mix(p), mixed)
         assert set(model.copies) == {"W_d", "E^T"}
-    assert model.copies is None and all(
-        getattr(module, "packed", None) is None for module in model.model.layers.modules()
-    )
-    with pytest.raises(RuntimeError), model.packed():
+    modules = list(model.model.layers.modules())
+    assert model.copies is None
+    assert all(getattr(module, "copy", None) is None for module in modules)
+    with pytest.raises(RuntimeError), packed(model):
         raise RuntimeError
     assert model.copies is None
     model.E.mul_(2)
     torch.testing.assert_close(model.mix(p), 2 * mixed)
+
+
+@torch.no_grad()
+def test_packing_leaves_a_plain_model_alone(tiny):
+    with packed(tiny.model):
+        assert type(tiny.model) is Transformer and not hasattr(tiny.model, "copies")

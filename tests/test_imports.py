@@ -1,0 +1,87 @@
+"""The house: who may import whom, and what is not loaded before it is needed."""
+
+import ast
+import subprocess
+import sys
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PATHS = [*ROOT.glob("minisoft/**/*.py"), ROOT / "train.py", ROOT / "eval.py"]
+NAMES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in PATHS]
+FILES = {name.removesuffix(".__init__"): path for name, path in zip(NAMES, PATHS)}
+BELOW = {  # storey -> the storeys that it stands on; the ground floor is the files of minisoft/
+    "errors": "",
+    "ground": "errors",
+    "engine": "errors ground",
+    "io": "errors ground",
+    "verifier": "errors ground",
+    "training": "errors ground engine io verifier",
+    "train": "errors ground engine io verifier training",
+    "lab": "errors ground engine io verifier training train",
+    "eval": "errors ground engine io verifier training lab",
+}
+DOORS = {("minisoft", "io"), ("minisoft.data", "io"), ("minisoft.reward", "verifier")}
+
+
+def storey(module):
+    parts = module.removeprefix("minisoft.").split(".")
+    return parts[0] if parts[0] in BELOW else "ground"
+
+
+def imports(module):
+    """The project's modules that this one imports: {(name, inside a function?)}."""
+    tree = ast.parse(FILES[module].read_text("utf-8"))
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    inside = {node for function in functions for node in ast.walk(function)}
+    imported = set()
+    for node in ast.walk(tree):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            full = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in FILES else node.module for name in full]
+        imported |= {(name, node in inside) for name in names if name in FILES}
+    return imported
+
+
+IMPORTS = {module: imports(module) for module in FILES}
+
+
+def test_imports_run_one_way_but_for_three_doors():
+    doors = set()
+    for module, imported in IMPORTS.items():
+        allowed = {storey(module), *BELOW[storey(module)].split()}
+        upwards = {(name, lazy) for name, lazy in imported if storey(name) not in allowed}
+        assert all(lazy for _, lazy in upwards), (module, upwards)
+        doors |= {(module, storey(name)) for name, _ in upwards}
+        lab = storey(module) == "lab"  # it loads what draws, and what compares, when asked to
+        assert lab or not {name for name, lazy in imported - upwards if lazy}, module
+    assert doors == DOORS
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    at_top = {module: {name for name, lazy in of if not lazy} for module, of in IMPORTS.items()}
+    assert sum(map(len, at_top.values())) > 100  # they were found
+    TopologicalSorter(at_top).prepare()
+
+
+@pytest.mark.parametrize(
+    "module, absent",
+    [
+        ("minisoft", "torch minisoft.io minisoft.data"),
+        (
+            "minisoft.rollout, minisoft.reinforce, minisoft.evaluation",
+            "minisoft.engine minisoft.io",
+        ),
+        ("train", "minisoft.lab matplotlib transformers"),
+        ("eval", "matplotlib transformers"),
+    ],
+)
+def test_what_is_not_needed_is_not_loaded(module, absent):
+    code = f"import sys, {module}; print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    loaded = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    for name in absent.split():
+        assert not [m for m in loaded.split() if m == name or m.startswith(name + ".")], name

@@ -53,7 +53,9 @@ def train(run: Run) -> None:
 def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
     """(all flags, names of those that were given)."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # --prompt is not --prompts
     )
     for title, flags in FLAGS.items():
         group = parser.add_argument_group(title)

@@ -36,7 +36,7 @@ PAPER = {  # section 4, appendix A
 }
 POSITIVE = (
     "prompts steps cot eval_cot lr max_grad_norm eval_batch validate_every save_every keep "
-    "patience plan micro_batch gamma"
+    "patience plan micro_batch gamma top_k"
 ).split()
 MAY_CHANGE = set(  # flags that may differ when a run goes on
     "steps validate_every save_every keep show_every micro_batch eval_batch device shard patience "
@@ -143,8 +143,9 @@ def fill(args: Namespace, folder: dict) -> None:
             of_kind = value.get(args.tokens, PAPER[name]) if isinstance(value, dict) else value
             setattr(args, name, of_kind)
     budget = folder.get("defaults", {}).get("cot")
-    args.cot = args.cot or budget or TRAIN_COT
-    args.eval_cot = args.eval_cot or budget or EVAL_COT
+    for name, paper in (("cot", TRAIN_COT), ("eval_cot", EVAL_COT)):
+        if getattr(args, name) is None:
+            setattr(args, name, budget or paper)
     args.out = args.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
     for name in POSITIVE:
         value = getattr(args, name)

@@ -317,8 +317,12 @@ def checkpoints(r: Results) -> str:
             metrics = [row for row in read_metrics(path) if "validation" in row]
             if metrics:
                 best = max(metrics, key=lambda row: row["validation"])  # the first of equals
-                shares = [f"{100 * row['validation']:.1f}" for row in (best, metrics[-1])]
-                rows.append([kind, str(seed), str(best["step"]), *shares])
+                step, validation = best["step"], best["validation"]
+                summary = read_json(path.parent / "summary.json")
+                if summary.get("best_step") == 0:  # the untrained model has no line of its own
+                    step, validation = 0, summary["validation"]
+                shares = [f"{100 * x:.1f}" for x in (validation, metrics[-1]["validation"])]
+                rows.append([kind, str(seed), str(step), *shares])
     return filled(rows)
 
 

@@ -143,6 +143,7 @@ class Run:
         self.optimizer = Optimizer(self.model, schedule, self.world, sharded)
         self.step = facts["step"]
         self.best = facts.get("best", -1.0)  # pass@1 on the validation problems
+        self.best_step = facts.get("best_step")  # the updates after which it was reached
         self.before = facts.get("before")  # the table's first column, None if not yet measured
         self.seconds = facts.get("seconds", 0.0)
         if saved:
@@ -280,6 +281,7 @@ class Run:
             "steps": self.step,
             "seconds": round(self.seconds, 1),
             "validation": self.best if self.samples.validation else None,
+            "best_step": self.best_step,
         }
         self._by_main(lambda: atomic.write_json(self.args.out / "summary.json", summary))
         rows = [["greedy accuracy", "before", "after"]]
@@ -426,7 +428,7 @@ class Run:
         shown = ", ".join(f"{metrics.percent(x)} ({name})" for name, x in passed.items())
         self.world.say(f"step {step}: validation {shown}")
         if row["validation"] > self.best:
-            self.best = row["validation"]
+            self.best, self.best_step = row["validation"], step
             self.save_model("best")
 
     def save_model(self, name: str) -> None:
@@ -450,15 +452,16 @@ class Run:
         self._by_main(lambda: atomic.sync(self.metrics.path))
         facts = {
             "best": self.best,
+            "best_step": self.best_step,
             "chosen_by": f"{self.args.tokens}-greedy",
             "before": self.before,
             "seconds": self.seconds,
             "sigma": self.settings.sigma,
             "sources": self.sources,
+            "step": self.step,
         }
-        folder, optimizer = self.args.out / "state", self.optimizer
-        pieces, keep = optimizer.pieces, self.args.keep
-        state.save(folder, self.step, optimizer.state(), pieces, facts, self.world, keep)
+        folder, pieces = self.args.out / "state", self.optimizer.pieces
+        state.save(folder, facts, self.optimizer.state(), pieces, self.world, self.args.keep)
 
     def _by_main(self, write) -> None:
         """write() by the main rank; its OSError is that of all."""

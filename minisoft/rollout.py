@@ -101,10 +101,6 @@ class Row:
         """The prefilled token to be fed next; 0 in other roles."""
         return self.prefill[self.forced] if self.role == FORCED else 0
 
-    @property
-    def position(self) -> int:
-        return len(self.cot) + self.forced + len(self.answer)
-
     def take(self, token: int) -> None:
         """Its next position holds this token (in the CoT: this shadow token)."""
         role = self.role
@@ -188,6 +184,7 @@ def _rollout(model, form: Format, kind, request: Request, how: Decoding) -> Roll
         roles.append(role)
         moves.append(move)
     role = torch.stack(roles, 1)  # (n, S)
+    idle = (role == PAD) | (role == FORCED)
     C = max(len(row.cot) for row in rows)
     return Rollout(
         request.prompt,
@@ -196,8 +193,6 @@ def _rollout(model, form: Format, kind, request: Request, how: Decoding) -> Roll
         role.to(torch.int8),
         torch.stack([move.action for move in moves[:C]], 1),
         torch.stack([move.log_prob for move in moves], 1),
-        torch.stack([move.entropy for move in moves], 1).masked_fill(
-            (role == PAD) | (role == FORCED), 0.0
-        ),
+        torch.stack([move.entropy for move in moves], 1).masked_fill(idle, 0.0),
         torch.tensor([not row.stopped for row in rows], device=device),
     )

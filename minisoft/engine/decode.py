@@ -63,6 +63,11 @@ class Guest:
     row: Row
 
     @property
+    def position(self) -> int:
+        """So many positions after the prompt it has."""
+        return len(self.row.cot) + self.row.forced + len(self.row.answer)
+
+    @property
     def cot_length(self) -> int:
         """Positions of its CoT; the budget until the stop phrase has been seen."""
         return len(self.row.cot) if self.row.stopped else self.row.budget
@@ -153,7 +158,7 @@ class Places:
     def _tell(self) -> None:
         """The device learns where every row stands."""
         stand = [
-            (guest.row.position, guest.cot_length, 0 if guest.row.stopped else 1)
+            (guest.position, guest.cot_length, 0 if guest.row.stopped else 1)
             if guest
             else (0, 0, 0)
             for guest in self.guests
@@ -170,10 +175,10 @@ class Places:
             self.cache.seat()
             self.graphs.clear()
             self.moved = False
-        rows = [(guest.row, guest.cot_length) for guest in self._under_way()]
-        thinks = any(row.position < cot for row, cot in rows)
-        speaks = any(row.position + self.ahead > cot + len(row.prefill) for row, cot in rows)
-        self.cache.widen(max(row.position for row, _ in rows) + self.ahead)
+        stand = [(g.position, g.cot_length, len(g.row.prefill)) for g in self._under_way()]
+        thinks = any(position < cot for position, cot, _ in stand)
+        speaks = any(position + self.ahead > cot + forced for position, cot, forced in stand)
+        self.cache.widen(max(position for position, _, _ in stand) + self.ahead)
         shape = (thinks, speaks, self.cache.width)
         for _ in range(self.ahead):
             # a graph would soon be useless while rows still come
@@ -245,7 +250,7 @@ class Places:
 
     def _finish(self, place: int, guest: Guest) -> list[tuple[int, Rollout]]:
         """The row leaves its place; [(request, Rollout)] if it was the last one of its request."""
-        i, S, C = guest.request, guest.row.position, guest.cot_length
+        i, S, C = guest.request, guest.position, guest.cot_length
         role = torch.full((S,), FORCED, dtype=torch.int8, device=self.device)
         role[:C] = COT
         role[S - len(guest.row.answer) :] = ANSWER

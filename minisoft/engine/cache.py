@@ -75,15 +75,15 @@ class RowCache:
         taken.pop(None, None)
         used = max(taken, default=0) + 1
         R = max([*taken.values(), -(-4 // self.queries)])  # no product of less than 4 rows
-        row_of = torch.zeros(used, R, dtype=torch.long)  # free seats compute row 0, for nobody
-        seat_of = torch.zeros(len(self.owner), 2, dtype=torch.long)  # empty rows get somebody's
-        for row, (owner, seat) in enumerate(zip(self.owner, seats, strict=True)):
+        row_of = [[0] * R for _ in range(used)]  # free seats compute row 0, for nobody
+        seat_of = [(0, 0)] * len(self.owner)  # empty rows get somebody's
+        for row, (owner, seat) in enumerate(zip(self.owner, seats)):
             if owner is not None:
-                row_of[owner, seat] = row
-                seat_of[row] = torch.tensor((owner, seat))
+                row_of[owner][seat] = row
+                seat_of[row] = owner, seat
         head = torch.arange(self.own.shape[3], device=device)
-        seat_of = seat_of.to(device)
-        self.to_grid = row_of.to(device)[:, None], head[None, :, None]  # rows -> (P, K, R, ...)
+        row_of, seat_of = torch.tensor(row_of, device=device), torch.tensor(seat_of, device=device)
+        self.to_grid = row_of[:, None], head[None, :, None]  # rows -> a grid (P, K, R, ...)
         self.to_rows = seat_of[:, :1], head[None], seat_of[:, 1:]  # a grid -> rows (N, K, ...)
         starts = [0 if owner is None else self.length[owner] for owner in self.owner]
         self.start = torch.tensor(starts, device=device)

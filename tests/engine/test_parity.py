@@ -10,7 +10,7 @@ from conftest import KINDS as TINY_KINDS
 from small import KINDS, PROMPT, gradient, small_model
 
 from minisoft import engine, reinforce, rollout
-from minisoft.rollout import Decoding, Request
+from minisoft.rollout import COT, Decoding, Request
 from minisoft.soft import GAMMA, noise_scale
 
 
@@ -22,6 +22,7 @@ def assert_alike(plain, fast):
     for field in ("log_prob", "entropy"):
         difference = getattr(plain, field) - getattr(fast, field)
         assert difference.abs().max() < 1e-4, field
+    torch.testing.assert_close(plain.taken(COT), fast.taken(COT), rtol=1e-4, atol=1e-4)
 
 
 def assert_same_update(model, kind, records):

@@ -136,7 +136,7 @@ def test_a_row_counts_its_own_positions(tiny):
     for token in stop:
         assert early.role == COT and early.next_forced == 0
         early.take(token)
-    assert early.stopped and early.position == len(stop)
+    assert early.stopped and early.cot == stop
     for token in form.prefill[0]:
         assert early.role == FORCED and early.next_forced == token
         early.take(token)

@@ -196,8 +196,10 @@ class Run:
     def sidecar(self) -> dict:
         """minisoft.json of what is saved: how the model is to be used."""
         settings = self.settings
+        switches = ("logits", "estimator", "terms")  # of a variant that the weights came from
+        kept = {name: x for name, x in self.folder.items() if name not in switches}
         return {
-            **self.folder,
+            **kept,
             "prompt": settings.template,
             "base": self.source.resolve().name,
             "data": Path(self.args.data).stem,

@@ -84,8 +84,8 @@ def test_a_step_needs_nothing_from_the_host(tiny, kind, greedy, monkeypatch):
             step()
 
     monkeypatch.setattr(decode.Graphs, "run", run)
-    requests, how = tiny.requests([0, 1], range(4)), Decoding(20, greedy, greedy)
-    options = {"ahead": 4, "rows": 5}
+    requests, how = tiny.requests([0, 1], range(3)), Decoding(12, greedy, greedy)
+    options = {"ahead": 4, "rows": 4}
     records = engine.rollout(tiny.fast, tiny.form, kind, requests, how, **options)
     assert len(records) == 2 and len(steps) % 4 == 0
     assert {shape[:2] for shape in steps} >= {(True, False), (False, True)}  # and both at once

@@ -28,8 +28,8 @@ def ids(model, n):
     return torch.randint(model.config.vocab_size, (n,)).tolist()
 
 
-SMALL, WIDE = (2048, 128, 352, 4, 4, 2, 32), (32000, 256, 704, 2, 4, 2, 64)
-DEEP = (1024, 512, 1536, 8, 8, 2, 64)
+SMALL, DEEP = (2048, 128, 352, 4, 4, 2, 32), (1024, 512, 1536, 8, 8, 2, 64)
+WIDE, WIDER = (16000, 256, 704, 2, 4, 2, 64), (32000, 256, 704, 2, 4, 2, 64)
 BFLOAT16 = torch.bfloat16
 
 
@@ -39,9 +39,10 @@ BFLOAT16 = torch.bfloat16
         (SMALL, True, torch.float32, 2, 32, 24, 40, 16, "soft"),
         (SMALL, True, torch.float32, 4, 16, 32, 60, 8, "hard"),
         (WIDE, False, torch.float32, 1, 16, 24, 40, 8, "soft"),
-        pytest.param(SMALL, True, torch.float32, 4, 16, 96, 60, 8, "soft", marks=pytest.mark.slow),
-        pytest.param(WIDE, False, torch.float32, 2, 16, 64, 40, 8, "soft", marks=pytest.mark.slow),
-        pytest.param(WIDE, False, BFLOAT16, 2, 16, 64, 40, 8, "soft", marks=pytest.mark.slow),
+        pytest.param(SMALL, True, torch.float32, 2, 32, 64, 40, 16, "soft", marks=pytest.mark.slow),
+        pytest.param(SMALL, True, torch.float32, 4, 16, 96, 60, 8, "hard", marks=pytest.mark.slow),
+        pytest.param(WIDER, False, torch.float32, 2, 16, 64, 40, 8, "soft", marks=pytest.mark.slow),
+        pytest.param(WIDER, False, BFLOAT16, 2, 16, 64, 40, 8, "soft", marks=pytest.mark.slow),
         pytest.param(DEEP, False, torch.float32, 1, 32, 64, 100, 8, "soft", marks=pytest.mark.slow),
         pytest.param(DEEP, False, BFLOAT16, 1, 32, 64, 100, 8, "hard", marks=pytest.mark.slow),
     ],

@@ -1,7 +1,8 @@
-"""minisoft: train Llama and Qwen models to reason in soft tokens ("Soft Tokens, Hard Truths", arXiv 2509.19170).
+"""minisoft: train Llama and Qwen models to reason in soft tokens (arXiv 2509.19170).
 
-The files of this folder are the paper, in reading order: data, model, draws, soft, rollout, reward, reinforce, evaluation.
-The folders are what is only faster (engine), read and written (io), decided (verifier), run (training) or measured (lab).
+The files of this folder are the paper ("Soft Tokens, Hard Truths"), in reading order: data, model,
+draws, soft, rollout, reward, reinforce, evaluation.  The folders are what is only faster (engine),
+read and written (io), decided (verifier), run (training) or measured (lab).
 """
 
 

@@ -65,7 +65,7 @@ def log_prob(model, kind, rollout: Rollout) -> torch.Tensor:
 
 
 def loss(log_probs: list[torch.Tensor], advantages: list[torch.Tensor], scale: float):
-    """-scale * sum_b sum_g A_bg ell_bg, ell_bg the *sum* of the log-probabilities of a row (eq. 14).
+    """-scale * sum_b sum_g A_bg ell_bg, ell_bg the *sum* of a row's log-probabilities (eq. 14).
 
     For each problem b: log_probs (n, S); advantages (n,), constants.  scale: 1 / (B G), global.
     """

@@ -3,9 +3,12 @@
 import json
 import multiprocessing
 import os
+import resource
+import signal
 import socket
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -43,63 +46,110 @@ def metrics(out, *but):
     return [{k: v for k, v in m.items() if not k.startswith(but)} for m in lines]
 
 
-def summary(out):
-    """summary.json, without clocks."""
-    found = json.loads((out / "summary.json").read_text())
-    del found["seconds"]
-    return found
-
-
 def config(out):
     return json.loads((out / "config.json").read_text())
 
 
-# ------------------------------------------------------------------------------- ranks
+def summary(out):
+    """summary.json, without clocks."""
+    read = json.loads((out / "summary.json").read_text())
+    del read["seconds"]
+    return read
 
 
-def as_rank(rank, size, port, folder, grace, argv):
-    """What one rank does in a process of its own; stderr goes to folder/rank-N."""
-    place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
-    os.dup2(os.open(folder / f"rank-{rank}", os.O_CREAT | os.O_WRONLY), 2)
+# ----------------------------------------------------------------- in other processes
+
+
+def start(act, *args, stderr=os.devnull):
+    """A process that calls act(*args), a function of this file; torch is loaded once for all."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "train"])
+    process = context.Process(target=_apart, args=(act, args, stderr), daemon=True)
+    process.start()
+    return process
+
+
+def _apart(act, args, stderr):
+    os.dup2(os.open(stderr, os.O_CREAT | os.O_WRONLY), 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.chdir(ROOT)
     sys.path[:0] = [str(ROOT)]
     torch.set_num_threads(1)
+    act(*args)
+
+
+def as_rank(rank, size, port, grace, argv):
+    """`train.py argv` as one of several ranks."""
+    place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
     import train
-    from minisoft.training import world
+    from minisoft.training.world import as_program
 
-    class World(world.World):
-        def __init__(self, device, patience):
-            super().__init__(device, patience, grace)
-
-    train.World = World
-    world.as_program(lambda: train.main(argv))
+    train.World = partial(train.World, grace=grace)
+    as_program(lambda: train.main(argv))
 
 
 def start_ranks(folder, size, *argv, grace=10):
-    """Processes with the ranks of `train.py argv`, without torchrun, which would end them all as
-    soon as one dies, and would load torch once for each."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "train"])
+    """The ranks of `train.py argv`, without torchrun, which would end them all as soon as one
+    dies; stderr of rank r goes to folder/rank-r."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     folder.mkdir(exist_ok=True)
-    ranks = []
-    for rank in range(size):
-        place = (rank, size, port, folder, grace, [str(word) for word in argv])
-        ranks.append(context.Process(target=as_rank, args=place, daemon=True))
-        ranks[-1].start()
-    return ranks
+    argv = [str(word) for word in argv]
+    return [
+        start(as_rank, rank, size, port, grace, argv, stderr=folder / f"rank-{rank}")
+        for rank in range(size)
+    ]
 
 
 def run_ranks(folder, size, *argv):
     """Run `train.py argv` on so many ranks."""
-    ranks = start_ranks(folder, size, *argv)
-    for rank, process in enumerate(ranks):
+    for rank, process in enumerate(start_ranks(folder, size, *argv)):
         process.join(300)
         assert process.exitcode == 0, (folder / f"rank-{rank}").read_text()[-2000:]
+
+
+def with_small_files(argv):
+    """`train.py argv` where no file may have more than a megabyte: a disk that is full."""
+    import train
+    from minisoft.training.world import as_program
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+    as_program(lambda: train.main(argv))
+
+
+def killed_in(place, times, argv):
+    """`train.py argv`, with SIGKILL before the call number `times`, from 0, of a function."""
+    import train
+    from minisoft import engine
+    from minisoft.io import atomic, checkpoint, state
+    from minisoft.training import metrics, session
+
+    owners = {
+        "engine": engine,
+        "run": session.Run,
+        "metrics": metrics.MetricsFile,
+        "state": state,
+        "checkpoint": checkpoint,
+        "atomic": atomic,
+        "path": Path,
+        "shutil": atomic.shutil,
+    }
+    owner, name = place.split(".")
+    owner, left = owners[owner], [None] * times
+    real = getattr(owner, name)
+
+    def killing(*args, **options):
+        if not left:
+            if place == "metrics.write":
+                args[0].path.open("a").write('{"step": ')
+            os.kill(os.getpid(), signal.SIGKILL)
+        left.pop()
+        return real(*args, **options)
+
+    setattr(owner, name, killing)
+    train.main(argv)
 
 
 def wait_for(path, seconds=90):

@@ -24,18 +24,28 @@ from minisoft.soft import noise_scale
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["--device", "cpu", "--limit", "5", "--samples", "4", "--cot", "60"]
 PLENTY = ["--settings", "hard-greedy,hard-sample,soft-sample", "--limit", "5"]
-CHOICES = [{"question": f"What comes after {i}?", "choices": [str(i + 1), str(i), f"{i} {i} {i}", "no number"][: 2 + i % 3],
-            "answer": i % 2} for i in range(9)]
+CHOICES = [
+    {
+        "question": f"What comes after {i}?",
+        "choices": [str(i + 1), str(i), f"{i} {i} {i}", "no number"][: 2 + i % 3],
+        "answer": i % 2,
+    }
+    for i in range(9)
+]
 
 
 def run(out, *flags):
     evaluation_script.main([*FLAGS, "--out", str(out), *flags])
-    return json.loads(out.read_text()), [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
+    return json.loads(out.read_text()), [
+        json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()
+    ]
 
 
 def files(out):
     """Everything that an evaluation wrote, as bytes, and nothing else is there."""
-    assert sorted(path.suffix for path in out.parent.iterdir() if path.stem.startswith(out.stem)) == [".json", ".jsonl", ".md"]
+    assert sorted(
+        path.suffix for path in out.parent.iterdir() if path.stem.startswith(out.stem)
+    ) == [".json", ".jsonl", ".md"]
     return [out.with_suffix(suffix).read_bytes() for suffix in (".json", ".jsonl", ".md")]
 
 
@@ -62,10 +72,13 @@ def test_pass_at_k_refuses_impossible_numbers(n, c, k):
 def test_all_six_settings(tmp_path, capsys):
     result, generations = run(tmp_path / "r.json", "--settings", "all")
     assert list(result["settings"]) == list(evaluation.SETTINGS)
-    assert {"model", "data", "problems", "samples", "seed"} <= set(result) and result["problems"] == 5
+    assert {"model", "data", "problems", "samples", "seed"} <= set(result) and result[
+        "problems"
+    ] == 5
     for setting, numbers in result["settings"].items():
         assert set(k for k in numbers if k.startswith("pass@")) == (
-            {"pass@1"} if setting.endswith("greedy") else {"pass@1", "pass@2", "pass@3", "pass@4"})
+            {"pass@1"} if setting.endswith("greedy") else {"pass@1", "pass@2", "pass@3", "pass@4"}
+        )
         assert set(numbers["ci95"]) == {k for k in numbers if k.startswith("pass@")}
         for name, (low, high) in numbers["ci95"].items():
             assert 0 <= low <= numbers[name] <= high <= 1 + 1e-9
@@ -76,11 +89,16 @@ def test_all_six_settings(tmp_path, capsys):
             solved = {g["problem"] for g in mine if g["reward"] == 100}
             assert numbers["pass@4"] == pytest.approx(len(solved) / 5)
         lengths = [g["cot_tokens"] for g in mine]
-        assert numbers["rows_by_position"] == [sum(n > t for n in lengths) for t in range(max(lengths))]
+        assert numbers["rows_by_position"] == [
+            sum(n > t for n in lengths) for t in range(max(lengths))
+        ]
         third = [g["entropies"][2] for g in mine if g["cot_tokens"] > 2]
         assert numbers["entropy_by_position"][2] == pytest.approx(sum(third) / len(third), abs=1e-6)
         assert all(len(g["entropies"]) == g["cot_tokens"] for g in mine)
-    greedy = {s: [g["cot"] for g in generations if g["setting"] == s] for s in ("hard-greedy", "fuzzy-greedy")}
+    greedy = {
+        s: [g["cot"] for g in generations if g["setting"] == s]
+        for s in ("hard-greedy", "fuzzy-greedy")
+    }
     assert greedy["hard-greedy"] == greedy["fuzzy-greedy"]
     assert "Hard inference" in capsys.readouterr().out
     assert "Hard inference" in (tmp_path / "r.md").read_text()
@@ -88,8 +106,21 @@ def test_all_six_settings(tmp_path, capsys):
 
 @pytest.mark.parametrize("batch", [1, 7])
 def test_batch_size_changes_no_byte(tmp_path, choices_file, batch, whole):
-    assert whole(choices_file) == (run(tmp_path / "r.json", *PLENTY, "--data", "tiny-test", str(choices_file), "--batch",
-                                       str(batch)), files(tmp_path / "r.json"))[1]
+    assert (
+        whole(choices_file)
+        == (
+            run(
+                tmp_path / "r.json",
+                *PLENTY,
+                "--data",
+                "tiny-test",
+                str(choices_file),
+                "--batch",
+                str(batch),
+            ),
+            files(tmp_path / "r.json"),
+        )[1]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -104,17 +135,41 @@ def whole(tmp_path_factory):
             made.append((choices_file, files(out)))
         old, found = made[0]
         return [text.replace(str(old).encode(), str(choices_file).encode()) for text in found]
+
     return get
 
 
 def launch(out, choices_file, *before):
-    return subprocess.Popen([sys.executable, *before, "eval.py", *FLAGS, *PLENTY, "--data", "tiny-test", str(choices_file),
-                             "--out", str(out)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [
+            sys.executable,
+            *before,
+            "eval.py",
+            *FLAGS,
+            *PLENTY,
+            "--data",
+            "tiny-test",
+            str(choices_file),
+            "--out",
+            str(out),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_two_ranks_write_what_one_process_writes(tmp_path, choices_file, whole):
-    process = launch(tmp_path / "r.json", choices_file, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    process = launch(
+        tmp_path / "r.json",
+        choices_file,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+    )
     assert process.wait() == 0, process.stderr.read()
     assert files(tmp_path / "r.json") == whole(choices_file)
 
@@ -130,10 +185,15 @@ def test_killed_evaluation_goes_on_and_writes_the_same(tmp_path, choices_file, w
     assert not out.exists()
     before = part.read_text()
     part.write_text(before[: before.rindex("[")] + '[[0, "hard-greedy", 0], [{"prob')  # half a line
-    with pytest.raises(SystemExit, match="r.json.part-0: expected what an interrupted call .* other values for samples, seed"):
+    with pytest.raises(
+        SystemExit,
+        match="r.json.part-0: expected what an interrupted call .* other values for samples, seed",
+    ):
         run(out, *PLENTY, "--data", "tiny-test", str(choices_file), "--seed", "3", "--samples", "2")
     made, add = [], Journal.add
-    monkeypatch.setattr(Journal, "add", lambda self, key, value: (made.append(key), add(self, key, value)))
+    monkeypatch.setattr(
+        Journal, "add", lambda self, key, value: (made.append(key), add(self, key, value))
+    )
     run(out, *PLENTY, "--data", "tiny-test", str(choices_file))
     assert files(out) == whole(choices_file)
     assert 0 < len(made) < 3 * 5 + 9  # some pieces were not made again
@@ -141,19 +201,49 @@ def test_killed_evaluation_goes_on_and_writes_the_same(tmp_path, choices_file, w
 
 def test_interrupt_says_how_to_go_on(tmp_path, monkeypatch):
     add = Journal.add
-    monkeypatch.setattr(Journal, "add", lambda self, key, value: (add(self, key, value), signal.raise_signal(signal.SIGINT)))
+    monkeypatch.setattr(
+        Journal,
+        "add",
+        lambda self, key, value: (add(self, key, value), signal.raise_signal(signal.SIGINT)),
+    )
     with pytest.raises(SystemExit, match="interrupted; the same command goes on where it stopped"):
         run(tmp_path / "r.json")
 
 
 def test_several_models_seeds_and_data(tmp_path, choices_file, capsys):
     tiny = str(WEIGHTS / "tiny")
-    result, generations = run(tmp_path / "r.json", "--model", f"a={tiny}", f"b={tiny}", "--data", "tiny-test", str(choices_file),
-                              "--seed", "0", "1", "--settings", "hard-sample", "--limit", "3")
-    runs = [(r["label"], r["data"], r["seed"], list(r["settings"]), "choices" in r) for r in result["runs"]]
-    assert runs == [(label, *rest) for label in "ab" for rest in (
-        ("tiny-test", 0, ["hard-sample"], False), ("tiny-test", 1, ["hard-sample"], False), (str(choices_file), 0, [], True))]
-    of = lambda n: [{k: v for k, v in g.items() if k != "run"} for g in generations if g["run"] == n]
+    result, generations = run(
+        tmp_path / "r.json",
+        "--model",
+        f"a={tiny}",
+        f"b={tiny}",
+        "--data",
+        "tiny-test",
+        str(choices_file),
+        "--seed",
+        "0",
+        "1",
+        "--settings",
+        "hard-sample",
+        "--limit",
+        "3",
+    )
+    runs = [
+        (r["label"], r["data"], r["seed"], list(r["settings"]), "choices" in r)
+        for r in result["runs"]
+    ]
+    assert runs == [
+        (label, *rest)
+        for label in "ab"
+        for rest in (
+            ("tiny-test", 0, ["hard-sample"], False),
+            ("tiny-test", 1, ["hard-sample"], False),
+            (str(choices_file), 0, [], True),
+        )
+    ]
+    of = lambda n: [
+        {k: v for k, v in g.items() if k != "run"} for g in generations if g["run"] == n
+    ]
     assert of(0) == of(3) != of(1) and of(2) == of(5)  # the label decides nothing, the seed does
     assert "±" in capsys.readouterr().out
 
@@ -162,6 +252,7 @@ def test_hard_greedy_is_transformers_greedy_generation(tmp_path):
     """The whole protocol written with transformers: greedy text up to the stop phrase or budget, prefill, greedy answer,
     the same reward.  The budget of 20 tokens cuts some chains of thought."""
     import transformers
+
     _, generations = run(tmp_path / "r.json", "--limit", "12", "--cot", "20")
     assert {g["truncated"] for g in generations} == {True, False}
     model = transformers.AutoModelForCausalLM.from_pretrained(WEIGHTS / "tiny", dtype=torch.float32)
@@ -169,38 +260,70 @@ def test_hard_greedy_is_transformers_greedy_generation(tmp_path):
     for problem, g in zip(datasets.load_problems("tiny-test"), generations):
         ids = tokenizer.encode(data.prompt(problem.question, "User: QUESTION Assistant:"))
         start = len(ids)
-        more = lambda ids, n: model.generate(torch.tensor([ids]), max_new_tokens=n, do_sample=False)[0].tolist()
+        more = lambda ids, n: model.generate(
+            torch.tensor([ids]), max_new_tokens=n, do_sample=False
+        )[0].tolist()
         written = more(ids, 20)
-        stop = next((n for n in range(start, len(written) + 1) if tokenizer.decode(written[start:n]).endswith(data.STOP)), None)
+        stop = next(
+            (
+                n
+                for n in range(start, len(written) + 1)
+                if tokenizer.decode(written[start:n]).endswith(data.STOP)
+            ),
+            None,
+        )
         ids = written[:stop] if stop else written
         assert g["cot"] == tokenizer.decode(ids[start:])
-        ids = ids + tokenizer.encode_after(data.STOP, data.PREFILL_EARLY if stop else data.PREFILL_LATE)
-        text = tokenizer.decode(more(ids, 32)[len(ids):])
-        assert text.startswith(g["answer"]) and g["reward"] == score(g["answer"], problem.answer) == score(text, problem.answer)
+        ids = ids + tokenizer.encode_after(
+            data.STOP, data.PREFILL_EARLY if stop else data.PREFILL_LATE
+        )
+        text = tokenizer.decode(more(ids, 32)[len(ids) :])
+        assert text.startswith(g["answer"]) and g["reward"] == score(
+            g["answer"], problem.answer
+        ) == score(text, problem.answer)
 
 
 def test_intervals_are_those_of_the_mean(tmp_path):
     ones, x = 40, torch.linspace(0, 1, 100, dtype=torch.float64)
-    (low, high), (a, b), same = evaluation.intervals([[float(i < ones), x[i].item(), 0.5] for i in range(100)])
+    (low, high), (a, b), same = evaluation.intervals(
+        [[float(i < ones), x[i].item(), 0.5] for i in range(100)]
+    )
     error = (0.4 * 0.6 / 100) ** 0.5
-    assert low == pytest.approx(0.4 - 1.96 * error, abs=0.012) and high == pytest.approx(0.4 + 1.96 * error, abs=0.012)
+    assert low == pytest.approx(0.4 - 1.96 * error, abs=0.012) and high == pytest.approx(
+        0.4 + 1.96 * error, abs=0.012
+    )
     error = x.std().item() / 10
-    assert a == pytest.approx(0.5 - 1.96 * error, abs=0.01) and b == pytest.approx(0.5 + 1.96 * error, abs=0.01)
+    assert a == pytest.approx(0.5 - 1.96 * error, abs=0.01) and b == pytest.approx(
+        0.5 + 1.96 * error, abs=0.01
+    )
     assert same == [0.5, 0.5]
 
 
-@pytest.mark.parametrize("flags", [["--gamma", "1.0"], ["--tau", "soft=0.05"], ["--noise", "hidden"], ["--noise", "logits"],
-                                   ["--noise", "logits", "--top-k", "5"], ["--sigma", "0.2"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--gamma", "1.0"],
+        ["--tau", "soft=0.05"],
+        ["--noise", "hidden"],
+        ["--noise", "logits"],
+        ["--noise", "logits", "--top-k", "5"],
+        ["--sigma", "0.2"],
+    ],
+)
 def test_ablations_change_soft_but_not_hard_inference(tmp_path, flags, plain):
     result, generations = run(tmp_path / "r.json", "--settings", "hard-sample,soft-sample", *flags)
     of = lambda generations, setting: [g["cot"] for g in generations if g["setting"] == setting]
-    assert of(generations, "hard-sample") == of(plain, "hard-sample") and of(generations, "soft-sample") != of(plain, "soft-sample")
+    assert of(generations, "hard-sample") == of(plain, "hard-sample") and of(
+        generations, "soft-sample"
+    ) != of(plain, "soft-sample")
     assert {"sigma", "noise", "top_k", "tau", "cot"} <= set(result)
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("plain") / "r.json", "--settings", "hard-sample,soft-sample")[1]
+    return run(
+        tmp_path_factory.mktemp("plain") / "r.json", "--settings", "hard-sample,soft-sample"
+    )[1]
 
 
 class Page(html.parser.HTMLParser):
@@ -224,11 +347,20 @@ class Page(html.parser.HTMLParser):
 
 def test_a_look_inside(tmp_path, capsys):
     problems = tmp_path / "p.jsonl"
-    problems.write_text(json.dumps({"question": "<script>alert(1)</script> Zoe has 5 tiles. Then 2 more come. How many?",
-                                    "answer": "7"}) + "\n")
+    problems.write_text(
+        json.dumps(
+            {
+                "question": "<script>alert(1)</script> Zoe has 5 tiles. Then 2 more come. How many?",
+                "answer": "7",
+            }
+        )
+        + "\n"
+    )
     page = tmp_path / "page.html"
     flags = ["--data", str(problems), "--settings", "hard-sample,soft-sample,fuzzy-greedy"]
-    evaluation_script.main([*flags, "--show", "0", "--out", str(page), "--device", "cpu", "--cot", "60"])
+    evaluation_script.main(
+        [*flags, "--show", "0", "--out", str(page), "--device", "cpu", "--cot", "60"]
+    )
     text, found = capsys.readouterr().out, Page(page.read_text())
     _, generations = run(tmp_path / "r.json", *flags)  # sample 0 is what an evaluation draws
     first = [g for g in generations if g["sample"] == 0]
@@ -236,35 +368,51 @@ def test_a_look_inside(tmp_path, capsys):
     assert not {"script", "link", "img"} & {tag for tag, _ in found.tags}
     cells = iter(found.code)
     for g in first:
-        shadow = [(next(cells), next(cells))[0] for _ in range(g["cot_tokens"])]  # the other one is the nearest token
+        shadow = [
+            (next(cells), next(cells))[0] for _ in range(g["cot_tokens"])
+        ]  # the other one is the nearest token
         assert "".join(shadow) == g["cot"] and f"answer: {g['answer']}" in text
         assert (next(cells), next(cells)) == (g["answer"], g["gold"])
-    line = next(line for line in text.split("fuzzy-greedy")[1].splitlines() if line.startswith("   0 "))
-    assert " 0.00 " in line and "1.000" in line  # a fuzzy mixture is one token; without noise its embedding is the nearest
+    line = next(
+        line for line in text.split("fuzzy-greedy")[1].splitlines() if line.startswith("   0 ")
+    )
+    assert (
+        " 0.00 " in line and "1.000" in line
+    )  # a fuzzy mixture is one token; without noise its embedding is the nearest
 
 
 def test_seed_decides(tmp_path):
     flags = ["--settings", "soft-sample"]
-    first, again, other = (run(tmp_path / f"{i}.json", *flags, "--seed", seed)[1] for i, seed in enumerate("001"))
+    first, again, other = (
+        run(tmp_path / f"{i}.json", *flags, "--seed", seed)[1] for i, seed in enumerate("001")
+    )
     assert first == again != other
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--settings", "hard-greedy,warm-greedy"], "settings: expected all or some of hard-greedy"),
-    (["--model", "nowhere"], "nowhere: expected a model folder"),
-    (["--data", "nowhere.jsonl"], "nowhere.jsonl: expected a data file"),
-    (["--data", "tiny-test", "tiny-test"], "--data: expected each once"),
-    (["--seed", "1", "1"], "--seed: expected each once"),
-    (["--gamma", "inf"], "--gamma: expected a positive number"),
-    (["--tau", "soft"], "--tau soft: expected KIND=TAU"),
-    (["--tau", "firm=1"], "--tau firm=1: expected KIND=TAU"),
-    (["--top-k", "5"], "--top-k: expected noise on the logits"),
-    (["--top-k", "999", "--noise", "logits"], "--top-k: expected at most the vocabulary's"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (
+            ["--settings", "hard-greedy,warm-greedy"],
+            "settings: expected all or some of hard-greedy",
+        ),
+        (["--model", "nowhere"], "nowhere: expected a model folder"),
+        (["--data", "nowhere.jsonl"], "nowhere.jsonl: expected a data file"),
+        (["--data", "tiny-test", "tiny-test"], "--data: expected each once"),
+        (["--seed", "1", "1"], "--seed: expected each once"),
+        (["--gamma", "inf"], "--gamma: expected a positive number"),
+        (["--tau", "soft"], "--tau soft: expected KIND=TAU"),
+        (["--tau", "firm=1"], "--tau firm=1: expected KIND=TAU"),
+        (["--top-k", "5"], "--top-k: expected noise on the logits"),
+        (["--top-k", "999", "--noise", "logits"], "--top-k: expected at most the vocabulary's"),
+    ],
+)
 def test_bad_input_is_one_line(tmp_path, capsys, flags, message):
     with pytest.raises(SystemExit) as stop:
         run(tmp_path / "r.json", *flags)
-    text = capsys.readouterr().err.splitlines()[-1] if stop.value.code == 2 else stop.value.code  # 2: argparse
+    text = (
+        capsys.readouterr().err.splitlines()[-1] if stop.value.code == 2 else stop.value.code
+    )  # 2: argparse
     assert message in text and "\n" not in text and not list(tmp_path.glob("r.json*"))
 
 
@@ -278,22 +426,80 @@ def test_input_is_not_overwritten(tmp_path, name):
     assert problems.read_text().startswith('{"question"')
 
 
-TRAINED = {"base": "tiny", "data": "tiny", "tokens": "soft", "sigma": 0.06, "gamma": 0.5, "tau": 0.4, "noise": "logits",
-           "top_k": 5, "prompt": "Q QUESTION A"}
+TRAINED = {
+    "base": "tiny",
+    "data": "tiny",
+    "tokens": "soft",
+    "sigma": 0.06,
+    "gamma": 0.5,
+    "tau": 0.4,
+    "noise": "logits",
+    "top_k": 5,
+    "prompt": "Q QUESTION A",
+}
 
 
-@pytest.mark.parametrize("about, flags, expected", [
-    ({}, [], dict(noise="embedding", top_k=None, gamma=0.33, soft=0.5, fuzzy=0.0001, scale=None, label="tiny", cot=512)),
-    ({}, ["--noise", "logits", "--top-k", "5"], dict(noise="logits", top_k=5, soft=1.0, fuzzy=1.0, scale=None)),
-    (TRAINED, [], dict(noise="logits", top_k=5, gamma=0.5, soft=0.4, fuzzy=1.0, hard=1.0, scale=0.12, prompt="Q QUESTION A",
-                       label="tiny tiny soft, gamma 0.5, noise logits, top_k 5")),
-    (TRAINED, ["--noise", "embedding"], dict(noise="embedding", top_k=None, gamma=0.33, soft=0.5, scale=None)),
-    (TRAINED, ["--noise", "logits"], dict(noise="logits", top_k=None, gamma=0.33, soft=0.5, scale=0.12)),
-    (TRAINED, ["--gamma", "0.1", "--tau", "soft=0.7", "fuzzy=0.01"], dict(gamma=0.1, soft=0.7, fuzzy=0.01, scale=0.12)),
-    (TRAINED, ["--sigma", "0.2"], dict(gamma=None, sigma=0.2)),
-    ({"tokens": "soft", "sigma": 0.06}, [], dict(sigma=0.06, soft=0.5)),
-    ({**TRAINED, "noise": "embedding", "top_k": None, "defaults": {"cot": 80}}, [], dict(gamma=0.5, cot=80, scale=0.12)),
-])
+@pytest.mark.parametrize(
+    "about, flags, expected",
+    [
+        (
+            {},
+            [],
+            dict(
+                noise="embedding",
+                top_k=None,
+                gamma=0.33,
+                soft=0.5,
+                fuzzy=0.0001,
+                scale=None,
+                label="tiny",
+                cot=512,
+            ),
+        ),
+        (
+            {},
+            ["--noise", "logits", "--top-k", "5"],
+            dict(noise="logits", top_k=5, soft=1.0, fuzzy=1.0, scale=None),
+        ),
+        (
+            TRAINED,
+            [],
+            dict(
+                noise="logits",
+                top_k=5,
+                gamma=0.5,
+                soft=0.4,
+                fuzzy=1.0,
+                hard=1.0,
+                scale=0.12,
+                prompt="Q QUESTION A",
+                label="tiny tiny soft, gamma 0.5, noise logits, top_k 5",
+            ),
+        ),
+        (
+            TRAINED,
+            ["--noise", "embedding"],
+            dict(noise="embedding", top_k=None, gamma=0.33, soft=0.5, scale=None),
+        ),
+        (
+            TRAINED,
+            ["--noise", "logits"],
+            dict(noise="logits", top_k=None, gamma=0.33, soft=0.5, scale=0.12),
+        ),
+        (
+            TRAINED,
+            ["--gamma", "0.1", "--tau", "soft=0.7", "fuzzy=0.01"],
+            dict(gamma=0.1, soft=0.7, fuzzy=0.01, scale=0.12),
+        ),
+        (TRAINED, ["--sigma", "0.2"], dict(gamma=None, sigma=0.2)),
+        ({"tokens": "soft", "sigma": 0.06}, [], dict(sigma=0.06, soft=0.5)),
+        (
+            {**TRAINED, "noise": "embedding", "top_k": None, "defaults": {"cot": 80}},
+            [],
+            dict(gamma=0.5, cot=80, scale=0.12),
+        ),
+    ],
+)
 def test_what_decides_inference(tmp_path, about, flags, expected):
     folder = tmp_path / "tiny"
     shutil.copytree(WEIGHTS / "tiny", folder)
@@ -302,14 +508,31 @@ def test_what_decides_inference(tmp_path, about, flags, expected):
     model = checkpoint.load_model(folder)
     found = subject.inference(args)
     scale = expected.pop("scale", 0) or noise_scale(model, found["noise"])
-    found = {**found, **found["tau"], "label": subject.label, "sigma": subject.sigma(args, found, model)}
+    found = {
+        **found,
+        **found["tau"],
+        "label": subject.label,
+        "sigma": subject.sigma(args, found, model),
+    }
     assert found["sigma"] == pytest.approx(expected.get("sigma", (found["gamma"] or 0) * scale))
     assert {name: found[name] for name in expected} == {
-        name: pytest.approx(value) if isinstance(value, float) else value for name, value in expected.items()}
+        name: pytest.approx(value) if isinstance(value, float) else value
+        for name, value in expected.items()
+    }
 
 
-@pytest.mark.parametrize("field, value", [("sigma", "0.1"), ("noise", "foo"), ("tau", -1), ("prompt", "no place"), ("defaults", None),
-                                          ("tokens", ["soft"]), ("top_k", 0)])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("sigma", "0.1"),
+        ("noise", "foo"),
+        ("tau", -1),
+        ("prompt", "no place"),
+        ("defaults", None),
+        ("tokens", ["soft"]),
+        ("top_k", 0),
+    ],
+)
 def test_an_odd_minisoft_json_is_one_line(tmp_path, field, value):
     folder = tmp_path / "tiny"
     shutil.copytree(WEIGHTS / "tiny", folder)
@@ -322,12 +545,26 @@ def test_seeds_of_a_row_must_be_alike(tmp_path):
     for name, noise in (("a", "embedding"), ("b", "hidden")):
         shutil.copytree(WEIGHTS / "tiny", tmp_path / name)
         (tmp_path / name / "minisoft.json").write_text(json.dumps({"noise": noise}))
-    with pytest.raises(SystemExit, match="--model: expected models called 'x' to differ in the seed only, .* for noise in"):
+    with pytest.raises(
+        SystemExit,
+        match="--model: expected models called 'x' to differ in the seed only, .* for noise in",
+    ):
         run(tmp_path / "r.json", "--model", f"x={tmp_path / 'a'}", f"x={tmp_path / 'b'}")
 
 
-@pytest.mark.parametrize("flags", [["--tau", "soft=0.1"], ["--gamma", "0.1"], ["--noise", "hidden"], ["--dtype", "bfloat16"],
-                                   ["--limit", "2"], ["--cot", "30"], ["--prompt", "PROMPT"], ["TOUCH"]])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--tau", "soft=0.1"],
+        ["--gamma", "0.1"],
+        ["--noise", "hidden"],
+        ["--dtype", "bfloat16"],
+        ["--limit", "2"],
+        ["--cot", "30"],
+        ["--prompt", "PROMPT"],
+        ["TOUCH"],
+    ],
+)
 def test_an_interrupted_call_is_not_continued_by_another(tmp_path, monkeypatch, flags):
     folder, prompt = tmp_path / "tiny", tmp_path / "prompt.txt"
     shutil.copytree(WEIGHTS / "tiny", folder)
@@ -338,4 +575,9 @@ def test_an_interrupted_call_is_not_continued_by_another(tmp_path, monkeypatch, 
     if flags == ["TOUCH"]:
         os.utime(folder / "model.safetensors", (1, 1))
     with pytest.raises(SystemExit, match="part-0: expected what an interrupted call"):
-        run(tmp_path / "r.json", "--model", str(folder), *(str(prompt) if f == "PROMPT" else f for f in flags if f != "TOUCH"))
+        run(
+            tmp_path / "r.json",
+            "--model",
+            str(folder),
+            *(str(prompt) if f == "PROMPT" else f for f in flags if f != "TOUCH"),
+        )

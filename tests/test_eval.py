@@ -1,9 +1,11 @@
-"""eval.py and minisoft.evaluation: the six settings, pass@k, what is written, and that nothing but the problem decides."""
+"""eval.py and minisoft.evaluation: the six settings, pass@k, what is written, and that nothing but
+the problem decides."""
 
-import html.parser
+import ast
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +22,8 @@ from minisoft.io import WEIGHTS, checkpoint, datasets
 from minisoft.io.journal import Journal
 from minisoft.reward import score
 from minisoft.soft import noise_scale
+from minisoft.training import evaluate
+from minisoft.training.subjects import Subject
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["--device", "cpu", "--limit", "5", "--samples", "4", "--cot", "60"]
@@ -241,46 +245,41 @@ def test_several_models_seeds_and_data(tmp_path, choices_file, capsys):
             (str(choices_file), 0, [], True),
         )
     ]
-    of = lambda n: [
-        {k: v for k, v in g.items() if k != "run"} for g in generations if g["run"] == n
-    ]
+
+    def of(n):
+        return [{k: v for k, v in g.items() if k != "run"} for g in generations if g["run"] == n]
+
     assert of(0) == of(3) != of(1) and of(2) == of(5)  # the label decides nothing, the seed does
     assert "±" in capsys.readouterr().out
 
 
 def test_hard_greedy_is_transformers_greedy_generation(tmp_path):
-    """The whole protocol written with transformers: greedy text up to the stop phrase or budget, prefill, greedy answer,
-    the same reward.  The budget of 20 tokens cuts some chains of thought."""
+    """The whole protocol written with transformers: greedy text up to the stop phrase or budget,
+    prefill, greedy answer, the same reward.  The budget of 20 tokens cuts some CoTs."""
     import transformers
 
     _, generations = run(tmp_path / "r.json", "--limit", "12", "--cot", "20")
     assert {g["truncated"] for g in generations} == {True, False}
     model = transformers.AutoModelForCausalLM.from_pretrained(WEIGHTS / "tiny", dtype=torch.float32)
     tokenizer = checkpoint.load(WEIGHTS / "tiny")[1]
+
+    def more(ids, n):
+        ids = torch.tensor([ids])
+        return model.generate(ids, max_new_tokens=n, do_sample=False)[0].tolist()
+
     for problem, g in zip(datasets.load_problems("tiny-test"), generations):
         ids = tokenizer.encode(data.prompt(problem.question, "User: QUESTION Assistant:"))
         start = len(ids)
-        more = lambda ids, n: model.generate(
-            torch.tensor([ids]), max_new_tokens=n, do_sample=False
-        )[0].tolist()
         written = more(ids, 20)
-        stop = next(
-            (
-                n
-                for n in range(start, len(written) + 1)
-                if tokenizer.decode(written[start:n]).endswith(data.STOP)
-            ),
-            None,
-        )
-        ids = written[:stop] if stop else written
+        ends = range(start, len(written) + 1)
+        stops = [n for n in ends if tokenizer.decode(written[start:n]).endswith(data.STOP)]
+        ids = written[: stops[0]] if stops else written
         assert g["cot"] == tokenizer.decode(ids[start:])
-        ids = ids + tokenizer.encode_after(
-            data.STOP, data.PREFILL_EARLY if stop else data.PREFILL_LATE
-        )
+        prefill = data.PREFILL_EARLY if stops else data.PREFILL_LATE
+        ids = ids + tokenizer.encode_after(data.STOP, prefill)
         text = tokenizer.decode(more(ids, 32)[len(ids) :])
-        assert text.startswith(g["answer"]) and g["reward"] == score(
-            g["answer"], problem.answer
-        ) == score(text, problem.answer)
+        assert text.startswith(g["answer"])
+        assert g["reward"] == score(g["answer"], problem.answer) == score(text, problem.answer)
 
 
 def test_intervals_are_those_of_the_mean(tmp_path):
@@ -312,10 +311,12 @@ def test_intervals_are_those_of_the_mean(tmp_path):
 )
 def test_ablations_change_soft_but_not_hard_inference(tmp_path, flags, plain):
     result, generations = run(tmp_path / "r.json", "--settings", "hard-sample,soft-sample", *flags)
-    of = lambda generations, setting: [g["cot"] for g in generations if g["setting"] == setting]
-    assert of(generations, "hard-sample") == of(plain, "hard-sample") and of(
-        generations, "soft-sample"
-    ) != of(plain, "soft-sample")
+
+    def of(generations, setting):
+        return [g["cot"] for g in generations if g["setting"] == setting]
+
+    assert of(generations, "hard-sample") == of(plain, "hard-sample")
+    assert of(generations, "soft-sample") != of(plain, "soft-sample")
     assert {"sigma", "noise", "top_k", "tau", "cot"} <= set(result)
 
 
@@ -326,59 +327,45 @@ def plain(tmp_path_factory):
     )[1]
 
 
-class Page(html.parser.HTMLParser):
-    """Tags and text of a page."""
+def test_a_look_inside(tmp_path, capsys, monkeypatch):
+    picture = tmp_path / "chain.png"
+    flags = ["--data", "tiny-test", "--settings", "hard-sample,soft-sample,fuzzy-greedy"]
+    show = [*flags, "--show", "0", "--out", str(picture), "--device", "cpu", "--cot", "60"]
+    evaluation_script.main(show)
+    text = capsys.readouterr().out
+    _, generations = run(tmp_path / "r.json", *flags, "--limit", "1")
+    first = [g for g in generations if g["sample"] == 0]  # is what an evaluation draws
+    blocks = text.split("question: ")[1:]
+    assert len(blocks) == len(first) == 3
+    for g, block in zip(first, blocks):
+        lines = [line for line in block.splitlines() if re.match(r" *\d+  \'", line)]
+        assert len(lines) == g["cot_tokens"]
+        assert "".join(ast.literal_eval(line[6:18].strip()) for line in lines) == g["cot"]
+        assert f"answer: {g['answer']}" in block
+    line = next(line for line in blocks[2].splitlines() if line.startswith("   0 "))
+    assert " 0.00 " in line and "1.000" in line  # fuzzy: one token; without noise the nearest
+    pytest.importorskip("matplotlib")
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.code = [], []  # code: the texts in <code>
-        self.feed(text)
 
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-
-    def handle_data(self, text):
-        if self.lasttag == "code":
-            self.code.append(text)
-
-    def handle_endtag(self, tag):
-        self.lasttag = ""
+def test_a_look_inside_without_matplotlib_is_the_text(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    out = tmp_path / "chain.png"
+    evaluation_script.main(["--data", "tiny-test", "--show", "0", "--cot", "20", "--out", str(out)])
+    text = capsys.readouterr().out
+    assert "question: " in text and "the picture needs the extra `plot`" in text
+    assert not out.exists()
 
 
-def test_a_look_inside(tmp_path, capsys):
-    problems = tmp_path / "p.jsonl"
-    problems.write_text(
-        json.dumps(
-            {
-                "question": "<script>alert(1)</script> Zoe has 5 tiles. Then 2 more come. How many?",
-                "answer": "7",
-            }
-        )
-        + "\n"
-    )
-    page = tmp_path / "page.html"
-    flags = ["--data", str(problems), "--settings", "hard-sample,soft-sample,fuzzy-greedy"]
-    evaluation_script.main(
-        [*flags, "--show", "0", "--out", str(page), "--device", "cpu", "--cot", "60"]
-    )
-    text, found = capsys.readouterr().out, Page(page.read_text())
-    _, generations = run(tmp_path / "r.json", *flags)  # sample 0 is what an evaluation draws
-    first = [g for g in generations if g["sample"] == 0]
-    assert sum(tag == "tr" for tag, _ in found.tags) == 3 + sum(g["cot_tokens"] for g in first)
-    assert not {"script", "link", "img"} & {tag for tag, _ in found.tags}
-    cells = iter(found.code)
-    for g in first:
-        shadow = [
-            (next(cells), next(cells))[0] for _ in range(g["cot_tokens"])
-        ]  # the other one is the nearest token
-        assert "".join(shadow) == g["cot"] and f"answer: {g['answer']}" in text
-        assert (next(cells), next(cells)) == (g["answer"], g["gold"])
-    line = next(
-        line for line in text.split("fuzzy-greedy")[1].splitlines() if line.startswith("   0 ")
-    )
-    assert (
-        " 0.00 " in line and "1.000" in line
-    )  # a fuzzy mixture is one token; without noise its embedding is the nearest
+def test_plain_gives_the_generations_of_the_engine(tmp_path):
+    flags = ["--settings", "hard-greedy,hard-sample,soft-sample", "--limit", "3", "--samples", "2"]
+    _, fast = run(tmp_path / "fast.json", *flags)
+    _, plain = run(tmp_path / "plain.json", *flags, "--plain")
+    names = ("setting", "problem", "sample", "cot", "answer", "reward", "truncated")
+    assert [[g[n] for n in names] for g in fast] == [[g[n] for n in names] for g in plain]
+    for a, b in zip(fast, plain):
+        assert a["entropies"] == pytest.approx(b["entropies"], abs=2e-4)  # rounded to 1e-4
 
 
 def test_seed_decides(tmp_path):
@@ -394,7 +381,7 @@ def test_seed_decides(tmp_path):
     [
         (
             ["--settings", "hard-greedy,warm-greedy"],
-            "settings: expected all or some of hard-greedy",
+            "settings: expected all, or KIND-greedy or KIND-sample with KIND one of hard,",
         ),
         (["--model", "nowhere"], "nowhere: expected a model folder"),
         (["--data", "nowhere.jsonl"], "nowhere.jsonl: expected a data file"),
@@ -504,18 +491,14 @@ def test_what_decides_inference(tmp_path, about, flags, expected):
     folder = tmp_path / "tiny"
     shutil.copytree(WEIGHTS / "tiny", folder)
     (folder / "minisoft.json").write_text(json.dumps(about))
-    args, subject = evaluation_script.read_flags(flags), evaluation_script.Subject.find(str(folder))
+    args, subject = evaluation_script.read_flags(flags), Subject.find(str(folder))
     model = checkpoint.load_model(folder)
-    found = subject.inference(args)
-    scale = expected.pop("scale", 0) or noise_scale(model, found["noise"])
-    found = {
-        **found,
-        **found["tau"],
-        "label": subject.label,
-        "sigma": subject.sigma(args, found, model),
-    }
-    assert found["sigma"] == pytest.approx(expected.get("sigma", (found["gamma"] or 0) * scale))
-    assert {name: found[name] for name in expected} == {
+    facts = subject.settings(args).for_model(model).facts()
+    expected = dict(expected)
+    scale = expected.pop("scale", 0) or noise_scale(model, facts["noise"])
+    assert facts["sigma"] == pytest.approx(expected.get("sigma", (facts["gamma"] or 0) * scale))
+    facts = {**facts, **facts["tau"], "label": subject.label}
+    assert {name: facts[name] for name in expected} == {
         name: pytest.approx(value) if isinstance(value, float) else value
         for name, value in expected.items()
     }
@@ -526,6 +509,7 @@ def test_what_decides_inference(tmp_path, about, flags, expected):
     [
         ("sigma", "0.1"),
         ("noise", "foo"),
+        ("noise", 3),
         ("tau", -1),
         ("prompt", "no place"),
         ("defaults", None),
@@ -561,7 +545,7 @@ def test_seeds_of_a_row_must_be_alike(tmp_path):
         ["--dtype", "bfloat16"],
         ["--limit", "2"],
         ["--cot", "30"],
-        ["--prompt", "PROMPT"],
+        ["--template", "PROMPT"],
         ["TOUCH"],
     ],
 )
@@ -569,7 +553,7 @@ def test_an_interrupted_call_is_not_continued_by_another(tmp_path, monkeypatch, 
     folder, prompt = tmp_path / "tiny", tmp_path / "prompt.txt"
     shutil.copytree(WEIGHTS / "tiny", folder)
     prompt.write_text("Q QUESTION A")
-    monkeypatch.setattr(evaluation.tqdm, "update", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(evaluate.tqdm, "update", lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(SystemExit, match="interrupted"):
         run(tmp_path / "r.json", "--model", str(folder))
     if flags == ["TOUCH"]:

@@ -118,6 +118,9 @@ def resolve(folder: dict, flags: Flags, budget: int) -> Settings:
         expected = f"one of {', '.join(NOISES)}"
         raise InputError(f"minisoft.json: noise: expected {expected}, found {noise!r}")
     top_k = flags.top_k or (None if flags.noise else trained[1])
+    if top_k and noise != "logits":
+        where = f"noise on the {noise}"
+        raise InputError(f"--top-k: expected noise on the logits, found {top_k} with {where}")
     as_trained = (noise, top_k) == trained
     tau = {folder["tokens"]: folder.get("tau")} if as_trained and "tokens" in folder else {}
     tau |= flags.tau

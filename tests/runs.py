@@ -32,9 +32,10 @@ def newest(out):
     return max((out / "state").iterdir())
 
 
-def saved(out, what):
-    """The tensors of the newest state that are called what/..., one after the other, flat."""
-    pieces = [load_file(path) for path in sorted(newest(out).glob("piece-*"))]
+def saved(out, what, step=None):
+    """The tensors of a state, or the newest, that are called what/..., one after another, flat."""
+    state = newest(out) if step is None else out / f"state/step-{step:06d}"
+    pieces = [load_file(path) for path in sorted(state.glob("piece-*"))]
     names = sorted(name for name in pieces[0] if name.startswith(f"{what}/"))
     return torch.cat([piece[name] for name in names for piece in pieces])
 

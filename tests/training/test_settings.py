@@ -1,11 +1,15 @@
-"""One resolver of "a flag, else the model's minisoft.json, else the paper": the rules of sigma."""
+"""One resolver of "a flag, else the model's minisoft.json, else the paper": each of its rules."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from minisoft.training.settings import Flags, resolve
+import train
+from minisoft.data import PAPER_PROMPT
+from minisoft.errors import InputError
+from minisoft.training.settings import Flags, fill, resolve, resumed
 
 TRAINED = {"sigma": 0.7, "gamma": 0.1, "noise": "embedding"}
 SCALE = 12.5**0.5  # rms of (3, 4)
@@ -32,3 +36,132 @@ def test_sigma_is_gamma_times_the_scale_that_training_had(folder, flags, expecte
     settings = resolve(folder, flags, 128).for_model(model)
     assert settings.sigma == pytest.approx(expected)
     assert settings.kind("soft").sigma == settings.sigma
+
+
+HERE = {"noise": "logits", "top_k": 5, "gamma": 0.5, "tokens": "soft", "tau": 0.4}  # a training
+
+
+@pytest.mark.parametrize(
+    "folder, flags, expected",
+    [
+        ({}, Flags(), ("embedding", None)),
+        (HERE, Flags(), ("logits", 5)),
+        (HERE, Flags(top_k=3), ("logits", 3)),
+        (HERE, Flags(noise="logits"), ("logits", None)),  # the folder's top_k is not asked for
+        (HERE, Flags(noise="embedding"), ("embedding", None)),
+        ({}, Flags(noise="logits", top_k=7), ("logits", 7)),
+    ],
+)
+def test_the_noise_is_where_the_flag_or_the_training_has_it(folder, flags, expected):
+    settings = resolve(folder, flags, 128)
+    assert (settings.noise, settings.top_k) == expected
+
+
+@pytest.mark.parametrize(
+    "folder, flags, gamma, soft, fuzzy",
+    [
+        ({}, Flags(), 0.33, 0.5, 0.0001),
+        (HERE, Flags(), 0.5, 0.4, 1.0),  # the kind it was trained with; top-k's tau for the other
+        (HERE, Flags(noise="embedding"), 0.33, 0.5, 0.0001),  # not the noise of the training
+        (HERE, Flags(top_k=3), 0.33, 1.0, 1.0),
+        (HERE, Flags(gamma=0.1, tau={"fuzzy": 0.2}), 0.1, 0.4, 0.2),
+        (HERE, Flags(tau={"soft": 0.6}), 0.5, 0.6, 1.0),
+        ({}, Flags(sigma=0.2), None, 0.5, 0.0001),
+    ],
+)
+def test_gamma_and_tau_hold_where_the_noise_is_as_trained(folder, flags, gamma, soft, fuzzy):
+    settings = resolve(folder, flags, 128)
+    assert settings.gamma == gamma
+    assert (settings.tau["soft"], settings.tau["fuzzy"]) == (soft, fuzzy)
+
+
+def test_template_and_budget_are_the_flags_else_the_folders_else_the_papers(tmp_path):
+    (tmp_path / "t").write_text("Q QUESTION A\n")
+    folder = {"prompt": "X QUESTION Y", "defaults": {"cot": 80}}
+    for said, flags, expected in (
+        ({}, Flags(), (PAPER_PROMPT, 512)),
+        (folder, Flags(), ("X QUESTION Y", 80)),
+        (folder, Flags(template=str(tmp_path / "t"), cot=7), ("Q QUESTION A", 7)),
+    ):
+        settings = resolve(said, flags, 512)
+        assert (settings.template, settings.cot) == expected
+
+
+@pytest.mark.parametrize(
+    "folder, flags, message",
+    [
+        ({"noise": "foo"}, Flags(), "minisoft.json: noise: expected one of embedding, hidden"),
+        ({}, Flags(top_k=5), "--top-k: expected noise on the logits, found 5"),
+        ({}, Flags(template="nowhere"), "nowhere: expected a prompt file"),
+    ],
+)
+def test_what_does_not_go_together_is_one_line(folder, flags, message):
+    with pytest.raises(InputError, match=message):
+        resolve(folder, flags, 512)
+
+
+def filled(folder, *flags):
+    args, _ = train.read_flags(flags)
+    fill(args, folder)
+    return args
+
+
+def test_how_much_is_trained_is_the_flags_else_the_folders_else_the_papers():
+    args = filled({})
+    assert (args.data, args.prompts, args.group, args.steps) == ("gsm8k", 2, 32, 4000)
+    assert (args.lr, args.warmup, args.validate_every) == (6e-6, 20, 50)
+    assert (args.cot, args.eval_cot) == (128, 512)
+    args = filled({"defaults": {"steps": 60, "cot": 80, "lr": 1e-4}}, "--steps", "9")
+    assert (args.steps, args.cot, args.eval_cot, args.lr) == (9, 80, 80, 1e-4)
+    assert filled({}, "--cot", "512").eval_cot == 512
+    assert filled({"defaults": {"cot": 80}}, "--cot", "40").eval_cot == 80
+
+
+def test_a_learning_rate_by_kind_is_the_papers_for_a_kind_that_is_not_named():
+    folder = {"defaults": {"lr": {"soft": 2e-4}}}
+    assert filled(folder, "--tokens", "soft").lr == 2e-4
+    assert filled(folder, "--tokens", "hard").lr == 6e-6
+    assert filled(folder, "--lr", "1").lr == 1
+
+
+@pytest.mark.parametrize("before", ["now", "then"])
+def test_a_run_goes_on_with_its_flags_also_with_those_of_earlier_versions(tmp_path, before):
+    """Then: --prompt, --clip, and no --eval-cot, since validation had the training's budget."""
+    args = filled({}, "--template", "t.txt", "--max-grad-norm", "0.5", "--cot", "40")
+    config = {name: value for name, value in vars(args).items() if name not in ("out", "resume")}
+    if before == "then":
+        config |= {"prompt": config.pop("template"), "clip": config.pop("max_grad_norm")}
+        config |= {"estimator": "rloo", "terms": "both", "logits": "float32", "shares_every": 10}
+        del config["eval_cot"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    flags = ["--out", str(tmp_path), "--resume", "--steps", "9"]
+    again = resumed(*train.read_flags(flags), {})
+    assert (again.template, again.max_grad_norm, again.steps) == ("t.txt", 0.5, 9)
+    assert again.eval_cot == (512 if before == "now" else 40)
+
+
+@pytest.mark.parametrize(
+    "config, flags, variant, message",
+    [
+        ({"lr": 1.0}, ["--lr", "2"], {}, r"lr \(was 1.0, now 2.0\)"),
+        ({"estimator": "prefix"}, [], {}, "estimator: expected rloo, found prefix"),
+        ({"terms": "cot"}, [], {}, "terms: expected both, found cot.*lab.variants"),
+        ({"variant": {"terms": "cot"}}, [], {}, "expected the run's variant .*cot.*, found none"),
+        ({}, [], {"terms": "cot"}, "expected the run's variant none, found"),
+    ],
+)
+def test_other_flags_and_switches_that_are_gone_are_refused(
+    tmp_path, config, flags, variant, message
+):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=message):
+        resumed(*train.read_flags(["--out", str(tmp_path), "--resume", *flags]), variant)
+
+
+def test_what_training_on_changes_is_said():
+    trained = {**HERE, "sigma": 0.7}
+    assert resolve(trained, Flags(), 128).changes("soft") == []
+    assert resolve({}, Flags(), 128).changes("soft") == []
+    assert resolve(trained, Flags(gamma=0.1), 128).changes("soft") == ["gamma 0.5 -> 0.1"]
+    changes = resolve(trained, Flags(noise="embedding"), 128).changes("hard")
+    assert changes[:2] == ["tokens soft -> hard", "noise logits -> embedding"]

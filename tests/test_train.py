@@ -210,7 +210,7 @@ def test_other_places_of_the_noise(tmp_path, flags):
         ("--cot 0", "--cot: expected a positive number, found 0"),
         ("--eval-cot 0", "--eval-cot: expected a positive number, found 0"),
         ("--top-k 0 --noise logits", "--top-k: expected a positive number, found 0"),
-        ("--top-k 5", "top-k: expected at least 1, and noise on the logits"),
+        ("--top-k 5", "--top-k: expected noise on the logits, found 5"),
         ("--top-k 5000 --noise logits", "--top-k: expected at most the vocabulary's"),
         ("--resume", "--resume: expected a run to go on with"),
         ("--betas 2 3", "AdamW: expected betas"),

@@ -45,8 +45,13 @@ def train(run: Run) -> None:
             own = run.samples.own(advantages, parts)
             mismatch = run.differentiate(rollouts, own, 1 / (B * G))  # eqs. 9-10, 14-15
         with run.clock("optimizer"):
-            update = run.update(step, mismatch)  # sum over ranks, clip, AdamW
-        run.log(step, scores, mismatch, update)  # and validate, when it is due
+            update = run.update(mismatch)  # sum over ranks, clip, AdamW
+        row = run.measure(scores, mismatch, update)  # of metrics.jsonl
+        if run.due(run.args.validate_every):
+            row |= run.keep_best()  # greedy, by the run's own kind
+        run.log(row, scores)
+        if run.due(run.args.save_every):
+            run.save()
     run.finish()
 
 

@@ -1,7 +1,7 @@
 """The Llama / Qwen2 / Qwen3 transformer T(.) over *input embeddings* (eqs. 1-2).
 
-Dimensions: B rows, T positions, d hidden_size, H query heads, K key/value heads, D head_dim,
-V vocabulary, L layers, C positions of a prompt.
+Dimensions: N rows, T positions, d hidden_size, H query heads, K key/value heads, D head_dim,
+V vocabulary, L layers, P positions of a prompt.
 Parameter names are those of Hugging Face checkpoints, so loading needs no conversion table.
 """
 
@@ -51,7 +51,7 @@ def rope_frequencies(config: Config) -> torch.Tensor:
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary position embedding; x (B, heads, T, D), cos and sin (B or 1, 1, T, D)."""
+    """Rotary position embedding; x (N, heads, T, D), cos and sin (N or 1, 1, T, D)."""
     left, right = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-right, left), dim=-1) * sin
 
@@ -64,11 +64,11 @@ class Causal:
     """
 
     def positions(self, x: torch.Tensor) -> torch.Tensor:
-        """Inputs (B, T, d) -> the position of each, (1 or B, T)."""
+        """Inputs (N, T, d) -> the position of each, (1 or N, T)."""
         return torch.arange(x.shape[1], device=x.device)[None]
 
     def __call__(self, layer: int, q, k, v) -> torch.Tensor:
-        """q (B, H, T, D), k and v (B, K, T, D) of one layer -> (B, H, T, D)."""
+        """q (N, H, T, D), k and v (N, K, T, D) of one layer -> (N, H, T, D)."""
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
 
@@ -86,9 +86,9 @@ class Recording(Causal):
 
 @dataclass(frozen=True)
 class Prompt(Causal):
-    """Causal attention behind a prompt that was run once and that all B rows continue.
+    """Causal attention behind a prompt that was run once and that all N rows continue.
 
-    keys, values: of each layer, (1, K, C, D).  They may carry gradients: those of all rows add up.
+    keys, values: of each layer, (1, K, P, D).  They may carry gradients: those of all rows add up.
     """
 
     keys: tuple[torch.Tensor, ...]
@@ -99,10 +99,10 @@ class Prompt(Causal):
         return torch.arange(start, start + x.shape[1], device=x.device)[None]
 
     def __call__(self, layer: int, q, k, v) -> torch.Tensor:
-        B, T, C = len(q), q.shape[2], self.keys[layer].shape[2]
-        k = torch.cat((self.keys[layer].expand(B, -1, -1, -1), k), dim=2)  # (B, K, C + T, D)
-        v = torch.cat((self.values[layer].expand(B, -1, -1, -1), v), dim=2)
-        seen = torch.ones(T, C + T, dtype=torch.bool, device=q.device).tril(C)
+        N, T, P = len(q), q.shape[2], self.keys[layer].shape[2]
+        k = torch.cat((self.keys[layer].expand(N, -1, -1, -1), k), dim=2)  # (N, K, P + T, D)
+        v = torch.cat((self.values[layer].expand(N, -1, -1, -1), v), dim=2)
+        seen = torch.ones(T, P + T, dtype=torch.bool, device=q.device).tril(P)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
 
 
@@ -121,13 +121,13 @@ class Attention(nn.Module):
         self.k_norm = nn.RMSNorm(D, config.rms_norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x: torch.Tensor, rope: tuple, attend) -> torch.Tensor:
-        B, T, _ = x.shape
-        heads = (B, T, -1, self.head_dim)
-        q = rotate(self.q_norm(self.q_proj(x).view(heads)).transpose(1, 2), *rope)  # (B, H, T, D)
-        k = rotate(self.k_norm(self.k_proj(x).view(heads)).transpose(1, 2), *rope)  # (B, K, T, D)
-        v = self.v_proj(x).view(heads).transpose(1, 2)  # (B, K, T, D)
-        out = attend(self.layer, q, k, v)  # (B, H, T, D)
-        return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))  # (B, T, d)
+        N, T, _ = x.shape
+        heads = (N, T, -1, self.head_dim)
+        q = rotate(self.q_norm(self.q_proj(x).view(heads)).transpose(1, 2), *rope)  # (N, H, T, D)
+        k = rotate(self.k_norm(self.k_proj(x).view(heads)).transpose(1, 2), *rope)  # (N, K, T, D)
+        v = self.v_proj(x).view(heads).transpose(1, 2)  # (N, K, T, D)
+        out = attend(self.layer, q, k, v)  # (N, H, T, D)
+        return self.o_proj(out.transpose(1, 2).reshape(N, T, -1))  # (N, T, d)
 
 
 class MLP(nn.Module):
@@ -198,7 +198,7 @@ class Transformer(nn.Module):
         return self.model.embed_tokens(ids)
 
     def forward(self, inputs_embeds: torch.Tensor, attend=None) -> torch.Tensor:
-        """Input embeddings h0 (B, T, d) -> encodings hL (B, T, d), after the final norm (eqs. 1-2).
+        """Input embeddings h0 (N, T, d) -> encodings hL (N, T, d), after the final norm (eqs. 1-2).
 
         attend: None for plain causal self-attention, or a `Prompt` that all rows continue.
         """
@@ -219,14 +219,14 @@ class Transformer(nn.Module):
         return p @ self.E.float()
 
     def prefill(self, ids: torch.Tensor) -> tuple[torch.Tensor, Prompt]:
-        """A prompt (1, C) -> its encodings (1, C, d), and what its continuations attend to."""
+        """A prompt (1, P) -> its encodings (1, P, d), and what its continuations attend to."""
         recording = Recording()
         hidden = self(self.embed(ids), recording)
         return hidden, Prompt(tuple(recording.keys), tuple(recording.values))
 
     def _rope(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple:
-        """Positions (B or 1, T) -> cos, sin, each (B or 1, 1, T, D); angles in float32."""
+        """Positions (N or 1, T) -> cos, sin, each (N or 1, 1, T, D); angles in float32."""
         self.frequencies = self.frequencies.to(positions.device)
-        angle = positions[:, None, :, None] * self.frequencies  # (B, 1, T, D/2)
-        angle = torch.cat((angle, angle), dim=-1)  # (B, 1, T, D)
+        angle = positions[:, None, :, None] * self.frequencies  # (N, 1, T, D/2)
+        angle = torch.cat((angle, angle), dim=-1)  # (N, 1, T, D)
         return angle.cos().to(dtype), angle.sin().to(dtype)

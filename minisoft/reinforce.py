@@ -4,7 +4,7 @@ Here stand the definitions: eq. 14 written out, differentiated by autograd, ever
 in one pass.  `minisoft.engine.replay` gives the same gradient with less memory and time, by the
 same `score_actions`.
 Dimensions: B problems, G samples of each, n rows of one problem, S positions after the prompt,
-C CoT positions, d width.
+P positions of the prompt, d width.
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ def encodings(model, kind, rollout: Rollout) -> torch.Tensor:
     x = model.embed(rollout.ids)  # (n, S, d)
     x = x.masked_scatter(thinking[..., None], kind.embed(model, rollout.taken(COT)))
     prompt = model.embed(torch.tensor([rollout.prompt], device=x.device)).expand(len(x), -1, -1)
-    hidden = model(torch.cat((prompt, x), dim=1))  # (n, C + S, d), eqs. 1-2
+    hidden = model(torch.cat((prompt, x), dim=1))  # (n, P + S, d), eqs. 1-2
     return hidden[:, len(rollout.prompt) - 1 : -1]
 
 

@@ -89,17 +89,35 @@ def mixture(model, logits: torch.Tensor, tau: float) -> torch.Tensor:
     return model.mix(p)  # (..., d), eq. 5
 
 
-# Every kind has
-#   distribution  of the action, given encodings hL (..., d) and their logits (..., V)
-#   embed         actions (..., n) or (...) -> inputs (..., d)
-#   fed           the logits (..., V) of the mixture that an action feeds (of hard tokens: that it
-#                 was drawn from), given the logits (..., V) of the encoding
-#   shadow        the token ids (...) that stand for the actions in readable text
-#   mixes         whether it multiplies by all of E, which costs memory and time
+class Kind:
+    """What a kind of token is: called with (tau, sigma), it says what may be done at a CoT step.
+
+    mixes: whether it multiplies by all of E, which costs memory and time.
+    """
+
+    mixes = True
+
+    def distribution(self, model, hidden: torch.Tensor, logits: torch.Tensor):
+        """Of the action, given encodings hL (..., d) and their logits (..., V): it has sample,
+        mode and log_prob, as Categorical and Gaussian."""
+        raise NotImplementedError
+
+    def embed(self, model, action: torch.Tensor) -> torch.Tensor:
+        """Actions (...) or (..., n) -> the inputs that they are, (..., d)."""
+        raise NotImplementedError
+
+    def fed(self, model, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """Logits (..., V), at temperature tau, of the mixture that an action feeds, before noise on
+        the embedding; of hard tokens, that it was drawn from.  logits (..., V): of the encoding."""
+        return logits
+
+    def shadow(self, model, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        """The token ids (...) that stand for actions in readable text (appendix B)."""
+        return self.fed(model, action, logits).argmax(-1)  # the most likely token
 
 
 @dataclass(frozen=True)
-class Hard:
+class Hard(Kind):
     """Ordinary sampled tokens; an action is a token id.  There is no noise: sigma is ignored."""
 
     tau: float
@@ -112,32 +130,22 @@ class Hard:
     def embed(self, model, action: torch.Tensor) -> torch.Tensor:
         return model.embed(action)
 
-    def fed(self, model, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        return logits
-
     def shadow(self, model, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         return action
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Mixture(Kind):
     """Soft (tau 0.5) and fuzzy (tau 0.0001) tokens; an action is a noisy mixture (d,)."""
 
     tau: float
     sigma: float
-    mixes = True
 
     def distribution(self, model, hidden: torch.Tensor, logits: torch.Tensor) -> Gaussian:
         return Gaussian(mixture(model, logits, self.tau), self.sigma)  # eqs. 5-6
 
     def embed(self, model, action: torch.Tensor) -> torch.Tensor:
         return action.to(model.E.dtype)
-
-    def fed(self, model, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        return logits
-
-    def shadow(self, model, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        return self.fed(model, action, logits).argmax(-1)  # the most likely token (appendix B)
 
 
 @dataclass(frozen=True)

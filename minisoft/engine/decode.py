@@ -68,6 +68,11 @@ class Guest:
         return len(self.row.cot) + self.row.forced + len(self.row.answer)
 
     @property
+    def answer_start(self) -> int:
+        """The position where its answer begins."""
+        return self.cot_length + len(self.row.prefill)
+
+    @property
     def cot_length(self) -> int:
         """Positions of its CoT; the budget until the stop phrase has been seen."""
         return len(self.row.cot) if self.row.stopped else self.row.budget
@@ -100,8 +105,9 @@ class Places:
         self.limit = min(rows or len(self.waiting), len(self.waiting))
         self.unfinished = [len(request.samples) for request in requests]
         self.finished: list[list[tuple]] = [[] for _ in requests]
-        self.prompts: dict[int, tuple[int, torch.Tensor]] = {}  # request -> (number in the cache,
-        self.device = model.E.device  # ............................ encoding of its last position)
+        # request -> (number of its prompt in the cache, encoding of the prompt's last position)
+        self.prompts: dict[int, tuple[int, torch.Tensor]] = {}
+        self.device = model.E.device
         capacity = how.cot_tokens + max(map(len, form.prefill)) + ANSWER_TOKENS + ahead
         self.cache = RowCache(model.config, self.limit, capacity, self.device, model.E.dtype)
         self.guests: list[Guest | None] = [None] * len(self.cache.owner)
@@ -175,10 +181,11 @@ class Places:
             self.cache.seat()
             self.graphs.clear()
             self.moved = False
-        stand = [(g.position, g.cot_length, len(g.row.prefill)) for g in self._under_way()]
-        thinks = any(position < cot for position, cot, _ in stand)
-        speaks = any(position + self.ahead > cot + forced for position, cot, forced in stand)
-        self.cache.widen(max(position for position, _, _ in stand) + self.ahead)
+        guests = self._under_way()
+        reach = max(guest.position for guest in guests) + self.ahead
+        thinks = any(guest.position < guest.cot_length for guest in guests)
+        speaks = any(guest.position + self.ahead > guest.answer_start for guest in guests)
+        self.cache.widen(reach)
         shape = (thinks, speaks, self.cache.width)
         for _ in range(self.ahead):
             # a graph would soon be useless while rows still come
@@ -193,7 +200,7 @@ class Places:
     def _step(self, thinks: bool, speaks: bool) -> None:
         """Choose the input of this position for every row, record it, feed it."""
         at, places = self.cache.position, torch.arange(len(self.keys), device=self.device)
-        past = at - self.cot_length  # (N,)
+        past = at - self.cot_length  # (N,); the roles are those of Row.role, on the device
         role = torch.where(past < self.prefill_length[self.late], FORCED, ANSWER)
         role = torch.where(past < 0, COT, role)
         forced = self.prefill[self.late, past.clamp(0, self.prefill.shape[1] - 1)]

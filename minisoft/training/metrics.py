@@ -24,7 +24,8 @@ METRICS = {
     "informative": "share of the B problems whose rewards differ: the others have advantage 0",
     "grad_norm": "norm of the summed gradient before clipping",
     "share_E": "norm of the gradient in E (and a tied head) / grad_norm",
-    "replay_mismatch": "mean |log-prob replayed - at rollout| per action, rows with advantage",
+    "replay_mismatch": "mean |log-prob replayed - at rollout| per action, rows with advantage "
+    "(--plain: all rows)",
     "replay_mismatch_max": "the largest of these",
     "lr": "learning rate of the update",
     "seconds": "of the whole step; seconds_rollout, _reward, _backward, _optimizer: of its parts",

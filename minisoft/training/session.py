@@ -231,32 +231,29 @@ class Run:
         print(f"\n{text}", file=sys.stderr)
 
     def steps(self) -> Iterator[int]:
-        """The updates from where the run stands to its end, or to a signal; each is measured, and
-        saved and validated when it is due, after the body of the loop."""
+        """The updates from where the run stands to its end; a signal saves and ends it."""
         args, world = self.args, self.world
         self._introduce()
         if self.before is None:
             self.before = self.evaluate(self.samples.test)
-            self.keep_best({})
+            self.keep_best()  # the untrained model is a candidate
         with tqdm(
             total=args.steps, initial=self.step, disable=not world.main, unit="step"
         ) as self.bar:
             while self.step < args.steps:
                 self.seconds_of = {}
                 yield self.step
-                self.step += 1
-                self.seconds += sum(self.seconds_of.values())
                 stopping = max(world.gather_objects([self.stopped_by]))  # all ranks stop together
-                if stopping or self.due(args.save_every):
-                    self.save()
                 if stopping and self.step < args.steps:
+                    if not self.due(args.save_every):
+                        self.save()
                     again = f"python train.py --out {args.out} --resume"
                     world.say(f"stopped after step {self.step}; to go on: {again}")
                     raise SystemExit(0 if stopping == signal.SIGTERM else 130)
 
-    def due(self, every: int, step: int | None = None) -> bool:
-        step = self.step if step is None else step
-        return step % every == 0 or step == self.args.steps
+    def due(self, every: int) -> bool:
+        """Is something done now that is done after every so many updates, and after the last?"""
+        return self.step % every == 0 or self.step == self.args.steps
 
     def _introduce(self) -> None:
         args, model, samples = self.args, self.model, self.samples
@@ -345,18 +342,20 @@ class Run:
             pass
         return None if any(self.world.gather_objects([mismatch is None])) else mismatch
 
-    def update(self, step: int, mismatch: Mismatch) -> dict:
-        """Sum the gradient over ranks, clip it, AdamW; returns grad_norm, share_E and lr.  Raises
-        FloatingPointError where the gradient is not finite, and changes nothing then."""
+    def update(self, mismatch: Mismatch) -> dict:
+        """Sum the gradient over ranks, clip it, AdamW; returns grad_norm, share_E and lr.  `step`
+        is one more then.  Raises FloatingPointError where the gradient is not finite, and changes
+        nothing."""
         norm = self.optimizer.collect()
         if not norm < float("inf"):
             raise FloatingPointError(
-                f"step {step + 1}: gradient norm: expected a finite number, found {norm} "
+                f"step {self.step + 1}: gradient norm: expected a finite number, found {norm} "
                 f"({self._culprits(mismatch)}); nothing was changed; the last saved state in "
                 f"{self.args.out} can be resumed"
             )
         in_E = self.optimizer.grad_norm("model.embed_tokens.weight")
-        lr = self.optimizer.update(step, norm)
+        lr = self.optimizer.update(self.step, norm)
+        self.step += 1
         return {"grad_norm": norm, "share_E": in_E / norm if norm else 0.0, "lr": lr}
 
     def _culprits(self, mismatch: Mismatch) -> str:
@@ -367,12 +366,14 @@ class Run:
         first = f"first of {len(names)} parameters: {', '.join(names[:2])}"
         return f"log-probabilities {finite}; {first}"
 
-    def log(self, step: int, scores: Scores, mismatch: Mismatch, update: dict) -> None:
-        """A line of metrics.jsonl, the progress bar, a sample; validates when it is due."""
-        args, mean = self.args, dict(zip(COLUMNS, scores.table.mean(0).tolist()))
-        rewards = scores.rewards(args.prompts)
-        row = {
-            "step": step + 1,
+    def measure(self, scores: Scores, mismatch: Mismatch, update: dict) -> dict:
+        """A line of metrics.jsonl (see `metrics.METRICS`)."""
+        mean = dict(zip(COLUMNS, scores.table.mean(0).tolist()))
+        rewards = scores.rewards(self.args.prompts)
+        seconds = sum(self.seconds_of.values())
+        self.seconds += seconds
+        return {
+            "step": self.step,
             "reward": mean["reward"],
             "accuracy": (rewards == RIGHT).double().mean().item(),
             "verifier": dict(sorted(scores.counts.items())),
@@ -385,16 +386,18 @@ class Run:
             **update,
             "replay_mismatch": mismatch.total / mismatch.tokens,
             "replay_mismatch_max": mismatch.largest,
-            "seconds": sum(self.seconds_of.values()),
+            "seconds": seconds,
             **self.seconds_of,
             "memory_gib": metrics.peak_memory_gib(self.world.device),
         }
-        if self.due(args.validate_every, step + 1):
-            self.keep_best(row)
+
+    def log(self, row: dict, scores: Scores) -> None:
+        """Write a line of metrics.jsonl; the progress bar; now and then a sample."""
+        show_every = self.args.show_every
         self._by_main(lambda: self.metrics.write(row))
-        if args.show_every and (step + 1) % args.show_every == 0:
+        if show_every and self.step % show_every == 0:
             sample = metrics.sample_text(scores.generations[0])
-            self.world.say(f"step {step + 1}, a rollout:\n{sample}")
+            self.world.say(f"step {self.step}, a rollout:\n{sample}")
         self.bar.set_postfix(
             reward=f"{row['reward']:.1f}",
             acc=f"{row['accuracy']:.2f}",
@@ -418,20 +421,21 @@ class Run:
         greedy = [Setting(kind, True) for kind in kinds]
         return {str(setting): evaluator.problems(problems, setting, 1, 0)[0] for setting in greedy}
 
-    def keep_best(self, row: dict) -> None:
-        """Validate, note the results in `row`; RUN/best is the model that is best by greedy
-        decoding of the run's own kind, without noise (appendix A), the untrained one included."""
-        passed = {name: of["pass@1"] for name, of in self.evaluate(self.samples.validation).items()}
-        if not passed:
-            return
-        step = row.get("step", 0)
-        row["validation"] = passed[f"{self.args.tokens}-greedy"]
-        row["validation_hard"] = passed["hard-greedy"]
+    def keep_best(self) -> dict[str, float]:
+        """Validate; RUN/best is the model that is best by greedy decoding of the run's own kind,
+        without noise (appendix A).  Returns `validation`, by the own kind, and `validation_hard`;
+        {} without validation problems."""
+        results = self.evaluate(self.samples.validation)
+        if not results:
+            return {}
+        passed = {name: result["pass@1"] for name, result in results.items()}
         shown = ", ".join(f"{metrics.percent(x)} ({name})" for name, x in passed.items())
-        self.world.say(f"step {step}: validation {shown}")
-        if row["validation"] > self.best:
-            self.best, self.best_step = row["validation"], step
+        self.world.say(f"step {self.step}: validation {shown}")
+        own = passed[f"{self.args.tokens}-greedy"]
+        if own > self.best:
+            self.best, self.best_step = own, self.step
             self.save_model("best")
+        return {"validation": own, "validation_hard": passed["hard-greedy"]}
 
     def save_model(self, name: str) -> None:
         """RUN/best or RUN/last, by the main rank.  Raises FloatingPointError rather than replace

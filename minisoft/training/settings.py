@@ -22,7 +22,7 @@ from minisoft.data import PAPER_PROMPT
 from minisoft.errors import InputError
 from minisoft.io.atomic import read_json
 from minisoft.io.datasets import read_prompt
-from minisoft.soft import GAMMA, KINDS, NOISES, make_kind, noise_scale
+from minisoft.soft import GAMMA, KINDS, NOISES, Hard, Mixture, make_kind, noise_scale
 
 TRAIN_COT, EVAL_COT = 128, 512  # CoT budgets in tokens (section 4)
 PAPER = {  # section 4, appendix A
@@ -88,7 +88,9 @@ class Settings:
         return replace(self, sigma=sigma)
 
     def kind(self, name: str):
-        """The kind of token called `name`."""
+        """The kind of token called `name`.  Raises InputError for noise in a place of another."""
+        if self.noise != "embedding" and KINDS[name] not in (Hard, Mixture):
+            raise InputError(f"--noise: expected embedding for {name} tokens, found {self.noise}")
         return make_kind(name, self.sigma, self.tau[name], self.noise, self.top_k)
 
     def facts(self) -> dict:

@@ -137,6 +137,27 @@ def test_interrupted_and_resumed_is_bit_identical(
     assert summary(out) == summary(reference)
 
 
+def test_a_second_ctrl_c_stops_at_once_and_signals_are_their_owners_again(
+    finished, tmp_path, monkeypatch
+):
+    """Before the first save, so that the resumed run begins again."""
+    (reference, _), out = finished, tmp_path / "run"
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    def twice():
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+
+    in_step(monkeypatch, 1, twice)
+    with pytest.raises(SystemExit, match="train.py: interrupted"):
+        run(out, *FOUR)
+    monkeypatch.undo()
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [line["step"] for line in metrics(out)] == [1] and not (out / "state").exists()
+    run(out, "--resume")
+    assert metrics(out) == metrics(reference) and summary(out) == summary(reference)
+
+
 def test_resume_refuses_other_flags_and_lists_them(finished):
     out, _ = finished
     with pytest.raises(SystemExit, match=r"group \(was 8, now 4\).*tokens \(was soft, now hard\)"):

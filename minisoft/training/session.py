@@ -215,11 +215,13 @@ class Run:
     # ------------------------------------------------------------------------ the whole run
 
     def __enter__(self) -> "Run":
-        signal.signal(signal.SIGINT, self._ask)
-        signal.signal(signal.SIGTERM, self._ask)
+        asked = (signal.SIGINT, signal.SIGTERM)
+        self.handlers = {number: signal.signal(number, self._ask) for number in asked}
         return self
 
     def __exit__(self, *_) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
         if self.world.main:
             self.lock.close()
 

@@ -153,7 +153,7 @@ def test_a_second_ctrl_c_stops_at_once_and_gives_the_signals_back(tmp_path, monk
     assert [signal.getsignal(number) for number in numbers] == handlers
     first = metrics(out)
     assert [line["step"] for line in first] == [1] and not (out / "state").exists()
-    run(out, "--resume")
+    train.main(["--out", str(out), "--resume"])
     assert [line["step"] for line in metrics(out)] == [1, 2] and metrics(out)[0] == first[0]
 
 
@@ -169,7 +169,7 @@ def test_resume_refuses_other_flags_and_lists_them(finished):
 def test_ranks_give_the_update_of_one_process(tmp_path, ranks, prompts, group):
     """Shares cut through groups (two ranks in one problem; a rank with parts of two problems)."""
     flags = [*SMALL, "--prompts", str(prompts), "--group", str(group)]
-    flags += "--steps 2 --lr 1e-4 --warmup 1 --seed 3 --test 0".split()
+    flags += "--steps 2 --lr 1e-4 --warmup 1 --seed 3".split()
     one, many = tmp_path / "one", tmp_path / "many"
     train.main([*flags, "--out", str(one)])
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]

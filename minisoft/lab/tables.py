@@ -231,12 +231,14 @@ def _sizes(runs: list[dict], names: list[str]) -> str:
 
 
 def pictures(folders: list[Path], runs: list[dict]) -> dict:
-    """{file name: Figure} of run folders and results.  Raises ImportError without matplotlib."""
+    """{file name: Figure} of run folders and results.  Raises InputError for a folder that cannot
+    be read, then ImportError without matplotlib."""
     from minisoft.lab import figures  # here, since train.py and eval.py need tables only
 
+    histories = figures.read_runs(folders)
     drawn = {"pass_at_k.png": figures.pass_at_k(runs), "entropy.png": figures.entropy(runs)}
     if folders:
-        drawn["training.png"] = figures.training(figures.read_runs(folders))
+        drawn["training.png"] = figures.training(histories)
     if len(folders) == 1:
         drawn["curves.png"] = figures.curves(folders[0])
     return {name: figure for name, figure in drawn.items() if figure}

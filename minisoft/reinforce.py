@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from minisoft.draws import Draws
 from minisoft.rollout import ANSWER, COT, Rollout
 from minisoft.soft import Categorical
 
@@ -28,16 +29,16 @@ def leave_one_out(rewards: torch.Tensor) -> torch.Tensor:
     return rewards - baseline  # eq. 12
 
 
-def score_actions(model, kind, role: int, hidden: torch.Tensor, actions: torch.Tensor):
+def score_actions(model, kind, role: int, hidden, actions, draws: Draws) -> torch.Tensor:
     """Log-probabilities (k,) of k recorded actions of one role, float64.
 
     hidden (k, d): the encodings that predict them, a function of the weights; actions (k, ...) of
-    a CoT, or token ids (k,) of an answer: constants.
+    a CoT, or token ids (k,) of an answer, and the draws that gave them: constants.
     """
     logits = model.logits(hidden)  # (k, V)
     if role == COT:
-        return kind.distribution(model, hidden, logits).log_prob(actions)  # eq. 10
-    return Categorical(logits).log_prob(actions)
+        return kind.distribution(model, hidden, logits).score(actions, draws)  # eq. 10
+    return Categorical(logits).score(actions, draws)
 
 
 def encodings(model, kind, rollout: Rollout) -> torch.Tensor:
@@ -59,7 +60,8 @@ def log_prob(model, kind, rollout: Rollout) -> torch.Tensor:
     scores = torch.zeros(rollout.ids.shape, dtype=torch.float64, device=hidden.device)
     for role in (COT, ANSWER):
         where = rollout.role == role  # (n, S)
-        of_role = score_actions(model, kind, role, hidden[where], rollout.taken(role))
+        taken, draws = rollout.taken(role), rollout.draws(role)
+        of_role = score_actions(model, kind, role, hidden[where], taken, draws)
         scores = scores.masked_scatter(where, of_role)
     return scores
 

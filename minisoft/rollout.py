@@ -30,6 +30,11 @@ class Request:
     key: tuple
     samples: range
 
+    @property
+    def keys(self) -> torch.Tensor:
+        """Of the draws of each row, (n,) int64."""
+        return torch.tensor([key(*self.key, sample) for sample in self.samples])
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -49,7 +54,7 @@ class Rollout:
     or (n, C, ...) float32: tokens, noisy inputs h0~ or other actions of the CoT (None where they
     were not wanted); log_prob (n, S) float64 of the actions and answer tokens; entropy (n, S)
     float32 of the next token in nats, 0 where it was prefilled; truncated (n,) bool: the CoT
-    budget was spent before the stop phrase.
+    budget was spent before the stop phrase; keys (n,) int64, of the rows' draws.
     """
 
     prompt: list[int]
@@ -60,6 +65,7 @@ class Rollout:
     log_prob: torch.Tensor
     entropy: torch.Tensor
     truncated: torch.Tensor
+    keys: torch.Tensor
 
     def tokens(self, row: int, role: int) -> list[int]:
         """The ids of one row that have the given role."""
@@ -70,6 +76,11 @@ class Rollout:
         if role == COT:
             return self.actions[self.role[:, : self.actions.shape[1]] == COT]
         return self.ids[self.role == role]
+
+    def draws(self, role: int) -> Draws:
+        """The draws that `taken(role)` were sampled with."""
+        row, position = (self.role == role).nonzero().T
+        return Draws(self.keys[row], position)
 
 
 @dataclass
@@ -167,7 +178,7 @@ def rollout(model, form: Format, kind, requests: list[Request], how: Decoding) -
 def _rollout(model, form: Format, kind, request: Request, how: Decoding) -> Rollout:
     device = model.E.device
     rows = [Row(how.cot_tokens, form) for _ in request.samples]
-    keys = torch.tensor([key(*request.key, g) for g in request.samples], device=device)
+    keys = request.keys.to(device)
     inputs = model.embed(torch.tensor([request.prompt], device=device)).expand(len(rows), -1, -1)
     roles, moves = [], []
     for t in count():
@@ -195,4 +206,5 @@ def _rollout(model, form: Format, kind, request: Request, how: Decoding) -> Roll
         torch.stack([move.log_prob for move in moves], 1),
         torch.stack([move.entropy for move in moves], 1).masked_fill(idle, 0.0),
         torch.tensor([not row.stopped for row in rows], device=device),
+        keys,
     )

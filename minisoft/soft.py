@@ -9,8 +9,8 @@ A kind is a *distribution over actions* and a map `embed` from an action to the 
       noise on (top-k) logits    Normal(z, or its k best, sigma)         softmax(action / tau) E
 
 Rollout draws an action and embeds it, greedy inference takes the mode, training takes the
-log-probability of the recorded actions: the same code for every kind.  Shapes: ... leading
-dimensions (rows, or rows x positions), V vocabulary, d width of E.
+log-probability of the recorded actions, with the gradient of `score`: the same code for every kind.
+Shapes: ... leading dimensions (rows, or rows x positions), V vocabulary, d width of E.
 """
 
 from dataclasses import dataclass
@@ -25,8 +25,30 @@ TAU_TOP_K = 1.0  # appendix F.2: tau with noise on the k best logits
 GAMMA = 0.33  # section 4: sigma = GAMMA * rms(E)
 
 
+class Distribution:
+    """What an action is drawn from."""
+
+    def sample(self, draws: Draws) -> torch.Tensor:
+        """Actions (N, ...), by the draws of N rows."""
+        raise NotImplementedError
+
+    def mode(self) -> torch.Tensor:
+        """The action of greedy inference, (...)."""
+        raise NotImplementedError
+
+    def log_prob(self, action: torch.Tensor) -> torch.Tensor:
+        """Log-probability or log-density (...) of actions, in nats, float64; a constant that no
+        parameter changes may be left out."""
+        raise NotImplementedError
+
+    def score(self, action: torch.Tensor, draws: Draws) -> torch.Tensor:
+        """log_prob (...) of actions that `sample(draws)` gave under the same weights, to be
+        differentiated (eqs. 14-15)."""
+        return self.log_prob(action)
+
+
 @dataclass(frozen=True)
-class Categorical:
+class Categorical(Distribution):
     """Ordinary tokens: probabilities softmax(logits), logits (..., V) float32 (eqs. 3-4)."""
 
     logits: torch.Tensor
@@ -48,7 +70,7 @@ class Categorical:
 
 
 @dataclass(frozen=True)
-class Gaussian:
+class Gaussian(Distribution):
     """Normal(mean, sigma^2 I), mean (..., n) float32 (eq. 6).
 
     With `top`, only the `top` largest numbers of the mean are actions, the others are -inf.
@@ -77,10 +99,27 @@ class Gaussian:
         About -n/2, so it is summed and kept in float64: float32 would round away what the replay
         check looks at.  Which numbers are the `top` largest is read from the action.
         """
-        off = action - self.mean
-        if self.top is not None:
-            off = off.masked_fill(action == -torch.inf, 0.0)
+        off = self._of_top(action - self.mean, action)
         return off.double().square().sum(-1) / (-2 * self.sigma**2)  # eq. 10
+
+    def score(self, action: torch.Tensor, draws: Draws) -> torch.Tensor:
+        """The value of log_prob with the gradient of <epsilon / sigma, mean>, epsilon the noise of
+        the draws.
+
+        The gradient of eq. 10 is <(action - mean) / sigma^2, d mean>, and action - mean is
+        sigma epsilon, as updates are strictly on-policy: the weights that drew the action are those
+        that are differentiated.  In 16 bits the replayed mean is not the rollout's, the difference
+        is divided by sigma^2, and little is left of the direction; epsilon is known exactly.
+        """
+        with torch.no_grad():
+            value = self.log_prob(action)
+            epsilon = self._of_top(draws.normal(self.mean.shape[-1]), action)
+        learns = torch.linalg.vecdot(epsilon / self.sigma, self.mean)  # (...), for its gradient
+        return value + (learns - learns.detach())
+
+    def _of_top(self, x: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """x with 0 where an action has no number."""
+        return x if self.top is None else x.masked_fill(action == -torch.inf, 0.0)
 
 
 def mixture(model, logits: torch.Tensor, tau: float) -> torch.Tensor:
@@ -98,8 +137,8 @@ class Kind:
     mixes = True
 
     def distribution(self, model, hidden: torch.Tensor, logits: torch.Tensor):
-        """Of the action, given encodings hL (..., d) and their logits (..., V): it has sample,
-        mode and log_prob, as Categorical and Gaussian."""
+        """The Distribution of the action, given encodings hL (..., d) and their logits
+        (..., V)."""
         raise NotImplementedError
 
     def embed(self, model, action: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import torch
 
+from minisoft.draws import Draws
 from minisoft.io.config import read_config
 from minisoft.model import Transformer
 from minisoft.rollout import ANSWER, COT, FORCED, Rollout
@@ -39,36 +40,24 @@ def small_model(tied=True, scale=0.35):
     return model
 
 
-class Noise:
-    """Draws from a generator, for n rows."""
-
-    def __init__(self, generator, n):
-        self.generator, self.n = generator, n
-
-    def uniform(self):
-        return torch.rand(self.n, generator=self.generator)
-
-    def normal(self, d):
-        return torch.randn(self.n, d, generator=self.generator)
-
-
 def unroll(model, kind, n, generator):
     """n rows with roles ROLES, position by position -> Rollout."""
     last, prompt = model.prefill(torch.tensor([PROMPT]))
     hidden, x = last[:, -1].expand(n, -1), torch.empty(n, 0, D)
+    keys = torch.randint(2**62, (n,), generator=generator)
     ids, actions, scores = [], [], []
-    for role in ROLES:
-        logits, noise = model.logits(hidden), Noise(generator, n)
+    for t, role in enumerate(ROLES):
+        logits, draws = model.logits(hidden), Draws(keys, torch.full((n,), t))
         if role == COT:
             distribution = kind.distribution(model, hidden, logits)
-            action = distribution.sample(noise)
+            action = distribution.sample(draws)
             actions.append(action)
             scores.append(distribution.log_prob(action))
             ids.append(kind.shadow(model, action, logits))
             new = kind.embed(model, action)
         else:
             words = Categorical(logits)
-            token = torch.full((n,), 7) if role == FORCED else words.sample(noise)
+            token = torch.full((n,), 7) if role == FORCED else words.sample(draws)
             scores.append(words.log_prob(token) * (role == ANSWER))
             ids.append(token)
             new = model.embed(token)
@@ -83,6 +72,7 @@ def unroll(model, kind, n, generator):
         torch.stack(scores, 1).detach(),
         torch.zeros(n, len(ROLES)),
         torch.zeros(n, dtype=torch.bool),
+        keys,
     )
 
 

@@ -19,7 +19,7 @@ K = 3
 
 
 @dataclass(frozen=True)
-class Independent:
+class Independent(soft.Distribution):
     """K tokens (..., K), each drawn from softmax(logits), logits (..., V)."""
 
     logits: torch.Tensor

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from small import KINDS, PROMPT, ROLES, Noise, V, gradient, small_model, unroll
+from small import KINDS, PROMPT, ROLES, V, gradient, small_model, unroll
 
 from minisoft import engine, reinforce
+from minisoft.draws import Draws
 from minisoft.reinforce import leave_one_out, log_prob, loss
 from minisoft.rollout import ANSWER, COT, PAD, Rollout
 from minisoft.soft import Categorical, make_kind
@@ -98,6 +99,7 @@ def test_rows_that_end_early_do_not_see_later_positions(model):
         record.log_prob,
         record.entropy,
         record.truncated,
+        record.keys,
     )
     with torch.no_grad():
         scores = log_prob(model, kind, short)
@@ -137,10 +139,11 @@ def expected_reward(model, kind, n, generator, through_cot):
     through, or not."""
     last, prompt = model.prefill(torch.tensor([PROMPT]))
     hidden, x = last[:, -1].expand(n, -1), torch.empty(n, 0, last.shape[-1])
-    for role in ROLES[:-1]:
+    keys = torch.randint(2**62, (n,), generator=generator)
+    for t, role in enumerate(ROLES[:-1]):
         if role == COT:
             distribution = kind.distribution(model, hidden, model.logits(hidden))
-            action = distribution.sample(Noise(generator, n))
+            action = distribution.sample(Draws(keys, torch.full((n,), t)))
             new = kind.embed(model, action if through_cot else action.detach())
         else:
             new = model.embed(torch.full((n,), 7))

@@ -121,11 +121,14 @@ def test_roles_come_in_order_and_prefills_are_the_papers(tiny, cot_tokens, roll)
 def test_taken_actions_are_those_of_their_role_row_by_row():
     role = torch.tensor([[COT, COT, FORCED, ANSWER], [COT, FORCED, ANSWER, PAD]], dtype=torch.int8)
     ids, thoughts = torch.arange(8).view(2, 4), torch.arange(12.0).view(2, 2, 3)
-    record = Rollout([0], range(2), ids, role, thoughts, None, None, None)
+    keys = torch.tensor([8, 9])
+    record = Rollout([0], range(2), ids, role, thoughts, None, None, None, keys)
     assert torch.equal(
         record.taken(COT), torch.stack((thoughts[0, 0], thoughts[0, 1], thoughts[1, 0]))
     )
     assert record.taken(ANSWER).tolist() == [3, 6]
+    assert record.draws(COT).keys.tolist() == [8, 8, 9]
+    assert record.draws(COT).positions.tolist() == [0, 1, 0]
     assert record.tokens(0, COT) == [0, 1] and record.tokens(1, FORCED) == [5]
 
 

@@ -291,6 +291,7 @@ class Places:
             pad_sequence(log_prob, batch_first=True),
             pad_sequence(entropy, batch_first=True),
             torch.tensor(truncated, device=self.device),
+            request.keys.to(self.device),
         )
 
 

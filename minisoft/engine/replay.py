@@ -15,6 +15,7 @@ Dimensions: n rows of one problem, m of them at once, S positions after the prom
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from minisoft.draws import Draws
 from minisoft.model import Block, Prompt, Recording, Transformer
 from minisoft.reinforce import Mismatch, score_actions
 from minisoft.rollout import ANSWER, COT, PAD, Rollout
@@ -131,7 +132,9 @@ class Replay:
             actions = self._actions(rows, term, S).split(self._chunk())
             for place, action in zip(places, actions, strict=True):
                 row, position = place.T  # each (k,)
-                part = score_actions(self.model, self.kind, term, hidden[row, position], action)
+                draws = Draws(self.rollout.keys[rows[row]], position)
+                encoding = hidden[row, position]
+                part = score_actions(self.model, self.kind, term, encoding, action, draws)
                 scores[row, position] = part.detach()
                 if weights is not None and term in self.terms and len(place):
                     (weights[rows[row]] * part).sum().backward()

@@ -96,7 +96,7 @@ def padded(record):
     ids, role, log_prob = (
         torch.nn.functional.pad(x, (0, 3)) for x in (record.ids, record.role, record.log_prob)
     )
-    rest = (record.actions, log_prob, record.entropy, record.truncated)
+    rest = (record.actions, log_prob, record.entropy, record.truncated, record.keys)
     return Rollout(record.prompt, record.samples, ids, role, *rest)
 
 
@@ -164,7 +164,8 @@ def replay_peak(model, rows, C, name="soft"):
     ids = torch.randint(V, (rows, S), generator=generator)
     noisy = torch.randn(rows, C, 64, generator=generator)
     log_prob, entropy = torch.zeros(rows, S, dtype=torch.float64), torch.zeros(rows, S)
-    rest = (ids[:, :C] if name == "hard" else noisy, log_prob, entropy, torch.zeros(rows) > 0)
+    actions, truncated = ids[:, :C] if name == "hard" else noisy, torch.zeros(rows) > 0
+    rest = (actions, log_prob, entropy, truncated, torch.arange(rows))
     record = Rollout([1, 2, 3], range(rows), ids, role, *rest)
 
     def replay():

@@ -99,11 +99,16 @@ class Prompt(Causal):
         return torch.arange(start, start + x.shape[1], device=x.device)[None]
 
     def __call__(self, layer: int, q, k, v) -> torch.Tensor:
-        N, T, P = len(q), q.shape[2], self.keys[layer].shape[2]
-        k = torch.cat((self.keys[layer].expand(N, -1, -1, -1), k), dim=2)  # (N, K, P + T, D)
-        v = torch.cat((self.values[layer].expand(N, -1, -1, -1), v), dim=2)
+        T, P = q.shape[2], self.keys[layer].shape[2]
+        k, v = self.before(layer, k, v)
         seen = torch.ones(T, P + T, dtype=torch.bool, device=q.device).tril(P)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
+
+    def before(self, layer: int, k, v) -> tuple[torch.Tensor, torch.Tensor]:
+        """Those of the prompt before the rows' own k and v: each (N, K, P + T, D)."""
+        rows = (len(k), -1, -1, -1)
+        k = torch.cat((self.keys[layer].expand(rows), k), dim=2)
+        return k, torch.cat((self.values[layer].expand(rows), v), dim=2)
 
 
 class Attention(nn.Module):
@@ -122,12 +127,16 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, rope: tuple, attend) -> torch.Tensor:
         N, T, _ = x.shape
-        heads = (N, T, -1, self.head_dim)
-        q = rotate(self.q_norm(self.q_proj(x).view(heads)).transpose(1, 2), *rope)  # (N, H, T, D)
-        k = rotate(self.k_norm(self.k_proj(x).view(heads)).transpose(1, 2), *rope)  # (N, K, T, D)
-        v = self.v_proj(x).view(heads).transpose(1, 2)  # (N, K, T, D)
+        q, k, v = (y.view(N, T, -1, self.head_dim) for y in self.project(x))
+        q = rotate(self.q_norm(q).transpose(1, 2), *rope)  # (N, H, T, D)
+        k = rotate(self.k_norm(k).transpose(1, 2), *rope)  # (N, K, T, D)
+        v = v.transpose(1, 2)  # (N, K, T, D)
         out = attend(self.layer, q, k, v)  # (N, H, T, D)
         return self.o_proj(out.transpose(1, 2).reshape(N, T, -1))  # (N, T, d)
+
+    def project(self, x: torch.Tensor) -> tuple:
+        """x (N, T, d) -> (N, T, H D), (N, T, K D), (N, T, K D)"""
+        return self.q_proj(x), self.k_proj(x), self.v_proj(x)
 
 
 class MLP(nn.Module):
@@ -141,7 +150,11 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(inner, d, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.project(x)
+        return self.down_proj(F.silu(gate) * up)
+
+    def project(self, x: torch.Tensor) -> tuple:
+        return self.gate_proj(x), self.up_proj(x)
 
 
 class Block(nn.Module):

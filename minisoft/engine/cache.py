@@ -5,9 +5,11 @@ the longest prompt, R rows of the prompt with the most.
 """
 
 import math
+from itertools import count
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minisoft.model import Config, Prompt
 
@@ -25,9 +27,9 @@ class RowCache:
     """
 
     BLOCK = 16  # N, a prompt's length and a row's capacity are rounded up to multiples of it
-    WIDER = 64  # the same for the width on a GPU
 
-    def __init__(self, config: Config, rows: int, capacity: int, device, dtype: torch.dtype):
+    def __init__(self, config: Config, rows: int, capacity: int, prompt: int, device, dtype):
+        """Room for so many rows, positions of each, and positions of a prompt, which here grow."""
         L, K, D = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
         if torch.device(device).type == "cpu":
             dtype = torch.float32  # CPUs multiply small bfloat16 matrices slowly
@@ -92,10 +94,8 @@ class RowCache:
         self.past_prompt = torch.arange(self.prompt_width, device=device) >= self.start[:, None]
 
     def widen(self, reach: int) -> None:
-        """The next steps read and write the first `reach` positions of the rows' own.  On a GPU
-        that grows in large steps, since each one means another CUDA graph."""
-        step = self.WIDER if self.own.is_cuda else self.BLOCK
-        self.width = min(-(-reach // step) * step, self.own.shape[4])
+        """The next steps read and write the first `reach` positions of the rows' own."""
+        self.width = min(self.round_up(reach), self.own.shape[4])
         if self.clean < self.width:
             self.own[:, :, :, :, self.clean : self.width] = 0
             self.clean = self.width
@@ -134,8 +134,8 @@ class RowCache:
         many are copied as must move.  Returns the old place of each row left, None if none went."""
         there = [i for i, owner in enumerate(self.owner) if owner is not None]
         N = self.round_up(len(there))
-        if N == len(self.owner) or (self.own.is_cuda and 2 * N > len(self.owner)):
-            return None  # on a GPU a new shape is dear, and rows are not
+        if N == len(self.owner):
+            return None
         holes = [i for i in range(N) if self.owner[i] is None]
         order = list(range(N))
         for hole, row in zip(holes, [i for i in there if i >= N], strict=False):
@@ -144,3 +144,82 @@ class RowCache:
         self.own, self.position = self.own[:, :, :N], self.position[order]
         self.owner = [self.owner[i] for i in order]
         return order
+
+
+class FusedCache(RowCache):
+    """The same for a GPU, where a step is bound by the number of its kernels: every row has a copy
+    of its prompt before its own positions, and PyTorch's fused attention reads both at once.
+
+    Nothing that a step reads moves to another address, so that a step recorded as a CUDA graph
+    stays right whatever rows come.
+    """
+
+    WIDER = 128  # the width is a multiple of it: each one means another graph
+
+    def __init__(self, config: Config, rows: int, capacity: int, prompt: int, device, dtype):
+        L, K, D = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
+        N, length = self.round_up(rows), -(-(capacity + prompt) // self.WIDER) * self.WIDER
+        self.queries = config.num_attention_heads // K
+        self.own = torch.zeros(L, 2, N, K, length, D, device=device, dtype=dtype)
+        self.width = 0
+        self.position = torch.zeros(N, dtype=torch.long, device=device)
+        self.start = torch.zeros(N, dtype=torch.long, device=device)
+        self.rows = torch.arange(N, device=device)
+        self.owner: list[int | None] = [None] * N
+        self.numbers = count()
+        self.clear()
+
+    def clear(self) -> None:
+        """No rows and no prompts."""
+        self.owner[:] = [None] * len(self.owner)
+        self.seated = list(self.owner)  # whose prompt each row has
+        self.prompts: dict[int, tuple[Prompt, int]] = {}
+
+    def add(self, prompt: Prompt, length: int) -> int:
+        number = next(self.numbers)
+        self.prompts[number] = prompt, length
+        return number
+
+    def drop(self, number: int) -> None:
+        del self.prompts[number]
+
+    def seat(self) -> None:
+        """Copy prompts to the rows that have new ones."""
+        new: dict[int, list[int]] = {}
+        for row, (owner, seated) in enumerate(zip(self.owner, self.seated)):
+            if owner is not None and owner != seated:
+                new.setdefault(owner, []).append(row)
+                self.seated[row] = owner
+        for owner, rows in new.items():
+            prompt, length = self.prompts[owner]
+            rows = torch.tensor(rows, device=self.own.device)
+            self.start[rows] = length
+            for layer, (k, v) in enumerate(zip(prompt.keys, prompt.values, strict=True)):
+                self.own[layer, 0, rows, :, :length] = k[:, :, :length]
+                self.own[layer, 1, rows, :, :length] = v[:, :, :length]
+
+    def widen(self, reach: int) -> None:
+        longest = max((length for _, length in self.prompts.values()), default=0)
+        width = -(-(longest + reach) // self.WIDER) * self.WIDER
+        self.width = min(width, self.own.shape[4])
+
+    def positions(self, x: torch.Tensor) -> torch.Tensor:
+        self.at = self.start + self.position  # (N,)
+        hidden = torch.arange(self.width, device=x.device) > self.at[:, None]  # (N, n)
+        bias = torch.zeros(hidden.shape, dtype=self.own.dtype, device=x.device)
+        self.bias = bias.masked_fill_(hidden, -math.inf)[:, None, None]
+        return self.at[:, None]
+
+    def __call__(self, layer: int, q, k, v) -> torch.Tensor:
+        (N, H, _, D), n = q.shape, self.width
+        keys, values = self.own[layer]
+        keys[self.rows, :, self.at] = k[:, :, 0]
+        values[self.rows, :, self.at] = v[:, :, 0]
+        q = q.view(N, -1, self.queries, D)  # (N, K, h, D), h query heads of a key head
+        bias = self.bias.expand(N, q.shape[1], self.queries, n)
+        with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+            out = F.scaled_dot_product_attention(q, keys[:, :, :n], values[:, :, :n], bias)
+        return out.reshape(N, H, 1, D)
+
+    def shrink(self) -> None:
+        """Never: a new shape is dear on a GPU, and empty rows are not."""

@@ -9,17 +9,20 @@ Dimensions: N places for rows, S positions after the prompt, d width.
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from minisoft.data import ANSWER_TOKENS, Format
 from minisoft.draws import Draws, key
-from minisoft.engine.cache import RowCache
-from minisoft.engine.linear import packed
+from minisoft.engine.cache import FusedCache, RowCache
+from minisoft.engine.linear import FastTransformer, packed
 from minisoft.rollout import ANSWER, COT, FORCED, Decoding, Request, Rollout, Row, Turn, choose
 
 AHEAD = {"cuda": 8}  # steps that a device runs before the host reads the text; 1 elsewhere
+CACHES = {"cuda": FusedCache}  # RowCache elsewhere
+GRAPHS = True  # on a GPU steps are recorded as CUDA graphs
 
 
 def rollout(
@@ -79,8 +82,7 @@ class Guest:
 
 
 class Places:
-    """The rows under way, each in a place 0..N-1 of the cache and of the record, and those that
-    wait.
+    """The rows under way, each in a place 0..N-1 of the board, and those that wait.
 
     A step takes all N places one position further, whatever their roles, and needs nothing from
     the host, which reads the text every `ahead` steps only:
@@ -95,8 +97,7 @@ class Places:
     """
 
     def __init__(self, model, form, kind, how, requests, rows, ahead, record_actions):
-        self.model, self.form, self.kind, self.how = model, form, kind, how
-        self.requests, self.ahead, self.record_actions = requests, ahead, record_actions
+        self.model, self.requests, self.ahead = model, requests, ahead
         self.waiting = deque(
             Guest(i, sample, Row(how.cot_tokens, form))
             for i, request in enumerate(requests)
@@ -107,30 +108,14 @@ class Places:
         self.finished: list[list[tuple]] = [[] for _ in requests]
         # request -> (number of its prompt in the cache, encoding of the prompt's last position)
         self.prompts: dict[int, tuple[int, torch.Tensor]] = {}
-        self.device = model.E.device
-        capacity = how.cot_tokens + max(map(len, form.prefill)) + ANSWER_TOKENS + ahead
-        self.cache = RowCache(model.config, self.limit, capacity, self.device, model.E.dtype)
+        after = max(map(len, form.prefill)) + ANSWER_TOKENS + ahead
+        prompt = max(len(request.prompt) for request in requests)
+        what = (kind, how, form.prefill, record_actions)
+        self.board = board_for(model, what, self.limit, how.cot_tokens + after, prompt)
+        self.cache, self.device = self.board.cache, model.E.device
         self.guests: list[Guest | None] = [None] * len(self.cache.owner)
         self.moved = False  # rows came or changed places since the cache seated them
-        self.graphs = Graphs(self.device)
-        self._make_record(len(self.guests), capacity)
         self._fill()
-
-    def _make_record(self, N: int, capacity: int) -> None:
-        """What the device knows of each place, and what it writes down."""
-        prefill = [torch.tensor(ids) for ids in self.form.prefill]
-        self.prefill = pad_sequence(prefill, batch_first=True).to(self.device)  # (2, F)
-        lengths = [len(ids) for ids in self.form.prefill]
-        self.prefill_length = torch.tensor(lengths, device=self.device)  # (2,)
-        whole = {"dtype": torch.long, "device": self.device}
-        self.keys, self.cot_length = torch.zeros(N, **whole), torch.zeros(N, **whole)
-        self.late = torch.zeros(N, **whole)  # which prefill: 0 after the stop phrase, else 1
-        d = self.model.config.hidden_size
-        self.hidden = torch.zeros(N, d, dtype=self.model.E.dtype, device=self.device)
-        self.ids = torch.zeros(N, capacity, **whole)
-        self.log_prob = torch.zeros(N, capacity, dtype=torch.float64, device=self.device)
-        self.entropy = torch.zeros(N, capacity, device=self.device)
-        self.actions = None  # (N, C + 1) or (N, C + 1, ...), made when the first action is known
 
     def busy(self) -> bool:
         return any(self.guests)
@@ -147,10 +132,11 @@ class Places:
             guest = self.guests[place] = self.waiting.popleft()
             if guest.request not in self.prompts:
                 self.prompts[guest.request] = self._run_prompt(self.requests[guest.request].prompt)
-            self.cache.owner[place], self.hidden[place] = self.prompts[guest.request]
+            self.cache.owner[place], self.board.hidden[place] = self.prompts[guest.request]
             keys.append(key(*self.requests[guest.request].key, guest.sample))
         if free:
-            self.keys[torch.tensor(free, device=self.device)] = torch.tensor(keys).to(self.device)
+            places = torch.tensor(free, device=self.device)
+            self.board.keys[places] = torch.tensor(keys).to(self.device)
             self._tell()
             self.moved = True
 
@@ -163,33 +149,26 @@ class Places:
 
     def _tell(self) -> None:
         """The device learns where every row stands."""
-        stand = [
+        self.board.tell(
             (guest.position, guest.cot_length, 0 if guest.row.stopped else 1)
             if guest
             else (0, 0, 0)
             for guest in self.guests
-        ]
-        position, cot_length, late = torch.tensor(stand).T
-        self.cache.position.copy_(position)
-        self.cot_length.copy_(cot_length)
-        self.late.copy_(late)
+        )
 
     def advance(self) -> list[tuple[int, Rollout]]:
         """`ahead` steps and a look at what came of them; then waiting rows take the free places,
         or these are given up.  Returns the requests whose last row is done."""
         if self.moved:
             self.cache.seat()
-            self.graphs.clear()
             self.moved = False
         guests = self._under_way()
         reach = max(guest.position for guest in guests) + self.ahead
         thinks = any(guest.position < guest.cot_length for guest in guests)
         speaks = any(guest.position + self.ahead > guest.answer_start for guest in guests)
         self.cache.widen(reach)
-        shape = (thinks, speaks, self.cache.width)
         for _ in range(self.ahead):
-            # a graph would soon be useless while rows still come
-            self.graphs.run(shape, lambda: self._step(thinks, speaks), record=not self.waiting)
+            self.board.step(self.model, thinks, speaks)
         done = self._read()
         if not self.waiting:
             self._shrink()
@@ -197,37 +176,10 @@ class Places:
             self._fill()
         return done
 
-    def _step(self, thinks: bool, speaks: bool) -> None:
-        """Choose the input of this position for every row, record it, feed it."""
-        at, places = self.cache.position, torch.arange(len(self.keys), device=self.device)
-        past = at - self.cot_length  # (N,); the roles are those of Row.role, on the device
-        role = torch.where(past < self.prefill_length[self.late], FORCED, ANSWER)
-        role = torch.where(past < 0, COT, role)
-        forced = self.prefill[self.late, past.clamp(0, self.prefill.shape[1] - 1)]
-        turn = Turn(role, forced, thinks, speaks)
-        draws = Draws(self.keys, at)
-        move = choose(self.model, self.kind, self.hidden, turn, draws, self.how)
-        if thinks and self.record_actions:
-            self._record(places, move.action, at)
-        self.ids[places, at] = move.token
-        self.log_prob[places, at] = move.log_prob
-        self.entropy[places, at] = move.entropy
-        hidden = self.model(move.x[:, None], self.cache)[:, 0]  # (N, d), predicts the next position
-        self.hidden.copy_(hidden)
-        at += 1
-
-    def _record(self, places: torch.Tensor, action: torch.Tensor, at: torch.Tensor) -> None:
-        """All places at once: what is written after the CoT of a row is never read."""
-        C = self.how.cot_tokens
-        if self.actions is None:
-            self.actions = action.new_zeros(len(action), C + 1, *action.shape[1:])
-        self.actions[places, at.clamp(max=C)] = action
-
     def _read(self) -> list[tuple[int, Rollout]]:
         """Read what the rows have written since the last look; returns the requests whose last row
         is done."""
-        back = torch.arange(self.ahead, 0, -1, device=self.device)
-        latest = self.ids.gather(1, self.cache.position[:, None] - back).tolist()  # (N, ahead)
+        latest = self.board.latest(self.ahead)
         done, changed = [], False
         for place, guest in enumerate(self.guests):
             if guest is None:
@@ -250,26 +202,12 @@ class Places:
         if order is None:
             return
         self.guests, self.moved = [self.guests[i] for i in order], True
-        for name in ("keys", "cot_length", "late", "hidden", "ids", "log_prob", "entropy"):
-            setattr(self, name, getattr(self, name)[order])
-        if self.actions is not None:
-            self.actions = self.actions[order]
+        self.board.reorder(order)
 
     def _finish(self, place: int, guest: Guest) -> list[tuple[int, Rollout]]:
         """The row leaves its place; [(request, Rollout)] if it was the last one of its request."""
-        i, S, C = guest.request, guest.position, guest.cot_length
-        role = torch.full((S,), FORCED, dtype=torch.int8, device=self.device)
-        role[:C] = COT
-        role[S - len(guest.row.answer) :] = ANSWER
-        record = (
-            self.ids[place, :S].clone(),
-            role,
-            self.actions[place, :C].clone() if self.record_actions else None,
-            self.log_prob[place, :S].clone(),
-            self.entropy[place, :S].masked_fill(role == FORCED, 0.0),
-            not guest.row.stopped,
-        )
-        self.finished[i].append((guest.sample, record))
+        i = guest.request
+        self.finished[i].append((guest.sample, self.board.record(place, guest)))
         self.guests[place] = self.cache.owner[place] = None
         self.unfinished[i] -= 1
         if self.unfinished[i]:
@@ -287,12 +225,119 @@ class Places:
             request.samples,
             pad_sequence(ids, batch_first=True),  # (n, S); the padding is 0, which is PAD
             pad_sequence(role, batch_first=True),
-            pad_sequence(actions, batch_first=True) if self.record_actions else None,
+            None if actions[0] is None else pad_sequence(actions, batch_first=True),
             pad_sequence(log_prob, batch_first=True),
             pad_sequence(entropy, batch_first=True),
             torch.tensor(truncated, device=self.device),
             request.keys.to(self.device),
         )
+
+
+def board_for(model, what: tuple, rows: int, capacity: int, prompt: int) -> "Board":
+    """A board for rollouts like `what`, see Board.  On a GPU the last one is kept with the model,
+    for its CUDA graphs, and used again where it fits."""
+    if model.E.device.type != "cuda" or not isinstance(model, FastTransformer):
+        return Board(model, what, rows, capacity, prompt)
+    weights = [p.data_ptr() for p in model.parameters()]  # which the graphs have read
+    board, asked = model.board, (str(what), rows, capacity, weights, GRAPHS)
+    if board is None or board.asked != asked or board.prompt < prompt:
+        model.board = None  # so that its memory is free before the next one is made
+        board = model.board = Board(model, what, rows, capacity, RowCache.round_up(prompt))
+        board.asked = asked
+    board.cache.clear()
+    return board
+
+
+class Board:
+    """What the device knows of N places and writes down of them, and the step that takes all of
+    them one position further.
+
+    what: kind of token, how to decode, prefills, and whether actions are recorded.
+    """
+
+    def __init__(self, model, what: tuple, rows: int, capacity: int, prompt: int):
+        self.kind, self.how, prefills, self.record_actions = what
+        config, dtype, device = model.config, model.E.dtype, model.E.device
+        self.device, self.prompt = device, prompt
+        cache = CACHES.get(device.type, RowCache)
+        self.cache = cache(config, rows, capacity, prompt, device, dtype)
+        N, self.graphs = len(self.cache.owner), Graphs(device)
+        prefill = [torch.tensor(ids) for ids in prefills]
+        self.prefill = pad_sequence(prefill, batch_first=True).to(device)  # (2, F)
+        self.prefill_length = torch.tensor([len(ids) for ids in prefills], device=device)  # (2,)
+        whole = {"dtype": torch.long, "device": device}
+        self.keys, self.cot_length = torch.zeros(N, **whole), torch.zeros(N, **whole)
+        self.late = torch.zeros(N, **whole)  # which prefill: 0 after the stop phrase, else 1
+        self.hidden = torch.zeros(N, config.hidden_size, dtype=dtype, device=device)
+        self.ids = torch.zeros(N, capacity, **whole)
+        self.log_prob = torch.zeros(N, capacity, dtype=torch.float64, device=device)
+        self.entropy = torch.zeros(N, capacity, device=device)
+        self.actions = None  # (N, C + 1) or (N, C + 1, ...), made when the first action is known
+
+    def tell(self, stand) -> None:
+        """(position, CoT length, which prefill) of every place."""
+        position, cot_length, late = torch.tensor(list(stand)).T
+        self.cache.position.copy_(position)
+        self.cot_length.copy_(cot_length)
+        self.late.copy_(late)
+
+    def step(self, model, thinks: bool, speaks: bool) -> None:
+        """Every place one position further; thinks, speaks: see `Turn`."""
+        shape = (thinks, speaks, self.cache.width)
+        self.graphs.run(shape, partial(self._step, model, thinks, speaks))
+
+    def _step(self, model, thinks: bool, speaks: bool) -> None:
+        """Choose the input of this position for every row, record it, feed it."""
+        at, places = self.cache.position, torch.arange(len(self.keys), device=self.device)
+        past = at - self.cot_length  # (N,); the roles are those of Row.role, on the device
+        role = torch.where(past < self.prefill_length[self.late], FORCED, ANSWER)
+        role = torch.where(past < 0, COT, role)
+        forced = self.prefill[self.late, past.clamp(0, self.prefill.shape[1] - 1)]
+        turn = Turn(role, forced, thinks, speaks)
+        draws = Draws(self.keys, at)
+        move = choose(model, self.kind, self.hidden, turn, draws, self.how)
+        if thinks and self.record_actions:
+            self._record(places, move.action, at)
+        self.ids[places, at] = move.token
+        self.log_prob[places, at] = move.log_prob
+        self.entropy[places, at] = move.entropy
+        hidden = model(move.x[:, None], self.cache)[:, 0]  # (N, d), predicts the next position
+        self.hidden.copy_(hidden)
+        at += 1
+
+    def _record(self, places: torch.Tensor, action: torch.Tensor, at: torch.Tensor) -> None:
+        """All places at once: what is written after the CoT of a row is never read."""
+        C = self.how.cot_tokens
+        if self.actions is None:
+            self.actions = action.new_zeros(len(action), C + 1, *action.shape[1:])
+        self.actions[places, at.clamp(max=C)] = action
+
+    def latest(self, ahead: int) -> list[list[int]]:
+        """The tokens of the last `ahead` positions of every place."""
+        back = torch.arange(ahead, 0, -1, device=self.device)
+        return self.ids.gather(1, self.cache.position[:, None] - back).tolist()  # (N, ahead)
+
+    def record(self, place: int, guest: Guest) -> tuple:
+        """What a row has written: ids, roles, actions, log_prob, entropy, and was it truncated?"""
+        S, C = guest.position, guest.cot_length
+        role = torch.full((S,), FORCED, dtype=torch.int8, device=self.device)
+        role[:C] = COT
+        role[S - len(guest.row.answer) :] = ANSWER
+        return (
+            self.ids[place, :S].clone(),
+            role,
+            self.actions[place, :C].clone() if self.record_actions else None,
+            self.log_prob[place, :S].clone(),
+            self.entropy[place, :S].masked_fill(role == FORCED, 0.0),
+            not guest.row.stopped,
+        )
+
+    def reorder(self, order: list[int]) -> None:
+        """Places i become those that were order[i]."""
+        for name in ("keys", "cot_length", "late", "hidden", "ids", "log_prob", "entropy"):
+            setattr(self, name, getattr(self, name)[order])
+        if self.actions is not None:
+            self.actions = self.actions[order]
 
 
 class Graphs:
@@ -301,13 +346,11 @@ class Graphs:
 
     def __init__(self, device: torch.device):
         self.device, self.of_shape = device, {}
-        self.pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+        self.used = GRAPHS and device.type == "cuda"
+        self.pool = torch.cuda.graph_pool_handle() if self.used else None
 
-    def clear(self) -> None:
-        self.of_shape.clear()
-
-    def run(self, shape: tuple, step, record: bool) -> None:
-        if self.device.type != "cuda" or not record or shape not in self.of_shape:
+    def run(self, shape: tuple, step) -> None:
+        if not self.used or shape not in self.of_shape:
             step()
             self.of_shape[shape] = None
             return

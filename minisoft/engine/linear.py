@@ -2,7 +2,8 @@
 
 `accelerate` gives a model these products from outside; its weights, their names and what it
 computes stay the same.  oneDNN takes two thirds of the time of torch's float32 products on the CPU
-tried, and a row of the result has the same bits however many rows there are.
+tried, and a row of the result has the same bits however many rows there are.  GPUs multiply by
+16-bit W_d and E as they are stored, and give float32.
 """
 
 from contextlib import contextmanager
@@ -11,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minisoft.model import Transformer
+from minisoft.model import MLP, Attention, Transformer
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+WIDE = hasattr(torch.ops.aten.mm, "dtype")  # products of 16-bit numbers into float32, on GPUs
 BFLOAT16 = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # by this CPU
 
 
@@ -65,6 +67,38 @@ class _Product(torch.autograd.Function):
         return dx, dW, db
 
 
+class _Wide(torch.autograd.Function):
+    """x (k, i) float32 or in W's dtype, W (o, i) in 16 bits on a GPU -> x W^T (k, o) float32."""
+
+    @staticmethod
+    def forward(ctx, x, W):
+        ctx.save_for_backward(x, W)
+        return _wide(x, W.t())
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, W = ctx.saved_tensors
+        dx = dW = None
+        if ctx.needs_input_grad[0]:
+            dx = _wide(dy, W).to(x.dtype)
+        if ctx.needs_input_grad[1] and W.is_contiguous():
+            dW = dy.to(W.dtype).t() @ x.to(W.dtype)
+        elif ctx.needs_input_grad[1]:  # W is E^T: in the memory order of E
+            dW = (x.to(W.dtype).t() @ dy.to(W.dtype)).t()
+        return dx, dW
+
+
+def _wide(x, W):
+    """x (k, i), W (i, o) in 16 bits -> x W (k, o) float32.  W is read once: a float32 x is the sum
+    of two 16-bit numbers, and what little is left is lost."""
+    if x.dtype == W.dtype:
+        return torch.mm(x, W, out_dtype=torch.float32)
+    high = x.to(W.dtype)
+    low = (x - high).to(W.dtype)
+    y = torch.mm(torch.cat((high, low)), W, out_dtype=torch.float32)
+    return y[: len(x)] + y[len(x) :]
+
+
 class FastLinear(nn.Linear):
     """nn.Linear by `product`; `copy`, if not None, stands in for a weight that does not change."""
 
@@ -74,34 +108,97 @@ class FastLinear(nn.Linear):
         return product(x, self.weight if self.copy is None else self.copy, self.bias)
 
 
+class Together:
+    """A module whose `project` is several products of one input, which `packed` makes one."""
+
+    matrix = None  # the weights of all of them, one below the other, and their biases
+    bias = None
+
+    def project(self, x: torch.Tensor) -> tuple:
+        if self.matrix is None:
+            return super().project(x)
+        return product(x, self.matrix, self.bias).split([p.out_features for p in self.parts], -1)
+
+    def pack(self) -> None:
+        """One product from now on, until `unpack`."""
+        self.matrix = pack(stacked([part.weight for part in self.parts]))
+        if self.parts[0].bias is not None:
+            self.bias = torch.cat([part.bias.detach() for part in self.parts])
+
+    def unpack(self) -> None:
+        self.matrix = self.bias = None
+
+
+class FastAttention(Together, Attention):
+    @property
+    def parts(self) -> list:
+        return [self.q_proj, self.k_proj, self.v_proj]
+
+
+class FastMLP(Together, MLP):
+    @property
+    def parts(self) -> list:
+        return [self.gate_proj, self.up_proj]
+
+
+def stacked(weights: list[nn.Parameter]) -> torch.Tensor:
+    """Weights (o_1, i), (o_2, i), ... -> (o_1 + o_2 + ..., i).  On a GPU, where memory is dear,
+    they become its rows: nothing is copied the next time, and a change of one is the other's."""
+    first, rows = weights[0].detach(), sum(map(len, weights))
+    ends = [w.data_ptr() + w.nbytes for w in weights]
+    if [w.data_ptr() for w in weights[1:]] == ends[:-1] and first.is_cuda:
+        room = first.untyped_storage().nbytes() // first.element_size() - first.storage_offset()
+        if room >= rows * first.shape[1]:
+            return first.as_strided((rows, first.shape[1]), first.stride())
+    matrix = torch.cat([w.detach() for w in weights])
+    if matrix.is_cuda:
+        for w, part in zip(weights, matrix.split(list(map(len, weights)))):
+            w.data = part
+    return matrix
+
+
 class FastTransformer(Transformer):
-    """Transformer with `product` for W_d and E; inside `packed` with copies of both."""
+    """Transformer with `product` for W_d and E; inside `packed` on a CPU with copies of both."""
 
     copies = None  # {"W_d", "E^T": a float32 copy, made when first needed}
+    board = None  # what `minisoft.engine.decode` keeps on a GPU
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        if _by_wide(self.W_d):
+            return _rows(hidden, self.W_d)
         W = self.W_d if self.copies is None else self._copy("W_d", self.W_d)
         return product(hidden.float(), W)
 
     def mix(self, p: torch.Tensor) -> torch.Tensor:
+        if _by_wide(self.E):
+            return _rows(p, self.E.t())
         W = self.E.t() if self.copies is None else self._copy("E^T", self.E.t())
         return product(p, W)
 
     def _copy(self, name: str, W: torch.Tensor) -> torch.Tensor:
         if name not in self.copies:
-            tied = self.E is self.W_d and "W_d" in self.copies
-            shared = tied and W.device.type != "cpu"  # oneDNN's order is another for each
-            self.copies[name] = self.copies["W_d"].t() if shared else pack(W.float())
+            self.copies[name] = pack(W.float())
         return self.copies[name]
+
+
+def _by_wide(W: torch.Tensor) -> bool:
+    return WIDE and W.is_cuda and W.dtype != torch.float32
+
+
+def _rows(x: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
+    """_Wide for x (..., i)."""
+    return _Wide.apply(x.flatten(0, -2), W).view(*x.shape[:-1], -1)
+
+
+FAST = {nn.Linear: FastLinear, Attention: FastAttention, MLP: FastMLP, Transformer: FastTransformer}
 
 
 def accelerate(model: Transformer) -> Transformer:
     """The same model, its products by `product` from now on."""
     for module in model.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = FastLinear
-    if type(model) is Transformer:
-        model.__class__ = FastTransformer
+        module.__class__ = FAST.get(type(module), type(module))
+        if isinstance(module, Together) and module.parts[0].weight.is_cuda:
+            stacked([part.weight for part in module.parts])
     return model
 
 
@@ -112,13 +209,23 @@ def packed(model: Transformer):
     if not isinstance(model, FastTransformer):
         yield
         return
-    linears = [m for m in model.modules() if isinstance(m, FastLinear) and m is not model.lm_head]
+    together = [m for m in model.modules() if isinstance(m, Together)]
+    linears = [linear for layer in model.model.layers for linear in _alone(layer)]
     try:
         model.copies = {}
+        for module in together:
+            module.pack()
         for linear in linears:
             linear.copy = pack(linear.weight)
         yield
     finally:
         model.copies = None
+        for module in together:
+            module.unpack()
         for linear in linears:
             linear.copy = None
+
+
+def _alone(layer) -> list[FastLinear]:
+    """The products of a layer that are not taken together with others."""
+    return [layer.self_attn.o_proj, layer.mlp.down_proj]

@@ -7,8 +7,8 @@ needs.  Tests hold the sums against measured peaks.
 
 from dataclasses import dataclass
 
-from minisoft.engine.cache import RowCache
-from minisoft.engine.replay import LOGITS_AT_ONCE
+from minisoft.engine.cache import FusedCache, RowCache
+from minisoft.engine.replay import LOGITS_AT_ONCE, ON_GPU
 from minisoft.model import Transformer
 
 
@@ -101,35 +101,43 @@ def gradient_bytes(model: Transformer, machine: Machine) -> float:
 
 
 def rollout_bytes(model: Transformer, load: Load, machine: Machine) -> dict[str, float]:
-    """Copies of the matrices in oneDNN's order on CPUs, and of W_d and E^T in float32; caches;
-    numbers for every token of the vocabulary, or, if that is more, what copying E^T needs."""
+    """On CPUs copies of the matrices in oneDNN's order, and of W_d and E^T in float32; keys and
+    values; numbers for every token of the vocabulary, or, if that is more, what copying E^T needs.
+    """
     c, size = model.config, model.E.element_size()
     table = model.E.numel()
     stored = 1 if c.tie_word_embeddings else 2
     matrices = sum(p.numel() for p in model.parameters() if p.dim() == 2) - stored * table
     used = 2 if load.mixes else 1  # W_d, and E^T for mixtures
-    if machine.is_cpu:
-        copies = matrices * size + 4 * table * used
-    else:
-        copies = 0 if size == 4 else 4 * table * min(stored, used)
+    copies = matrices * size + 4 * table * used if machine.is_cpu else 0
     copying = 0
     if load.mixes and machine.is_cpu:
         copying = 4 * table * (1 if size == 4 else 2)
-    position = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim
-    position *= 4 if machine.is_cpu else size
+    vocabulary = max(4 * RowCache.round_up(load.rows) * c.vocab_size * 6, copying)
+    parts = {"copies of weights": copies, "vocabulary": vocabulary}
+    return parts | (cache_bytes(model, load, machine) if machine.is_cpu else {})
+
+
+def cache_bytes(model: Transformer, load: Load, machine: Machine) -> dict[str, float]:
+    """Keys and values, float32 on CPUs.  On GPUs each row has a copy of its prompt, and they stay
+    from rollout to rollout."""
+    c, size = model.config, 4 if machine.is_cpu else model.E.element_size()
+    position = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * size
     N, up = RowCache.round_up(load.rows), RowCache.round_up
-    prompts = 1 << (load.problems - 1).bit_length()  # their places are doubled at need
-    return {
-        "copies of weights": copies,
-        "keys and values": position * (N * up(load.positions) + prompts * up(load.prompt)),
-        "vocabulary": max(4 * N * c.vocab_size * 6, copying),
-    }
+    if machine.is_cpu:
+        prompts = 1 << (load.problems - 1).bit_length()  # their places are doubled at need
+        positions = N * up(load.positions) + prompts * up(load.prompt)
+    else:
+        length = -(-(load.positions + load.prompt) // FusedCache.WIDER) * FusedCache.WIDER
+        positions = N * length + load.problems * load.prompt
+    return {"keys and values": position * positions}
 
 
 def backward_bytes(model: Transformer, load: Load, machine: Machine) -> dict[str, float]:
     """Of the second micro-batch and later ones, when all sums exist."""
     rows = min(load.micro_batch, load.rows)
-    chunk = min(LOGITS_AT_ONCE, rows * load.cot * model.config.vocab_size)
+    most = LOGITS_AT_ONCE * (1 if machine.is_cpu else ON_GPU)
+    chunk = min(most, rows * load.cot * model.config.vocab_size)
     stretch = 1 + load.prompt / load.positions
     kept = rows * load.positions * position_bytes(model, stretch, load.recompute)
     kept += load.prompt * position_bytes(model, recompute=load.recompute)
@@ -145,7 +153,8 @@ def plan(model: Transformer, load: Load, machine: Machine) -> dict[str, dict[str
     whole = 12 if machine.is_cpu else 8  # of E: its sum over ranks, and in float32
     update = 4 * parameters(model) / machine.pieces + model.E.numel() * whole
     return {
-        "always": standing(model, machine),
+        "always": standing(model, machine)
+        | ({} if machine.is_cpu else cache_bytes(model, load, machine)),
         "rollout": rollout_bytes(model, load, machine),
         "backward": backward_bytes(model, load, machine),
         "update": {"gradient": update},

@@ -12,7 +12,12 @@ of which is an ordinary vector-Jacobian product:
 Dimensions: n rows of one problem, m of them at once, S positions after the prompt, k actions.
 """
 
+import warnings
+from contextlib import contextmanager
+
 import torch
+import torch.nn.functional as F
+from torch.nn.attention.bias import causal_lower_right
 from torch.utils.checkpoint import checkpoint
 
 from minisoft.draws import Draws
@@ -21,6 +26,7 @@ from minisoft.reinforce import Mismatch, score_actions
 from minisoft.rollout import ANSWER, COT, PAD, Rollout
 
 LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB of float32 logits, whatever V
+ON_GPU = 8  # times as many on a GPU, where each chunk's gradient of E and W_d is dear
 
 
 def backward(
@@ -40,9 +46,10 @@ def backward(
     terms: the roles whose log-probabilities count in the loss.
     """
     mismatch = Mismatch()
-    for rollout, of_problem in zip(rollouts, advantages, strict=True):
-        weights = -scale * of_problem.to(model.E.device).float()  # (n,), eq. 14
-        Replay(model, kind, rollout, terms).backward(weights, micro_batch, mismatch)
+    with reproducible(model.E.device):
+        for rollout, of_problem in zip(rollouts, advantages, strict=True):
+            weights = -scale * of_problem.to(model.E.device).float()  # (n,), eq. 14
+            Replay(model, kind, rollout, terms).backward(weights, micro_batch, mismatch)
     if not mismatch.tokens:
         Replay(model, kind, rollouts[0], terms).measure(mismatch)
     return mismatch
@@ -61,7 +68,9 @@ class Replay:
             return
         last, prompt = self._prompt()
         leaf_last = last.detach().requires_grad_()
-        leaf_prompt = Prompt(*(tuple(x.detach().requires_grad_() for x in part) for part in prompt))
+        leaf_prompt = FusedPrompt(
+            *(tuple(x.detach().requires_grad_() for x in part) for part in prompt)
+        )
         lengths = (self.rollout.role[rows] != PAD).sum(1)
         for some in rows[lengths.argsort(descending=True)].split(micro_batch):  # of similar length
             hidden = self.encodings(some, leaf_prompt, leaf_last)  # (m, S, d)
@@ -83,7 +92,7 @@ class Replay:
         """The replay mismatch of all rows, without a gradient."""
         last, prompt = self._prompt()
         rows = torch.arange(len(self.rollout.ids), device=self.model.E.device)
-        hidden = self.encodings(rows, Prompt(*prompt), last)
+        hidden = self.encodings(rows, FusedPrompt(*prompt), last)
         mismatch.add(*self._scores(rows, hidden))
 
     def _prompt(self) -> tuple[torch.Tensor, tuple]:
@@ -142,7 +151,49 @@ class Replay:
 
     def _chunk(self) -> int:
         """Positions whose logits may exist at once."""
-        return max(1, LOGITS_AT_ONCE // self.model.config.vocab_size)
+        return logits_at_once(self.model.E.device) // self.model.config.vocab_size or 1
+
+
+def logits_at_once(device: torch.device) -> int:
+    """How many numbers the logits of a chunk may be."""
+    return LOGITS_AT_ONCE * (ON_GPU if device.type == "cuda" else 1)
+
+
+class FusedPrompt(Prompt):
+    """On a GPU by PyTorch's fused attention, which aligns the causal triangle with the last key and
+    needs no mask in memory."""
+
+    def __call__(self, layer: int, q, k, v) -> torch.Tensor:
+        if not q.is_cuda:
+            return super().__call__(layer, q, k, v)
+        k, v = self.before(layer, k, v)
+        grouped = q.dtype != torch.float32  # its kernel for float32 has no grouped heads
+        if not grouped:
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+        seen = causal_lower_right(q.shape[2], k.shape[2])
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=grouped)
+
+
+@contextmanager
+def reproducible(device: torch.device):
+    """Inside, backward passes on a GPU give the same bits each time, so that a resumed run does."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled()
+    warn = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    with (
+        warnings.catch_warnings()
+    ):  # of operations that are not so in general, but are as used here
+        warnings.simplefilter("ignore")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before, warn_only=warn)
+            torch.utils.deterministic.fill_uninitialized_memory = fill
 
 
 class FrugalBlock(Block):

@@ -51,9 +51,10 @@ def rope_frequencies(config: Config) -> torch.Tensor:
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary position embedding; x (N, heads, T, D), cos and sin (N or 1, 1, T, D)."""
+    """Rotary position embedding; x (N, heads, T, D), cos and sin (N or 1, 1, T, D), the sines of
+    the left half with a minus."""
     left, right = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-right, left), dim=-1) * sin
+    return x * cos + torch.cat((right, left), dim=-1) * sin
 
 
 class Causal:
@@ -241,5 +242,6 @@ class Transformer(nn.Module):
         """Positions (N or 1, T) -> cos, sin, each (N or 1, 1, T, D); angles in float32."""
         self.frequencies = self.frequencies.to(positions.device)
         angle = positions[:, None, :, None] * self.frequencies  # (N, 1, T, D/2)
-        angle = torch.cat((angle, angle), dim=-1)  # (N, 1, T, D)
-        return angle.cos().to(dtype), angle.sin().to(dtype)
+        cos, sin = angle.cos(), angle.sin()
+        pair = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)  # (N, 1, T, D)
+        return tuple(x.to(dtype) for x in pair)

@@ -9,7 +9,6 @@ from itertools import count
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minisoft.model import Config, Prompt
 
@@ -160,11 +159,13 @@ class FusedCache(RowCache):
         L, K, D = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
         N, length = self.round_up(rows), -(-(capacity + prompt) // self.WIDER) * self.WIDER
         self.queries = config.num_attention_heads // K
-        self.own = torch.zeros(L, 2, N, K, length, D, device=device, dtype=dtype)
+        self.own = torch.zeros(L, 2, N, length, K, D, device=device, dtype=dtype)
         self.width = 0
         self.position = torch.zeros(N, dtype=torch.long, device=device)
         self.start = torch.zeros(N, dtype=torch.long, device=device)
         self.rows = torch.arange(N, device=device)
+        self.rows_before = torch.arange(N + 1, dtype=torch.int32, device=device)
+        self.flash = self.own.is_cuda and dtype != torch.float32  # its kernels are for 16 bits
         self.owner: list[int | None] = [None] * N
         self.numbers = count()
         self.clear()
@@ -194,32 +195,43 @@ class FusedCache(RowCache):
             prompt, length = self.prompts[owner]
             rows = torch.tensor(rows, device=self.own.device)
             self.start[rows] = length
-            for layer, (k, v) in enumerate(zip(prompt.keys, prompt.values, strict=True)):
-                self.own[layer, 0, rows, :, :length] = k[:, :, :length]
-                self.own[layer, 1, rows, :, :length] = v[:, :, :length]
+            for layer, of_layer in enumerate(zip(prompt.keys, prompt.values, strict=True)):
+                for own, x in zip(self.own[layer], of_layer):
+                    own[rows, :length] = x[:, :, :length].transpose(1, 2)
 
     def widen(self, reach: int) -> None:
         longest = max((length for _, length in self.prompts.values()), default=0)
         width = -(-(longest + reach) // self.WIDER) * self.WIDER
-        self.width = min(width, self.own.shape[4])
+        self.width = min(width, self.own.shape[3])
 
     def positions(self, x: torch.Tensor) -> torch.Tensor:
         self.at = self.start + self.position  # (N,)
-        hidden = torch.arange(self.width, device=x.device) > self.at[:, None]  # (N, n)
-        bias = torch.zeros(hidden.shape, dtype=self.own.dtype, device=x.device)
-        self.bias = bias.masked_fill_(hidden, -math.inf)[:, None, None]
+        if self.flash:
+            self.seen = (self.at + 1).int()
+        else:
+            self.seen = torch.arange(self.width, device=x.device) <= self.at[:, None]  # (N, n)
         return self.at[:, None]
 
     def __call__(self, layer: int, q, k, v) -> torch.Tensor:
-        (N, H, _, D), n = q.shape, self.width
         keys, values = self.own[layer]
-        keys[self.rows, :, self.at] = k[:, :, 0]
-        values[self.rows, :, self.at] = v[:, :, 0]
-        q = q.view(N, -1, self.queries, D)  # (N, K, h, D), h query heads of a key head
-        bias = self.bias.expand(N, q.shape[1], self.queries, n)
-        with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
-            out = F.scaled_dot_product_attention(q, keys[:, :, :n], values[:, :, :n], bias)
-        return out.reshape(N, H, 1, D)
+        keys[self.rows, self.at] = k[:, :, 0]
+        values[self.rows, self.at] = v[:, :, 0]
+        if self.flash:
+            return self._flash(q[:, :, 0], keys, values)[:, :, None]
+        N, H, _, D = q.shape
+        keys, values = (x[:, : self.width].transpose(1, 2) for x in (keys, values))
+        q = q.reshape(N, -1, self.queries, D)  # (N, K, h, D), h query heads of a key head
+        seen = self.seen[:, None, None]  # (N, 1, 1, n)
+        return F.scaled_dot_product_attention(q, keys, values, seen).reshape(N, H, 1, D)
+
+    def _flash(self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """q (N, H, D), keys and values (N, length, K, D) -> (N, H, D): each row a sequence of one
+        query, which sees the first `seen` keys of the row's place."""
+        length = keys.shape[1]
+        places = (self.rows_before, self.rows_before * length, 1, self.width)
+        keys, values = keys.flatten(0, 1), values.flatten(0, 1)
+        attend, seen = torch.ops.aten._flash_attention_forward, self.seen
+        return attend(q, keys, values, *places, 0.0, False, False, seqused_k=seen)[0]
 
     def shrink(self) -> None:
         """Never: a new shape is dear on a GPU, and empty rows are not."""

@@ -76,6 +76,11 @@ class Guest:
         return self.cot_length + len(self.row.prefill)
 
     @property
+    def most_left(self) -> int:
+        """So many positions it may still take, if nothing ends early."""
+        return self.answer_start + ANSWER_TOKENS - self.position
+
+    @property
     def cot_length(self) -> int:
         """Positions of its CoT; the budget until the stop phrase has been seen."""
         return len(self.row.cot) if self.row.stopped else self.row.budget
@@ -163,23 +168,23 @@ class Places:
             self.cache.seat()
             self.moved = False
         guests = self._under_way()
-        reach = max(guest.position for guest in guests) + self.ahead
+        steps = max(1, min(self.ahead, max(guest.most_left for guest in guests)))
         thinks = any(guest.position < guest.cot_length for guest in guests)
-        speaks = any(guest.position + self.ahead > guest.answer_start for guest in guests)
-        self.cache.widen(reach)
-        for _ in range(self.ahead):
+        speaks = any(guest.position + steps > guest.answer_start for guest in guests)
+        self.cache.widen(max(guest.position for guest in guests) + steps)
+        for _ in range(steps):
             self.board.step(self.model, thinks, speaks)
-        done = self._read()
+        done = self._read(steps)
         if not self.waiting:
             self._shrink()
         elif len(self._under_way()) < self.limit:
             self._fill()
         return done
 
-    def _read(self) -> list[tuple[int, Rollout]]:
-        """Read what the rows have written since the last look; returns the requests whose last row
-        is done."""
-        latest = self.board.latest(self.ahead)
+    def _read(self, steps: int) -> list[tuple[int, Rollout]]:
+        """Read what the rows have written in so many steps since the last look; returns the
+        requests whose last row is done."""
+        latest = self.board.latest(steps)
         done, changed = [], False
         for place, guest in enumerate(self.guests):
             if guest is None:
@@ -312,10 +317,10 @@ class Board:
             self.actions = action.new_zeros(len(action), C + 1, *action.shape[1:])
         self.actions[places, at.clamp(max=C)] = action
 
-    def latest(self, ahead: int) -> list[list[int]]:
-        """The tokens of the last `ahead` positions of every place."""
-        back = torch.arange(ahead, 0, -1, device=self.device)
-        return self.ids.gather(1, self.cache.position[:, None] - back).tolist()  # (N, ahead)
+    def latest(self, steps: int) -> list[list[int]]:
+        """The tokens of the last so many positions of every place."""
+        back = torch.arange(steps, 0, -1, device=self.device)
+        return self.ids.gather(1, self.cache.position[:, None] - back).tolist()  # (N, steps)
 
     def record(self, place: int, guest: Guest) -> tuple:
         """What a row has written: ids, roles, actions, log_prob, entropy, and was it truncated?"""

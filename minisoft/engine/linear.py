@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minisoft.model import MLP, Attention, Transformer
+from minisoft.model import MLP, Attention, Transformer, rotate
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 WIDE = hasattr(torch.ops.aten.mm, "dtype")  # products of 16-bit numbers into float32, on GPUs
@@ -130,6 +130,17 @@ class Together:
 
 
 class FastAttention(Together, Attention):
+    def forward(self, x: torch.Tensor, rope: tuple, attend) -> torch.Tensor:
+        """Packed, queries and keys are rotated together too."""
+        if self.matrix is None or not isinstance(self.q_norm, nn.Identity):
+            return super().forward(x, rope, attend)
+        N, T, _ = x.shape
+        K = self.k_proj.out_features // self.head_dim
+        heads = product(x, self.matrix, self.bias).view(N, T, -1, self.head_dim).transpose(1, 2)
+        q, k = rotate(heads[:, :-K], *rope).split((heads.shape[1] - 2 * K, K), dim=1)
+        out = attend(self.layer, q, k, heads[:, -K:])  # (N, H, T, D)
+        return self.o_proj(out.transpose(1, 2).reshape(N, T, -1))
+
     @property
     def parts(self) -> list:
         return [self.q_proj, self.k_proj, self.v_proj]

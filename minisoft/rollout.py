@@ -139,13 +139,14 @@ class Turn:
 @dataclass(frozen=True)
 class Move:
     """The next position of N rows: the action of its CoT (N, ...), or None; token (N,); input
-    embedding x (N, d); log_prob (N,) float64 of action or answer token, else 0; entropy (N,)."""
+    embedding x (N, d); log_prob (N,) float64 of action or answer token, else 0; the logits (N, V)
+    that it was chosen by."""
 
     action: torch.Tensor | None
     token: torch.Tensor
     x: torch.Tensor
     log_prob: torch.Tensor
-    entropy: torch.Tensor
+    logits: torch.Tensor
 
 
 def choose(model, kind, hidden: torch.Tensor, turn: Turn, draws: Draws, how: Decoding) -> Move:
@@ -166,7 +167,7 @@ def choose(model, kind, hidden: torch.Tensor, turn: Turn, draws: Draws, how: Dec
     x = model.embed(token)  # (N, d)
     if turn.thinks:
         x = torch.where((turn.role == COT)[:, None], kind.embed(model, action), x)
-    return Move(action, token, x, log_prob, entropy(logits))
+    return Move(action, token, x, log_prob, logits)
 
 
 @torch.no_grad()
@@ -180,7 +181,7 @@ def _rollout(model, form: Format, kind, request: Request, how: Decoding) -> Roll
     rows = [Row(how.cot_tokens, form) for _ in request.samples]
     keys = request.keys.to(device)
     inputs = model.embed(torch.tensor([request.prompt], device=device)).expand(len(rows), -1, -1)
-    roles, moves = [], []
+    roles, tokens, actions, scores, entropies = [], [], [], [], []
     for t in count():
         role = torch.tensor([row.role for row in rows], device=device)
         if (role == PAD).all():
@@ -192,19 +193,25 @@ def _rollout(model, form: Format, kind, request: Request, how: Decoding) -> Roll
         for row, token in zip(rows, move.token.tolist(), strict=True):
             row.take(token)
         inputs = torch.cat((inputs, move.x[:, None]), dim=1)
-        roles.append(role)
-        moves.append(move)
+        for column, x in (
+            (roles, role),
+            (tokens, move.token),
+            (actions, move.action),
+            (scores, move.log_prob),
+            (entropies, entropy(move.logits)),
+        ):
+            column.append(x)
     role = torch.stack(roles, 1)  # (n, S)
     idle = (role == PAD) | (role == FORCED)
     C = max(len(row.cot) for row in rows)
     return Rollout(
         request.prompt,
         request.samples,
-        torch.stack([move.token for move in moves], 1).masked_fill(role == PAD, 0),
+        torch.stack(tokens, 1).masked_fill(role == PAD, 0),
         role.to(torch.int8),
-        torch.stack([move.action for move in moves[:C]], 1),
-        torch.stack([move.log_prob for move in moves], 1),
-        torch.stack([move.entropy for move in moves], 1).masked_fill(idle, 0.0),
+        torch.stack(actions[:C], 1),
+        torch.stack(scores, 1),
+        torch.stack(entropies, 1).masked_fill(idle, 0.0),
         torch.tensor([not row.stopped for row in rows], device=device),
         keys,
     )

@@ -9,7 +9,10 @@ from itertools import count
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from minisoft.engine.fused import one_position
+from minisoft.engine.linear import is_packed
 from minisoft.model import Config, Prompt
 
 
@@ -122,6 +125,10 @@ class RowCache:
         out = self._of_prompts(on_prompt, prompt_values) + on_own @ values[:, :, :n]
         return out.view(N, H, 1, D).to(dtype)
 
+    def feed(self, model, x: torch.Tensor) -> torch.Tensor:
+        """The next input (N, d) of every row -> its encoding hL (N, d)."""
+        return model(x[:, None], self)[:, 0]
+
     def _of_prompts(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Rows x (N, K, h, X) times the matrix of their prompt and head, y (P, K, X, Y) ->
         (N, K, h, Y)."""
@@ -153,19 +160,17 @@ class FusedCache(RowCache):
     stays right whatever rows come.
     """
 
+    KERNELS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]  # with grouped heads and a mask
     WIDER = 128  # the width is a multiple of it: each one means another graph
 
     def __init__(self, config: Config, rows: int, capacity: int, prompt: int, device, dtype):
         L, K, D = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
         N, length = self.round_up(rows), -(-(capacity + prompt) // self.WIDER) * self.WIDER
-        self.queries = config.num_attention_heads // K
         self.own = torch.zeros(L, 2, N, length, K, D, device=device, dtype=dtype)
         self.width = 0
         self.position = torch.zeros(N, dtype=torch.long, device=device)
         self.start = torch.zeros(N, dtype=torch.long, device=device)
         self.rows = torch.arange(N, device=device)
-        self.rows_before = torch.arange(N + 1, dtype=torch.int32, device=device)
-        self.flash = self.own.is_cuda and dtype != torch.float32  # its kernels are for 16 bits
         self.owner: list[int | None] = [None] * N
         self.numbers = count()
         self.clear()
@@ -206,32 +211,30 @@ class FusedCache(RowCache):
 
     def positions(self, x: torch.Tensor) -> torch.Tensor:
         self.at = self.start + self.position  # (N,)
-        if self.flash:
-            self.seen = (self.at + 1).int()
-        else:
-            self.seen = torch.arange(self.width, device=x.device) <= self.at[:, None]  # (N, n)
+        hidden = torch.arange(self.width, device=x.device) > self.at[:, None]  # (N, n)
+        bias = torch.zeros(hidden.shape, dtype=self.own.dtype, device=x.device)
+        self.bias = bias.masked_fill_(hidden, -math.inf)[:, None, None]  # (N, 1, 1, n)
         return self.at[:, None]
 
     def __call__(self, layer: int, q, k, v) -> torch.Tensor:
         keys, values = self.own[layer]
         keys[self.rows, self.at] = k[:, :, 0]
         values[self.rows, self.at] = v[:, :, 0]
-        if self.flash:
-            return self._flash(q[:, :, 0], keys, values)[:, :, None]
-        N, H, _, D = q.shape
-        keys, values = (x[:, : self.width].transpose(1, 2) for x in (keys, values))
-        q = q.reshape(N, -1, self.queries, D)  # (N, K, h, D), h query heads of a key head
-        seen = self.seen[:, None, None]  # (N, 1, 1, n)
-        return F.scaled_dot_product_attention(q, keys, values, seen).reshape(N, H, 1, D)
+        return self.attend(layer, q)
 
-    def _flash(self, q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """q (N, H, D), keys and values (N, length, K, D) -> (N, H, D): each row a sequence of one
-        query, which sees the first `seen` keys of the row's place."""
-        length = keys.shape[1]
-        places = (self.rows_before, self.rows_before * length, 1, self.width)
-        keys, values = keys.flatten(0, 1), values.flatten(0, 1)
-        attend, seen = torch.ops.aten._flash_attention_forward, self.seen
-        return attend(q, keys, values, *places, 0.0, False, False, seqused_k=seen)[0]
+    def attend(self, layer: int, q: torch.Tensor) -> torch.Tensor:
+        """q (N, H, 1, D) -> (N, H, 1, D), where the keys and values of this position are in place.
+
+        cuDNN's kernel takes 28 us for 64 rows of 250 positions of Llama-3.2-3B on an H100,
+        FlashAttention's 36, the memory-efficient one 39.
+        """
+        keys, values = (x[:, : self.width].transpose(1, 2) for x in self.own[layer])
+        bias = self.bias.expand(-1, q.shape[1], -1, -1)
+        with sdpa_kernel(self.KERNELS, set_priority=True):
+            return F.scaled_dot_product_attention(q, keys, values, bias, enable_gqa=True)
+
+    def feed(self, model, x: torch.Tensor) -> torch.Tensor:
+        return one_position(model, x, self) if is_packed(model) else super().feed(model, x)
 
     def shrink(self) -> None:
         """Never: a new shape is dear on a GPU, and empty rows are not."""

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 from minisoft.data import ANSWER_TOKENS, Format
 from minisoft.draws import Draws, key
 from minisoft.engine.cache import FusedCache, RowCache
+from minisoft.engine.fused import entropy
 from minisoft.engine.linear import FastTransformer, packed
 from minisoft.rollout import ANSWER, COT, FORCED, Decoding, Request, Rollout, Row, Turn, choose
 
@@ -305,9 +306,8 @@ class Board:
             self._record(places, move.action, at)
         self.ids[places, at] = move.token
         self.log_prob[places, at] = move.log_prob
-        self.entropy[places, at] = move.entropy
-        hidden = model(move.x[:, None], self.cache)[:, 0]  # (N, d), predicts the next position
-        self.hidden.copy_(hidden)
+        self.entropy[places, at] = entropy(move.logits)
+        self.hidden.copy_(self.cache.feed(model, move.x))  # (N, d), predicts the next position
         at += 1
 
     def _record(self, places: torch.Tensor, action: torch.Tensor, at: torch.Tensor) -> None:

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from minisoft.model import MLP, Attention, Transformer, rotate
+from minisoft.engine.compiled import OneKernel
+from minisoft.model import MLP, Attention, Transformer
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 WIDE = hasattr(torch.ops.aten.mm, "dtype")  # products of 16-bit numbers into float32, on GPUs
@@ -93,10 +94,15 @@ def _wide(x, W):
     of two 16-bit numbers, and what little is left is lost."""
     if x.dtype == W.dtype:
         return torch.mm(x, W, out_dtype=torch.float32)
-    high = x.to(W.dtype)
-    low = (x - high).to(W.dtype)
-    y = torch.mm(torch.cat((high, low)), W, out_dtype=torch.float32)
+    y = torch.mm(halves(x, W.dtype), W, out_dtype=torch.float32)
     return y[: len(x)] + y[len(x) :]
+
+
+@OneKernel
+def halves(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """x (k, i) float32 -> (2 k, i) in 16 bits: x rounded, and what is left of it, rounded."""
+    high = x.to(dtype)
+    return torch.cat((high, (x - high).to(dtype)))
 
 
 class FastLinear(nn.Linear):
@@ -130,17 +136,6 @@ class Together:
 
 
 class FastAttention(Together, Attention):
-    def forward(self, x: torch.Tensor, rope: tuple, attend) -> torch.Tensor:
-        """Packed, queries and keys are rotated together too."""
-        if self.matrix is None or not isinstance(self.q_norm, nn.Identity):
-            return super().forward(x, rope, attend)
-        N, T, _ = x.shape
-        K = self.k_proj.out_features // self.head_dim
-        heads = product(x, self.matrix, self.bias).view(N, T, -1, self.head_dim).transpose(1, 2)
-        q, k = rotate(heads[:, :-K], *rope).split((heads.shape[1] - 2 * K, K), dim=1)
-        out = attend(self.layer, q, k, heads[:, -K:])  # (N, H, T, D)
-        return self.o_proj(out.transpose(1, 2).reshape(N, T, -1))
-
     @property
     def parts(self) -> list:
         return [self.q_proj, self.k_proj, self.v_proj]
@@ -211,6 +206,10 @@ def accelerate(model: Transformer) -> Transformer:
         if isinstance(module, Together) and module.parts[0].weight.is_cuda:
             stacked([part.weight for part in module.parts])
     return model
+
+
+def is_packed(model) -> bool:
+    return getattr(model, "copies", None) is not None
 
 
 @contextmanager

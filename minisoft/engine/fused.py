@@ -1,0 +1,72 @@
+"""One position of many rows on a GPU, in few kernels.
+
+A decoding step there is bound by the number of its kernels.  What stands between two products is
+one function here, which `torch.compile` makes one kernel; it rounds where the ordinary operations
+round, so that a replay, which does without it, finds the same numbers.  Where torch.compile does
+not work, and on CPUs, the functions run as they are.
+
+Dimensions: N rows, H query and K key/value heads, D head_dim, d width, V vocabulary.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from minisoft import soft
+from minisoft.engine.compiled import OneKernel
+from minisoft.engine.linear import product
+from minisoft.model import rotate
+
+
+@OneKernel
+def add_and_norm(x, y, weight, eps: float) -> tuple:
+    """x, y (N, 1, d) -> x + y, and that normed."""
+    x = x + y
+    return x, F.rms_norm(x, weight.shape, weight, eps)
+
+
+@OneKernel
+def swiglu(gate_and_up):
+    """(N, 1, 2 n) -> (N, 1, n)"""
+    gate, up = gate_and_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+@OneKernel
+def rotate_and_store(heads, rope, norms, keys, values, place) -> torch.Tensor:
+    """Queries, keys and values, heads (N, H + 2 K, 1, D) -> the queries (N, H, 1, D), rotated; keys
+    and values go to their place in a layer's own, each (N, length, K, D).
+
+    norms: (weight, eps) of queries and of keys, where a model has them.
+    """
+    K = keys.shape[2]
+    q, k, v = heads[:, : -2 * K], heads[:, -2 * K : -K], heads[:, -K:]
+    if norms:
+        q, k = (F.rms_norm(x, w.shape, w, eps) for x, (w, eps) in zip((q, k), norms))
+    keys[place] = rotate(k, *rope)[:, :, 0]
+    values[place] = v[:, :, 0]
+    return rotate(q, *rope)
+
+
+entropy = OneKernel(soft.entropy)
+
+
+def one_position(model, x: torch.Tensor, cache) -> torch.Tensor:
+    """What `model(x[:, None], cache)[:, 0]` is: inputs (N, d) -> encodings hL (N, d), by a packed
+    model and a FusedCache."""
+    x = x[:, None].to(model.E.dtype)
+    rope = model._rope(cache.positions(x), x.dtype)
+    layers, N, D = model.model.layers, len(x), model.config.head_dim
+    norms = [*(layer.input_layernorm for layer in layers[1:]), model.model.norm]
+    normed = layers[0].input_layernorm(x)
+    for number, (layer, next_norm) in enumerate(zip(layers, norms, strict=True)):
+        attention, mlp, norm = layer.self_attn, layer.mlp, layer.post_attention_layernorm
+        heads = product(normed, attention.matrix, attention.bias).view(N, 1, -1, D).transpose(1, 2)
+        of_heads = (attention.q_norm, attention.k_norm) if model.config.qk_norm else ()
+        of_heads = [(norm.weight, norm.eps) for norm in of_heads]
+        place = cache.rows, cache.at
+        q = rotate_and_store(heads, rope, of_heads, *cache.own[number], place)
+        out = attention.o_proj(cache.attend(number, q).reshape(N, 1, -1))
+        x, normed = add_and_norm(x, out, norm.weight, norm.eps)
+        out = mlp.down_proj(swiglu(product(normed, mlp.matrix, mlp.bias)))
+        x, normed = add_and_norm(x, out, next_norm.weight, next_norm.eps)
+    return normed[:, 0]

@@ -149,7 +149,7 @@ FLAGS = {
         ),
         "--micro-batch": (None, "rows per backward pass (default as train.py chooses)", WHOLE),
         "--repeats": (3, "updates of each kind of token, after one as warm-up", WHOLE),
-        "--profile": (False, "and where the GPU's time goes", {"action": "store_true"}),
+        "--profile": (None, "and where the GPU's time goes", {"action": "store_true"}),
     },
 }
 

@@ -72,6 +72,7 @@ def measure(report: Report, flags, shape: str | None) -> None:
     work.micro_batch = report.args.micro_batch or choose_rows(work, report)
     optimizer = Optimizer(work.model, Schedule(1e-9, 10, 0), World(str(report.device)))
     can = bench.machine(report.device, work.model.E.dtype)
+    clean(report.device)
     times, peaks = timed(work, optimizer, report)
     rows = [["tokens", *COLUMNS.values()]]
     kinds = {}
@@ -118,7 +119,8 @@ def timed(work: Work, optimizer: Optimizer, report: Report) -> tuple[dict, dict]
             if report.on_gpu:
                 allocated = torch.cuda.max_memory_allocated(report.device) / GIB
                 peak["allocated"] = max(peak["allocated"], allocated)
-                peak["reserved"] = torch.cuda.max_memory_reserved(report.device) / GIB
+                reserved = torch.cuda.max_memory_reserved(report.device) / GIB
+                peak["reserved"] = max(peak["reserved"], reserved)
     return dict(times), peaks
 
 

@@ -74,9 +74,11 @@ class Report:
 
     @property
     def held(self) -> bool:
+        """Does everything hold that was judged?"""
         return all(ok is not False for *_, ok in self.checks)
 
     def check(self, what: str, expected: str, found: str, ok: bool | None) -> None:
+        """Something was checked, or, with ok None, only looked at."""
         self.checks.append((what, expected, found, ok if ok is None else bool(ok)))
 
     def skip(self, why: str) -> None:
@@ -173,6 +175,7 @@ class Subject:
         return self.settings(name).kind(TOKENS[name][0])
 
     def rollouts(self, name: str, **options) -> list[Rollout]:
+        """All prompts, G samples of each, with TOKENS[name]; options as those of engine.stream."""
         requests = [
             Request(prompt, ("gpu", i), range(self.group)) for i, prompt in enumerate(self.prompts)
         ]
@@ -254,6 +257,7 @@ def compare_gradients(subject: Subject, reference: Transformer, name: str, verif
 
 
 def judge_gradient(report: Report, dtype: str, name: str, found: dict) -> None:
+    """Are the cosines what the dtype allows?"""
     limits = COSINES.get(dtype, COSINES["bfloat16"])
     ok = found["E"] >= limits[0] and found["body"] >= limits[1]
     judged = name in JUDGED.get(dtype, JUDGED["bfloat16"])

@@ -66,6 +66,11 @@ class RowCache:
         self.length[number] = length
         return number
 
+    def clear(self) -> None:
+        """No rows and no prompts."""
+        self.owner[:] = [None] * len(self.owner)
+        self.length = [0] * len(self.length)
+
     def drop(self, number: int) -> None:
         """Forget a prompt that no row continues any more."""
         self.length[number] = 0
@@ -176,7 +181,6 @@ class FusedCache(RowCache):
         self.clear()
 
     def clear(self) -> None:
-        """No rows and no prompts."""
         self.owner[:] = [None] * len(self.owner)
         self.seated = list(self.owner)  # whose prompt each row has
         self.prompts: dict[int, tuple[Prompt, int]] = {}

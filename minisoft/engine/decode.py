@@ -116,8 +116,8 @@ class Places:
         self.prompts: dict[int, tuple[int, torch.Tensor]] = {}
         after = max(map(len, form.prefill)) + ANSWER_TOKENS + ahead
         prompt = max(len(request.prompt) for request in requests)
-        what = (kind, how, form.prefill, record_actions)
-        self.board = board_for(model, what, self.limit, how.cot_tokens + after, prompt)
+        task = Task(kind, how, form.prefill, record_actions)
+        self.board = board_for(model, task, self.limit, how.cot_tokens + after, prompt)
         self.cache, self.device = self.board.cache, model.E.device
         self.guests: list[Guest | None] = [None] * len(self.cache.owner)
         self.moved = False  # rows came or changed places since the cache seated them
@@ -239,38 +239,51 @@ class Places:
         )
 
 
-def board_for(model, what: tuple, rows: int, capacity: int, prompt: int) -> "Board":
-    """A board for rollouts like `what`, see Board.  On a GPU the last one is kept with the model,
-    for its CUDA graphs, and used again where it fits."""
+def board_for(model, task: "Task", rows: int, capacity: int, prompt: int) -> "Board":
+    """A board with places for so many rows of `capacity` positions after prompts of `prompt`.  On a
+    GPU the last one is kept with the model, for its CUDA graphs, and used again where it fits."""
     if model.E.device.type != "cuda" or not isinstance(model, FastTransformer):
-        return Board(model, what, rows, capacity, prompt)
+        return Board(model, rows, capacity, prompt).begin(task)
     weights = [p.data_ptr() for p in model.parameters()]  # which the graphs have read
-    board, asked = model.board, (str(what), rows, capacity, weights, GRAPHS)
-    if board is None or board.asked != asked or board.prompt < prompt:
+    board, asked = model.board, (RowCache.round_up(rows), weights, GRAPHS)
+    fits = board and board.asked == asked and board.capacity >= capacity and board.prompt >= prompt
+    if not fits:
         model.board = None  # so that its memory is free before the next one is made
-        board = model.board = Board(model, what, rows, capacity, RowCache.round_up(prompt))
+        board = model.board = Board(model, rows, capacity, RowCache.round_up(prompt))
         board.asked = asked
-    board.cache.clear()
-    return board
+    return board.begin(task)
+
+
+class Task:
+    """What all rows of a rollout have in common: kind of token, how to decode, prefills, are
+    actions recorded?  And what a device keeps of them."""
+
+    def __init__(self, kind, how: Decoding, prefills: list[list[int]], record_actions: bool):
+        self.kind, self.how, self.record_actions = kind, how, record_actions
+        self.name = repr((kind, how, prefills, record_actions))
+        prefill = [torch.tensor(ids) for ids in prefills]
+        self.prefill = pad_sequence(prefill, batch_first=True)  # (2, F)
+        self.prefill_length = torch.tensor([len(ids) for ids in prefills])  # (2,)
+        self.actions = None  # (N, C + 1) or (N, C + 1, ...), made when the first action is known
+        self.graphs: dict[tuple, torch.cuda.CUDAGraph | None] = {}
+
+    def to(self, device: torch.device) -> "Task":
+        self.prefill, self.prefill_length = self.prefill.to(device), self.prefill_length.to(device)
+        return self
 
 
 class Board:
     """What the device knows of N places and writes down of them, and the step that takes all of
-    them one position further.
+    them one position further."""
 
-    what: kind of token, how to decode, prefills, and whether actions are recorded.
-    """
+    TASKS = 4  # whose graphs are kept: training, and validations
 
-    def __init__(self, model, what: tuple, rows: int, capacity: int, prompt: int):
-        self.kind, self.how, prefills, self.record_actions = what
+    def __init__(self, model, rows: int, capacity: int, prompt: int):
         config, dtype, device = model.config, model.E.dtype, model.E.device
-        self.device, self.prompt = device, prompt
+        self.device, self.capacity, self.prompt = device, capacity, prompt
         cache = CACHES.get(device.type, RowCache)
         self.cache = cache(config, rows, capacity, prompt, device, dtype)
-        N, self.graphs = len(self.cache.owner), Graphs(device)
-        prefill = [torch.tensor(ids) for ids in prefills]
-        self.prefill = pad_sequence(prefill, batch_first=True).to(device)  # (2, F)
-        self.prefill_length = torch.tensor([len(ids) for ids in prefills], device=device)  # (2,)
+        N, self.tasks, self.graphs = len(self.cache.owner), {}, Graphs(device)
         whole = {"dtype": torch.long, "device": device}
         self.keys, self.cot_length = torch.zeros(N, **whole), torch.zeros(N, **whole)
         self.late = torch.zeros(N, **whole)  # which prefill: 0 after the stop phrase, else 1
@@ -278,7 +291,16 @@ class Board:
         self.ids = torch.zeros(N, capacity, **whole)
         self.log_prob = torch.zeros(N, capacity, dtype=torch.float64, device=device)
         self.entropy = torch.zeros(N, capacity, device=device)
-        self.actions = None  # (N, C + 1) or (N, C + 1, ...), made when the first action is known
+
+    def begin(self, task: Task) -> "Board":
+        """A rollout begins; what was kept of the last one like it is used again."""
+        self.cache.clear()
+        if task.name not in self.tasks:
+            for name in list(self.tasks)[: len(self.tasks) + 1 - self.TASKS]:
+                del self.tasks[name]
+            self.tasks[task.name] = task.to(self.device)
+        self.task = self.tasks[task.name]
+        return self
 
     def tell(self, stand) -> None:
         """(position, CoT length, which prefill) of every place."""
@@ -290,19 +312,20 @@ class Board:
     def step(self, model, thinks: bool, speaks: bool) -> None:
         """Every place one position further; thinks, speaks: see `Turn`."""
         shape = (thinks, speaks, self.cache.width)
-        self.graphs.run(shape, partial(self._step, model, thinks, speaks))
+        self.graphs.run(self.task.graphs, shape, partial(self._step, model, thinks, speaks))
 
     def _step(self, model, thinks: bool, speaks: bool) -> None:
         """Choose the input of this position for every row, record it, feed it."""
         at, places = self.cache.position, torch.arange(len(self.keys), device=self.device)
+        task = self.task
         past = at - self.cot_length  # (N,); the roles are those of Row.role, on the device
-        role = torch.where(past < self.prefill_length[self.late], FORCED, ANSWER)
+        role = torch.where(past < task.prefill_length[self.late], FORCED, ANSWER)
         role = torch.where(past < 0, COT, role)
-        forced = self.prefill[self.late, past.clamp(0, self.prefill.shape[1] - 1)]
+        forced = task.prefill[self.late, past.clamp(0, task.prefill.shape[1] - 1)]
         turn = Turn(role, forced, thinks, speaks)
         draws = Draws(self.keys, at)
-        move = choose(model, self.kind, self.hidden, turn, draws, self.how)
-        if thinks and self.record_actions:
+        move = choose(model, task.kind, self.hidden, turn, draws, task.how)
+        if thinks and task.record_actions:
             self._record(places, move.action, at)
         self.ids[places, at] = move.token
         self.log_prob[places, at] = move.log_prob
@@ -312,10 +335,10 @@ class Board:
 
     def _record(self, places: torch.Tensor, action: torch.Tensor, at: torch.Tensor) -> None:
         """All places at once: what is written after the CoT of a row is never read."""
-        C = self.how.cot_tokens
-        if self.actions is None:
-            self.actions = action.new_zeros(len(action), C + 1, *action.shape[1:])
-        self.actions[places, at.clamp(max=C)] = action
+        C, task = self.task.how.cot_tokens, self.task
+        if task.actions is None:
+            task.actions = action.new_zeros(len(action), C + 1, *action.shape[1:])
+        task.actions[places, at.clamp(max=C)] = action
 
     def latest(self, steps: int) -> list[list[int]]:
         """The tokens of the last so many positions of every place."""
@@ -331,7 +354,7 @@ class Board:
         return (
             self.ids[place, :S].clone(),
             role,
-            self.actions[place, :C].clone() if self.record_actions else None,
+            self.task.actions[place, :C].clone() if self.task.record_actions else None,
             self.log_prob[place, :S].clone(),
             self.entropy[place, :S].masked_fill(role == FORCED, 0.0),
             not guest.row.stopped,
@@ -341,8 +364,8 @@ class Board:
         """Places i become those that were order[i]."""
         for name in ("keys", "cot_length", "late", "hidden", "ids", "log_prob", "entropy"):
             setattr(self, name, getattr(self, name)[order])
-        if self.actions is not None:
-            self.actions = self.actions[order]
+        if self.task.actions is not None:
+            self.task.actions = self.task.actions[order]
 
 
 class Graphs:
@@ -350,18 +373,18 @@ class Graphs:
     as CUDA graphs.  Elsewhere every step is an ordinary one."""
 
     def __init__(self, device: torch.device):
-        self.device, self.of_shape = device, {}
-        self.used = GRAPHS and device.type == "cuda"
+        self.device, self.used = device, GRAPHS and device.type == "cuda"
         self.pool = torch.cuda.graph_pool_handle() if self.used else None
 
-    def run(self, shape: tuple, step) -> None:
-        if not self.used or shape not in self.of_shape:
+    def run(self, graphs: dict, shape: tuple, step) -> None:
+        """graphs: {shape: its graph, or None after the first ordinary step}, which this fills."""
+        if not self.used or shape not in graphs:
             step()
-            self.of_shape[shape] = None
+            graphs[shape] = None
             return
-        if self.of_shape[shape] is None:
-            self.of_shape[shape] = torch.cuda.CUDAGraph()
+        if graphs[shape] is None:
+            graphs[shape] = torch.cuda.CUDAGraph()
             stream = torch.cuda.Stream(self.device)
-            with torch.cuda.graph(self.of_shape[shape], pool=self.pool, stream=stream):
+            with torch.cuda.graph(graphs[shape], pool=self.pool, stream=stream):
                 step()
-        self.of_shape[shape].replay()
+        graphs[shape].replay()

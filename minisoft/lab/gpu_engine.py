@@ -182,7 +182,7 @@ def fake_steps(device: str, dtype: str, name: str) -> int:
     """How many steps a rollout takes before the host looks at the text, on a fake device."""
     steps = []
 
-    def step(graphs, shape, function, *_, **__) -> None:
+    def step(_, recorded, shape, function) -> None:
         steps.append(shape)
         function()
 

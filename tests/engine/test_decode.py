@@ -95,7 +95,7 @@ def test_a_step_needs_nothing_from_the_host(tiny, kind, greedy, cache, monkeypat
     nothing comes from there.  Every step goes through `Graphs.run`."""
     operations, steps = Operations(), []
 
-    def run(self, shape, step):
+    def run(self, graphs, shape, step):
         steps.append(shape)
         with operations:
             step()

@@ -166,7 +166,7 @@ class FusedCache(RowCache):
     """
 
     KERNELS = [SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]  # with grouped heads and a mask
-    WIDER = 128  # the width is a multiple of it: each one means another graph
+    WIDER = 64  # the width is a multiple of it: each one means another graph
 
     def __init__(self, config: Config, rows: int, capacity: int, prompt: int, device, dtype):
         L, K, D = config.num_hidden_layers, config.num_key_value_heads, config.head_dim

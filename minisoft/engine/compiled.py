@@ -13,6 +13,10 @@ class OneKernel:
     """A function of tensors, compiled when it first meets a GPU."""
 
     works = True  # until torch.compile fails
+    OPTIONS = {
+        "emulate_precision_casts": True,  # rounds to 16 bits where PyTorch does
+        "deterministic": True,  # no choice by the clock, so that a resumed run has the same bits
+    }
 
     def __init__(self, function):
         self.function, self.compiled = function, None
@@ -21,8 +25,7 @@ class OneKernel:
         if not (x.is_cuda and OneKernel.works):
             return self.function(x, *others)
         if self.compiled is None:
-            options = {"emulate_precision_casts": True}  # round to 16 bits where PyTorch does
-            self.compiled = torch.compile(self.function, options=options)
+            self.compiled = torch.compile(self.function, dynamic=False, options=self.OPTIONS)
         try:
             return self.compiled(x, *others)
         except torch.OutOfMemoryError:

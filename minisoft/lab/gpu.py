@@ -23,6 +23,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import time
 import traceback
@@ -57,7 +58,7 @@ VERDICTS = {True: "yes", False: "NO", None: ""}
 
 
 def run_parts(names: list[str], args: argparse.Namespace, device: torch.device) -> Iterator:
-    """(name, Report) of each part, in the order in which they come to their ends."""
+    """(name, Report) of each part; whatever ends this early ends the programs, too."""
     together = [name for name in names if name not in CLOCKED]
     first, last = ([name] if name in names else [] for name in CLOCKED)
     for group in (first, together, last):
@@ -67,12 +68,14 @@ def run_parts(names: list[str], args: argparse.Namespace, device: torch.device) 
                 for name in group
                 if name in PROGRAMS
             }
-            for name in group:
-                yield (
-                    name,
-                    started[name].result() if name in started else run_part(name, args, device),
-                )
-            clean(device)
+            try:
+                for name in group:
+                    beside = started.get(name)
+                    yield name, beside.result() if beside else run_part(name, args, device)
+            except BaseException:
+                gpu_runs.end_all()
+                raise
+        clean(device)
 
 
 def run_part(name: str, args: argparse.Namespace, device: torch.device) -> Report:
@@ -185,4 +188,5 @@ def main(argv=None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: no program stays behind
     as_program(main)

@@ -34,6 +34,7 @@ RESUMED = (
 TRAINED = ["--show-every", "0"]  # else train.py's defaults
 UPDATES = 3  # by ranks
 NEAR = 0.02  # how far weights by ranks may be from those by one, of the way they went
+BEGUN: list[subprocess.Popen] = []  # all programs
 
 
 def begin(words: list, log: Path, threads: int = 1) -> subprocess.Popen:
@@ -44,7 +45,9 @@ def begin(words: list, log: Path, threads: int = 1) -> subprocess.Popen:
     place = {"cwd": Path(train.__file__).parent, "env": environment}
     with log.open("w") as said:
         out = {"stdout": said, "stderr": subprocess.STDOUT}
-        return subprocess.Popen([sys.executable, *map(str, words)], **place, **out)
+        process = subprocess.Popen([sys.executable, *map(str, words)], **place, **out)
+    BEGUN.append(process)
+    return process
 
 
 def finish(process: subprocess.Popen, log: Path, expected: int = 0) -> None:
@@ -68,6 +71,15 @@ def end(process: subprocess.Popen) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+
+
+def end_all() -> None:
+    """Leave no program behind."""
+    for process in BEGUN:
+        if process.poll() is None:
+            process.terminate()
+    for process in BEGUN:
+        end(process)
 
 
 # -------------------------------------------------------------------------------- resume

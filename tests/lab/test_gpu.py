@@ -2,10 +2,14 @@
 (`pytest -m gpu -n 0`)."""
 
 import json
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
+from runs import ENVIRONMENT, ROOT
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from minisoft import engine
@@ -245,6 +249,24 @@ def test_a_program_that_hangs_is_ended(tmp_path, monkeypatch):
     with pytest.raises(RuntimeError, match="exit status none after 0.1 s"):
         gpu_runs.finish(process, tmp_path / "log")
     assert process.poll() is not None
+
+
+def test_a_command_that_is_stopped_leaves_nothing_behind(tmp_path):
+    place = {"cwd": ROOT, "env": {**ENVIRONMENT, "TMPDIR": str(tmp_path)}, "text": True}
+    command = [sys.executable, "-m", "minisoft.lab.gpu", "--part", "train", "--device", "cpu"]
+    asked = subprocess.Popen(command, **place, stderr=subprocess.PIPE)
+    wait_for_any(tmp_path, "*/*/config.json")  # train.py is on its way
+    asked.terminate()
+    assert asked.wait(60) == 1
+    assert asked.stderr.read().splitlines()[-1] == "minisoft.lab.gpu: interrupted"
+    assert not list(tmp_path.glob("tmp*"))  # nor its files
+
+
+def wait_for_any(folder, pattern, seconds=60):
+    end = time.monotonic() + seconds
+    while not list(folder.glob(pattern)):
+        assert time.monotonic() < end, f"{pattern} does not come"
+        time.sleep(0.05)
 
 
 def test_ranks_update_alike():

@@ -29,7 +29,7 @@ from minisoft.io import WEIGHTS, atomic, checkpoint, datasets
 from minisoft.lab import tables
 from minisoft.lab.show import show
 from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K
-from minisoft.training.settings import EVAL_COT, flag
+from minisoft.training.settings import DTYPE, EVAL_COT, flag
 from minisoft.training.subjects import Subject, check_alike, check_output, open_journal
 from minisoft.training.world import RankError, World, as_program
 from minisoft.verifier.process import WORKERS, Verifier
@@ -91,8 +91,8 @@ FLAGS = {  # group -> flag -> (help, how argparse reads it)
         "--batch": ("rows (questions) at once (default 64)", {**WHOLE, "default": 64}),
         "--device": ("cpu or cuda (default cuda where there is one)", {}),
         "--dtype": (
-            "of the weights (default float32)",
-            {"choices": [*checkpoint.DTYPES], "default": "float32"},
+            "of the transformer (default bfloat16 on GPUs, float32 on CPUs)",
+            {"choices": [*checkpoint.DTYPES]},
         ),
         "--plain": ("by the definitions, slowly, no engine", {"action": "store_true"}),
     },
@@ -225,6 +225,7 @@ def main(argv=None) -> None:
             args.out.parent.mkdir(parents=True, exist_ok=True)
         patience = 24 * 60  # minutes: ranks meet after a whole setting
         with World(args.device, patience) as world, Verifier(workers=WORKERS) as verifier:
+            args.dtype = args.dtype or DTYPE[world.device.type]
             (evaluate if args.show is None else show)(args, world, verifier)
     except (InputError, OSError, RankError) as error:
         sys.exit(f"eval.py: error: {error}")

@@ -168,9 +168,9 @@ FLAGS = {  # group -> flag -> (default, help, how argparse reads it)
     "machine": {
         "--device": (None, "cpu or cuda (default cuda where there is one)", {}),
         "--dtype": (
-            "float32",
-            "of the transformer; bfloat16 has float32 master weights and logits, but a larger "
-            "replay mismatch",
+            None,
+            "of the transformer (default bfloat16 on GPUs, float32 on CPUs); bfloat16 has float32 "
+            "master weights and logits, and a larger replay mismatch",
             {"choices": list(checkpoint.DTYPES)},
         ),
         "--micro-batch": (
@@ -201,7 +201,7 @@ def print_plan(args: argparse.Namespace) -> None:
     """--plan: no GPU and no weights are needed."""
     source = checkpoint.find(args.model)
     folder = checkpoint.read_about(source)
-    settings.fill(args, folder)
+    settings.fill(args, folder, plan.device_type(args.device))
     flags = settings.Flags(args.template, noise=args.noise, top_k=args.top_k)
     print(plan.describe(args, source, settings.resolve(folder, flags, args.cot)))
 

@@ -23,6 +23,11 @@ def in_pieces(shard: str, model) -> bool:
     return shard == "yes" or (shard == "auto" and memory.parameters(model) > SHARDED_ABOVE)
 
 
+def device_type(device: str | None) -> str:
+    """ "cpu" or "cuda", which need not be there, of --device."""
+    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
+
+
 def describe(args: Namespace, source: Path, settings: Settings) -> str:
     """The plan as text.  args: the filled flags of train.py.
 
@@ -31,11 +36,11 @@ def describe(args: Namespace, source: Path, settings: Settings) -> str:
     """
     model = checkpoint.outline(source).to(checkpoint.DTYPES[args.dtype])
     ranks = args.plan
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    there = device.type == "cpu" or torch.cuda.is_available()
-    bytes_there = memory_bytes(device) if there else 80e9
+    device = device_type(args.device)
+    there = device == "cpu" or torch.cuda.is_available()
+    bytes_there = memory_bytes(torch.device(device)) if there else 80e9
     pieces = ranks if in_pieces(args.shard, model) else 1
-    machine = memory.Machine(device.type, pieces)
+    machine = memory.Machine(device, pieces)
     prompt, after = _lengths(args.data, source, settings.template)
     shares = [share(rank, ranks, args.prompts, args.group) for rank in range(ranks)]
     rows = args.prompts * args.group // ranks
@@ -53,7 +58,7 @@ def describe(args: Namespace, source: Path, settings: Settings) -> str:
     table = markdown(memory.describe(memory.plan(model, load, machine)))
     return (
         f"{args.model}: {memory.parameters(model):,} parameters, {args.dtype}, {ranks} ranks of "
-        f"{device.type} with {bytes_there / 2**30:.0f} GiB, masters and moments "
+        f"{device} with {bytes_there / 2**30:.0f} GiB, masters and moments "
         f"{'in pieces' if pieces > 1 else 'on every rank'}\n"
         f"a rank's part of a step: {rows} rows of {load.problems} problems, prompts of {prompt} "
         f"and rows of {load.positions} tokens, {load.micro_batch} rows at a time backward"

@@ -57,7 +57,7 @@ class Run:
             self._claim()
         self.source = world.in_turn(lambda: checkpoint.find(args.model))
         self.folder = world.all_or_none(lambda: checkpoint.read_about(self.source))
-        fill(args, self.folder)
+        fill(args, self.folder, world.device.type)
         args.out = Path(world.from_main(lambda: str(args.out)))  # clocks of ranks may differ
         if not args.resume and any(
             (args.out / name).exists() for name in ("best", "last", "state")

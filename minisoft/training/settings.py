@@ -34,6 +34,7 @@ PAPER = {  # section 4, appendix A
     "validate_every": 50,
     "lr": 6e-6,
 }
+DTYPE = {"cpu": "float32", "cuda": "bfloat16"}  # of the transformer, where --dtype is not given
 POSITIVE = (
     "prompts steps cot eval_cot lr max_grad_norm eval_batch validate_every save_every keep "
     "patience plan micro_batch gamma top_k"
@@ -140,9 +141,11 @@ def resolve(folder: dict, flags: Flags, budget: int) -> Settings:
     )
 
 
-def fill(args: Namespace, folder: dict) -> None:
-    """train.py's flags that were not given: from the folder's minisoft.json, else the paper's.
-    Raises InputError for numbers that cannot be used."""
+def fill(args: Namespace, folder: dict, device: str) -> None:
+    """train.py's flags that were not given: from the folder's minisoft.json, else the paper's; the
+    dtype that of the device, "cpu" or "cuda".  Raises InputError for numbers that cannot be used.
+    """
+    args.dtype = args.dtype or DTYPE[device]
     for name, value in {**PAPER, **folder.get("defaults", {})}.items():
         if getattr(args, name, "not a flag") is None:
             of_kind = value.get(args.tokens, PAPER[name]) if isinstance(value, dict) else value

@@ -100,10 +100,15 @@ def test_what_does_not_go_together_is_one_line(folder, flags, message):
         resolve(folder, flags, 512)
 
 
-def filled(folder, *flags):
+def filled(folder, *flags, device="cpu"):
     args, _ = train.read_flags(flags)
-    fill(args, folder)
+    fill(args, folder, device)
     return args
+
+
+def test_sixteen_bits_are_for_gpus():
+    assert (filled({}).dtype, filled({}, device="cuda").dtype) == ("float32", "bfloat16")
+    assert filled({}, "--dtype", "float32", device="cuda").dtype == "float32"
 
 
 def test_how_much_is_trained_is_the_flags_else_the_folders_else_the_papers():

@@ -76,6 +76,7 @@ def intervals(values: list[list[float]]) -> list[list[float]]:
 
 def describe(form: Format, rollout: Rollout, number: int, problem: Problem, verifier) -> list[dict]:
     """The rows of a Rollout as readable, scored dicts; entropies in nats, by CoT position."""
+    rollout = rollout.on_host()  # a GPU would be asked thousands of times
     rows = range(len(rollout.samples))
     answers = [rollout.tokens(row, ANSWER) for row in rows]
     texts = [form.answer_text(answer) for answer in answers]

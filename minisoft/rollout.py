@@ -7,7 +7,7 @@ next input, and `rollout` is the definition: the text so far is run again at eve
 Dimensions: N rows, n rows of one problem, S positions after the prompt, C CoT positions, d width.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 import torch
@@ -66,6 +66,11 @@ class Rollout:
     entropy: torch.Tensor
     truncated: torch.Tensor
     keys: torch.Tensor
+
+    def on_host(self) -> "Rollout":
+        """The same with everything that is read as text on the CPU; actions stay where they are."""
+        names = ("ids", "role", "entropy", "truncated")
+        return replace(self, **{name: getattr(self, name).cpu() for name in names})
 
     def tokens(self, row: int, role: int) -> list[int]:
         """The ids of one row that have the given role."""

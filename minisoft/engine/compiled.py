@@ -5,6 +5,7 @@ numbers.  Where torch.compile does not work, and on CPUs, they run as they are.
 """
 
 import sys
+import warnings
 
 import torch
 
@@ -25,6 +26,7 @@ class OneKernel:
         if not (x.is_cuda and OneKernel.works):
             return self.function(x, *others)
         if self.compiled is None:
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\._inductor")
             self.compiled = torch.compile(self.function, dynamic=False, options=self.OPTIONS)
         try:
             return self.compiled(x, *others)

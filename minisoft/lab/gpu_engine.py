@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from minisoft import engine
 from minisoft.engine import decode
+from minisoft.engine.compiled import OneKernel
 from minisoft.io import checkpoint
 from minisoft.lab import bench
 from minisoft.lab.gpu_parts import FAMILIES, SIZES, TINY, TOKENS, Report, Subject, clean
@@ -201,7 +202,8 @@ def fake_steps(device: str, dtype: str, name: str) -> int:
         requests = [Request([3, 4, 5], ("gpu", i), range(3)) for i in range(2)]
         form = bench.FullLength([1, 2])
         pool = patch.object(torch.cuda, "graph_pool_handle")
-        with pool, without_graphs(), patch.object(decode.Places, "_read", stop):
+        ordinary = patch.object(OneKernel, "works", False)  # nothing is compiled for no GPU
+        with pool, ordinary, without_graphs(), patch.object(decode.Places, "_read", stop):
             try:
                 engine.rollout(engine.accelerate(model), form, kind, requests, Decoding(4), ahead=8)
             except HostReads:

@@ -11,9 +11,11 @@ from unittest.mock import patch
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend
 
 from minisoft import engine
 from minisoft.engine import decode
+from minisoft.engine.cache import FusedCache
 from minisoft.engine.compiled import OneKernel
 from minisoft.io import checkpoint
 from minisoft.lab import bench
@@ -203,7 +205,9 @@ def fake_steps(device: str, dtype: str, name: str) -> int:
         form = bench.FullLength([1, 2])
         pool = patch.object(torch.cuda, "graph_pool_handle")
         ordinary = patch.object(OneKernel, "works", False)  # nothing is compiled for no GPU
-        with pool, ordinary, without_graphs(), patch.object(decode.Places, "_read", stop):
+        kernels = patch.object(FusedCache, "KERNELS", [SDPBackend.MATH])  # none is chosen for it
+        read = patch.object(decode.Places, "_read", stop)
+        with pool, ordinary, kernels, read, without_graphs():
             try:
                 engine.rollout(engine.accelerate(model), form, kind, requests, Decoding(4), ahead=8)
             except HostReads:

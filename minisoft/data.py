@@ -5,6 +5,7 @@ Where problems are read from is the business of `minisoft.io.datasets`.
 
 import random
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 from minisoft.errors import InputError
@@ -95,8 +96,31 @@ def split(problems: list[Problem], validation: int) -> tuple[list[Problem], list
     if not 0 <= validation < n:
         raise InputError(f"validation: expected fewer than the {n} problems, found {validation}")
     order = random.Random("minisoft/validation").sample(range(n), n)
-    training, held_out = sorted(order[validation:]), sorted(order[:validation])
-    return [problems[i] for i in training], [problems[i] for i in held_out]
+    held_out, training = divide(problems, validation, order)
+    return training, held_out
+
+
+def divide(problems: list[Problem], count: int, order) -> tuple[list[Problem], list[Problem]]:
+    """(`count` problems, the others): the first in `order`, an order of their numbers.
+
+    All problems with the same question are on one side.  A question with more of them than there is
+    room for is passed over, so there may be fewer than `count`.
+    """
+    times = Counter(same_question(problems[i]) for i in order)  # in this order
+    taken = set()
+    for question, copies in times.items():
+        if copies <= count:
+            taken.add(question)
+            count -= copies
+    sides = [], []
+    for problem in problems:
+        sides[same_question(problem) not in taken].append(problem)
+    return sides
+
+
+def same_question(problem: Problem) -> str:
+    """What problems with the same question have in common: its words, whatever the white space."""
+    return " ".join(problem.question.split())
 
 
 def batch(count: int, prompts: int, seed: int, step: int) -> list[int]:

@@ -11,7 +11,9 @@ from minisoft.data import (
     Problem,
     batch,
     boxed,
+    divide,
     prompt,
+    same_question,
     split,
 )
 from minisoft.errors import InputError
@@ -79,6 +81,48 @@ def test_validation_is_disjoint_complete_and_always_the_same():
     assert validation != PROBLEMS[:12] and validation != PROBLEMS[-12:]
     assert set(validation) < set(split(PROBLEMS, 20)[1])
     assert split(PROBLEMS, 0) == (PROBLEMS, [])
+
+
+def test_without_duplicates_the_split_is_that_of_a_permutation():
+    """Earlier runs used it, and the study's."""
+    for held_out in (1, 12, 49):
+        order = random.Random("minisoft/validation").sample(range(50), 50)
+        expected = [sorted(order[held_out:]), sorted(order[:held_out])]
+        sides = split(PROBLEMS, held_out)
+        assert [[int(problem.answer) for problem in side] for side in sides] == expected
+    assert [problem.answer for problem in split(PROBLEMS, 4)[1]] == ["22", "28", "31", "48"]
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        lambda problem: problem,
+        lambda problem: Problem(f" {problem.question}\n", problem.answer),
+        lambda problem: Problem(problem.question, "another"),
+    ],
+    ids=["alike", "white space", "answer"],
+)
+@pytest.mark.parametrize("copied, held_out", [(1, 12), (25, 12), (50, 20), (50, 98)])
+def test_problems_with_the_same_question_stay_together(copy, copied, held_out):
+    problems = [*PROBLEMS, *map(copy, PROBLEMS[:copied])]
+    training, validation = split(problems, held_out)
+    assert len(validation) == held_out and len(training) == len(problems) - held_out
+    assert not {same_question(p) for p in training} & {same_question(p) for p in validation}
+    assert [p for p in problems if p in training] == training  # the order is kept
+    assert [p for p in problems if p in validation] == validation
+
+
+def test_no_more_are_held_out_than_asked_for():
+    hundred = [problem for problem in PROBLEMS for _ in range(100)]
+    assert [len(side) for side in split(hundred, 250)] == [4800, 200]
+    assert [len(side) for side in split(hundred, 99)] == [5000, 0]
+    assert [len(side) for side in split([*hundred, Problem("r", "1")], 99)] == [5000, 1]
+
+
+def test_divide_takes_the_first_of_an_order():
+    problems = [Problem(question, str(i)) for i, question in enumerate("aabc")]
+    taken, others = divide(problems, 2, [3, 0, 2, 1])  # c; a and a have no room; b
+    assert [p.answer for p in taken] == ["2", "3"] and [p.answer for p in others] == ["0", "1"]
 
 
 @pytest.mark.parametrize("validation", [-1, 50, 51])

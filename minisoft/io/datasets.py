@@ -1,40 +1,37 @@
-"""Data sets -> problems and multiple-choice questions.
+"""Rows -> problems and multiple-choice questions, in the formats of many data sets.
 
-A source is a .jsonl or .json file; a set beside the embedded model ("tiny", "tiny-test", ...); or,
-with the extra `data`, one of the hub: "gsm8k", ..., or "owner/name[:configuration[:split]]".
+Where rows are read from is the business of `minisoft.io.rows`.
 """
 
-import json
 import re
 import string
 import sys
+from decimal import Decimal
 from pathlib import Path
 
 from minisoft.data import Choice, Problem, boxed
 from minisoft.errors import InputError, expect, expecting
-from minisoft.io import WEIGHTS
+from minisoft.io import rows as sources
+from minisoft.io.rows import EMBEDDED, HUB  # noqa: F401 (the names that programs list)
 
-HUB = {  # short name -> (hub dataset, configuration, split)
-    "gsm8k": ("openai/gsm8k", "main", "train"),
-    "gsm8k-test": ("openai/gsm8k", "main", "test"),
-    "math-500": ("HuggingFaceH4/MATH-500", None, "test"),
-    "deepscaler": ("agentica-org/DeepScaleR-Preview-Dataset", None, "train"),
-    "olympiadbench": ("Hothan/OlympiadBench", "OE_TO_maths_en_COMP", "train"),
-    "hellaswag": ("Rowan/hellaswag", None, "validation"),
-    "arc-easy": ("allenai/ai2_arc", "ARC-Easy", "test"),
-    "arc-challenge": ("allenai/ai2_arc", "ARC-Challenge", "test"),
-    "mmlu": ("cais/mmlu", "all", "test"),
-}
-_NAMES = ("test", "long", "hard", "facts", "sorting", "drills", "references")
-EMBEDDED = {"tiny": "train.jsonl", **{f"tiny-{name}": f"{name}.jsonl" for name in _NAMES}}
+QUESTIONS = ("question", "problem", "input", "Question", "Problem")
+BEFORE_IT = ("context", "Body", "body")  # of OlympiadBench, SVAMP: the question's first part
+ANSWERS = ("answer", "target", "final_answer", "Answer", "result")
+OPTIONS = ("endings", "choices", "options")
+NOT_READ = ("passage", "article", "table", "image", "images")  # what a question may be about
+# Options in dialects that are not read: in one field, or each in a field of its own.
+_TOGETHER = {"option", "options", "choices", "endings", "candidates", "distractors"}
+_TOGETHER |= {"incorrect_answers", "mc1_targets", "mc2_targets"}
+_OPTION = "option|choice|ending|candidate|distractor|op|answer|(in)?correct[ _]answer"
+_APART = re.compile(f"[A-E]|(?i:({_OPTION})[ _]?([a-e]|[0-9]+))")
 
 
 def load(source: str | Path) -> list[Problem] | list[Choice]:
-    """`load_choices` if the first row has `choices` or `endings`, else `load_problems`.
+    """`load_choices` if the first row has endings, choices or options, else `load_problems`.
 
     Raises InputError as these do, so also for a row of the other kind.
     """
-    rows = _read(source)
+    rows = sources.read(source)
     return _choices(rows) if _is_choice(rows[0][1]) else _problems(rows, source)
 
 
@@ -44,7 +41,7 @@ def load_problems(source: str | Path) -> list[Problem]:
     Rows with an empty answer are left out and named on stderr.  Raises InputError for any other row
     that is no problem.
     """
-    return _problems(_read(source), source)
+    return _problems(sources.read(source), source)
 
 
 def load_choices(source: str | Path) -> list[Choice]:
@@ -54,19 +51,21 @@ def load_choices(source: str | Path) -> list[Choice]:
                      context of these
         ARC          question, choices {text: [...], label: [...]}, answerKey (one of the labels)
         MMLU         question, choices (texts), answer (index, or a letter from A on)
+        MMLU-Pro     question, options (texts), answer (a letter from A on), answer_index
 
-    HellaSwag's and ARC's contexts and texts are those of lm-evaluation-harness.  MMLU's context is
-    ARC's, and its options are scored by their text, not by their letter.  Rows without the right
-    option's label (test splits that keep it secret) are left out and named on stderr.  Raises
-    InputError for any other row.
+    HellaSwag's and ARC's contexts and texts are those of lm-evaluation-harness.  The other two have
+    ARC's context, and their options are scored by their text, not by their letter.  Rows without
+    the right option's label (test splits that keep it secret) are left out and named on stderr.
+    Raises InputError for any other row.
     """
-    return _choices(_read(source))
+    return _choices(sources.read(source))
 
 
 def read_prompt(path: str | Path) -> str:
     """A prompt template, without newlines at its end.  Raises InputError without one QUESTION."""
     with expecting("a prompt file", path):
-        template = Path(path).read_text("utf-8").rstrip("\n")
+        raw = Path(path).read_bytes()
+    template = re.sub("\r\n?", "\n", sources.decode(raw, path)).rstrip("\n")
     times = template.count("QUESTION")
     if times != 1:
         raise InputError(f"{path}: expected the placeholder QUESTION once, found it {times} times")
@@ -74,55 +73,6 @@ def read_prompt(path: str | Path) -> str:
 
 
 # ---------------------------------------------------------------- rows
-
-
-def _read(source: str | Path) -> list[tuple[str, dict]]:
-    """(where, row) of each row, at least one."""
-    path = WEIGHTS / "tiny" / EMBEDDED[source] if source in EMBEDDED else Path(source)
-    if path.is_file():
-        rows = _read_file(path)
-    elif path.suffix in (".json", ".jsonl"):
-        raise InputError(f"{source}: expected a data file, found no such file")
-    else:
-        rows = _read_hub(str(source))
-    if not rows:
-        raise InputError(f"{source}: expected at least one row, found none")
-    return rows
-
-
-def _read_file(path: Path) -> list[tuple[str, dict]]:
-    """(where, row) of each row of a JSONL file, or of a JSON list."""
-    with expecting("UTF-8 text", path):
-        text = path.read_text("utf-8")
-    if text.lstrip().startswith("["):
-        with expecting("a JSON list", path):
-            return [(f"{path}: row {i}", row) for i, row in enumerate(json.loads(text), 1)]
-    rows = []
-    for i, line in enumerate(text.split("\n"), 1):
-        where = f"{path}: line {i}"
-        if line.strip():
-            with expecting("a JSON object", where):
-                rows.append((where, json.loads(line)))
-    return rows
-
-
-def _read_hub(name: str) -> list[tuple[str, dict]]:
-    if name not in HUB and name.count("/") != 1:
-        known = ", ".join([*EMBEDDED, *HUB])
-        raise InputError(
-            f"{name}: expected a .jsonl or .json file, owner/name on the hub, or one of {known}; "
-            "found no such file"
-        )
-    dataset, configuration, split = HUB.get(name) or (name.split(":") + [None, None])[:3]
-    try:
-        import datasets
-    except ImportError:
-        hint = "datasets of the hub need the extra `data`: pip install datasets"
-        raise InputError(f"{name}: {hint}") from None
-    hint = "; download it and give the .jsonl file instead"
-    with expecting("a dataset of the hub", name, hint):
-        rows = datasets.load_dataset(dataset, configuration or None, split=split or "train")
-    return [(f"{name}: row {i}", row) for i, row in enumerate(rows, 1)]
 
 
 def _leave_out(rows: list[tuple], where: list[str], what: str, source) -> list[tuple]:
@@ -133,6 +83,40 @@ def _leave_out(rows: list[tuple], where: list[str], what: str, source) -> list[t
         raise InputError(f"{source}: expected at least one row with an answer, found none")
     left_out = set(where)
     return [row for row in rows if row[0] not in left_out]
+
+
+def _fields(row: dict) -> str:
+    """The names of its first fields, as a message shows them."""
+    names = [(name if name.isprintable() else ascii(name))[:40] for name in list(row)[:20]]
+    return f"fields {', '.join(names)}{', ...' if len(row) > 20 else ''}"
+
+
+def _filled(value) -> bool:
+    return value not in (None, [], "")
+
+
+def _has_other_options(row: dict) -> bool:
+    """Is it multiple choice in a dialect that is not read?"""
+    filled = {name for name in row if _filled(row[name])}
+    apart = [name for name in filled if isinstance(row[name], str) and _APART.fullmatch(name)]
+    return len(apart) > 1 or any(name.lower() in _TOGETHER for name in filled)
+
+
+def _refuse(row: dict, names: tuple[str, ...], where: str) -> None:
+    """Refuses a question that is about something in another field."""
+    for name in names:
+        if _filled(row.get(name)):
+            expected = "a question that stands alone (this field is not read)"
+            expect(False, f"{where}: {name}", expected, row[name])
+
+
+def _encodable(text: str, where: str) -> str:
+    """The text.  Raises InputError for half a surrogate pair, which no tokenizer takes."""
+    half = re.search(r"[\ud800-\udfff]", text)
+    if half:
+        expected = "characters that UTF-8 has"
+        raise InputError(f"{where}: expected {expected}, found half an emoji: {half[0]!r}")
+    return text
 
 
 # ---------------------------------------------------------------- problems
@@ -146,44 +130,60 @@ def _problems(rows: list[tuple[str, dict]], source: str | Path) -> list[Problem]
 
 
 def _problem(row, where: str) -> Problem:
-    """A row of GSM8K, MATH, MATH-500, DeepScaleR, OlympiadBench or MAWPS, or a plain one."""
+    """A row of GSM8K, MATH, MATH-500, DeepScaleR, OlympiadBench, MAWPS or SVAMP, or a plain one."""
     if not isinstance(row, dict):
         raise InputError(f"{where}: expected a JSON object, found {type(row).__name__}")
-    fields = ", ".join(row)
-    if _is_choice(row):
+    if _is_choice(row) or _has_other_options(row):
         expected = "a problem with a free answer"
-        raise InputError(f"{where}: expected {expected}, found multiple choice (fields {fields})")
-    questions = [row.get(name) for name in ("question", "problem", "input")]
+        raise InputError(f"{where}: expected {expected}, found multiple choice ({_fields(row)})")
+    _refuse(row, NOT_READ, where)
+    questions = [row.get(name) for name in QUESTIONS]
     question = next((text for text in questions if isinstance(text, str)), "").strip()
-    answer = _answer(row)
+    answer = _answer(row, where)
     if not question or answer is None:
         raise InputError(
             f"{where}: expected question, problem or input, and answer, final_answer, target or a "
-            f"solution with \\boxed{{}}; found fields {fields}"
+            f"solution with \\boxed{{}}; found {_fields(row)}"
         )
-    context = row.get("context")  # OlympiadBench
-    if isinstance(context, str) and context.strip():
-        question = f"{context.strip()} {question}"
-    return Problem(question, answer)
+    before = [row.get(name) for name in BEFORE_IT]
+    before = [text.strip() for text in before if isinstance(text, str) and text.strip()]
+    question = _encodable(" ".join([*before, question]), f"{where}: question")
+    return Problem(question, _encodable(answer, f"{where}: answer"))
 
 
-def _answer(row: dict) -> str | None:
+def _answer(row: dict, where: str) -> str | None:
     """The gold answer, "" where the row leaves it empty, None where it has no place for one."""
-    if isinstance(row.get("final_answer"), list):  # OlympiadBench
-        return ", ".join(str(answer).strip().strip("$") for answer in row["final_answer"])
-    answers = [row.get(name) for name in ("answer", "target", "final_answer")]
-    value = next((answer for answer in answers if answer is not None), None)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):  # MAWPS: 14.0
-        return str(int(value)) if float(value).is_integer() else repr(value)
-    if isinstance(value, str):
-        return value.rsplit("####", 1)[-1].strip()  # GSM8K: the gold follows ####
+    answers = row.get("final_answer")
+    if isinstance(answers, list):  # OlympiadBench
+        texts = [_answer_text(answer, f"{where}: final_answer") for answer in answers]
+        return ", ".join(text.strip().strip("$") for text in texts)
+    for name in ANSWERS:
+        if row.get(name) is not None:
+            text = _answer_text(row[name], f"{where}: {name}")
+            return text.rsplit("####", 1)[-1].strip()  # GSM8K: the gold follows ####
     solution = row.get("solution")  # MATH as first published
     if isinstance(solution, str) and (boxes := list(re.finditer(r"\\boxed(\s*\{|\s)", solution))):
         text = solution[boxes[-1].end() :]
         if boxes[-1][1].endswith("{"):
             return boxed(text)
         return re.split(r"\$|\\\)|\\\]", text)[0].strip()  # $\boxed 5$ holds all of the formula
-    return "" if {"answer", "target"} & set(row) and value is None else None
+    places = set(ANSWERS) - {"final_answer"}  # which proofs of OlympiadBench have empty
+    return "" if places & row.keys() else None
+
+
+def _answer_text(value, where: str) -> str:
+    """A text as it is; a number by all of its digits: 18.0 -> 18, 1e+16 -> 10000000000000000."""
+    if isinstance(value, str):
+        return value
+    number = isinstance(value, (int, float, Decimal)) and not isinstance(value, bool)
+    expect(number, where, "a text or a number", value)
+    exact = Decimal(repr(value) if isinstance(value, float) else value)
+    # The digits of 1e999999999 would fill the memory.
+    good = exact.is_finite() and abs(exact.as_tuple().exponent) <= 1000
+    expect(good, where, "a finite number, of at most 1000 zeros", value)
+    text = format(exact, "f")
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return text if exact else "0"  # -0.0 is 0
 
 
 # ---------------------------------------------------------------- multiple choice
@@ -195,33 +195,41 @@ def _choices(rows: list[tuple[str, dict]]) -> list[Choice]:
     ]
     secret = [where for where, *names in labels if "" in names]
     rows = _leave_out(rows, secret, "without an answer", rows[0][0])
-    return [_choice(row, where) for where, row in rows]
+    choices = [(where, _choice(row, where)) for where, row in rows]
+    for where, choice in choices:
+        _encodable(choice.context, f"{where}: question")
+        for option in choice.options:
+            _encodable(option, f"{where}: option")
+    return [choice for _, choice in choices]
 
 
 def _is_choice(row) -> bool:
-    return isinstance(row, dict) and ("choices" in row or "endings" in row)
+    """Does it have options where they are looked for?  Parquet has null where a row has none."""
+    return isinstance(row, dict) and any(_filled(row.get(name)) for name in OPTIONS)
 
 
 def _choice(row, where: str) -> Choice:
     """One row in a format of `load_choices`."""
     if not _is_choice(row):
-        kind = f"fields {', '.join(row)}" if isinstance(row, dict) else type(row).__name__
+        kind = _fields(row) if isinstance(row, dict) else type(row).__name__
         raise InputError(
-            f"{where}: expected multiple choice (field choices or endings), found {kind}"
+            f"{where}: expected multiple choice (field endings, choices or options), found {kind}"
         )
-    if "endings" in row:  # HellaSwag
+    if _filled(row.get("endings")):  # HellaSwag
         options = _options(row["endings"], f"{where}: endings", _clean)
         context = _hellaswag_context(row, where)
         return Choice(context, options, _index(row, "label", range(len(options)), where))
-    question, choices = row.get("question"), row["choices"]
+    _refuse(row, (*NOT_READ, *BEFORE_IT), where)
+    question, choices = row.get("question"), row.get("choices")
     good = isinstance(question, str) and question.strip()
     expect(good, f"{where}: question", "a text", question)
     context = f"Question: {question}\nAnswer:"
+    if not _filled(choices):  # MMLU-Pro
+        options = _options(row["options"], f"{where}: options")
+        return Choice(context, options, _letter_and_index(row, len(options), where))
     if isinstance(choices, dict):  # ARC
-        options, labels = (
-            _options(choices.get("text"), f"{where}: choices.text"),
-            choices.get("label"),
-        )
+        options = _options(choices.get("text"), f"{where}: choices.text")
+        labels = choices.get("label")
         good = isinstance(labels, list) and len(labels) == len(options)
         expect(good, f"{where}: choices.label", f"{len(options)} labels", labels)
         return Choice(context, options, _index(row, "answerKey", labels, where))
@@ -229,6 +237,17 @@ def _choice(row, where: str) -> Choice:
     by_letter = isinstance(row.get("answer"), str)
     labels = string.ascii_uppercase[: len(options)] if by_letter else range(len(options))
     return Choice(context, options, _index(row, "answer", labels, where))
+
+
+def _letter_and_index(row: dict, count: int, where: str) -> int:
+    """MMLU-Pro's right option of `count`; answer and answer_index must name the same one."""
+    index = row.get("answer_index")
+    if index is None or row.get("answer") is not None:
+        letter = _index(row, "answer", string.ascii_uppercase[:count], where)
+        same = index in (None, letter)
+        expect(same, f"{where}: answer_index", f"{letter}, since answer is {row['answer']}", index)
+        return letter
+    return _index(row, "answer_index", range(count), where)
 
 
 def _options(texts, where: str, clean=str) -> tuple[str, ...]:

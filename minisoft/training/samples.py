@@ -1,7 +1,7 @@
 """Which problems are trained on, and which rank takes which of a step's B x G samples."""
 
 from argparse import Namespace
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 import torch
@@ -54,9 +54,10 @@ class Samples:
         args.validation = tenth if args.validation is None else args.validation
         args.test = tenth if args.test is None else args.test
         self.training, held_out = data.split(problems, args.validation + args.test)
-        self.validation, self.test = held_out[: args.validation], held_out[args.validation :]
+        self.validation, self.test = data.divide(held_out, args.validation, range(len(held_out)))
         data.batch(len(self.training), args.prompts, 0, 0)  # enough problems?
         self.shares = world.share(args.prompts, args.group)
+        self._say_duplicates(problems)
         odd = [p.answer for p in problems if only_as_text(p.answer)]
         if odd:
             named = ", ".join(f"{answer!r:.60}" for answer in odd[:50])
@@ -64,6 +65,24 @@ class Samples:
                 f"{len(odd)} of {len(problems)} gold answers are neither numbers nor formulas nor "
                 f"words to the verifier, so that only the same text is right: {named}"
             )
+
+    def _say_duplicates(self, problems: list[Problem]) -> None:
+        """Says how many problems there are more than once, and what became of them."""
+        answers = defaultdict(list)  # question -> the gold answers of its problems
+        for problem in problems:
+            answers[data.same_question(problem)].append(problem.answer)
+        copies = len(problems) - len(answers)
+        if not copies:
+            return
+        unlike = sum(len(set(gold)) > 1 for gold in answers.values())
+        disputed = f"; questions with several gold answers: {unlike}" if unlike else ""
+        self.world.say(
+            f"{copies} of {len(problems)} problems are duplicates: each has the question of an "
+            f"earlier one, and stays with it in training, validation or test{disputed}"
+        )
+        asked, found = self.args.validation + self.args.test, len(self.validation) + len(self.test)
+        if found < asked:
+            self.world.say(f"{found} problems are held out, not {asked}, so that they can stay")
 
     def parts(self, step: int) -> list[Part]:
         """This rank's part of the step's B problems x G samples; (seed, step) decide."""

@@ -101,6 +101,32 @@ ROWS = [
     ),
     ("MAWPS, number", {"input": "i", "target": 14.0}, ("i", "14")),
     ("MAWPS, fraction", {"input": "i", "target": 0.25}, ("i", "0.25")),
+    ("MAWPS, large", {"input": "i", "target": 1e16}, ("i", "1" + 16 * "0")),
+    ("larger than floats are exact", {"question": "q", "answer": 1e23}, ("q", "1" + 23 * "0")),
+    ("small", {"question": "q", "answer": -1e-7}, ("q", "-0.0000001")),
+    ("minus zero", {"question": "q", "answer": -0.0}, ("q", "0")),
+    ("hundreds", {"question": "q", "answer": 1200}, ("q", "1200")),
+    ("beyond floats", {"question": "2^1200?", "answer": 2**1200}, ("2^1200?", str(2**1200))),
+    ("OlympiadBench, number", {"question": "q", "final_answer": [18.0, 5]}, ("q", "18, 5")),
+    (
+        "SVAMP",
+        {"ID": "chal-1", "Body": "Ann has 3.", "Question": "How many?", "Answer": 3.0, "Type": "-"},
+        ("Ann has 3. How many?", "3"),
+    ),
+    (
+        "SVAMP, hub",
+        {"Body": "If 3", "Question": "How many?", "Answer": "3.0", "question_concat": "If 3 How"},
+        ("If 3 How many?", "3.0"),
+    ),
+    (
+        "SVAMP, small letters",
+        {"body": "Ann has 3.", "question": "How many?", "answer": 3.0},
+        ("Ann has 3. How many?", "3"),
+    ),
+    ("Calc-SVAMP", {"question": "q", "chain": "<x/>", "result": "145"}, ("q", "145")),
+    ("AIME 2024", {"ID": "2024-II-4", "Problem": "p", "Answer": 33}, ("p", "33")),
+    ("no options", {"question": "q", "answer": "2", "options": [], "choices": None}, ("q", "2")),
+    ("A, B are numbers", {"question": "A+B?", "A": 1, "B": 2, "answer": 3}, ("A+B?", "3")),
     ("unicode", {"question": "Größe?\u2028Ja", "answer": "π"}, ("Größe?\u2028Ja", "π")),
 ]
 BAD_ROWS = [
@@ -117,6 +143,26 @@ BAD_ROWS = [
     ({}, "question"),
     ({"problem": "p", "solution": r"\boxed"}, "answer"),
     ({"ctx": "c", "endings": ["a", "b"], "label": 0}, "choice"),
+    ({"question": "q", "answer": ["1"], "solution": r"\boxed{2}"}, "answer: .*found .'1'"),
+    ({"question": "q", "answer": {"value": 1}}, "answer: expected a text or a number"),
+    ({"question": "q", "final_answer": [None]}, "final_answer: .*found None"),
+    ({"question": "q", "final_answer": [["1"]]}, "final_answer: .*found .'1'"),
+    ({"question": "q", "answer": float("nan")}, "answer: expected a finite number.*nan"),
+    ({"question": "q", "target": float("-inf")}, "target: expected a finite number.*-inf"),
+    ({"question": "q", "final_answer": [float("nan")]}, "final_answer: .*finite number.*nan"),
+    ({"passage": "Ann is old.", "question": "q", "answer": "3"}, "passage: .*stands alone"),
+    ({"table": "a | b", "question": "q", "answer": "3"}, "table: .*stands alone"),
+    ({"question": "q", "options": ["a", "b"], "answer": "B"}, "choice.*fields question, options"),
+    ({"Question": "q", "A": "a", "B": "b", "C": "c", "Answer": "B"}, "choice.*Question, A, B"),
+    ({"question": "q", "option_a": "a", "option_b": "b", "answer": "a"}, "choice.*option_a"),
+    ({"question": "q", "optionA": "a", "optionB": "b", "answer": "A"}, "choice.*optionA"),
+    ({"question": "q", "opa": "a", "opb": "b", "cop": 1, "answer": "b"}, "choice.*opa, opb"),
+    ({"question": "q", "choice1": "a", "choice2": "b", "answer": "1"}, "choice.*choice1"),
+    ({"question": "q", "distractor1": "a", "distractor2": "b", "answer": "c"}, "choice"),
+    ({"question": "q", "Options": ["a", "b"], "answer": "A"}, "choice.*Options"),
+    ({"question": "q", "incorrect_answers": ["a"], "answer": "A"}, "choice.*incorrect_answers"),
+    ({"\ufeffquestion": "q", "answer": "2"}, r"found fields '.ufeffquestion', answer"),
+    ({f"field{i}": 1 for i in range(5000)}, "found fields field0, .*field19, [.]{3}$"),
 ]
 
 
@@ -128,6 +174,27 @@ def test_every_format_is_understood_in_jsonl_and_in_a_list(row, expected, tmp_pa
     )
     assert load_problems(tmp_path / "a.json") == [Problem(*expected)]
     assert load_problems(str(lines)) == [Problem(*expected)] * 2
+
+
+def test_every_digit_of_a_number_is_kept(tmp_path):
+    numbers = ["3.14159265358979323846", "7" * 5000, "-" + "7" * 5000, "0." + "0" * 300 + "1"]
+    path = jsonl(tmp_path / "a.jsonl", *[f'{{"input": "q", "target": {n}}}\n' for n in numbers])
+    assert [problem.answer for problem in load_problems(path)] == numbers
+    path = jsonl(tmp_path / "b.jsonl", '{"input": "q", "target": 1e400}')
+    assert load_problems(path) == [Problem("q", "1" + 400 * "0")]
+
+
+@pytest.mark.parametrize("number", ["1e999999999", "1e-999999999", "1e" + 30 * "9", "Infinity"])
+def test_a_number_that_cannot_be_written_out_is_refused(number, tmp_path):
+    path = jsonl(tmp_path / "a.jsonl", "\n", f'{{"input": "q", "target": {number}}}\n')
+    refuses("a.jsonl: line 2: ", load_problems, path)
+
+
+def test_a_field_that_is_not_used_may_hold_anything(tmp_path):
+    path = jsonl(
+        tmp_path / "a.jsonl", '{"question": "q", "answer": "2", "level": NaN, "n": "\\ud83d"}'
+    )
+    assert load_problems(path) == [Problem("q", "2")]
 
 
 def test_rows_with_an_empty_answer_are_left_out_and_named(tmp_path, capsys):
@@ -198,6 +265,15 @@ ARC = {
     "answerKey": "C",
 }
 MMLU = {"question": "Why? ", "choices": ["no", "yes ", "1", "2"], "answer": 3, "subject": "anatomy"}
+PRO = {  # MMLU-Pro
+    "question_id": 1,
+    "question": "Which is prime?",
+    "options": ["4", "6", "8", "9", "10", "11"],
+    "answer": "F",
+    "answer_index": 5,
+    "category": "math",
+}
+OF_PRO = ("Question: Which is prime?\nAnswer:", ("4", "6", "8", "9", "10", "11"), 5)
 CHOICES = [
     ("HellaSwag", HELLASWAG, ("A man sits. he", ENDINGS, 2)),
     ("HellaSwag, whole number", {**HELLASWAG, "label": 0}, ("A man sits. he", ENDINGS, 0)),
@@ -246,6 +322,10 @@ CHOICES = [
         {**MMLU, "answer": "B"},
         ("Question: Why? \nAnswer:", ("no", "yes ", "1", "2"), 1),
     ),
+    ("MMLU-Pro", PRO, OF_PRO),
+    ("MMLU-Pro, letter", {**PRO, "answer_index": None}, OF_PRO),
+    ("MMLU-Pro, index", {**PRO, "answer": None}, OF_PRO),
+    ("MMLU-Pro, nulls", {**PRO, "choices": None, "context": None, "image": None}, OF_PRO),
 ]
 BAD_CHOICES = [
     ([1], "expected multiple choice .*found list"),
@@ -254,7 +334,7 @@ BAD_CHOICES = [
     ({**HELLASWAG, "label": 4}, "label: .*found 4"),
     ({**HELLASWAG, "label": -1}, "label: .*found -1"),
     ({**HELLASWAG, "label": True}, "label: .*found True"),
-    ({**HELLASWAG, "label": 1.0}, "label: .*found 1.0"),
+    ({**HELLASWAG, "label": 1.0}, "label: .*found .*1.0"),
     ({**HELLASWAG, "ctx": None}, "ctx: expected a text, found None"),
     ({**HELLASWAG, "ctx": "[a]"}, r"ctx: .*\[a\]"),
     (
@@ -282,7 +362,19 @@ BAD_CHOICES = [
     ({**MMLU, "choices": ["a"]}, "choices: expected a list of at least two texts"),
     ({**MMLU, "choices": ["a", ""]}, "choices: .*found ''"),
     ({**MMLU, "choices": ["a", 2]}, "choices: .*found 2"),
-    ({**MMLU, "choices": None}, "choices: .*found None"),
+    ({**MMLU, "choices": None}, "expected multiple choice .*found fields question, choices"),
+    ({**MMLU, "choices": []}, "expected multiple choice .*found fields question, choices"),
+    ({**MMLU, "context": "Ann is old."}, "context: expected a question that stands alone"),
+    ({**ARC, "passage": "Ann is old."}, "passage: expected a question that stands alone"),
+    ({**PRO, "answer": 5}, "answer: expected one of A, B, C, D, E, F, found 5"),
+    ({**PRO, "answer": "G"}, "answer: expected one of A, B, C, D, E, F, found 'G'"),
+    ({**PRO, "answer": "11"}, "answer: expected one of A, B, C, D, E, F, found '11'"),
+    ({**PRO, "answer_index": 4}, "answer_index: expected 5, since answer is F, found 4"),
+    ({**PRO, "answer": None, "answer_index": 6}, "answer_index: expected one of 0, 1.*found 6"),
+    ({"question": "q", "options": ["A) 1", "B) 2"], "correct": "B"}, "answer: .*found None"),
+    ({**PRO, "options": {"A": "x", "B": "y"}}, "options: expected a list of at least two texts"),
+    ({**PRO, "options": "a ) 38 , b ) 27"}, "options: expected a list of at least two texts"),
+    ({**PRO, "article": "Once."}, "article: expected a question that stands alone"),
     ({**MMLU, "question": 5}, "question: .*found 5"),
 ]
 
@@ -351,7 +443,7 @@ def test_an_unknown_name_lists_the_known_ones():
 @pytest.mark.parametrize("name", ["gsm8k", "math-500", "owner/name", "owner/name:main:test"])
 def test_the_hub_needs_an_extra(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)  # as if it were not installed
-    assert "pip install datasets" in refuses(f"{name}: ", load_problems, name)
+    assert "pip install 'minisoft[data]'" in refuses(f"{name}: ", load_problems, name)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,223 @@
+"""Files and folders as they are published, saved and downloaded become rows."""
+
+import codecs
+import gzip
+import io
+import json
+import sys
+
+import pytest
+
+from minisoft.data import Choice, Problem
+from minisoft.errors import InputError
+from minisoft.io.datasets import load, load_problems, read_prompt
+
+ROW = {"question": "1+1?", "answer": "2"}
+LINE = json.dumps(ROW).encode() + b"\n"
+PROBLEM = Problem("1+1?", "2")
+
+
+def write(folder, **files):
+    """Files by name, `__` for a slash; returns the folder."""
+    for name, content in files.items():
+        path = folder / name.replace("__", "/")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return folder
+
+
+def math_file(number):
+    """A file of hendrycks/MATH: one indented object."""
+    solution = f"It is $\\boxed{{{number}}}$."
+    row = {"problem": f"p{number}", "level": "Level 1", "type": "Algebra", "solution": solution}
+    return json.dumps(row, indent=4).encode()
+
+
+def refuses(message, source, read=load):
+    with pytest.raises(InputError, match=message) as error:
+        read(source)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+
+
+# ---------------------------------------------------------------- text
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_byte_order_mark_is_no_text(name, tmp_path):
+    content = LINE if name == "a.jsonl" else b"[" + LINE + b"]"
+    write(tmp_path, **{name: codecs.BOM_UTF8 + content})
+    assert load(tmp_path / name) == [PROBLEM]
+
+
+def test_a_prompt_file_of_an_editor(tmp_path):
+    path = tmp_path / "prompt.txt"
+    path.write_bytes(codecs.BOM_UTF8 + "Größe:\r\nQUESTION\r\n".encode())
+    assert read_prompt(path) == "Größe:\nQUESTION"
+    path.write_bytes("Say: QUESTION".encode("utf-16"))
+    refuses("prompt.txt: expected UTF-8 text, found UTF-16", path, read_prompt)
+    refuses("no.txt: expected a prompt file", tmp_path / "no.txt", read_prompt)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_other_encodings_are_named(encoding, tmp_path):
+    content = ("\ufeff" + LINE.decode()).encode(encoding)
+    refuses("a.jsonl: expected UTF-8 text, found UTF-16", write(tmp_path, **{"a.jsonl": content}))
+
+
+def test_what_is_not_utf8_is_named_with_its_line(tmp_path):
+    write(tmp_path, **{"a.jsonl": codecs.BOM_UTF8 + LINE + b"\n" + b'{"question": "caf\xe9"}'})
+    refuses("a.jsonl: line 3: expected UTF-8 text, found: .*0xe9", tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize(
+    "row, field",
+    [
+        (b'{"question": "1 \\ud83d?", "answer": "2"}', "question"),
+        (b'{"question": "q", "context": "\\udc00", "answer": "2"}', "question"),
+        (b'{"question": "q", "answer": "2\\ude00"}', "answer"),
+        (b'{"question": "q", "final_answer": ["1", "\\ud83d"]}', "answer"),
+        (b'{"question": "q", "choices": ["a", "\\ud83d"], "answer": 0}', "option"),
+        (b'{"question": "\\ud83d", "choices": ["a", "b"], "answer": 0}', "question"),
+    ],
+)
+def test_half_an_emoji_is_refused(row, field, tmp_path):
+    good = LINE if b"choices" not in row else row.replace(b"\\ud83d", b"x")
+    write(tmp_path, **{"a.jsonl": good.strip() + b"\n" + row})
+    refuses(f"a.jsonl: line 2: {field}.*found half an emoji: '.u", tmp_path / "a.jsonl")
+
+
+def test_a_whole_emoji_is_read(tmp_path):
+    write(tmp_path, **{"a.jsonl": b'{"question": "\\ud83d\\ude00?", "answer": "2"}'})
+    assert load(tmp_path / "a.jsonl") == [Problem("\U0001f600?", "2")]
+
+
+# ---------------------------------------------------------------- JSON
+
+
+def test_objects_may_be_indented_and_follow_each_other(tmp_path):
+    write(tmp_path, **{"1.json": math_file(1), "a.json": math_file(1) + b"\n" + math_file(2)})
+    assert load(tmp_path / "1.json") == [Problem("p1", "1")]
+    assert load(tmp_path / "a.json") == [Problem("p1", "1"), Problem("p2", "2")]
+    write(tmp_path, **{"a.json": math_file(1) + b"\n\n{}"})
+    refuses("a.json: line 8: expected question", tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (LINE + b'{"question": "q", "answer": "1"\n' + LINE, "line 2: expected a JSON object"),
+        (LINE.strip() + b",\n" + LINE, "line 1: expected a JSON object, found: Expecting value"),
+        (b"[" + LINE + b"]\n[]", "expected a JSON list, found: Extra data"),
+        (b"[" * 100_000, "expected a JSON list, found: maximum recursion"),
+        (b'{"data": [' + LINE + b"]}", "line 1: expected question.*found fields data"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4", "run git lfs pull"),
+    ],
+)
+def test_damaged_json_is_named_by_its_line(content, message, tmp_path):
+    refuses(f"a.jsonl: .*{message}", write(tmp_path, **{"a.jsonl": content}) / "a.jsonl")
+
+
+def test_a_gzip_file(tmp_path):
+    write(tmp_path, **{"a.jsonl.gz": gzip.compress(LINE * 50)})
+    write(tmp_path, **{"b.jsonl.gz": gzip.compress(LINE * 50)[:-12]})
+    write(tmp_path, **{"c.json.gz": b"[]"})
+    assert load(tmp_path / "a.jsonl.gz") == [PROBLEM] * 50
+    refuses("b.jsonl.gz: expected a gzip file", tmp_path / "b.jsonl.gz")
+    refuses("c.json.gz: expected a gzip file", tmp_path / "c.json.gz")
+
+
+# ---------------------------------------------------------------- Parquet
+
+
+def parquet(rows):
+    pyarrow = pytest.importorskip("pyarrow")
+    buffer = io.BytesIO()
+    table = pyarrow.Table.from_pylist(rows)
+    pytest.importorskip("pyarrow.parquet").write_table(table, buffer)
+    return buffer.getvalue()
+
+
+def test_parquet_as_the_hub_distributes_gsm8k_and_math_500(tmp_path):
+    gsm8k = [{"question": "Ann?", "answer": f"So {n}.\n#### {n}"} for n in (7, 8)]
+    math = {"problem": "p", "solution": r"\boxed{3}", "answer": "4", "level": 2, "unique_id": "a"}
+    write(tmp_path, **{"main__train-00000-of-00002.parquet": parquet(gsm8k[:1])})
+    write(tmp_path, **{"main__train-00001-of-00002.parquet": parquet(gsm8k[1:])})
+    write(tmp_path, **{"test.parquet": parquet([math])})
+    assert load(tmp_path / "main") == [Problem("Ann?", "7"), Problem("Ann?", "8")]
+    assert load_problems(tmp_path / "test.parquet") == [Problem("p", "4")]
+
+
+def test_parquet_with_numbers_and_nulls(tmp_path):
+    rows = [
+        {"question": "q", "answer": 18.0, "options": None},
+        {"question": "r", "answer": 1e23, "options": None},
+    ]
+    write(tmp_path, **{"a.parquet": parquet(rows)})
+    assert load(tmp_path / "a.parquet") == [Problem("q", "18"), Problem("r", "1" + 23 * "0")]
+    write(tmp_path, **{"a.parquet": parquet([rows[0], {**rows[1], "answer": float("nan")}])})
+    refuses("a.parquet: row 2: answer: expected a finite number.*nan", tmp_path / "a.parquet")
+
+
+def test_parquet_of_multiple_choice(tmp_path):
+    arc = {"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"}
+    write(tmp_path, **{"a.parquet": parquet([arc])})
+    assert load(tmp_path / "a.parquet") == [Choice("Question: q\nAnswer:", ("a", "b"), 1)]
+
+
+def test_damaged_parquet_is_named(tmp_path):
+    pytest.importorskip("pyarrow")
+    write(tmp_path, **{"a.parquet": parquet([ROW])[:-9]})
+    refuses("a.parquet: expected a Parquet file, found: ", tmp_path / "a.parquet")
+
+
+def test_parquet_needs_an_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
+    write(tmp_path, **{"a.parquet": b"PAR1"})
+    refuses(r"a.parquet: Parquet files need .*pip install 'minisoft\[data\]'", tmp_path)
+    refuses("no.parquet: expected a data file, found no such file", tmp_path / "no.parquet")
+
+
+# ---------------------------------------------------------------- folders
+
+
+def test_a_folder_of_hendrycks_math(tmp_path):
+    files = {f"MATH__train__algebra__{n}.json": math_file(n) for n in (10, 2, 1)}
+    write(tmp_path, **files, MATH__train__geometry__3=b"no", MATH__train__algebra__README=b"no")
+    write(tmp_path, **{"MATH__train__algebra__._1.json": b"\0", "MATH__train__.a__7.json": b"\0"})
+    write(tmp_path, **{"MATH__train__geometry__3.json": math_file(3)})
+    assert load(str(tmp_path / "MATH" / "train")) == [
+        Problem(f"p{n}", n) for n in ("1", "2", "10", "3")
+    ]
+    assert load(tmp_path / "MATH") == load(tmp_path / "MATH" / "train")
+    write(tmp_path, **{"MATH__train__geometry__4.json": b'\n{"problem": "p"}'})
+    refuses("geometry/4.json: line 2: expected question", tmp_path / "MATH")
+
+
+@pytest.mark.parametrize(
+    "second", ["MATH__test__algebra__1.json", "MATH__more.json", "MATH__train__valid-0.jsonl"]
+)
+def test_a_folder_is_of_one_split(second, tmp_path):
+    name = second.removeprefix("MATH__").replace("__", "/")
+    write(tmp_path, **{"MATH__train__algebra__1.json": math_file(1), second: math_file(2)})
+    if "valid" in second:  # in the folder train, and so of this split
+        assert len(load(tmp_path / "MATH")) == 2
+        return
+    refuses("MATH: expected data files of one format and one split, found ", tmp_path / "MATH")
+    refuses(name, tmp_path / "MATH")
+
+
+def test_a_folder_is_of_one_format(tmp_path):
+    write(tmp_path, **{"a.jsonl": LINE, "b.parquet": b"PAR1"})
+    refuses("one format and one split, found a.jsonl and b.parquet", tmp_path)
+
+
+def test_a_folder_without_data_is_refused(tmp_path):
+    refuses("expected a .jsonl, .*.parquet file in it, found none", write(tmp_path, README=b"no"))
+
+
+def test_a_name_of_the_hub_is_no_folder(tmp_path, monkeypatch):
+    """A folder that has the name of a data set is meant by ./name only."""
+    monkeypatch.chdir(write(tmp_path, **{"gsm8k__a.jsonl": LINE}))
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    refuses("gsm8k: datasets of the hub need", "gsm8k")
+    assert load("./gsm8k") == [PROBLEM]

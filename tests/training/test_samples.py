@@ -1,0 +1,42 @@
+"""Which problems a run trains on, validates with and tests with; what it says of duplicates."""
+
+from argparse import Namespace
+
+from minisoft.data import Problem, same_question
+from minisoft.training.samples import Samples
+from minisoft.training.world import World
+
+PROBLEMS = [Problem(f"{i}+1?", str(i + 1)) for i in range(40)]
+
+
+def samples_of(problems, validation=None, test=None):
+    args = Namespace(prompts=2, group=2, seed=0, validation=validation, test=test)
+    return Samples(args, World("cpu"), problems)
+
+
+def test_no_question_is_in_two_of_training_validation_and_test(capsys):
+    problems = [*PROBLEMS, *PROBLEMS, *PROBLEMS[:7], Problem(" 0+1?\n", "one")]
+    samples = samples_of(problems, 10, 20)
+    parts = [samples.training, samples.validation, samples.test]
+    assert [len(part) for part in parts] == [58, 10, 20]
+    questions = [{same_question(problem) for problem in part} for part in parts]
+    assert sum(map(len, questions)) == len(set.union(*questions)) == 40
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("duplicates") == 1
+    assert "48 of 88 problems are duplicates" in said.out + said.err
+    assert "questions with several gold answers: 1" in said.out + said.err
+
+
+def test_fewer_held_out_problems_than_asked_for_are_said(capsys):
+    samples = samples_of([problem for problem in PROBLEMS for _ in range(5)], 6, 6)
+    assert [len(samples.validation), len(samples.test)] == [5, 5]
+    said = capsys.readouterr()
+    assert "10 problems are held out, not 12" in said.out + said.err
+
+
+def test_without_duplicates_nothing_is_said_and_sizes_are_a_tenth(capsys):
+    samples = samples_of(PROBLEMS)
+    assert [len(samples.training), len(samples.validation), len(samples.test)] == [32, 4, 4]
+    assert (samples.args.validation, samples.args.test) == (4, 4)
+    said = capsys.readouterr()
+    assert not said.out + said.err

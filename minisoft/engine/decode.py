@@ -385,6 +385,7 @@ class Graphs:
         if graphs[shape] is None:
             graphs[shape] = torch.cuda.CUDAGraph()
             stream = torch.cuda.Stream(self.device)
-            with torch.cuda.graph(graphs[shape], pool=self.pool, stream=stream):
+            how = {"pool": self.pool, "stream": stream, "capture_error_mode": "thread_local"}
+            with torch.cuda.graph(graphs[shape], **how):  # NCCL's thread may go on meanwhile
                 step()
         graphs[shape].replay()

@@ -18,6 +18,7 @@ _CHARACTERS = {
     "°": r"^\circ ",
     "²": "^2",
     "³": "^3",
+    "∈": r"\in ",
     "…": "...",
 }
 _CHARACTERS |= {one: rf"\frac{{1}}{{{n}}}" for one, n in zip("½⅓¼⅕⅙⅛", "234568", strict=True)}
@@ -40,7 +41,7 @@ _SPELLINGS = [  # pattern, what takes its place; applied in this order
     (rf"€ ?{_AMOUNT}|{_AMOUNT} ?€", r"\1\2 euros"),
     (rf"£ ?{_AMOUNT}", r"\1 pounds"),
     (r"\\?\$", " "),
-    (r" ?\\?%| percent\b|\\text\{ ?percent ?\}", " percent "),
+    (r" ?\\?%| per ?cent\b|\\text\{ ?per ?cent ?\}", " percent "),
     (r"\^ ?(?:\{ ?\\circ ?\}|\\circ)", " degrees "),
     (r"\\cup(?![A-Za-z])", "∪"),
     (r"\\pm(?![A-Za-z])", "±"),

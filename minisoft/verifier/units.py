@@ -36,7 +36,9 @@ def unit(text: str) -> tuple[str, str]:
         words = re.sub(r"\\text\{|(?<!\d)\}", " ", words)
         is_unit = bool(value.strip())
     else:
-        value, gap, words = re.fullmatch(rf"(.*?)( ?)({_WORDS}|)", text, re.DOTALL).groups()
+        value, gap, words = re.fullmatch(
+            rf"(.*?)( ?)((?<![A-Za-z]){_WORDS}|)", text, re.DOTALL
+        ).groups()
         is_unit = number(value) is not None and _stands_bare(words, bool(gap))
     words = re.sub(r" +", " ", words).strip()
     if not (is_unit and re.fullmatch(_WORDS, words)) or _NEVER & set(words.lower().split()):

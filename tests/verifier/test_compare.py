@@ -111,7 +111,7 @@ x=\sqrt{2} :: \sqrt2 ;; x=\sqrt{2}
 \log_2 (3x) :: \log_2 3x ;; \log_{2}(3x)
 \log_2 x :: \log_2(x) ;; \log_{2}{x} ;; \log_{2} x
 \log_3 10 + 1 :: 1+\log_3(10) ;; \log_{3}{10}+1
-\begin{bmatrix} 1 & 0 \\ 0 & 1 \end{bmatrix} :: \left[\begin{array}{cc} 1&0\\0&1\\ \end{array}\right]
+\begin{bmatrix} 1 & 0 \\ 0 & 1 \end{bmatrix} :: \left[\begin{array}{cc}1&0\\0&1\\\end{array}\right]
 \begin{bmatrix} 1 & 0 \\ 0 & 1 \end{bmatrix} :: \begin{array}{cc} 1 & 0 \\ 0 & 1 \end{array}
 \begin{bmatrix} 1 & 0 \\ 0 & 1 \end{bmatrix} :: \left[ \begin{array}{rr}1&0\\0&1\end{array} \right]
 10^{6} :: 1000000 ;; 1,000,000 ;; 1e6

@@ -34,6 +34,7 @@ _SPELLINGS = [  # pattern, what takes its place; applied in this order
     (r"~|\s+", " "),
     (r"\\(?:text(?:bf|it|rm|normal)?|mbox|math(?:rm|bf|it|sf)|boldsymbol) ?\{", r"\\text{"),
     (r"\\frac ?\{(\\text\{[^{}]*\})\} ?\{(\\text\{[^{}]*\})\}", r"\1/\2"),  # km over h
+    (r"(?<!\.)\.\}$", "}"),  # 5\text{ cm.}
     (r"_ ?\{ ?\\text\{ ?(\d+) ?\} ?\}", r"_{\1}"),
     (r",? ?\\text\{,? ?(?:and|or),? ?\} ?|,? (?:and|or) |;(?![^(\[]*[)\]])", ","),  # not in (1;2)
     (rf"(?:\bUSD|\\text\{{ ?USD ?\}}|(?:US)?\\\$|US\$) ?{_AMOUNT}", r"\1 dollars"),

@@ -132,6 +132,7 @@ x=\sqrt{2} :: \sqrt2 ;; x=\sqrt{2}
 12\text{ inches} :: 12\text{ in}
 \begin{pmatrix} 1 & 2 \end{pmatrix} :: \begin{array}{cc} 1 & 2 \end{array}
 0 \le x < 1 :: [0,1) ;; x \in [0,1)
+7 :: 7\text{.} ;; 7\text{ units.}
 \text{Yes} :: yes
 \text{No} :: no ;; NO ;; \text{no}
 No :: NO
@@ -284,13 +285,13 @@ $2n$ :: 2n\text{ maybe}
 No :: yes
 AB :: ab
 y \in (0,1) :: x \in (0,1)
-6 :: 6, ... ;; 6, 7, ...
+6 :: 6, ... ;; 6, 7, ... ;; 6\text{...}
 3.14 :: 3.14...
 S = (0, 2) :: S = (0, 2.5)
 """
 # Right answers that are refused, as ambiguous or not worth a rule.
 KNOWN_MISSES = r"""
-7 :: 7m ;; 7 m ;; 7\text{.} ;; 7\text{ units.}
+7 :: 7m ;; 7 m
 12\text{ inches} :: 12"
 101_2 :: 101_{\text{two}}
 \ln 2 :: \log 2

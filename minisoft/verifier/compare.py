@@ -8,7 +8,8 @@ import re
 from collections.abc import Callable
 
 from minisoft.verifier import spelling
-from minisoft.verifier.spelling import number, unit
+from minisoft.verifier.spelling import number
+from minisoft.verifier.units import is_known, unit
 
 MAX_CHARS, MAX_DEPTH = 1000, 20  # a longer or deeper text is not looked into
 
@@ -35,6 +36,9 @@ class Comparison:
 
     def _same(self, gold: str, answer: str) -> bool:
         gold, answer = spelling.peel(gold), spelling.peel(answer)
+        interval = spelling.as_interval(gold)
+        if re.match(r"[A-Za-z] ?\\in(?![a-z])", interval):  # (1,2) may be a pair, this is none
+            gold, answer = interval, spelling.as_interval(answer)
         gold, answer = spelling.unnamed(gold, answer), spelling.unnamed(answer, gold)
         if spelling.tight(gold) == spelling.tight(answer):
             return True
@@ -43,8 +47,11 @@ class Comparison:
             return self._same_formula(gold, answer)
         if shape != answer_shape or len(golds) != len(answers):
             return False
-        if shape not in (",", "∪"):
+        if shape not in (",", "∪") or "..." in gold:
             return all(map(self._same, golds, answers))
+        gold_names, names = ({spelling.name(part) for part in some} for some in (golds, answers))
+        if max(len(gold_names - {""}), len(names - {""})) > 1 and gold_names != names:
+            return False  # x=2, y=5 is not 2, 5
         for member in golds:  # in any order, each once
             match = next((other for other in answers if self._same(member, other)), None)
             if match is None:
@@ -54,21 +61,19 @@ class Comparison:
 
     def _same_formula(self, gold: str, answer: str) -> bool:
         (gold, gold_unit), (answer, answer_unit) = unit(gold), unit(answer)
-        if answer_unit not in ("", gold_unit) and (gold_unit or answer_unit.isdigit()):
-            return False
         expected, value = number(gold), number(answer)
-        # a whole number wants a literal one: whoever answers 6 x 7 or 84/2 has not said 42
-        whole = expected is not None and expected.denominator == 1 and "frac" not in gold
+        # a whole number wants a literal one: whoever answers 6 x 7 has not said 42
+        whole = expected is not None and expected.denominator == 1
+        is_share = answer_unit == "percent" and not gold_unit and not whole  # 50% is 0.5, not 50
+        if answer_unit not in ("", gold_unit) and not is_share:
+            if gold_unit or not is_known(answer_unit):
+                return False
         if expected is None or value is None:
-            return not whole and may_ask(gold, answer) and self.ask(gold, answer)
+            return not (whole or is_share) and may_ask(gold, answer) and self.ask(gold, answer)
         self.used_numbers = True
         if gold_unit == "percent" and not answer_unit and value * 100 == expected:  # 0.1 is 10%
             return True
-        if whole:
-            return value == expected and "frac" not in answer
-        if answer_unit == "percent" != gold_unit:  # 50% is 0.5
-            return value == expected * 100
-        return value == expected
+        return value == (expected * 100 if is_share else expected)
 
 
 # What Math-Verify may see: plain formulas, but nothing like 52_8, 3 2, 3\frac{1}{2}, words, AB.
@@ -80,11 +85,16 @@ _FORMULA = re.compile(
 )
 
 
+_SOLVED = re.compile("[A-Za-z] ?=[^A-Zabcdfghj-z=]*")
+
+
 def may_ask(gold: str, answer: str) -> bool:
     """Whether two texts are formulas in the same letters that are fit for Math-Verify."""
     if not (_FORMULA.fullmatch(gold) and _FORMULA.fullmatch(answer)):
         return False
     known, used = (set(re.sub(r"\\[A-Za-z]+|[^A-Za-z]", "", text)) for text in (gold, answer))
+    if _SOLVED.fullmatch(re.sub(r"\\[A-Za-z]+", "", gold)):  # x-5=0 is not x=5
+        return False
     if used != known or not gold.count("=") == answer.count("=") <= 1:
         return False
     return not _is_heavy(answer, gold)

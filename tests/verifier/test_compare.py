@@ -1,5 +1,6 @@
 r"""Which answers the verifier accepts and refuses (eq. 11, section 3)."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,12 @@ from minisoft.verifier.process import Verifier
 # Each line: a gold, "::", and after it answers separated by ";;".
 RIGHT = r"""
 18 :: 18. ;; 18.0 ;; +18 ;; \$18 ;; 18 dollars ;; 18\text{ eggs} ;; n = 18 ;; \text{18}
-18 :: \mathbf{18} ;; (18) ;; {18}
+18 :: \mathbf{18} ;; (18) ;; {18} ;; 36/2 ;; \frac{36}{2} ;; 18/1 ;; 18e0
 5 :: 5\text{ cm} ;; 5 cm ;; 5cm ;; 5kg ;; 5\,\text{cm}
 -5 :: −5
 1,450,000 :: 1450000 ;; 1{,}450{,}000
 1450000 :: 1,\!450,\!000 ;; 1\,450\,000
 60 :: 60 miles per hour
-50 :: 50\% ;; 50 percent
 120 :: 120cm ;; 120 cm^2 ;; 120 cm²
 120 :: 120\text{ square units} ;; 120\,\text{m} ;; 120\text{ s} ;; \boldsymbol{120} ;; 120.
 14.0 :: 14
@@ -93,11 +93,60 @@ x^{11}+3 :: x^11 + 3
 \cos^2\alpha :: 1-\sin^2\alpha
 \text{A, D, F} :: A, F, D
 100(1+x)^{5} :: 100 \times (1+x)^5
+56 :: 56\text{ mph} ;; 56\,\text{kg} ;; 56\;\mathrm{ft}^2 ;; 56 m/s ;; 56 km/h ;; 56km/h ;; 56 L
+56 :: 56\text{ dollars per hour} ;; \$56 per hour ;; x = 56\text{ cm} ;; **56 cm** ;; **56** ;; $56$
+56 :: \[56\] ;; **$56$** ;; $**56**$ ;; 56\text{ s} ;; 5.6e1 ;; 5.6\times 10^1 ;; 56\text{ degrees}
+56 :: \textit{56} ;; 112/2 ;; 56.00 ;; \mathrm{56}
+\frac{x}{2} :: x½ ;; ½x ;; 0.5x
+\sqrt{x} :: x^{1/2}
+\{1,2\} :: 1;2 ;; \{1;2\} ;; \{2,1\}
+x>2 :: (2,\infty) ;; 2<x ;; x>2.0 ;; x \gt 2 ;; (2,∞)
+1<x<2 :: 2>x>1 ;; (1,2) ;; x\in(1,2) ;; 1.0<x<2
+x=2, x=3 :: 2, 3 ;; x=3, x=2 ;; x=2,3
+x=2, y=3 :: y=3, x=2 ;; x = 2, y = 3
+\frac{3}{2} :: 1\frac{1}{2} ;; 1½ ;; 1 1/2 ;; 1.5 ;; 150\% ;; {3\over2}
+2\frac{1}{2} :: 2.5 ;; 5/2 ;; 2½
+-2\frac12 :: -5/2 ;; -2.5 ;; -2½
+x=\sqrt{2} :: \sqrt2 ;; x=\sqrt{2}
+\log_2 (3x) :: \log_2 3x ;; \log_{2}(3x)
+\log_2 x :: \log_2(x) ;; \log_{2}{x} ;; \log_{2} x
+\log_3 10 + 1 :: 1+\log_3(10) ;; \log_{3}{10}+1
+\begin{bmatrix} 1 & 0 \\ 0 & 1 \end{bmatrix} :: \left[\begin{array}{cc}1&0\\0&1\\\end{array}\right]
+\begin{bmatrix} 1 & 0 \\ 0 & 1 \end{bmatrix} :: \begin{array}{cc} 1 & 0 \\ 0 & 1 \end{array}
+\begin{bmatrix} 1 & 0 \\ 0 & 1 \end{bmatrix} :: \left[ \begin{array}{rr}1&0\\0&1\end{array} \right]
+10^{6} :: 1000000 ;; 1,000,000 ;; 1e6
+6.02\times 10^{23} :: 6.02e23 ;; 6.02 \cdot 10^{23} ;; 60.2\times 10^{22}
+5\text{ mph} :: 5 miles per hour ;; 5 miles/hour ;; 5\text{ mi/h} ;; 5
+3\text{ m/s}^2 :: 3 \mathrm{m/s^2} ;; 3\,\text{m}/\text{s}^2
+5\text{ students} :: 5 students ;; 5
+\text{Yes} :: YES ;; **yes** ;; yes. ;; \mathrm{Yes}
+\text{not enough information} :: Not enough information
+70\% :: 70 percent ;; 0.7 ;; 70\,\% ;; 7/10
+0.7 :: 70\%
+3,4,5,\ldots :: 3,4,5,... ;; 3, 4, 5, \dots
+2x :: **2x** ;; $2x$ ;; 2*x
+12^\circ :: 12\text{ deg} ;; 12 degrees ;; 12°
+1500 :: 1.5 \times 10^3
+4 :: \frac{8}{2}
+15\mbox{ cm}^2 :: 15 square centimeters
+12\text{ inches} :: 12\text{ in}
+\begin{pmatrix} 1 & 2 \end{pmatrix} :: \begin{array}{cc} 1 & 2 \end{array}
+0 \le x < 1 :: [0,1) ;; x \in [0,1)
+7 :: 7\text{.} ;; 7\text{ units.}
+\text{Yes} :: yes
+\text{No} :: no ;; NO ;; \text{no}
+No :: NO
+y \in (0,1) :: (0,1)
+x \le 3 :: x <= 3
+x \ge 3 :: x >= 3
+\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} :: \begin{pmatrix} 1 & 2 \\ 3 & 4 \\ \end{pmatrix}
+\log_2 3 :: \log_2(3)
+60 :: 60 \text{ km/h} ;; 60 miles/hour ;; 60 \text{ L}
 """
 WRONG = r"""
 18 :: 19 ;; 18x ;; 18i ;; 18\pi ;; 1 8 ;; 18 million ;; 18\text{ thousand} ;; 18 or 19
 18 :: 18\text{ or }19 ;; 18, 19
-18 :: 18 19 ;; 17 + 1 ;; 3 \times 6 ;; 36/2 ;; \frac{36}{2} ;; \sqrt{324} ;; 018.5 ;; 18! ;; 18^{1}
+18 :: 18 19 ;; 17 + 1 ;; 3 \times 6 ;; \sqrt{324} ;; 018.5 ;; 18! ;; 18^{1}
 18 :: 18 \approx 18.2
 18 :: x < 18 ;; 18 = 18 ;; 17+1 = 18 ;; x = y = 18 ;; 18xy ;; \text{not }18 ;; 18\text{ is wrong}
 18 :: -18 ;; 18_8
@@ -109,12 +158,12 @@ WRONG = r"""
 18 :: 9 + 9\text{ eggs}
 18 :: 18\text{ (or 19)} ;; 18 (19)
 18 :: \phantom{1}18 ;; \vphantom{18} ;; 19\rlap{18} ;; \cancel{19}18 ;; 10010_2 ;; 18_{16}
-18 :: 18.0000001 ;; 17.9999995 ;; |-18| ;; 18 - 0 ;; 18/1 ;; 18 \ne 19 ;; 18 ± 0 ;; 18\cup 19 ;; 18k
-18 :: 18x\text{ m} ;; 18e0
+18 :: 18.0000001 ;; 17.9999995 ;; |-18| ;; 18 - 0 ;; 18 \ne 19 ;; 18 ± 0 ;; 18\cup 19 ;; 18k
+18 :: 18x\text{ m}
 7 :: \begin{pmatrix} 7 \end{pmatrix} ;; 111_2 ;; \pm 7 ;; 6+1=7 ;; 7\text{ dozen} ;; 7% of 3 ;; 7^1
 7 :: 7 8
 1450 :: 1,45,0 ;; 1, 450
-50 :: 0.5
+50 :: 0.5 ;; 50\% ;; 50 percent
 50\% :: 50 cm
 0.5 :: 0.5\%
 0.25 :: 0.25\% ;; 25 ;; 0.2500001 ;; \frac{1}{4}, \frac{1}{2}
@@ -179,26 +228,79 @@ e^{-50}\pi :: e^{-60}\pi
 x+1 :: (or x+2) x+1
 f(4-x) :: f(4_\pi-x)
 21.6 :: 21\.6
+56 :: 56 m^2x ;; 5\left6 ;; 5\text{}6 ;; \(5\)\(6\) ;; $5$$6$ ;; 5**6** ;; 5__6__ ;; 5{}7
+56 :: 56\text{M} ;; 56 M ;; 56 K ;; 56\text{K} ;; 56 over 2 ;; 56\text{ tenths} ;; 56 half
+56 :: 56 ft 3 in ;; 56\text{ feet } 3\text{ inches} ;; 56 in 7 ;; 56 pm ;; 56\pmod{3} ;; 56 mod 7
+56 :: 56 million dollars ;; \$56\text{ million} ;; 56 degrees below ;; 56 to 57 ;; 56 cm or 57 cm
+56 :: 56e2 ;; 56\times 10^{1} ;; 55.99999 ;; 5 6 ;; 56-57 ;; 56–57 ;; \text{5}\text{6}0
+56 :: 56\text{ minus 1} ;; 56\text{ times }2 ;; 56, etc ;; $56 or so ;; 56\text{C} ;; 56 log
+56 :: 56 cos ;; 56 pi ;; 56 e ;; 56 in^4
+60m^2 :: 60
+5L :: 5
+3mg :: 3
+6m :: 6
+abc :: ABC ;; Abd
+Ab :: ab
+x :: X
+\frac{x}{2} :: x^½ ;; 2x
+(1,2) :: (1;2) ;; [1;2] ;; \{1;2\} ;; (1;2;3)
+x>2 :: x\ge 2 ;; x<2 ;; 2>x ;; y>2 ;; (2,\infty] ;; [2,\infty) ;; (-2,\infty) ;; x>-2 ;; x>2, x<5
+x>2 :: x>2 or x<0 ;; 2 ;; x-2>0 ;; x=2
+1<x<2 :: 1<y<2 ;; 1>x>2 ;; 2<x<1 ;; (2,1) ;; 1<x ;; x<2 ;; 1<x<2<3 ;; 1\le x<2
+a<b :: b<a ;; a>b
+x=2, x=3 :: x=2, y=3 ;; x=2
+x=2, y=3 :: x=3, y=2 ;; 3, 2 ;; x=2 ;; y=2, x=3
+\frac{3}{2} :: 1\cdot\frac12 ;; 11/2 ;; 1.50\% ;; 1\frac{-1}{2} ;; \frac{3}{-2} ;; \frac{-3}{2}
+\frac{3}{2} :: 1 and 1/2
+2\frac{1}{2} :: 21/2 ;; -2.5 ;; 2\times\frac{1}{2}
+-2\frac12 :: -3/2 ;; -1.5 ;; 5/2
+x=\sqrt{2} :: x^2=2 ;; x^2-2=0 ;; x=-\sqrt2 ;; y=\sqrt2 ;; x-\sqrt{2}=0
+x=2i :: x-2i=0 ;; x^2=-4
+\log_2 (3x) :: \log_2(3)x ;; \log_3 (2x)
+(\log_2 3)^5 :: \log_2 3^5
+\log_3 10 + 1 :: \log_3 11 ;; \log_3(10+1)
+\begin{bmatrix} 1 & 0 \\ 0 & 1 \end{bmatrix} :: \left|\begin{array}{cc} 1&0\\0&1 \end{array}\right|
+\begin{bmatrix} 1 & 0 \\ 0 & 1 \end{bmatrix} :: \begin{array}{cc} 1 & 0 \\ 0 & 2 \end{array}
+\begin{bmatrix} 1 & 0 \\ 0 & 1 \end{bmatrix} :: [1,0,0,1]
+\begin{bmatrix} 1 & 0 \\ 0 & 1 \end{bmatrix} :: \begin{bmatrix} 1 & 0 \\ 0 & 1 \end{bmatrix}^2
+x^{10} :: 10^x
+10^{6} :: 10^{5} ;; 10 ;; 10^6x ;; 106
+6.02\times 10^{23} :: 6.02\times 10^{-23} ;; 6.02+10^{23} ;; 6.02
+5\text{ mph} :: 5 km/h ;; 5 miles ;; 5 hours/mile
+3\text{ m/s}^2 :: 3\text{ m/s}
+\text{Yes} :: y ;; No ;; yes? no
+70\% :: 7\% ;; 0.7\% ;; 70 degrees ;; 70\text{ cents}
+1 :: 100\% ;; 1\%
+0.7 :: 0.7\% ;; 7\% ;; 70
+\pi :: 3.14\text{ cm} ;; \pi^\circ\% ;; 180^\circ
+3,4,5,\ldots :: 3,4,5 ;; 5,4,3,\ldots ;; 3,4,\ldots
+0.3 :: 0.3... ;; 0.\overline{3} ;; 0.3\ldots
+2x :: x **3** ;; 2**x**  ;; 2**x
+ab :: a,b ;; a and b ;; a+b
+(2,3) :: 2,3 ;; 23 ;; (2,3,) ;; (2)(3) ;; (3,2)
+12^\circ :: 12^2 ;; 12 rad ;; 12\text{ radians} ;; 12 percent
+12 :: 12 rad ;; 12\text{ radians} ;; 12_{10}8 ;; 12_3
+18 :: 18 maybe ;; 18 hopefully
+$2n$ :: 2n\text{ maybe}
+No :: yes
+AB :: ab
+y \in (0,1) :: x \in (0,1)
+6 :: 6, ... ;; 6, 7, ... ;; 6\text{...}
+3.14 :: 3.14...
+S = (0, 2) :: S = (0, 2.5)
 """
-# Right answers that are refused, as ambiguous or not worth a rule, and wrong ones that are
-# accepted.
+# Right answers that are refused, as ambiguous or not worth a rule.
 KNOWN_MISSES = r"""
-7 :: 7m ;; 7 m ;; 7\text{.} ;; 7\text{ units.}
-1500 :: 1.5 \times 10^3
-4 :: \frac{8}{2}
-15\mbox{ cm}^2 :: 15 square centimeters
-12\text{ inches} :: 12\text{ in} ;; 12"
+7 :: 7m ;; 7 m
+12\text{ inches} :: 12"
 101_2 :: 101_{\text{two}}
 \ln 2 :: \log 2
 e^{2x} :: \exp(2x)
 4-i :: 4 - 1i
 3^{30} :: 9^{15}
-\begin{pmatrix} 1 & 2 \end{pmatrix} :: \begin{array}{cc} 1 & 2 \end{array}
-0 \le x < 1 :: [0,1) ;; x \in [0,1)
-"""
-KNOWN_FOOLS = r"""
-18 :: 18 maybe ;; 18 hopefully
-$2n$ :: 2n\text{ maybe}
+\sqrt{x} :: x^½
+\frac{3}{2} :: 3 \over 2
+4\begin{pmatrix} 1 \\ 2 \end{pmatrix} :: 4\begin{pmatrix}1\\2\\\end{pmatrix}
 """
 # What follows the prefilled "\boxed{", the gold, the reward.
 TEXTS = [
@@ -276,13 +378,37 @@ def test_a_gold_is_its_own_answer(verifier):
 
 
 def test_precision_and_recall(verifier):
-    right, wrong = pairs(RIGHT) + pairs(KNOWN_MISSES), pairs(WRONG) + pairs(KNOWN_FOOLS)
+    right, wrong = pairs(RIGHT) + pairs(KNOWN_MISSES), pairs(WRONG)
+    assert_precise(verifier, right, wrong)
+
+
+def test_pairs_that_were_written_before_they_were_scored(verifier):
+    lines = (Path(__file__).parent / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    right, wrong = (
+        [(row["gold"], row["answer"]) for row in rows if row["right"] is label]
+        for label in (True, False)
+    )
+    assert len(right) > 280 and len(wrong) > 350
+    assert_precise(verifier, right, wrong)
+
+
+def assert_precise(verifier, right, wrong):
+    """No wrong answer is accepted, and at least 95 % of the right ones."""
     accepted, fooled = (
-        verifier.score_all([(answer + "}", gold) for gold, answer in table]).count(100)
+        [
+            pair
+            for pair, reward in zip(
+                table,
+                verifier.score_all([(answer + "}", gold) for gold, answer in table]),
+                strict=True,
+            )
+            if reward == 100
+        ]
         for table in (right, wrong)
     )
-    assert accepted / (accepted + fooled) >= 0.95
-    assert accepted / len(right) >= 0.88
+    assert fooled == []
+    assert len(accepted) / len(right) >= 0.95
 
 
 def test_score_all_is_score_one_by_one(verifier):
@@ -312,7 +438,7 @@ def test_score_all_is_score_one_by_one(verifier):
         ("\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}", False),
         ("\\angle A B C", True),
         ("(1, \\mho(a))", True),
-        ("\\begin{array}{c} 1 \\end{array}", True),
+        ("\\begin{array}{c} 1 \\end{array}", False),
         ("a $ b", False),
         ("5 @ 6", True),
         ("7" * 5000, True),

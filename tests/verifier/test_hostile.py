@@ -117,6 +117,17 @@ REPEATED = [
     r"\sin ",
     "=",
     r"\{\}",
+    "cm/",
+    "km per ",
+    "18 a ",
+    "**",
+    "1<",
+    "1e9",
+    "x\\in ",
+    "{1\\over ",
+    "log_2",
+    "USD 1",
+    "...",
 ]
 ODD = [
     "__import__('os').system('touch PWNED')",

@@ -95,6 +95,8 @@ def _refuse_other_architectures(raw: dict) -> None:
         expect(not raw.get(field), field, "a dense model (no mixture of experts)", raw.get(field))
     activation = raw.get("hidden_act", "silu")
     expect(activation == "silu", "hidden_act", "silu", activation)
+    weights = raw.get("transformers_weights") or "model.safetensors"
+    expect(weights == "model.safetensors", "transformers_weights", "model.safetensors", weights)
     quantized = raw.get("quantization_config")
     expect(not quantized, "quantization_config", "unquantized weights", quantized)
 

@@ -49,7 +49,7 @@ def rope_frequencies(config: Config) -> torch.Tensor:
     if scaling["rope_type"] == "yarn":
         keep = _kept_by_yarn(config)
         return keep * frequency + (1 - keep) * (1.0 / (scaling["factor"] * period))
-    turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)
+    turns = scaling["original_max_position_embeddings"] / (2 * math.pi / frequency)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     keep = ((turns - low) / (high - low)).clamp(0, 1)
     return keep * frequency + (1 - keep) * frequency / scaling["factor"]
@@ -69,7 +69,7 @@ def _kept_by_yarn(config: Config) -> torch.Tensor:
         first, last = math.floor(first), math.ceil(last)
     first, last = max(first, 0), min(last, D - 1)
     if first == last:
-        last += 0.001
+        last += 0.001  # then all is kept up to there, and nothing after
     pair = torch.arange(D // 2, dtype=torch.float32, device="cpu")
     return 1 - ((pair - first) / (last - first)).clamp(0, 1)
 

@@ -160,6 +160,7 @@ REFUSED = [
     ({"head_dim": 7}, "head_dim.*even.*7"),
     ({"hidden_act": "gelu"}, "hidden_act: expected silu, found 'gelu'"),
     ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+    ({"transformers_weights": "old.safetensors"}, "transformers_weights.*'old.safetensors'"),
     ({"vocab_size": GONE}, "vocab_size: expected a positive integer, found None"),
     ({"hidden_size": -32}, "hidden_size: expected a positive integer, found -32"),
     ({"num_hidden_layers": "2"}, "num_hidden_layers: expected a positive integer, found '2'"),

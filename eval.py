@@ -194,6 +194,8 @@ def evaluate(args: argparse.Namespace, world: World, verifier) -> None:
         check_output(args.out, [*(args.data or []), *template])
     names = args.data or subjects[0].default_data()
     sources = world.in_turn(lambda: {name: datasets.load(name)[: args.limit] for name in names})
+    for subject in subjects:
+        subject.check(args, [row for rows in sources.values() for row in rows], world)
     journal = open_journal(args, subjects, sources, world)
     common = (verifier, world, journal, args.batch, args.plain)
     writes = args.out and world.main

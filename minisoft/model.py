@@ -26,28 +26,52 @@ class Config:
     head_dim: int
     rms_norm_eps: float
     rope_theta: float
-    rope_scaling: dict  # {} for rope type default
+    rope_scaling: dict  # {} for rope type default; see rope_frequencies
     tie_word_embeddings: bool
     qkv_bias: bool
     o_bias: bool
     mlp_bias: bool
     qk_norm: bool
+    max_positions: int | None = None  # that it is made for; None: config.json does not say
 
 
 def rope_frequencies(config: Config) -> torch.Tensor:
-    """Angle per position of each rotated pair, float32 (D/2,): types default, linear, llama3."""
+    """Angle per position of each rotated pair, float32 (D/2,): rope types default, linear, llama3
+    and yarn.  The last two keep fast pairs, divide slow ones by `factor`, and interpolate."""
     exponent = torch.arange(0, config.head_dim, 2, dtype=torch.int64, device="cpu").float()
-    frequency = 1.0 / config.rope_theta ** (exponent / config.head_dim)
+    period = config.rope_theta ** (exponent / config.head_dim)
+    frequency = 1.0 / period
     scaling = config.rope_scaling
     if not scaling:
         return frequency
     if scaling["rope_type"] == "linear":
         return frequency / scaling["factor"]
-    # llama3: keep short wavelengths, divide long ones by `factor`, interpolate in between
-    turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)
+    if scaling["rope_type"] == "yarn":
+        keep = _kept_by_yarn(config)
+        return keep * frequency + (1 - keep) * (1.0 / (scaling["factor"] * period))
+    turns = scaling["original_max_position_embeddings"] / (2 * math.pi / frequency)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     keep = ((turns - low) / (high - low)).clamp(0, 1)
     return keep * frequency + (1 - keep) * frequency / scaling["factor"]
+
+
+def _kept_by_yarn(config: Config) -> torch.Tensor:
+    """How much of each pair's frequency yarn keeps, (D/2,): 1 for those that turn beta_fast times
+    in the original length, 0 for those that turn beta_slow times, linear in between (arXiv
+    2309.00071, "NTK-by-parts"; linear over the pairs, as in their code, not over the turns)."""
+    scaling, D = config.rope_scaling, config.head_dim
+    length = scaling["original_max_position_embeddings"]
+    turns = scaling["beta_fast"], scaling["beta_slow"]
+    first, last = (
+        D * math.log(length / (n * 2 * math.pi)) / (2 * math.log(config.rope_theta)) for n in turns
+    )
+    if scaling["truncate"]:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, D - 1)
+    if first == last:
+        last += 0.001  # then all is kept up to there, and nothing after
+    pair = torch.arange(D // 2, dtype=torch.float32, device="cpu")
+    return 1 - ((pair - first) / (last - first)).clamp(0, 1)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -242,6 +266,7 @@ class Transformer(nn.Module):
         """Positions (N or 1, T) -> cos, sin, each (N or 1, 1, T, D); angles in float32."""
         self.frequencies = self.frequencies.to(positions.device)
         angle = positions[:, None, :, None] * self.frequencies  # (N, 1, T, D/2)
-        cos, sin = angle.cos(), angle.sin()
+        scale = self.config.rope_scaling.get("attention_factor", 1.0)  # of yarn
+        cos, sin = scale * angle.cos(), scale * angle.sin()
         pair = torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)  # (N, 1, T, D)
         return tuple(x.to(dtype) for x in pair)

@@ -273,6 +273,14 @@ LLAMA3_SCALING = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+QWEN_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
+DEEPSEEK_YARN = {
+    **QWEN_YARN,
+    "mscale": 0.707,
+    "mscale_all_dim": 1.0,
+    "beta_fast": 16,
+    "beta_slow": 2,
+}
 ARCHITECTURES = {
     "llama-gqa": ("llama", {}),
     "llama-mha": ("llama", {"num_key_value_heads": 4}),
@@ -280,13 +288,19 @@ ARCHITECTURES = {
     "llama-linear": ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
     "llama3": ("llama", {"rope_scaling": LLAMA3_SCALING, "rope_theta": 500000.0}),
     "llama3-tied": ("llama", {"rope_scaling": LLAMA3_SCALING, "tie_word_embeddings": True}),
+    "llama-yarn": ("llama", {"rope_scaling": DEEPSEEK_YARN}),
     "llama-attention-bias": ("llama", {"attention_bias": True}),
     "llama-mlp-bias": ("llama", {"mlp_bias": True}),
     "llama-head-dim": ("llama", {"head_dim": 16}),
     "qwen2": ("qwen2", {}),
     "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2-yarn": ("qwen2", {"rope_scaling": QWEN_YARN, "rope_theta": 1e6, "head_dim": 16}),
     "qwen3": ("qwen3", {"head_dim": 16, "rms_norm_eps": 1e-3}),
     "qwen3-tied": ("qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
+    "qwen3-yarn": (
+        "qwen3",
+        {"head_dim": 16, "rope_scaling": {**QWEN_YARN, "attention_factor": 1.3}},
+    ),
     "qwen3-bias": ("qwen3", {"head_dim": 16, "attention_bias": True}),
 }
 

@@ -37,7 +37,32 @@ def test_logits_equal_those_of_transformers_past_position_1000(both, fast, archi
     close(logits_of(ours, ids)[:, 1000:], theirs(ids).logits[:, 1000:], 2e-5)
 
 
-@pytest.mark.parametrize("architecture", ["llama-linear", "llama3"])
+@ENGINE
+@pytest.mark.parametrize("architecture", ["llama-yarn", "qwen2-yarn", "qwen3-yarn"])
+@torch.no_grad()
+def test_yarn_is_that_of_transformers_past_the_original_length(both, fast, architecture, engine):
+    """The original length is 64; relative to the largest logit."""
+    theirs, ours = (fast if engine else both)(architecture)
+    ids = random_ids(1, 1100)
+    expected = theirs(ids).logits[:, 64:]
+    off = (logits_of(ours, ids)[:, 64:] - expected).abs().max()
+    assert off <= 2e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("architecture", ["llama-yarn", "qwen2-yarn", "qwen3-yarn"])
+@torch.no_grad()
+def test_yarn_scales_cosines_and_sines(both, architecture):
+    """Otherwise that test would not see a forgotten attention factor."""
+    _, ours = both(architecture)
+    factor = ours.config.rope_scaling["attention_factor"]
+    assert abs(factor - 1) > 0.02
+    cos, sin = ours._rope(torch.arange(9)[None], torch.float32)
+    close(cos.square() + sin.square(), torch.full_like(cos, factor**2))
+
+
+@pytest.mark.parametrize(
+    "architecture", ["llama-linear", "llama3", "llama-yarn", "qwen2-yarn", "qwen3-yarn"]
+)
 @torch.no_grad()
 def test_dropping_the_rope_scaling_would_show(both, architecture):
     _, ours = both(architecture)

@@ -15,6 +15,8 @@ from minisoft.io.tokenizer import FILES, Tokenizer
 from minisoft.model import Transformer
 
 SIDECAR = "minisoft.json"  # how a model is to be used: prompt, sigma, defaults; only ours have it
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -22,19 +24,35 @@ def load(folder: str | Path, device="cpu", dtype=None) -> tuple[Transformer, Tok
     """A Hugging Face folder -> (Transformer, Tokenizer), parameters in `dtype` on `device`.
 
     dtype None: bfloat16 if stored so, else float32.  Strict: raises InputError unless every tensor
-    is there, expected and of the right shape.
+    is there, expected and of the right shape, and every token that ordinary text can have is a row
+    of E.  Added tokens, such as a [PAD] of later, may have none: they come into a text by name only
+    (`minisoft.training.evaluate.check_prompts` looks).
     """
     folder = Path(folder)
     model = load_model(folder, device, dtype)
     tokenizer = Tokenizer(folder)
     size = model.config.vocab_size
-    fits = tokenizer.size <= size
-    expect(fits, f"{folder}: tokenizer", f"at most vocab_size={size} ids", tokenizer.size)
+    if tokenizer.size > size:
+        needed = tokenizer.size - sum(i >= size for i in _added_ids(folder))
+        expect(needed <= size, f"{folder}: tokenizer", f"at most vocab_size={size} ids", needed)
     return model, tokenizer
+
+
+def _added_ids(folder: Path) -> set[int]:
+    """Ids of the tokens that were added to a vocabulary, by any of the files that can say so."""
+    ids = [*read_json(folder / "added_tokens.json").values()]
+    ids += [token["id"] for token in read_json(folder / "tokenizer.json").get("added_tokens") or []]
+    decoder = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
+    ids += [int(i) for i in decoder if i.isdecimal()]
+    return {i for i in ids if type(i) is int}
 
 
 def outline(folder: Path) -> Transformer:
     """The model of a folder's config.json on the meta device: shapes without weights, float32."""
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        hint = "merge it into its base (peft: merge_and_unload) and save that"
+        raise InputError(f"{adapter}: expected a whole model, found an adapter; {hint}")
     path = folder / "config.json"
     raw = read_json(path, required=True)
     try:
@@ -49,39 +67,67 @@ def load_model(folder: Path, device="cpu", dtype: torch.dtype | None = None) -> 
     """The Transformer of a Hugging Face folder (see `load`)."""
     model = outline(folder)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    places = _locate(folder, shapes)
+    index, files = _find_weights(folder)
+    tied = model.lm_head is None
+    if tied and HEAD in files:  # stored all the same: beside the embedding, or in its stead
+        shapes[HEAD] = shapes[EMBEDDING]
+        if EMBEDDING not in files:
+            del shapes[EMBEDDING]
+    places = _locate(index, files, shapes)
     stored = _check_headers(places, shapes)
     if dtype is None:
-        in_16_bits = stored["model.embed_tokens.weight"] == "BF16"
+        in_16_bits = stored.get(EMBEDDING, stored.get(HEAD)) == "BF16"
         dtype = torch.bfloat16 if in_16_bits else torch.float32
     weights = {name: tensor.to(device, dtype) for name, tensor in _read_tensors(places)}
+    if tied and HEAD in weights:
+        _tie(weights, index)
     model.load_state_dict(weights, strict=True, assign=True)
     return model
 
 
-def _locate(folder: Path, shapes: dict[str, tuple]) -> dict[Path, list[str]]:
+def _find_weights(folder: Path) -> tuple[Path, dict[str, Path]]:
+    """(what lists the tensors, tensor name -> file).  A single file goes before an index, as in
+    transformers."""
+    single, index = folder / SINGLE, folder / INDEX
+    if index.is_file() and not single.is_file():
+        return index, _read_index(index)
+    if not single.is_file():
+        others = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
+        hint = f"{others[0]}; save it with safetensors" if others else "no such file"
+        raise InputError(f"{single}: expected a safetensors file, found {hint}")
+    with _open(single) as file:
+        return single, dict.fromkeys(file.keys(), single)
+
+
+def _locate(index: Path, files: dict[str, Path], shapes: dict[str, tuple]) -> dict[Path, list[str]]:
     """File -> names of its tensors.  Raises InputError for a missing or an unexpected one."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        files = _read_index(index)
-    else:
-        index = folder / "model.safetensors"
-        with _open(index) as file:
-            files = dict.fromkeys(file.keys(), index)
     for name, shape in shapes.items():
         if name not in files:
             raise InputError(f"{index}: {name}: expected {shape}, found no such tensor")
-    unexpected = {name for name in files if name not in shapes}
-    unexpected.discard("lm_head.weight")  # a tied head may be stored all the same
-    for name in sorted(unexpected):
-        if not name.endswith(".rotary_emb.inv_freq"):  # once saved, always recomputed
+    for name in sorted(set(files) - set(shapes)):
+        if not _is_recomputed(name):
             raise InputError(
                 f"{index}: {name}: expected no such tensor for this config.json, found one"
             )
-    places = {path: [] for path in sorted(set(files.values()))}
+    places = {path: [] for path in sorted({files[name] for name in shapes})}
     for name in shapes:
         places[files[name]].append(name)
     return places
+
+
+def _is_recomputed(name: str) -> bool:
+    """Rotary frequencies, which were once saved."""
+    return name.endswith(".rotary_emb.inv_freq")
+
+
+def _tie(weights: dict[str, torch.Tensor], index: Path) -> None:
+    """Leave only the embedding of a tied model whose head was stored."""
+    head = weights.pop(HEAD)
+    if not torch.equal(weights.setdefault(EMBEDDING, head), head):
+        raise InputError(
+            f"{index}: {HEAD}: expected the numbers of {EMBEDDING}, since config.json has "
+            "tie_word_embeddings, found others; with tie_word_embeddings false the head is its own"
+        )
 
 
 def _read_index(index: Path) -> dict[str, Path]:
@@ -92,6 +138,11 @@ def _read_index(index: Path) -> dict[str, Path]:
     for name, file in names.items():
         inside = Path(file).name == file and file.endswith(".safetensors")
         expect(inside, f"{index}: {name}", "a .safetensors file of this folder", file)
+    for file in sorted(set(names.values())):
+        with _open(index.parent / file) as shard:
+            for name in shard.keys():
+                if name not in names and not _is_recomputed(name):
+                    raise InputError(f"{index}: {name}: expected its file, found it only in {file}")
     return {name: index.parent / file for name, file in names.items()}
 
 
@@ -175,14 +226,14 @@ def _are_defaults(value) -> bool:
 
 
 def find(model: str) -> Path:
-    """A folder, or a hub id "owner/name", fetched into weights/name.  Raises InputError."""
+    """A folder, or a hub id "owner/name", fetched into weights/owner--name.  Raises InputError."""
     folder = Path(model)
     if folder.is_dir():
         return folder
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
         expected = "a model folder or a hub id owner/name"
         raise InputError(f"{model}: expected {expected}, found no such folder")
-    target = WEIGHTS / model.split("/")[1]
+    target = WEIGHTS / model.replace("/", "--")  # as the hub's own cache has it
     if (target / "config.json").is_file():
         return target
     from huggingface_hub import snapshot_download

@@ -1,8 +1,9 @@
 """config.json -> Config, for Llama, Qwen2 and Qwen3 as transformers 4 and 5 write them."""
 
 import math
+import sys
 
-from minisoft.errors import expect
+from minisoft.errors import InputError, expect
 from minisoft.model import Config
 
 ROPE_TYPES = {  # type -> the numbers it needs
@@ -14,12 +15,14 @@ ROPE_TYPES = {  # type -> the numbers it needs
         "high_freq_factor",
         "original_max_position_embeddings",
     ),
+    "yarn": ("factor", "original_max_position_embeddings"),
 }
 
 
 def is_positive(value, types=(int, float)) -> bool:
     """Whether a value of a JSON file is a positive number (types=int: a whole one)."""
-    return isinstance(value, types) and not isinstance(value, bool) and 0 < value < math.inf
+    number = isinstance(value, types) and not isinstance(value, bool)
+    return number and 0 < value <= sys.float_info.max
 
 
 def read_config(raw: dict) -> Config:
@@ -30,21 +33,24 @@ def read_config(raw: dict) -> Config:
     known = architecture in ("llama", "qwen2", "qwen3")
     expect(known, "model_type", "llama, qwen2 or qwen3", architecture)
     _refuse_other_architectures(raw)
+    layers = _positive(raw, "num_hidden_layers", types=int)
+    _refuse_windows(raw, layers)
     theta, scaling = _read_rope(raw)
-    bias = bool(raw.get("attention_bias", False))
+    bias = _flag(raw, "attention_bias")
     return Config(
         vocab_size=_positive(raw, "vocab_size", types=int),
         intermediate_size=_positive(raw, "intermediate_size", types=int),
-        num_hidden_layers=_positive(raw, "num_hidden_layers", types=int),
+        num_hidden_layers=layers,
         **_read_heads(raw),
         rms_norm_eps=_positive(raw, "rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_scaling=scaling,
-        tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+        tie_word_embeddings=_flag(raw, "tie_word_embeddings"),
         qkv_bias=bias or architecture == "qwen2",
         o_bias=bias and architecture != "qwen2",
-        mlp_bias=bool(raw.get("mlp_bias", False)) and architecture == "llama",
+        mlp_bias=_flag(raw, "mlp_bias") and architecture == "llama",
         qk_norm=architecture == "qwen3",
+        max_positions=_read_length(raw, scaling),
     )
 
 
@@ -53,6 +59,12 @@ def _positive(raw: dict, field: str, default=None, types=(int, float)):
     expected = "a positive integer" if types is int else "a positive number"
     expect(is_positive(value, types), field, expected, value)
     return value
+
+
+def _flag(raw: dict, field: str) -> bool:
+    value = raw.get(field)
+    expect(value is None or isinstance(value, bool), field, "true or false", value)
+    return bool(value)
 
 
 def _read_heads(raw: dict) -> dict[str, int]:
@@ -79,30 +91,100 @@ def _read_heads(raw: dict) -> dict[str, int]:
 
 
 def _refuse_other_architectures(raw: dict) -> None:
-    window = raw.get("sliding_window")
-    sliding = raw.get("use_sliding_window") or (raw["model_type"] == "llama" and window)
-    expect(not sliding, "use_sliding_window", "full attention (no sliding window)", window)
-    layers = set(raw.get("layer_types") or ["full_attention"])
-    full = layers == {"full_attention"}
-    expect(full, "layer_types", "only full_attention", sorted(layers))
     for field in ("num_experts", "num_local_experts", "n_routed_experts"):
         expect(not raw.get(field), field, "a dense model (no mixture of experts)", raw.get(field))
     activation = raw.get("hidden_act", "silu")
     expect(activation == "silu", "hidden_act", "silu", activation)
+    weights = raw.get("transformers_weights") or "model.safetensors"
+    expect(weights == "model.safetensors", "transformers_weights", "model.safetensors", weights)
     quantized = raw.get("quantization_config")
     expect(not quantized, "quantization_config", "unquantized weights", quantized)
 
 
+def _refuse_windows(raw: dict, layers: int) -> None:
+    """Raises InputError where a layer has a sliding window.  Llama's have none, whatever the fields
+    say; Qwen's are named by layer_types, else they are those from max_window_layers on."""
+    if raw["model_type"] == "llama":
+        return
+    types = raw.get("layer_types")
+    if types is not None:
+        full = isinstance(types, list) and all(kind == "full_attention" for kind in types)
+        expect(full, "layer_types", "only full_attention", types)
+        return
+    window = raw.get("sliding_window", 4096) if _flag(raw, "use_sliding_window") else None
+    first = raw.get("max_window_layers", 28)
+    if window is not None and not (isinstance(first, int) and first >= layers):
+        found = f"{window} in layers from max_window_layers={first} on"
+        raise InputError(f"sliding_window: expected full attention in all layers, found {found}")
+
+
+def _read_length(raw: dict, scaling: dict) -> int | None:
+    """How many positions the model is made for, None where nothing is said."""
+    length = raw.get("max_position_embeddings")
+    if length is None:
+        return None
+    length = _positive(raw, "max_position_embeddings", types=int)
+    if scaling.get("rope_type") != "yarn":
+        return length  # Qwen's folders keep the original length where yarn is switched on
+    return max(length, int(scaling["factor"] * scaling["original_max_position_embeddings"]))
+
+
 def _read_rope(raw: dict) -> tuple[float, dict]:
-    """(rope_theta, scaling), from transformers 4 (`rope_scaling`) or 5 (`rope_parameters`)."""
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    """(rope_theta, scaling), from transformers 4 (`rope_scaling`) or 5 (`rope_parameters`).
+
+    Where both are there and differ, it is refused: transformers 5 takes `rope_scaling`, but with
+    another rope_theta than either transformers 4 or `rope_parameters` alone would have.
+    """
+    given = [field for field in ("rope_scaling", "rope_parameters") if raw.get(field)]
+    read = [_read_dialect(raw, field) for field in given or ["rope_parameters"]]
+    expected = "the same as rope_parameters, its rope_theta included, or only one of the two"
+    expect(read[0] == read[-1], "rope_scaling", expected, raw.get("rope_scaling"))
+    return read[0]
+
+
+def _read_dialect(raw: dict, field: str) -> tuple[float, dict]:
+    """What one of the fields says, with the older fields around it where it is silent."""
+    rope = raw.get(field) or {}
     flat = isinstance(rope, dict) and not any(isinstance(value, dict) for value in rope.values())
-    expect(flat, "rope_parameters or rope_scaling", "one flat object", rope)
-    rope = {"rope_theta": raw.get("rope_theta") or 10000.0, **rope}
+    expect(flat, field, "one flat object", rope)
+    rope = {"rope_theta": raw.get("rope_theta", 10000.0), **rope}
+    length = rope.get("original_max_position_embeddings", raw.get("max_position_embeddings"))
+    rope["original_max_position_embeddings"] = raw.get("original_max_position_embeddings", length)
     partial = rope.get("partial_rotary_factor", raw.get("partial_rotary_factor") or 1.0)
     expect(partial == 1.0, "partial_rotary_factor", "1.0", partial)
     rope_type = rope.get("rope_type", rope.get("type", "default"))
-    expect(rope_type in ROPE_TYPES, "rope_type", "default, linear or llama3", rope_type)
+    known = isinstance(rope_type, str) and rope_type in ROPE_TYPES
+    expect(known, "rope_type", "default, linear, llama3 or yarn", rope_type)
     theta = float(_positive(rope, "rope_theta"))
-    numbers = {field: float(_positive(rope, field)) for field in ROPE_TYPES[rope_type]}
+    numbers = {name: float(_positive(rope, name)) for name in ROPE_TYPES[rope_type]}
+    if rope_type == "llama3":
+        low, high = numbers["low_freq_factor"], numbers["high_freq_factor"]
+        expect(high > low, "high_freq_factor", f"more than low_freq_factor={low}", high)
+    if rope_type == "yarn":
+        expect(theta > 1, "rope_theta", "more than 1", theta)
+        numbers |= _read_yarn(rope)
     return theta, {"rope_type": rope_type, **numbers} if numbers else {}
+
+
+def _read_yarn(rope: dict) -> dict:
+    """What yarn may leave out, with transformers' defaults; there, 0 and null leave out too."""
+    given = {name: value for name, value in rope.items() if value}
+    betas = {"beta_fast": 32.0, "beta_slow": 1.0}
+    betas = {name: float(_positive(given, name, usual)) for name, usual in betas.items()}
+    truncate = rope.get("truncate", True)
+    expect(isinstance(truncate, bool), "truncate", "true or false", truncate)
+    return {**betas, "truncate": truncate, "attention_factor": _attention_factor(rope, given)}
+
+
+def _attention_factor(rope: dict, given: dict) -> float:
+    """By which yarn multiplies cosines and sines; DeepSeek's mscale and mscale_all_dim decide it
+    only together."""
+    if rope.get("attention_factor") is not None:
+        return float(_positive(rope, "attention_factor"))
+
+    def scale(by: float) -> float:
+        return 0.1 * by * math.log(rope["factor"]) + 1.0 if rope["factor"] > 1 else 1.0
+
+    if "mscale" in given and "mscale_all_dim" in given:
+        return scale(_positive(given, "mscale")) / scale(_positive(given, "mscale_all_dim"))
+    return scale(1.0)

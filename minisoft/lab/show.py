@@ -23,6 +23,7 @@ def show(args: Namespace, world: World, verifier) -> None:
     if not 0 <= args.show < len(problems):
         expected = f"a problem from 0 to {len(problems) - 1}"
         raise InputError(f"--show: expected {expected}, found {args.show}")
+    subject.check(args, [problems[args.show]], world)
     evaluator = subject.load(args, (verifier, world, None, 1, True))
     model, tokenizer, settings = evaluator.model, evaluator.tokenizer, evaluator.settings
     problem, form = problems[args.show], Format(tokenizer)

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from minisoft import data, engine, evaluation, rollout
-from minisoft.data import Choice, Format, Problem
+from minisoft.data import ANSWER_TOKENS, Choice, Format, Problem
 from minisoft.engine import choices
+from minisoft.errors import InputError
 from minisoft.evaluation import Setting
 from minisoft.io.journal import Journal
 from minisoft.rollout import Decoding, Request
@@ -91,3 +92,42 @@ class Evaluator:
 
     def _bar(self, total: int, name: str, unit: str) -> tqdm:
         return tqdm(total=total, desc=name, unit=unit, leave=False, disable=not self.world.main)
+
+
+def lengthened(
+    rows: list[Problem] | list[Choice], settings: Settings, form: Format
+) -> list[tuple[str, int]]:
+    """Of each prompt, or each option in its context: (text, how many tokens may follow it)."""
+    after = settings.cot + max(map(len, form.prefill)) + ANSWER_TOKENS
+    texts = []
+    for row in rows:
+        if isinstance(row, Choice):
+            texts += [(f"{row.context} {option}", 0) for option in row.options]
+        else:
+            texts.append((data.prompt(row.question, settings.template), after))
+    return texts
+
+
+def check_prompts(folder, config, tokenizer, texts: list[tuple[str, int]], world) -> None:
+    """Before anything runs: can the model of `folder` take these texts (see `lengthened`)?
+
+    Says so in one line where they go on beyond the positions that it is made for.  Raises
+    InputError for a token without a row in E, which an added one may be.
+    """
+    longest = 0
+    for text, after in texts:
+        ids = tokenizer.encode(text)
+        if max(ids, default=0) >= config.vocab_size:
+            i = next(i for i in ids if i >= config.vocab_size)
+            ends = (text[:end] for end in range(1, len(text) + 1))
+            until = next((end for end in ends if i in tokenizer.encode(end)), text)
+            raise InputError(
+                f"{folder}: vocab_size: expected more than {i}, a token of the prompts, the last "
+                f"of {until[-60:]!r}; found {config.vocab_size}"
+            )
+        longest = max(longest, len(ids) + after)
+    if config.max_positions is not None and longest > config.max_positions:
+        world.say(
+            f"{folder}: max_position_embeddings: made for {config.max_positions} positions, but "
+            f"the longest text may take {longest}, with CoT budget, prefill and answer"
+        )

@@ -33,11 +33,11 @@ from minisoft.reward import BOXED, RIGHT
 from minisoft.rollout import Decoding, Request, Rollout
 from minisoft.soft import rms
 from minisoft.training import metrics
-from minisoft.training.evaluate import Evaluator
+from minisoft.training.evaluate import Evaluator, check_prompts, lengthened
 from minisoft.training.optimizer import Optimizer, Schedule
 from minisoft.training.plan import in_pieces
 from minisoft.training.samples import COLUMNS, Part, Samples, Scores
-from minisoft.training.settings import Flags, fill, resolve
+from minisoft.training.settings import Flags, anywhere, fill, resolve
 from minisoft.training.world import World
 
 WRITES = ("best", "last", "config.json", "metrics.jsonl", "summary.json")  # besides state/, lock
@@ -97,6 +97,7 @@ class Run:
         problems = self.world.in_turn(lambda: datasets.load_problems(self.args.data))
         self.samples = self.world.all_or_none(lambda: Samples(self.args, self.world, problems))
         self.world.all_or_none(self._load)
+        self.world.all_or_none(self._check_prompts)
         self.sources = self.world.all_or_none(lambda: self._hashes(problems))
 
     def _load(self) -> None:
@@ -117,6 +118,13 @@ class Run:
             self.world.say(
                 f"{self.source}: its training is not continued alike: {', '.join(changed)}"
             )
+
+    def _check_prompts(self) -> None:
+        """Of the training, and of validation and test with their own budget."""
+        samples, later = self.samples, replace(self.settings, cot=self.args.eval_cot)
+        texts = lengthened(samples.training, self.settings, self.form)
+        texts += lengthened([*samples.validation, *samples.test], later, self.form)
+        check_prompts(self.source, self.model.config, self.tokenizer, texts, self.world)
 
     def _hashes(self, problems: list[Problem]) -> dict[str, str]:
         """SHA-256 of all that decides what is learnt from, but for the weights."""
@@ -184,7 +192,7 @@ class Run:
 
     def _begin_files(self) -> metrics.MetricsFile:
         config = {
-            name: str(value) if isinstance(value, Path) else value
+            name: anywhere(name, str(value) if isinstance(value, Path) else value)
             for name, value in vars(self.args).items()
             if name != "resume"
         }

@@ -13,6 +13,7 @@ is trained.  Rules of `resolve`, each a test:
                    and top_k are as there; else the paper's
 """
 
+import os
 import time
 from argparse import Namespace
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from pathlib import Path
 from minisoft.data import PAPER_PROMPT
 from minisoft.errors import InputError
 from minisoft.io.atomic import read_json
-from minisoft.io.datasets import read_prompt
+from minisoft.io.datasets import EMBEDDED, HUB, read_prompt
 from minisoft.soft import GAMMA, KINDS, NOISES, Hard, Mixture, make_kind, noise_scale
 
 TRAIN_COT, EVAL_COT = 128, 512  # CoT budgets in tokens (section 4)
@@ -183,17 +184,25 @@ def resumed(args: Namespace, given: set[str], variant: dict) -> Namespace:
         found = f"{variant or 'none'}"
         expected = f"the run's variant {config.get('variant') or 'none'}"
         raise InputError(f"{args.out}: --resume: expected {expected}, found {found}")
-    changed = [
-        f"{name} (was {config.get(name)}, now {getattr(args, name)})"
-        for name in sorted(given - MAY_CHANGE)
-        if str(getattr(args, name)) != str(config.get(name))
-    ]
+    changed = []
+    for name in sorted(given - MAY_CHANGE):
+        before, now = config.get(name), getattr(args, name)
+        if str(before) not in (str(now), anywhere(name, now)):
+            changed.append(f"{name} (was {before}, now {now})")
     if changed:
         expected = "expected the flags of the run, found other values for"
         raise InputError(f"{args.out}: --resume: {expected} {', '.join(changed)}")
     for name in set(vars(args)) - {"out", "resume"} - (given & MAY_CHANGE):
         setattr(args, name, config.get(name, getattr(args, name)))
     return args
+
+
+def anywhere(flag: str, value):
+    """The value of a flag, if it is a path then so that it is the same path after `cd`."""
+    named = flag == "data" and value in {**EMBEDDED, **HUB}
+    if flag in ("model", "data", "template") and value and not named and os.path.exists(value):
+        return os.path.abspath(value)
+    return value
 
 
 def _renamed(config: dict, path: Path) -> dict:

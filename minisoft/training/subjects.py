@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minisoft import engine
+from minisoft.data import Format
 from minisoft.errors import InputError
 from minisoft.io import checkpoint, datasets
 from minisoft.io.journal import Journal
+from minisoft.io.tokenizer import Tokenizer
 from minisoft.soft import GAMMA
-from minisoft.training.evaluate import Evaluator
+from minisoft.training.evaluate import Evaluator, check_prompts, lengthened
 from minisoft.training.settings import EVAL_COT, Flags, Settings, resolve
 from minisoft.training.world import World
 
@@ -49,6 +51,12 @@ class Subject:
             args.template, args.cot, args.noise, args.top_k, args.gamma, args.sigma, args.tau
         )
         return resolve(self.sidecar, flags, EVAL_COT)
+
+    def check(self, args: Namespace, rows: list, world: World) -> None:
+        """See `check_prompts`; the weights are not read."""
+        config, tokenizer = checkpoint.outline(self.folder).config, Tokenizer(self.folder)
+        texts = lengthened(rows, self.settings(args), Format(tokenizer))
+        check_prompts(self.folder, config, tokenizer, texts, world)
 
     def load(self, args: Namespace, common: tuple) -> Evaluator:
         """The model on the device of the world in `common`, ready for evaluation."""

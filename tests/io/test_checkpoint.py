@@ -77,6 +77,52 @@ def test_a_tied_head_may_be_stored_or_not(both, saved, tmp_path, architecture):
     assert torch.equal(logits_of(model), logits_of(both(architecture)[1]))
 
 
+@pytest.mark.parametrize("in_shards", [False, True])
+@torch.no_grad()
+def test_a_tied_model_may_be_stored_under_the_name_of_its_head_alone(saved, tmp_path, in_shards):
+    """As safetensors.torch.save_model writes it; transformers reads it, and what is exported."""
+    from transformers import AutoModelForCausalLM
+
+    source = tmp_path / "source"
+    saved("qwen2-tied")[0].save_pretrained(source, max_shard_size="40KB" if in_shards else "5GB")
+    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
+    file = source / WEIGHTS
+    if in_shards:
+        places = json.loads((source / INDEX).read_text())["weight_map"]
+        file = source / places[embedding]
+        edit_json(
+            source / INDEX,
+            lambda index: index["weight_map"].update({head: index["weight_map"].pop(embedding)}),
+        )
+    tensors = load_file(file)
+    tensors[head] = tensors.pop(embedding)
+    save_file(tensors, file, {"format": "pt"})
+    model = load_model(source)
+    assert model.W_d is model.E
+    save_model(tmp_path / "out", model, source, {})
+    for folder in (source, tmp_path / "out"):
+        theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        torch.testing.assert_close(logits_of(model), theirs(IDS).logits, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_a_single_file_goes_before_an_index_as_in_transformers(both, saved, sharded):
+    """Also before one whose shards are gone."""
+    from transformers import AutoModelForCausalLM
+
+    other = random_model("llama-gqa")
+    other.model.embed_tokens.weight.mul_(2)
+    other.save_pretrained(sharded.parent / "other")
+    shutil.copy(sharded.parent / "other" / WEIGHTS, sharded)
+    for _ in range(2):
+        theirs = AutoModelForCausalLM.from_pretrained(sharded).eval()
+        found = logits_of(load_model(sharded))
+        torch.testing.assert_close(found, theirs(IDS).logits, atol=1e-5, rtol=0)
+        assert not torch.allclose(found, logits_of(both("llama-gqa")[1]), atol=1e-2)
+        for shard in sharded.glob("model-*.safetensors"):
+            shard.unlink()
+
+
 def test_an_untied_head_is_its_own(both):
     theirs, ours = both("llama-gqa")
     assert torch.equal(ours.W_d, theirs.lm_head.weight) and not torch.equal(ours.W_d, ours.E)
@@ -165,6 +211,36 @@ def test_no_weights(model_folder):
     refuses(model_folder, model_folder / WEIGHTS)
 
 
+@pytest.mark.parametrize("head", [torch.ones(512, 32), torch.ones(500, 32)])
+def test_another_head_in_a_tied_model(model_folder, head):
+    rewrite(model_folder, lambda t: t.update({"lm_head.weight": head}))
+    refuses(model_folder, model_folder / WEIGHTS, "lm_head.weight")
+
+
+def test_a_head_without_its_embedding(saved, tmp_path):
+    shutil.copytree(saved("llama-gqa")[1], tmp_path, dirs_exist_ok=True)
+    rewrite(tmp_path, lambda t: t.pop("model.embed_tokens.weight"))
+    refuses(tmp_path, tmp_path / WEIGHTS, "model.embed_tokens.weight", (512, 32))
+
+
+def test_weights_of_another_format(model_folder):
+    (model_folder / WEIGHTS).rename(model_folder / "pytorch_model.bin")
+    refuses(model_folder, model_folder / WEIGHTS, "pytorch_model.bin")
+
+
+def test_an_adapter(model_folder):
+    write_json(model_folder / "adapter_config.json", {"peft_type": "LORA"})
+    refuses(model_folder, model_folder / "adapter_config.json", "merge")
+
+
+def test_a_tensor_that_the_index_forgets(saved, tmp_path):
+    """transformers reads what lies in the shards: here a head that a tied model would have."""
+    saved("llama-tied")[0].save_pretrained(tmp_path, max_shard_size="40KB")
+    shard = sorted(tmp_path.glob("*.safetensors"))[0]
+    save_file({**load_file(shard), "lm_head.weight": torch.ones(512, 32)}, shard, {"format": "pt"})
+    refuses(tmp_path, tmp_path / INDEX, "lm_head.weight", shard.name)
+
+
 def test_a_missing_shard(sharded):
     gone = sorted(sharded.glob("*.safetensors"))[1]
     gone.unlink()
@@ -224,6 +300,29 @@ def test_a_vocabulary_smaller_than_the_tokenizer(model_folder):
     refuses(model_folder, model_folder, "tokenizer", "300", load=minisoft.load)
 
 
+def shorten(folder, rows):
+    """A model of only the first rows of its vocabulary."""
+    edit_json(folder / "config.json", lambda config: config.update(vocab_size=rows))
+    name = "model.embed_tokens.weight"
+    rewrite(folder, lambda t: t.update({name: t[name][:rows].clone()}))
+
+
+def test_an_added_token_needs_no_row_but_a_token_of_the_vocabulary_does(model_folder):
+    """The Llama 3 tokenizer of the tests ends with three special tokens; here is one more."""
+    from tokenizers import Tokenizer
+
+    path = model_folder / "tokenizer.json"
+    codec = Tokenizer.from_file(str(path))
+    codec.add_special_tokens(["[PAD]"])
+    codec.save(str(path))
+    words = codec.get_vocab_size(with_added_tokens=False)
+    shorten(model_folder, words)
+    model, tokenizer = minisoft.load(model_folder)
+    assert tokenizer.size > model.config.vocab_size == words
+    shorten(model_folder, words - 1)
+    refuses(model_folder, f"{model_folder}: tokenizer", words - 1, words, load=minisoft.load)
+
+
 # ---------------------------------------------------------------- finding
 
 
@@ -246,11 +345,25 @@ def test_a_hub_id_that_cannot_be_reached(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(checkpoint, "WEIGHTS", tmp_path / "weights")
-    target = tmp_path / "weights" / "model"
+    target = tmp_path / "weights" / "nobody--model"
     refuses("nobody/model", f"hf download nobody/model --local-dir {target}", load=find)
     target.mkdir(parents=True)
     (target / "config.json").write_text("{}")
     assert find("nobody/model") == target
+
+
+def test_models_of_one_name_by_two_owners_have_a_folder_each(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    def fetch(model, local_dir, allow_patterns):
+        local_dir.mkdir(parents=True)
+        write_json(local_dir / "config.json", {"of": model})
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.setattr(checkpoint, "WEIGHTS", tmp_path)
+    names = ("alice/model", "bob/model", "alice/model")
+    folders = [find(name) for name in names]
+    assert [read_json(folder / "config.json")["of"] for folder in folders] == list(names)
 
 
 # ---------------------------------------------------------------- writing
@@ -260,7 +373,11 @@ def test_what_is_written_is_what_transformers_reads(saved, tokenizer_folders, tm
     """Identical logits, and identical greedy text; for every kind of head and bias."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    for architecture, tokens in (("llama3-tied", "llama3"), ("qwen2", "qwen"), ("qwen3", "qwen")):
+    for architecture, tokens in (
+        ("llama3-tied", "llama3"),
+        ("qwen2", "qwen"),
+        ("qwen3-yarn", "qwen"),
+    ):
         source, target = tmp_path / architecture, tmp_path / f"{architecture}-out"
         shutil.copytree(saved(architecture)[1], source)
         shutil.copytree(tokenizer_folders[tokens], source, dirs_exist_ok=True)

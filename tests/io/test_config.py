@@ -1,15 +1,25 @@
 """config.json: what is read of it, and what would give wrong numbers is refused."""
 
+import copy
+import importlib
 import json
 import shutil
 
 import pytest
 import torch
-from conftest import LLAMA3_SCALING, close, logits_of, random_ids, write_json
+from conftest import (
+    LLAMA3_SCALING,
+    QWEN_YARN,
+    close,
+    logits_of,
+    random_ids,
+    write_json,
+)
 
 from minisoft.errors import InputError
 from minisoft.io.checkpoint import load_model
 from minisoft.io.config import read_config
+from minisoft.model import rope_frequencies
 
 
 def rewritten(raw, form):
@@ -28,7 +38,10 @@ def rewritten(raw, form):
     }
 
 
-@pytest.mark.parametrize("architecture", ["llama-gqa", "llama-linear", "llama3", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["llama-gqa", "llama-linear", "llama3", "llama-yarn", "qwen2", "qwen2-yarn", "qwen3"],
+)
 @torch.no_grad()
 def test_configs_of_transformers_4_and_5_mean_the_same(both, saved, tmp_path, architecture):
     theirs, ours = both(architecture)
@@ -69,19 +82,53 @@ REFUSED = [
     ({"model_type": "mistral"}, "model_type: expected llama, qwen2 or qwen3, found 'mistral'"),
     ({"model_type": GONE}, "model_type.*None"),
     (
-        {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 128},
-        "use_sliding_window.*128",
+        {"model_type": "qwen2", "use_sliding_window": "yes"},
+        "use_sliding_window.*true or false.*'yes'",
+    ),
+    (
+        {
+            "model_type": "qwen2",
+            "use_sliding_window": True,
+            "sliding_window": 128,
+            "max_window_layers": 1,
+        },
+        "sliding_window: expected full attention.*128 in layers from max_window_layers=1 on",
     ),
     (
         {"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]},
         "layer_types.*sliding_attention",
     ),
-    ({"sliding_window": 128}, "sliding_window.*128"),
+    ({"model_type": "qwen2", "layer_types": "full_attention"}, "layer_types.*'full_attention'"),
+    ({"tie_word_embeddings": "false"}, "tie_word_embeddings: expected true or false.*'false'"),
+    ({"attention_bias": 1}, "attention_bias: expected true or false, found 1"),
+    ({"max_position_embeddings": "2048"}, "max_position_embeddings.*'2048'"),
     ({"num_experts": 8}, "num_experts.*dense.*8"),
     ({"num_local_experts": 8}, "num_local_experts.*8"),
     (
         {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
-        "rope_type: expected default, linear or llama3.*yarn",
+        "original_max_position_embeddings: expected a positive number, found None",
+    ),
+    ({"rope_scaling": {**QWEN_YARN, "factor": "4.0"}}, "factor.*'4.0'"),
+    ({"rope_scaling": {**QWEN_YARN, "beta_fast": -1}}, "beta_fast.*-1"),
+    ({"rope_scaling": {**QWEN_YARN, "attention_factor": 0}}, "attention_factor.*0"),
+    ({"rope_scaling": {**QWEN_YARN, "mscale": "1", "mscale_all_dim": 1}}, "mscale.*'1'"),
+    ({"rope_scaling": {**QWEN_YARN, "truncate": None}}, "truncate: expected true or false"),
+    ({"rope_scaling": QWEN_YARN, "rope_theta": 1}, "rope_theta: expected more than 1"),
+    ({"rope_theta": 10**400}, "rope_theta: expected a positive number"),
+    ({"rope_theta": None}, "rope_theta.*None"),
+    ({"rope_scaling": {"rope_type": ["yarn"]}}, "rope_type.*yarn"),
+    ({"rope_scaling": {"type": "mrope"}}, "rope_type: .*mrope"),
+    (
+        {"rope_scaling": {**LLAMA3_SCALING, "low_freq_factor": 4.0, "high_freq_factor": 1.0}},
+        "high_freq_factor: expected more than low_freq_factor=4.0, found 1.0",
+    ),
+    (
+        {"rope_scaling": QWEN_YARN, "rope_parameters": {"rope_type": "default"}},
+        "rope_scaling: expected the same as rope_parameters.*yarn",
+    ),
+    (
+        {"rope_scaling": QWEN_YARN, "rope_parameters": {**QWEN_YARN, "rope_theta": 1e6}},
+        "rope_scaling: expected the same as rope_parameters, its rope_theta included",
     ),
     ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_type.*dynamic"),
     ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "rope_type.*longrope"),
@@ -113,6 +160,7 @@ REFUSED = [
     ({"head_dim": 7}, "head_dim.*even.*7"),
     ({"hidden_act": "gelu"}, "hidden_act: expected silu, found 'gelu'"),
     ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+    ({"transformers_weights": "old.safetensors"}, "transformers_weights.*'old.safetensors'"),
     ({"vocab_size": GONE}, "vocab_size: expected a positive integer, found None"),
     ({"hidden_size": -32}, "hidden_size: expected a positive integer, found -32"),
     ({"num_hidden_layers": "2"}, "num_hidden_layers: expected a positive integer, found '2'"),
@@ -152,6 +200,9 @@ def test_a_config_that_would_give_wrong_numbers_is_refused(changes, message):
     [
         {},
         {"sliding_window": None},
+        {"sliding_window": 4096},
+        {"layer_types": ["sliding_attention"] * 2},
+        {"tie_word_embeddings": None, "mlp_bias": None},
         {"layer_types": ["full_attention"] * 2},
         {"rope_scaling": None},
         {"head_dim": None},
@@ -162,11 +213,106 @@ def test_a_config_that_would_give_wrong_numbers_is_refused(changes, message):
             "max_window_layers": 21,
         },
         {"model_type": "qwen3", "use_sliding_window": False, "sliding_window": None},
+        {"rope_parameters": {"rope_theta": 1e4}, "rope_scaling": None},
     ],
     ids=str,
 )
 def test_a_config_as_the_hub_has_it_is_read(changes):
     assert read_config(raw_config(**changes)).hidden_size == 32
+
+
+def frequencies_and_factor(raw):
+    """Those of transformers for a config.json, float32 (D/2,) and a number."""
+    import transformers
+
+    name = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[raw["model_type"]]
+    fields = {field: copy.deepcopy(raw[field]) for field in raw if field != "model_type"}
+    config = getattr(transformers, f"{name}Config")(**fields)
+    module = importlib.import_module(f"transformers.models.{name.lower()}.modeling_{name.lower()}")
+    rope = getattr(module, f"{name}RotaryEmbedding")(config)
+    return rope.inv_freq, rope.attention_scaling
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_scaling": {**QWEN_YARN, "rope_type": GONE, "type": "yarn"}, "rope_theta": 1e6},
+        {"rope_scaling": {**QWEN_YARN, "type": "dynamic"}},
+        {"rope_scaling": {**QWEN_YARN, "attn_factor": 0.9, "finetuned": True}},
+        {"rope_scaling": {**QWEN_YARN, "original_max_position_embeddings": GONE}},
+        {"rope_scaling": QWEN_YARN, "original_max_position_embeddings": 128},
+        {"rope_scaling": {**QWEN_YARN, "truncate": False}},
+        {"rope_scaling": {**QWEN_YARN, "beta_fast": 0, "beta_slow": None}},
+        {"rope_scaling": {**QWEN_YARN, "beta_fast": 1, "beta_slow": 1, "truncate": False}},
+        {"rope_scaling": {**QWEN_YARN, "mscale": 0.5, "mscale_all_dim": 0}},
+        {"rope_scaling": {**QWEN_YARN, "mscale": 0.5, "mscale_all_dim": 2}},
+        {"rope_scaling": {**QWEN_YARN, "factor": 0.5}},
+        {"rope_scaling": {**QWEN_YARN, "original_max_position_embeddings": 32768}},
+        {"rope_scaling": {**LLAMA3_SCALING, "original_max_position_embeddings": GONE}},
+        {"rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": {}},
+        {"rope_parameters": {**QWEN_YARN, "rope_theta": 1e6}, "rope_theta": 5e5},
+        {"rope_parameters": QWEN_YARN, "rope_theta": 5e5},
+        {"rope_parameters": QWEN_YARN, "rope_theta": GONE},
+        {"rope_parameters": QWEN_YARN, "rope_scaling": QWEN_YARN, "rope_theta": 5e5},
+        {"rope_parameters": {"rope_theta": 1e6}, "rope_scaling": {}, "rope_theta": None},
+    ],
+    ids=str,
+)
+def test_rope_fields_in_any_combination_are_read_as_by_transformers(kind, changes):
+    changes = {
+        field: {name: x for name, x in value.items() if x is not GONE}
+        if isinstance(value, dict)
+        else value
+        for field, value in changes.items()
+    }
+    raw = raw_config(model_type=kind, head_dim=64, max_position_embeddings=2048, **changes)
+    config = read_config(raw)
+    frequencies, factor = frequencies_and_factor(raw)
+    torch.testing.assert_close(rope_frequencies(config), frequencies, atol=0, rtol=3e-7)
+    assert config.rope_scaling.get("attention_factor", 1.0) == pytest.approx(factor, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "kind, window, sliding",
+    [
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 2}, 0),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0}, 0),
+        (
+            "qwen2",
+            {
+                "use_sliding_window": True,
+                "sliding_window": 16,
+                "max_window_layers": 0,
+                "layer_types": ["full_attention"] * 2,
+            },
+            0,
+        ),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 0}, 2),
+        ("qwen2", {"use_sliding_window": True, "max_window_layers": 1}, 1),
+    ],
+)
+def test_a_window_is_refused_where_a_layer_of_transformers_has_one(kind, window, sliding):
+    import transformers
+
+    theirs = {"qwen2": transformers.Qwen2Config, "qwen3": transformers.Qwen3Config}[kind]
+    assert theirs(num_hidden_layers=2, **window).layer_types.count("sliding_attention") == sliding
+    raw = raw_config(model_type=kind, **window)
+    if not sliding:
+        assert read_config(raw).num_hidden_layers == 2
+        return
+    with pytest.raises(InputError, match="sliding_window: expected full attention in all layers"):
+        read_config(raw)
+
+
+def test_max_position_embeddings_is_read_and_yarn_extends_it():
+    def length(**changes):
+        return read_config(raw_config(**changes)).max_positions
+
+    assert length() is None
+    assert length(max_position_embeddings=2048, rope_scaling=LLAMA3_SCALING) == 2048
+    assert length(max_position_embeddings=64, rope_scaling=QWEN_YARN) == 256
+    assert length(max_position_embeddings=512, rope_scaling=QWEN_YARN) == 512
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ from minisoft.lab import tables
 from minisoft.lab.show import show
 from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K
 from minisoft.training.settings import DTYPE, EVAL_COT, flag
-from minisoft.training.subjects import Subject, check_alike, check_output, open_journal
+from minisoft.training.subjects import Subject, as_rows, check_alike, check_output, open_journal
 from minisoft.training.world import RankError, World, as_program
 from minisoft.verifier.process import WORKERS, Verifier
 
@@ -39,7 +39,8 @@ FLAGS = {  # group -> flag -> (help, how argparse reads it)
     "models and problems": {
         "--model": (
             "folders or hub ids (default weights/tiny); those with the same NAME are seeds of one "
-            "row of the tables (default: what it was trained from, on and with)",
+            "row of the tables; without one, a row is called by what the model was trained from, "
+            "on and with, or its folder, and what differs in the paths",
             {"nargs": "+", "default": [str(WEIGHTS / "tiny")], "metavar": "[NAME=]MODEL"},
         ),
         "--data": (
@@ -157,6 +158,7 @@ def run_all(args, subjects: list[Subject], sources: dict, common: tuple, file) -
                 result = {
                     "model": subject.given,
                     "label": subject.label,
+                    "named": subject.named,
                     "data": name,
                     "problems": len(rows),
                     "samples": args.samples,
@@ -187,7 +189,7 @@ def write_lines(file, run: int, setting: str, generations: list[dict]) -> None:
 
 def evaluate(args: argparse.Namespace, world: World, verifier) -> None:
     """The numbers, every generation and the tables, printed and, with --out, written."""
-    subjects = world.in_turn(lambda: [Subject.find(text) for text in args.model])
+    subjects = as_rows(world.in_turn(lambda: [Subject.find(text) for text in args.model]))
     check_alike(subjects, args)
     if args.out:
         template = [args.template] if args.template else []

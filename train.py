@@ -22,7 +22,7 @@ from minisoft.errors import InputError
 from minisoft.io import WEIGHTS, checkpoint
 from minisoft.reinforce import leave_one_out
 from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K
-from minisoft.training import plan, settings
+from minisoft.training import plan, settings, track
 from minisoft.training.session import Run
 from minisoft.training.world import RankError, World, as_program
 from minisoft.verifier.process import WORKERS, Verifier
@@ -132,7 +132,12 @@ FLAGS = {  # group -> flag -> (default, help, how argparse reads it)
             {**WHOLE, "metavar": "B"},
         ),
         "--group": (None, "G, samples of each problem (default 32 *)", {**WHOLE, "metavar": "G"}),
-        "--steps": (None, "updates (default 4000 *)", WHOLE),
+        "--steps": (
+            None,
+            "updates (default 4000 *); with --resume another number goes on by the cosine of that "
+            "many: the learning rate jumps, up for more updates, and a line says how far",
+            WHOLE,
+        ),
         "--lr": (
             None,
             "peak learning rate (default 6e-6 *; paper: Llama-8B 3e-6, Qwen-3B 8e-6)",
@@ -159,6 +164,12 @@ FLAGS = {  # group -> flag -> (default, help, how argparse reads it)
         "--save-every": (100, "updates between saves of RUN/last and RUN/state", WHOLE),
         "--keep": (2, "states in RUN/state, the newest ones", WHOLE),
         "--show-every": (20, "updates between printed sample rollouts, 0 never", WHOLE),
+        "--track": (
+            "none",
+            "send the numbers of metrics.jsonl to a tracker too (extras of these names; "
+            "tensorboard: RUN/tensorboard)",
+            {"choices": track.TRACKERS},
+        ),
         "--plain": (
             False,
             "by the definitions of minisoft/*.py alone: the same numbers within rounding, slowly",

@@ -537,6 +537,69 @@ def test_seeds_of_a_row_must_be_alike(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "places, labels",
+    [
+        (["ck/step_1/actor/hf", "ck/step_2/actor/hf"], ["hf (step_1)", "hf (step_2)"]),
+        (["x/run/best", "y/run/best"], ["best (x)", "best (y)"]),
+        (["a/best", "a/b/best"], ["best (best)", "best (b/best)"]),
+        (["a/one", "b/two"], ["one", "two"]),
+        (["n=a/best", "n=b/best"], ["n", "n"]),  # only the user makes seeds of one row
+        (["best=a/best", "b/best"], ["best", "best (b)"]),
+    ],
+)
+def test_models_in_folders_of_one_name_are_rows_of_their_own(tmp_path, monkeypatch, places, labels):
+    monkeypatch.chdir(tmp_path)
+    for place in places:
+        shutil.copytree(WEIGHTS / "tiny", tmp_path / place.split("=")[-1])
+    flags = ["--data", "tiny-test", "--limit", "1", "--cot", "8"]
+    result, _ = run(tmp_path / "r.json", "--model", *places, *flags)
+    assert [row["label"] for row in result["runs"]] == labels
+    rows = (tmp_path / "r.md").read_text().split("\n\n")[1].splitlines()[2:]
+    assert [row.split("|")[1].strip() for row in rows] == list(dict.fromkeys(labels))
+
+
+def test_trainings_alike_are_seeds_of_one_row_only_by_a_name(tmp_path):
+    for place in ("1/best", "1/last"):
+        shutil.copytree(WEIGHTS / "tiny", tmp_path / place)
+        about = {"base": "tiny", "data": "tiny", "tokens": "soft", "defaults": {"cot": 8}}
+        (tmp_path / place / "minisoft.json").write_text(json.dumps(about))
+    models = [str(tmp_path / "1/best"), str(tmp_path / "1/last")]
+    result, _ = run(tmp_path / "r.json", "--model", *models, "--data", "tiny-test")
+    labels = [row["label"] for row in result["runs"]]
+    assert labels == ["tiny tiny soft (best)", "tiny tiny soft (last)"]
+
+
+@pytest.mark.parametrize("names", ["", "x="])
+def test_a_model_is_not_a_seed_of_itself(tmp_path, names):
+    tiny = str(WEIGHTS / "tiny")
+    with pytest.raises(SystemExit, match="--model: expected each once, found one folder in"):
+        run(tmp_path / "r.json", "--model", f"{names}{tiny}", f"{names}{tiny}/")
+
+
+def test_multiple_choice_is_also_written_in_the_harness_words(tmp_path, choices_file):
+    result, lines = run(tmp_path / "r.json", "--data", str(choices_file), "--limit", "9")
+    numbers = result["choices"]
+    for name, ours in (("acc", "accuracy"), ("acc_norm", "accuracy_norm")):
+        right = torch.tensor([line[name] for line in lines], dtype=torch.float64)
+        assert numbers[name] == numbers[ours] == pytest.approx(right.mean().item())
+        error = right.std().item() / 3  # of the mean of 9
+        assert numbers[f"{name}_stderr"] == pytest.approx(error)
+    for number, (line, row) in enumerate(zip(lines, CHOICES, strict=True)):
+        assert line["doc_id"] == number and line["target"] == str(row["answer"])
+        assert line["doc"]["choices"] == row["choices"]
+        arguments = [line["arguments"][f"gen_args_{i}"] for i in range(len(row["choices"]))]
+        assert [argument["arg_1"] for argument in arguments] == [f" {x}" for x in row["choices"]]
+        assert arguments[0]["arg_0"] == f"Question: {row['question']}\nAnswer:"
+        assert line["resps"] == [[answer] for answer in line["filtered_resps"]]
+        scores = [float(score) for score, _ in line["filtered_resps"]]
+        assert scores == line["log_probs"]
+        assert line["acc"] == (scores.index(max(scores)) == row["answer"])
+        assert {best for _, best in line["filtered_resps"]} <= {"True", "False"}
+    one, _ = run(tmp_path / "one.json", "--data", str(choices_file), "--limit", "1")
+    assert "acc" in one["choices"] and "acc_stderr" not in one["choices"]  # of one: none
+
+
+@pytest.mark.parametrize(
     "flags",
     [
         ["--tau", "soft=0.1"],

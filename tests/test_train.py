@@ -26,6 +26,7 @@ import train
 from minisoft.io import checkpoint
 from minisoft.lab import figures
 from minisoft.training.metrics import METRICS
+from minisoft.training.optimizer import Schedule
 from minisoft.training.session import Run
 
 SMALL = (
@@ -58,6 +59,10 @@ def test_a_run_writes_what_design_promises(finished):
         assert m["replay_mismatch"] < 1e-4
         assert {k for k in m if not k.startswith("seconds_")} <= set(METRICS)
         assert sum(v for k, v in m.items() if k.startswith("seconds_")) <= m["seconds"]
+        n, right, boxed = 16, m["accuracy"], m["boxed"]  # rewards are 100, 10 and 0
+        squares = right * 100**2 + (boxed - right) * 10**2
+        variance = (squares - m["reward"] ** 2) * n / (n - 1)
+        assert m["reward_std"] == pytest.approx(variance**0.5, abs=1e-6)
     for m in lines[1::2]:
         assert {"validation", "validation_hard"} <= set(m)
     assert "validation" not in lines[0]
@@ -157,6 +162,40 @@ def test_a_second_ctrl_c_stops_at_once_and_gives_the_signals_back(tmp_path, monk
     assert [line["step"] for line in metrics(out)] == [1, 2] and metrics(out)[0] == first[0]
 
 
+@pytest.mark.parametrize("done, steps", [(4, 8), (2, 8), (2, 3)])
+def test_another_number_of_steps_goes_on_by_its_cosine_and_says_so(
+    tmp_path, monkeypatch, capsys, done, steps
+):
+    """After 4 of 4 and 2 of 4 updates; up for more, down for fewer."""
+    out = tmp_path / "run"
+    brief = [*FOUR, "--validation", "0", "--test", "0"]
+    if done < 4:
+        in_step(monkeypatch, done - 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit):
+            run(out, *brief)
+        monkeypatch.undo()
+    else:
+        run(out, *brief)
+    assert "learning rate" not in capsys.readouterr().out
+    train.main(["--out", str(out), "--resume", "--steps", str(steps)])
+    rates = [row["lr"] for row in metrics(out)]
+    whole = Schedule(1e-3, steps, 1)
+    assert rates[done:] == [whole.learning_rate(step) for step in range(done, steps)]
+    said = f"--steps 4 -> {steps}: the learning rate is that of a cosine over {steps} updates from"
+    told = [line for line in capsys.readouterr().out.splitlines() if "learning rate" in line]
+    assert told == [f"{said} here on: {rates[done - 1]:.2e} before, {rates[done]:.2e} now"]
+    train.main(["--out", str(out), "--resume"])
+    assert "learning rate" not in capsys.readouterr().out
+
+
+def test_fewer_steps_than_are_done_are_refused_and_nothing_changes(finished):
+    out, _ = finished
+    before = {path: path.read_bytes() for path in out.glob("*.json*")}
+    with pytest.raises(SystemExit, match="--steps: expected at least the 4 updates .* found 3"):
+        train.main(["--out", str(out), "--resume", "--steps", "3"])
+    assert {path: path.read_bytes() for path in out.glob("*.json*")} == before
+
+
 def test_resume_refuses_other_flags_and_lists_them(finished):
     out, _ = finished
     with pytest.raises(SystemExit, match=r"group \(was 8, now 4\).*tokens \(was soft, now hard\)"):
@@ -237,7 +276,9 @@ def test_other_places_of_the_noise(tmp_path, flags):
         ("--max-grad-norm -1", "--max-grad-norm: expected a positive number"),
         ("--test -1", "expected at least 0"),
         ("--template missing.txt", "missing.txt: expected a prompt file"),
-        ("--device gpu", "device gpu: expected cpu or cuda"),
+        ("--device gpu", "--device: expected cpu or cuda, found 'gpu'"),
+        ("--device mps", "--device: expected cpu or cuda, found 'mps'"),
+        ("--plan 2 --device xpu", "--device: expected cpu or cuda, found 'xpu'"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(tmp_path, flags, message):

@@ -74,8 +74,8 @@ def score(
     for _, same_length in sorted(of_length.items(), reverse=True):
         for first in range(0, len(same_length), batch):
             some = same_length[first : first + batch]
-            for question, scores in zip(some, log_probs(model, some)):
-                yield question.number, describe(question, scores)
+            for question, scores, best in zip(some, *log_probs(model, some)):
+                yield question.number, describe(question, scores, best)
 
 
 def lay_out(tokenizer, number: int, choice: Choice) -> Question:
@@ -122,9 +122,9 @@ def encode(tokenizer, number: int, choice: Choice) -> tuple[list[int], list[list
 
 
 @torch.no_grad()
-def log_probs(model: Transformer, questions: list[Question]) -> list[list[list[float]]]:
+def log_probs(model: Transformer, questions: list[Question]) -> tuple[list, list]:
     """Questions of equal length -> for each of them and each option the log-probability of each of
-    its scored tokens, in nats."""
+    its scored tokens, in nats; and likewise whether it is the most likely token there."""
     device, T = model.E.device, len(questions[0].ids)
     ids = torch.tensor([question.ids for question in questions], device=device)  # (Q, T)
     branch = torch.tensor([question.branch for question in questions], device=device)
@@ -136,24 +136,34 @@ def log_probs(model: Transformer, questions: list[Question]) -> list[list[list[f
             places += [q * T + place for place in option_places]
             targets += option_targets
     places, targets = torch.tensor(places, device=device), torch.tensor(targets, device=device)
-    scores = iter(_token_scores(model, hidden, places, targets))
-    return [[[next(scores) for _ in option] for option in q.targets] for q in questions]
+    scores, best = _token_scores(model, hidden, places, targets)
+    return _as_options(scores, questions), _as_options(best, questions)
 
 
-def _token_scores(model: Transformer, hidden, places, targets) -> list[float]:
+def _as_options(numbers: list, questions: list[Question]) -> list[list[list]]:
+    """One number of each scored token, in order -> lists of them by question and option."""
+    numbers = iter(numbers)
+    return [[[next(numbers) for _ in option] for option in q.targets] for q in questions]
+
+
+def _token_scores(model: Transformer, hidden, places, targets) -> tuple[list[float], list[bool]]:
     """Log-probabilities of the tokens targets (S,) given the encodings hidden[places], places
-    (S,); logits exist for one chunk at a time, and every chunk is a multiple of BLOCK."""
+    (S,), and whether they are the most likely ones; logits exist for one chunk at a time, and every
+    chunk is a multiple of BLOCK."""
     S, block = len(targets), RowCache.BLOCK
     places, targets = F.pad(places, (0, -S % block)), F.pad(targets, (0, -S % block))
     chunk = max(LOGITS_AT_ONCE // model.config.vocab_size // block, 1) * block
-    scores = []
+    scores, best = [], []
     for some, tokens in zip(places.split(chunk), targets.split(chunk)):
-        scores += Categorical(model.logits(hidden[some])).log_prob(tokens).tolist()
-    return scores[:S]
+        logits = model.logits(hidden[some])
+        scores += Categorical(logits).log_prob(tokens).tolist()
+        best += (logits.argmax(-1) == tokens).tolist()
+    return scores[:S], best[:S]
 
 
-def describe(question: Question, scores: list[list[float]]) -> dict:
-    """The log-probabilities of a question's tokens -> its record: `log_probs`, in nats, and
+def describe(question: Question, scores: list[list[float]], best: list[list[bool]]) -> dict:
+    """The log-probabilities of a question's tokens, and whether each is the most likely token ->
+    its record: `log_probs`, in nats, `greedy`, whether greedy decoding would have written it, and
     `tokens` of each option; the option `picked` by log-probability, and `picked_norm` by
     log-probability per character of its text (the harness's acc_norm); `answer`, the right option;
     `nll` of it, nats per token."""
@@ -164,6 +174,7 @@ def describe(question: Question, scores: list[list[float]]) -> dict:
     return {
         "problem": question.number,
         "log_probs": sums,
+        "greedy": [all(option) for option in best],
         "tokens": [len(option) for option in scores],
         "picked": sums.index(max(sums)),
         "picked_norm": per_character.index(max(per_character)),

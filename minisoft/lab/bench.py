@@ -32,7 +32,7 @@ from minisoft.soft import KINDS
 from minisoft.training.metrics import markdown, peak_memory_gib
 from minisoft.training.optimizer import Optimizer, Schedule
 from minisoft.training.settings import TRAIN_COT, Flags, resolve
-from minisoft.training.world import World, keep_memory
+from minisoft.training.world import World, as_program, keep_memory
 
 SHAPES = {  # V, d, intermediate, layers, heads, key/value heads, head_dim, tied: of the models
     "llama-3.2-1b": (128256, 2048, 8192, 16, 32, 8, 64, True),
@@ -374,4 +374,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

@@ -28,6 +28,7 @@ from minisoft.lab import command, figures
 from minisoft.lab.tables import Column, cell, number, read_results
 from minisoft.soft import PAPER
 from minisoft.training.metrics import markdown
+from minisoft.training.world import as_program
 
 T95 = (  # Student's 0.975 quantile for 1 ... 20 degrees of freedom
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
@@ -505,4 +506,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

@@ -36,7 +36,7 @@ from minisoft.rollout import COT, Decoding, Request, Rollout
 from minisoft.soft import GAMMA, KINDS, NOISES
 from minisoft.training.metrics import clock, markdown
 from minisoft.training.settings import TRAIN_COT, Flags, resolve
-from minisoft.training.world import keep_memory
+from minisoft.training.world import as_program, keep_memory
 from minisoft.verifier.process import WORKERS, Verifier
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -264,4 +264,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

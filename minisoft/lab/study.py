@@ -42,6 +42,7 @@ from minisoft.io import WEIGHTS, checkpoint, state
 from minisoft.lab import command, findings
 from minisoft.lab.findings import LADDER, PROBLEMS, REMEDIES, SKILLS, last_validations
 from minisoft.soft import PAPER
+from minisoft.training.world import as_program
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = ("findings", "ablation", "variance", "fuzzy", "longer")
@@ -374,4 +375,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

@@ -4,7 +4,8 @@
     python -m minisoft.lab.tables a.json b.json ...  # like the paper's, of results of eval.py --out
 
 A result is what eval.py writes of one model, data set and seed; its *parts* are the settings of
-inference and multiple choice.  Results of one (label, data) are the seeds of a *cell*.
+inference and multiple choice.  Results of one (label, data) are the seeds of a *cell*; models of
+one label share one only if the user gave it to them as NAME.
 """
 
 import sys
@@ -19,6 +20,8 @@ from minisoft.io.atomic import read_json
 from minisoft.lab import command
 from minisoft.soft import KINDS
 from minisoft.training.metrics import markdown
+from minisoft.training.subjects import apart
+from minisoft.training.world import as_program
 
 REQUIRED = dict(model=str, data=str, problems=int, samples=int, seed=int, settings=dict)
 SAME = "problems samples cot dtype noise top_k gamma tau prompt".split()  # in a cell
@@ -81,12 +84,13 @@ def cell(runs: list[dict], label: str, data: str, part: str) -> list[dict]:
 
 def read_results(paths) -> list[dict]:
     """The runs in files of `eval.py --out`, each one run or {"runs": [...]}; where a "label" is
-    missing, it becomes the last two parts of the model's path.
+    missing, it becomes the last two parts of the model's path.  Models of one label that the user
+    did not give them as NAME are told apart by their paths (`subjects.apart`).
 
     Raises InputError naming file and field for bad JSON, missing or wrong fields, a (label, model,
     data, seed) that comes twice, and runs of one (label, data) that differ in one of SAME.
     """
-    runs, places, sizes = [], {}, {}
+    runs, wheres, models = [], [], []
     for path in paths:
         content = read_json(Path(path), required=True)
         several = content.get("runs", [content])
@@ -95,16 +99,28 @@ def read_results(paths) -> list[dict]:
             where = f"{path}: runs[{i}]" if "runs" in content else str(path)
             _check(run, where)
             label = str(run.get("label") or "/".join(run["model"].strip("/").split("/")[-2:]))
-            key = (label, run["model"], run["data"], run["seed"])
-            others = f"others than in {places.get(key)}"
-            expect(key not in places, f"{where}: label, model, data, seed", others, key)
-            size = [run.get(field) for field in SAME]
-            usual = sizes.setdefault((label, run["data"]), size)
-            same = f"{usual} as in other runs of {label}"
-            expect(size == usual, f"{where}: {', '.join(SAME)}", same, size)
-            places[key] = where
-            runs.append({**run, "label": label})
+            runs.append(run)
+            wheres.append(where)
+            models.append((label, run["model"], bool(run.get("named", run.get("label")))))
+    labels = apart(models)
+    runs = [{**run, "label": label} for run, label in zip(runs, labels)]
+    _check_together(runs, wheres)
     return runs
+
+
+def _check_together(runs: list[dict], wheres: list[str]) -> None:
+    """Raises InputError for a (label, model, data, seed) that comes twice, and runs of a cell that
+    differ in one of SAME; wheres: the place of each run."""
+    places, sizes = {}, {}
+    for run, where in zip(runs, wheres):
+        key = (run["label"], run["model"], run["data"], run["seed"])
+        others = f"others than in {places.get(key)}"
+        expect(key not in places, f"{where}: label, model, data, seed", others, key)
+        size = [run.get(field) for field in SAME]
+        usual = sizes.setdefault((run["label"], run["data"]), size)
+        same = f"{usual} as in other runs of {run['label']}"
+        expect(size == usual, f"{where}: {', '.join(SAME)}", same, size)
+        places[key] = where
 
 
 def _check(run, where: str) -> None:
@@ -285,4 +301,4 @@ def main(argv=None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    as_program(main)

@@ -11,6 +11,7 @@ from minisoft.errors import InputError
 from minisoft.evaluation import Setting
 from minisoft.io.journal import Journal
 from minisoft.rollout import Decoding, Request
+from minisoft.training import harness
 from minisoft.training.settings import Settings
 
 
@@ -70,7 +71,8 @@ class Evaluator:
         return ((n, records[0]) for n, records in enumerate(one))
 
     def choices(self, questions: list[Choice], run: int = 0) -> tuple[dict, list[dict]]:
-        """Multiple choice: accuracy and NLL per token of the right option (nats)."""
+        """Multiple choice: accuracy and NLL per token of the right option (nats), also in the words
+        of `training.harness`."""
         keys = [[run, "choices", i] for i in range(len(questions))]
         todo = [(i, questions[i]) for _, _, i in self._todo(keys)]
         with self._bar(len(todo), "choices", "question") as bar:
@@ -78,7 +80,10 @@ class Evaluator:
                 self.journal.add(keys[i], record)
                 bar.update()
         records = list(self._collect(keys))
-        return self.world.from_main(lambda: evaluation.summarize_choices(records)), records
+        summary = self.world.from_main(
+            lambda: evaluation.summarize_choices(records) | harness.results(records)
+        )
+        return summary, [r | harness.sample(r, questions[r["problem"]]) for r in records]
 
     def _todo(self, keys: list) -> list:
         """This rank's part of what the journal does not know."""

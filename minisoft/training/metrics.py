@@ -11,10 +11,12 @@ from pathlib import Path
 import torch
 
 from minisoft.io.atomic import write_text
+from minisoft.training.world import from_launcher
 
 METRICS = {
     "step": "number of the update, from 1",
     "reward": "mean reward of the B x G samples: 100 right, 10 boxed, 0 neither (eq. 11)",
+    "reward_std": "standard deviation of these rewards (divided by B G - 1)",
     "accuracy": "share of samples with reward 100",
     "boxed": "share of samples with a readable boxed answer",
     "truncated": "share of samples that spent the CoT budget",
@@ -84,7 +86,7 @@ def memory_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return ram / int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return ram / from_launcher("LOCAL_WORLD_SIZE", 1, least=1)
 
 
 def percent(fraction: float) -> str:

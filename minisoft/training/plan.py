@@ -13,7 +13,7 @@ from minisoft.io.tokenizer import Tokenizer
 from minisoft.soft import KINDS
 from minisoft.training.metrics import markdown, memory_bytes
 from minisoft.training.settings import Settings
-from minisoft.training.world import share
+from minisoft.training.world import read_device, share
 
 SHARDED_ABOVE = 4e9  # parameters from which on masters and moments are kept in pieces
 
@@ -25,7 +25,7 @@ def in_pieces(shard: str, model) -> bool:
 
 def device_type(device: str | None) -> str:
     """ "cpu" or "cuda", which need not be there, of --device."""
-    return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
+    return read_device(device).type
 
 
 def describe(args: Namespace, source: Path, settings: Settings) -> str:

@@ -11,7 +11,7 @@ import signal
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from minisoft.reinforce import Mismatch
 from minisoft.reward import BOXED, RIGHT
 from minisoft.rollout import Decoding, Request, Rollout
 from minisoft.soft import rms
-from minisoft.training import metrics
+from minisoft.training import metrics, track
 from minisoft.training.evaluate import Evaluator, check_prompts, lengthened
 from minisoft.training.optimizer import Optimizer, Schedule
 from minisoft.training.plan import in_pieces
@@ -70,7 +70,12 @@ class Run:
         self._choose_micro_batch()
         if not args.resume:
             self._claim()
-        self.metrics = world.from_main(self._begin_files)
+        config = self._config()
+        self.metrics = world.from_main(lambda: self._begin_files(config))
+        self.tracker = None
+        if world.main and args.track != "none":
+            self.tracker = track.tracker(args.track, args.out, config, self.step + 1, world.say)
+            next(self.tracker, None)  # it begins
         self.seconds_of: dict[str, float] = {}  # of the parts of a step
         self.stopped_by = 0  # the signal that asked, 0 if none has
 
@@ -156,11 +161,27 @@ class Run:
         self.seconds = facts.get("seconds", 0.0)
         if saved:
             self.optimizer.load(saved.read, self.step)
+            self._check_steps(schedule)
         if saved and "chosen_by" not in facts and args.tokens != "hard":
             self.best = -1.0
             self.world.say(
                 "RUN/best was chosen by hard-greedy validation so far; from now on by "
                 f"{args.tokens}-greedy, and by what comes"
+            )
+
+    def _check_steps(self, schedule: Schedule) -> None:
+        """Says what another number of updates does to a run that goes on.  Raises InputError where
+        more are done."""
+        done, steps = self.step, self.args.steps
+        if steps < done:
+            expected = f"expected at least the {done} updates that are done"
+            raise InputError(f"{self.args.out}: --steps: {expected}, found {steps}")
+        before = atomic.read_json(self.args.out / "config.json").get("steps", steps)
+        if steps not in (done, before):
+            last = replace(schedule, steps=before).learning_rate(done - 1)
+            self.world.say(
+                f"--steps {before} -> {steps}: the learning rate is that of a cosine over {steps} "
+                f"updates from here on: {last:.2e} before, {schedule.learning_rate(done):.2e} now"
             )
 
     def _check_sources(self, before: dict) -> None:
@@ -190,13 +211,17 @@ class Run:
         if self.args.micro_batch is None:
             self.args.micro_batch = rows
 
-    def _begin_files(self) -> metrics.MetricsFile:
+    def _config(self) -> dict:
+        """RUN/config.json."""
         config = {
             name: anywhere(name, str(value) if isinstance(value, Path) else value)
             for name, value in vars(self.args).items()
             if name != "resume"
         }
-        config |= {"sigma": self.settings.sigma, "world": self.world.size, "variant": self.variant}
+        extra = {"sigma": self.settings.sigma, "world": self.world.size, "variant": self.variant}
+        return config | extra
+
+    def _begin_files(self, config: dict) -> metrics.MetricsFile:
         atomic.write_json(self.args.out / "config.json", config)
         return metrics.MetricsFile(self.args.out / "metrics.jsonl", self.step)
 
@@ -230,6 +255,8 @@ class Run:
     def __exit__(self, *_) -> None:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
+        if self.tracker:
+            next(self.tracker, None)  # it ends
         if self.world.main:
             self.lock.close()
 
@@ -385,6 +412,7 @@ class Run:
         return {
             "step": self.step,
             "reward": mean["reward"],
+            "reward_std": rewards.std().item(),
             "accuracy": (rewards == RIGHT).double().mean().item(),
             "verifier": dict(sorted(scores.counts.items())),
             "boxed": (rewards >= BOXED).double().mean().item(),
@@ -405,6 +433,9 @@ class Run:
         """Write a line of metrics.jsonl; the progress bar; now and then a sample."""
         show_every = self.args.show_every
         self._by_main(lambda: self.metrics.write(row))
+        if self.tracker:
+            with suppress(StopIteration):  # of a tracker that was given up
+                self.tracker.send(row)
         if show_every and self.step % show_every == 0:
             sample = metrics.sample_text(scores.generations[0])
             self.world.say(f"step {self.step}, a rollout:\n{sample}")

@@ -42,7 +42,7 @@ POSITIVE = (
 ).split()
 MAY_CHANGE = set(  # flags that may differ when a run goes on
     "steps validate_every save_every keep show_every micro_batch eval_batch device shard patience "
-    "out resume plain".split()
+    "out resume plain track".split()
 )
 RENAMED = {"prompt": "template", "clip": "max_grad_norm"}  # flags of earlier versions
 RETIRED = {"estimator": "rloo", "terms": "both", "logits": "float32"}  # and what alone is left

@@ -2,7 +2,8 @@
 
 import hashlib
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from os.path import commonprefix
 from pathlib import Path
 
 from minisoft import engine
@@ -29,12 +30,14 @@ DECIDE = "samples cot seed tau noise top_k gamma sigma dtype limit".split()  # f
 
 @dataclass(frozen=True)
 class Subject:
-    """A model under test: what the user gave, its folder, its minisoft.json, its row's label."""
+    """A model under test: what the user gave, its folder, its minisoft.json, its row's label, and
+    whether that is a NAME of the user's."""
 
     given: str
     folder: Path
     sidecar: dict
     label: str
+    named: bool = False
 
     @classmethod
     def find(cls, text: str) -> "Subject":
@@ -43,7 +46,8 @@ class Subject:
         given = path if equals and not Path(text).exists() else text
         folder = checkpoint.find(given)
         sidecar = checkpoint.read_about(folder)
-        return cls(given, folder, sidecar, name if given != text else label(folder, sidecar))
+        named = given != text
+        return cls(given, folder, sidecar, name if named else label(folder, sidecar), named)
 
     def settings(self, args: Namespace) -> Settings:
         """How tokens are made, without sigma."""
@@ -89,6 +93,49 @@ def label(folder: Path, sidecar: dict) -> str:
         if sidecar.get(name, value) != value
     ]
     return ", ".join([" ".join(trained), *unusual])
+
+
+def apart(models: list[tuple[str, str, bool]]) -> list[str]:
+    """The label of the row of each (label, path, whether the label is a NAME of the user's).
+
+    Only a NAME makes seeds of one row of models: another label that several paths have gets what
+    differs in them, "huggingface (step_100)".
+    """
+    paths_of: dict[str, set] = {}
+    for text, path, _ in models:
+        paths_of.setdefault(text, set()).add(path)
+    return [
+        text if named else text + _what_differs(path, paths_of[text])
+        for text, path, named in models
+    ]
+
+
+def _what_differs(path: str, paths: set[str]) -> str:
+    """ " (a/b)": the parts of a path without those that all paths begin and, unless nothing would
+    be left of one, end with; "" of a single path."""
+    parts = {one: one.strip("/").split("/") for one in paths}
+    shortest = min(map(len, parts.values()))
+    first = min(len(commonprefix([*parts.values()])), shortest - 1)
+    ends = [of_path[first:][::-1] for of_path in parts.values()]
+    last = len(commonprefix(ends))
+    if last == min(map(len, ends)):
+        last = 0
+    if len(paths) == 1:
+        return ""
+    own = parts[path]
+    return f" ({'/'.join(own[first : len(own) - last])})"
+
+
+def as_rows(subjects: list[Subject]) -> list[Subject]:
+    """The subjects with the labels of their rows.  Raises InputError where a model would be a seed
+    of itself."""
+    models = [(s.label, str(s.folder.resolve()), s.named) for s in subjects]
+    for i, (text, path, _) in enumerate(models):
+        for j in range(i):
+            if models[j][:2] == (text, path):
+                both = f"{subjects[j].given} and {subjects[i].given}"
+                raise InputError(f"--model: expected each once, found one folder in {both}")
+    return [replace(s, label=text) for s, text in zip(subjects, apart(models))]
 
 
 def check_alike(subjects: list[Subject], args: Namespace) -> None:

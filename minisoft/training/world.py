@@ -6,6 +6,7 @@ Without torchrun there is one rank.
 import ctypes
 import datetime
 import os
+import re
 import sys
 import time
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from minisoft.errors import InputError, expecting
+from minisoft.errors import InputError, expect, expecting
 
 
 def keep_memory() -> None:
@@ -36,10 +37,11 @@ def keep_memory() -> None:
 def as_program(main) -> None:
     """main() as a program.
 
-    A rank among several leaves without the destructors of C++, in which about one of thirty ranks
-    that had finished was seen to abort ("terminate called without an active exception", torch
-    2.13, gloo).
+    What a terminal without UTF-8 cannot show is printed as "?".  A rank among several leaves
+    without the destructors of C++, in which about one of thirty ranks that had finished was seen to
+    abort ("terminate called without an active exception", torch 2.13, gloo).
     """
+    sys.stdout.reconfigure(errors="replace")  # stderr never fails: it escapes
     try:
         status = main()
     except SystemExit as end:
@@ -49,7 +51,7 @@ def as_program(main) -> None:
         status = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
         os._exit(status or 0)
     sys.exit(status)
 
@@ -76,13 +78,32 @@ def share(rank: int, size: int, prompts: int, group: int) -> list[tuple[int, ran
     return parts
 
 
+def from_launcher(name: str, default: int, least: int = 0) -> int:
+    """A whole number that torchrun sets in the environment.  Raises InputError for anything else
+    and for less than `least`."""
+    value = os.environ.get(name, str(default))
+    whole = re.fullmatch(r"[0-9]{1,9}", value) and int(value) >= least
+    expect(whole, f"environment: {name}", f"a whole number of at least {least}", value)
+    return int(value)
+
+
+def read_device(name: str | None) -> torch.device:
+    """cpu, cuda or cuda:N, there or not; None is cuda where there is one.  Raises InputError for
+    any other device: nothing here was tried on one."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    known = re.fullmatch(r"cpu(:0)?|cuda(:(0|[1-9][0-9]?))?", name)
+    expect(known, "--device", "cpu or cuda", name)
+    return torch.device(name)
+
+
 def find_device(device: str | None, of_node: int) -> torch.device:
     """See World.  Raises InputError for a device that is not there."""
-    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device: expected a CUDA GPU for {name!r}, found none; use --device cpu")
-    with expecting("cpu or cuda", f"device {name}"):
-        found = torch.device(name)
+    found = read_device(device)
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            f"--device: expected a CUDA GPU for {device!r}, found none; use --device cpu"
+        )
     if found.type == "cuda" and found.index is None:
         found = torch.device("cuda", of_node)
     if found.type == "cuda":
@@ -106,9 +127,18 @@ class World:
 
     def __init__(self, device: str | None = None, patience: float = 30, grace: float = 10):
         keep_memory()
-        self.rank = int(os.environ.get("RANK", 0))
-        self.size = int(os.environ.get("WORLD_SIZE", 1))
-        self.of_node = int(os.environ.get("LOCAL_RANK", 0))
+        self.size = from_launcher("WORLD_SIZE", 1, least=1)
+        if self.size > 1:
+            needed = {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
+            if missing := sorted(needed - {*os.environ}):
+                raise InputError(
+                    f"environment: expected {', '.join(missing)} beside WORLD_SIZE {self.size}, as "
+                    "torchrun sets them, found none"
+                )
+        self.rank = from_launcher("RANK", 0)
+        last = self.size - 1
+        expect(self.rank <= last, "environment: RANK", f"a number from 0 to {last}", self.rank)
+        self.of_node = from_launcher("LOCAL_RANK", 0)
         self.main = self.rank == 0  # the rank that speaks and writes
         self.grace = grace
         self.device = find_device(device, self.of_node)

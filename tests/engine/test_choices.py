@@ -99,6 +99,20 @@ def test_an_option_is_scored_as_if_it_stood_alone(fast, tokenizer_folders, archi
         close(record["log_probs"], [sum(option) for option in expected], 3e-4)
 
 
+@torch.no_grad()
+def test_an_option_that_greedy_decoding_would_write_is_marked(embedded):
+    model, tokenizer = embedded
+    ids = tokenizer.encode(
+        context := "User: Lea has 55 coins. Then 5 are sold. How many? Assistant:"
+    )
+    for _ in range(3):
+        hidden = model(model.embed(torch.tensor([ids])))
+        ids.append(model.logits(hidden)[0, -1].argmax().item())
+    greedy = tokenizer.decode(ids)[len(context) + 1 :]
+    record = score(model, tokenizer, [Choice(context, (greedy, greedy[:-1] + "x", "9 - 9"), 0)])[0]
+    assert record["greedy"] == [True, False, False]
+
+
 def test_the_embedded_model_too(embedded):
     for choice, record in zip(QUESTIONS[:8], score(*embedded, QUESTIONS[:8])):
         close(record["log_probs"], [sum(option) for option in alone(*embedded, choice)], 3e-4)
@@ -324,10 +338,12 @@ def test_accuracies_are_those_of_the_harness(fast, llama):
 
 def test_a_record_from_known_log_probabilities():
     row = choices.lay_out(Pieces(), 7, Choice("c", ("ab", "abcdefgh", "abc"), 1))
-    record = choices.describe(row, [[-1.0, -2.0], [-4.0, -1.0, -3.0], [-4.5]])
+    best = [[True, True], [True, False, True], [False]]
+    record = choices.describe(row, [[-1.0, -2.0], [-4.0, -1.0, -3.0], [-4.5]], best)
     assert record == {
         "problem": 7,
         "log_probs": [-3.0, -8.0, -4.5],
+        "greedy": [True, False, False],
         "tokens": [2, 3, 1],
         "picked": 0,
         "picked_norm": 1,

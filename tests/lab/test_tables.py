@@ -277,6 +277,20 @@ def test_runs_that_do_not_belong_together_are_refused(tmp_path):
     assert len(tables.read_results([path, write(other, result(seed=1))])) == 2
 
 
+def test_models_of_files_written_apart_are_seeds_only_by_a_name(tmp_path):
+    """Two calls of eval.py, each with a model whose folder has the other's name."""
+    models = [f"ck/step_{step}/actor/hf" for step in (1, 2)]
+    paths = []
+    for i, (named, model) in enumerate((x, model) for x in (False, True) for model in models):
+        label = "mine" if named else "hf"
+        fields = {"model": model, "label": label, "named": named}
+        paths.append(write(tmp_path / f"{i}.json", result(**fields)))
+    labels = [run["label"] for run in tables.read_results(paths)]
+    assert labels == ["hf (step_1)", "hf (step_2)", "mine", "mine"]
+    seeds = [write(tmp_path / f"s{i}.json", result(model="m", named=False, seed=i)) for i in (0, 1)]
+    assert [run["label"] for run in tables.read_results(seeds)] == ["soft", "soft"]
+
+
 def test_a_kind_of_token_that_is_not_the_papers(monkeypatch):
     """Has a table and panels of its own; without it the paper's three are as they were."""
     before = tables.tables([result()])

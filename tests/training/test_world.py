@@ -1,9 +1,14 @@
-"""Which rank takes what."""
+"""Which rank takes what; devices, the launcher's environment and terminals as people have them."""
+
+import subprocess
+import sys
 
 import pytest
+import torch
+from runs import ENVIRONMENT, ROOT
 
 from minisoft.errors import InputError
-from minisoft.training.world import World
+from minisoft.training.world import World, read_device
 
 
 def world_of(size, rank=0):
@@ -38,3 +43,80 @@ def test_a_world_of_one_rank_gives_everything_back():
     assert world.from_main(lambda: 3) == world.in_turn(lambda: 3) == world.all_or_none(lambda: 3)
     with pytest.raises(OSError, match="no room"):
         world.all_or_none(lambda: (_ for _ in ()).throw(OSError("no room")))
+
+
+@pytest.mark.parametrize(
+    "name", ["mps", "xpu", "hpu", "meta", "gpu", "cuda:x", "cuda:-1", "CPU", ""]
+)
+def test_a_device_that_is_neither_cpu_nor_cuda_is_one_line(name):
+    with pytest.raises(InputError, match=f"--device: expected cpu or cuda, found '{name}'"):
+        read_device(name)
+    with pytest.raises(InputError, match="--device: expected cpu or cuda"):
+        World(name)
+
+
+def test_devices_need_not_be_there_to_be_read(monkeypatch):
+    assert read_device("cuda:3") == torch.device("cuda", 3) and read_device("cpu:0").type == "cpu"
+    for there, expected in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert read_device(None).type == expected
+    with pytest.raises(InputError, match="--device: expected a CUDA GPU for 'cuda', found none"):
+        World("cuda")
+
+
+TWO = dict(WORLD_SIZE="2", RANK="0", LOCAL_RANK="0", MASTER_ADDR="localhost", MASTER_PORT="29512")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE: expected a whole number of at least 1, found 'abc'"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE: expected a whole number of at least 1, found '0'"),
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE: expected a whole number of at least 1, found ''"),
+        ({"RANK": "-1"}, "RANK: expected a whole number of at least 0, found '-1'"),
+        ({"RANK": "2"}, "RANK: expected a number from 0 to 1, found 2"),  # would wait for ever
+        ({"RANK": "1", "WORLD_SIZE": "1"}, "RANK: expected a number from 0 to 0, found 1"),
+        ({"LOCAL_RANK": "x"}, "LOCAL_RANK: expected a whole number of at least 0, found 'x'"),
+        ({"RANK": None}, "expected RANK beside WORLD_SIZE 2"),
+        ({"LOCAL_RANK": None, "MASTER_ADDR": None}, "expected LOCAL_RANK, MASTER_ADDR beside"),
+        ({"MASTER_PORT": None}, "expected MASTER_PORT beside WORLD_SIZE 2"),
+        ({"MASTER_PORT": "x"}, "expected 2 ranks to meet, found: invalid literal"),
+    ],
+)
+def test_an_environment_that_no_launcher_sets_is_one_line(monkeypatch, changes, message):
+    for name, value in {**TWO, **changes}.items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=message) as error:
+        World("cpu")
+    assert "\n" not in str(error.value)
+
+
+def test_a_program_with_an_odd_world_size_ends_with_its_line():
+    code = (
+        "import sys; from minisoft.training.world import as_program; "
+        "as_program(lambda: sys.exit('one line'))"
+    )
+    env = {**ENVIRONMENT, "WORLD_SIZE": "abc"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (1, "one line\n")
+
+
+@pytest.mark.parametrize("encoding, shown", [("ascii", "Gr??e ?"), ("latin-1", "Größe ?")])
+def test_a_program_prints_what_its_terminal_can_show(encoding, shown):
+    code = (
+        "from tqdm import tqdm\n"
+        "from minisoft.training.world import World, as_program\n"
+        "def main():\n"
+        "    for _ in tqdm(range(1)):\n"
+        "        World('cpu').say('Gr\\u00f6\\u00dfe \\u03c0')\n"
+        "as_program(main)\n"
+    )
+    env = {**ENVIRONMENT, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True)
+    assert done.returncode == 0 and b"Traceback" not in done.stderr
+    assert done.stdout.decode(encoding).strip() == shown

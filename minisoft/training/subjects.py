@@ -113,6 +113,8 @@ def apart(models: list[tuple[str, str, bool]]) -> list[str]:
 def _what_differs(path: str, paths: set[str]) -> str:
     """ " (a/b)": the parts of a path without those that all paths begin and, unless nothing would
     be left of one, end with; "" of a single path."""
+    if len(paths) == 1:
+        return ""
     parts = {one: one.strip("/").split("/") for one in paths}
     shortest = min(map(len, parts.values()))
     first = min(len(commonprefix([*parts.values()])), shortest - 1)
@@ -120,8 +122,6 @@ def _what_differs(path: str, paths: set[str]) -> str:
     last = len(commonprefix(ends))
     if last == min(map(len, ends)):
         last = 0
-    if len(paths) == 1:
-        return ""
     own = parts[path]
     return f" ({'/'.join(own[first : len(own) - last])})"
 
@@ -129,13 +129,14 @@ def _what_differs(path: str, paths: set[str]) -> str:
 def as_rows(subjects: list[Subject]) -> list[Subject]:
     """The subjects with the labels of their rows.  Raises InputError where a model would be a seed
     of itself."""
-    models = [(s.label, str(s.folder.resolve()), s.named) for s in subjects]
-    for i, (text, path, _) in enumerate(models):
-        for j in range(i):
-            if models[j][:2] == (text, path):
-                both = f"{subjects[j].given} and {subjects[i].given}"
-                raise InputError(f"--model: expected each once, found one folder in {both}")
-    return [replace(s, label=text) for s, text in zip(subjects, apart(models))]
+    first: dict[tuple, Subject] = {}
+    for subject in subjects:
+        other = first.setdefault((subject.label, subject.folder.resolve()), subject)
+        if other is not subject:
+            both = f"{other.given} and {subject.given}"
+            raise InputError(f"--model: expected each once, found one folder in {both}")
+    labels = apart([(s.label, str(s.folder.resolve()), s.named) for s in subjects])
+    return [replace(subject, label=text) for subject, text in zip(subjects, labels)]
 
 
 def check_alike(subjects: list[Subject], args: Namespace) -> None:

@@ -259,7 +259,7 @@ def test_other_places_of_the_noise(tmp_path, flags):
     [
         ("--model no/such/folder", "no/such/folder: expected a model folder or a hub id"),
         ("--data missing.jsonl", "missing.jsonl: expected a data file, found no such file"),
-        ("--data nonsense", "nonsense: expected a .jsonl or .json file"),
+        ("--data nonsense", "nonsense: expected a .jsonl, .json, .jsonl.gz"),
         ("--prompts 0", "--prompts: expected a positive number, found 0"),
         ("--prompts 5000", "prompts: expected at most the 2990 training problems, found 5000"),
         ("--group 1", "--group: expected at least 2"),

@@ -26,6 +26,7 @@ def small(monkeypatch):
     """Little of everything."""
     monkeypatch.setitem(bench.SIZES, "cpu", (2**20, 256))
     monkeypatch.setitem(gpu_parts.SIZES, "cpu", (1, 4))
+    monkeypatch.setitem(gpu_parts.MANY, "cpu", (1, 4))
     monkeypatch.setattr(bench, "ANSWER_TOKENS", 4)
 
 
@@ -142,7 +143,7 @@ def test_gradients_are_compared(monkeypatch):
     found = verdicts(report)
     assert [*found.values()] == [True, True, True, None]
     hard = report.numbers["float32 hard"]
-    assert hard["E"] > 0.999999 and hard["mismatch"] < 1e-5 and hard["positions"] > 40
+    assert min(hard["E"]) > 0.999999 and hard["mismatch"] < 1e-5 and hard["positions"] > 40
 
 
 def test_wrong_gradients_are_found(monkeypatch):
@@ -230,6 +231,7 @@ def test_a_host_that_reads_is_found(monkeypatch, no_onednn):
 # ---------------------------------------------------------------------------- programs
 
 
+@pytest.mark.slow
 def test_a_run_is_killed_and_resumed():
     report = part("resume")
     assert report.held, report
@@ -251,6 +253,7 @@ def test_a_program_that_hangs_is_ended(tmp_path, monkeypatch):
     assert process.poll() is not None
 
 
+@pytest.mark.slow
 def test_a_command_that_is_stopped_leaves_nothing_behind(tmp_path):
     place = {"cwd": ROOT, "env": {**ENVIRONMENT, "TMPDIR": str(tmp_path)}, "text": True}
     command = [sys.executable, "-m", "minisoft.lab.gpu", "--part", "train", "--device", "cpu"]
@@ -269,6 +272,7 @@ def wait_for_any(folder, pattern, seconds=60):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_ranks_update_alike():
     report = part("ranks")
     assert report.held and len(report.checks) == 2 and "2 ranks on cpu" in report.checks[0][0]

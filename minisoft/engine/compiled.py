@@ -25,16 +25,19 @@ class OneKernel:
     def __call__(self, x: torch.Tensor, *others):
         if not (x.is_cuda and OneKernel.works):
             return self.function(x, *others)
-        if self.compiled is None:
-            warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\._inductor")
-            self.compiled = torch.compile(self.function, dynamic=False, options=self.OPTIONS)
         try:
-            return self.compiled(x, *others)
+            return self._compiled()(x, *others)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a compiler, or its absence, may bring
             OneKernel.works = False
             reason = f"{type(error).__name__}: {str(error).strip():.100}".splitlines()[0]
             text = "torch.compile does not work here, so decoding is slower than it could be"
-            print(f"minisoft.engine.fused: {text} ({reason})", file=sys.stderr)
+            print(f"minisoft.engine: {text} ({reason})", file=sys.stderr)
             return self.function(x, *others)
+
+    def _compiled(self):
+        if self.compiled is None:
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\._inductor")
+            self.compiled = torch.compile(self.function, dynamic=False, options=self.OPTIONS)
+        return self.compiled

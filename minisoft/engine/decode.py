@@ -242,7 +242,7 @@ class Places:
 def board_for(model, task: "Task", rows: int, capacity: int, prompt: int) -> "Board":
     """A board with places for so many rows of `capacity` positions after prompts of `prompt`.  On a
     GPU the last one is kept with the model, for its CUDA graphs, and used again where it fits."""
-    if model.E.device.type != "cuda" or not isinstance(model, FastTransformer):
+    if model.E.device.type not in CACHES or not isinstance(model, FastTransformer):
         return Board(model, rows, capacity, prompt).begin(task)
     weights = [p.data_ptr() for p in model.parameters()]  # which the graphs have read
     board, asked = model.board, (RowCache.round_up(rows), weights, GRAPHS)
@@ -383,9 +383,10 @@ class Graphs:
             graphs[shape] = None
             return
         if graphs[shape] is None:
-            graphs[shape] = torch.cuda.CUDAGraph()
+            graph = torch.cuda.CUDAGraph()
             stream = torch.cuda.Stream(self.device)
             how = {"pool": self.pool, "stream": stream, "capture_error_mode": "thread_local"}
-            with torch.cuda.graph(graphs[shape], **how):  # NCCL's thread may go on meanwhile
+            with torch.cuda.graph(graph, **how):  # NCCL's thread may go on meanwhile
                 step()
+            graphs[shape] = graph
         graphs[shape].replay()

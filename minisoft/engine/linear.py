@@ -3,7 +3,7 @@
 `accelerate` gives a model these products from outside; its weights, their names and what it
 computes stay the same.  oneDNN takes two thirds of the time of torch's float32 products on the CPU
 tried, and a row of the result has the same bits however many rows there are.  GPUs multiply by
-16-bit W_d and E as they are stored, and give float32.
+16-bit W_d and E as they are stored, and give float32 (torch 2.8 or later).
 """
 
 from contextlib import contextmanager
@@ -74,14 +74,14 @@ class _Wide(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, W):
         ctx.save_for_backward(x, W)
-        return _wide(x, W.t())
+        return _wide(x, W.t(), halves)
 
     @staticmethod
     def backward(ctx, dy):
         x, W = ctx.saved_tensors
         dx = dW = None
         if ctx.needs_input_grad[0]:
-            dx = _wide(dy, W).to(x.dtype)
+            dx = _wide(dy, W, halves).to(x.dtype)
         if ctx.needs_input_grad[1] and W.is_contiguous():
             dW = dy.to(W.dtype).t() @ x.to(W.dtype)
         elif ctx.needs_input_grad[1]:  # W is E^T: in the memory order of E
@@ -89,20 +89,22 @@ class _Wide(torch.autograd.Function):
         return dx, dW
 
 
-def _wide(x, W):
+def _wide(x, W, halves):
     """x (k, i), W (i, o) in 16 bits -> x W (k, o) float32.  W is read once: a float32 x is the sum
-    of two 16-bit numbers, and what little is left is lost."""
+    of two 16-bit numbers (see `halves`), and what little is left is lost."""
     if x.dtype == W.dtype:
         return torch.mm(x, W, out_dtype=torch.float32)
     y = torch.mm(halves(x, W.dtype), W, out_dtype=torch.float32)
     return y[: len(x)] + y[len(x) :]
 
 
-@OneKernel
 def halves(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """x (k, i) float32 -> (2 k, i) in 16 bits: x rounded, and what is left of it, rounded."""
     high = x.to(dtype)
     return torch.cat((high, (x - high).to(dtype)))
+
+
+halves_at_once = OneKernel(halves)
 
 
 class FastLinear(nn.Linear):
@@ -119,6 +121,7 @@ class Together:
 
     matrix = None  # the weights of all of them, one below the other, and their biases
     bias = None
+    kept = None  # where the biases lie
 
     def project(self, x: torch.Tensor) -> tuple:
         if self.matrix is None:
@@ -129,7 +132,10 @@ class Together:
         """One product from now on, until `unpack`."""
         self.matrix = pack(stacked([part.weight for part in self.parts]))
         if self.parts[0].bias is not None:
-            self.bias = torch.cat([part.bias.detach() for part in self.parts])
+            bias = torch.cat([part.bias.detach() for part in self.parts])
+            if self.kept is None or self.kept.device != bias.device:
+                self.kept = torch.empty_like(bias)
+            self.bias = self.kept.copy_(bias)  # at one address: CUDA graphs have read it there
 
     def unpack(self) -> None:
         self.matrix = self.bias = None
@@ -164,36 +170,42 @@ def stacked(weights: list[nn.Parameter]) -> torch.Tensor:
 
 
 class FastTransformer(Transformer):
-    """Transformer with `product` for W_d and E; inside `packed` on a CPU with copies of both."""
+    """Transformer with fast products for W_d and E; `packed` gives it copies of both on CPUs."""
 
     copies = None  # {"W_d", "E^T": a float32 copy, made when first needed}
     board = None  # what `minisoft.engine.decode` keeps on a GPU
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         if _by_wide(self.W_d):
-            return _rows(hidden, self.W_d)
-        W = self.W_d if self.copies is None else self._copy("W_d", self.W_d)
-        return product(hidden.float(), W)
+            return self._wide(hidden, self.W_d)
+        return product(hidden.float(), self._copy("W_d", self.W_d))
 
     def mix(self, p: torch.Tensor) -> torch.Tensor:
         if _by_wide(self.E):
-            return _rows(p, self.E.t())
-        W = self.E.t() if self.copies is None else self._copy("E^T", self.E.t())
-        return product(p, W)
+            return self._wide(p, self.E.t())
+        return product(p, self._copy("E^T", self.E.t()))
+
+    def _wide(self, x: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
+        """x (..., i), W (o, i) in 16 bits -> x W^T (..., o) float32."""
+        flat = x.flatten(0, -2)
+        # few rows, always as many, are worth a compiled function; a replay has many, and a gradient
+        y = _wide(flat, W.t(), halves_at_once) if is_packed(self) else _Wide.apply(flat, W)
+        return y.view(*x.shape[:-1], -1)
 
     def _copy(self, name: str, W: torch.Tensor) -> torch.Tensor:
+        """W, or on a CPU inside `packed` its copy."""
+        if self.copies is None or W.is_cuda:
+            return W
         if name not in self.copies:
             self.copies[name] = pack(W.float())
         return self.copies[name]
 
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "board": None}  # CUDA graphs cannot be copied
+
 
 def _by_wide(W: torch.Tensor) -> bool:
     return WIDE and W.is_cuda and W.dtype != torch.float32
-
-
-def _rows(x: torch.Tensor, W: torch.Tensor) -> torch.Tensor:
-    """_Wide for x (..., i)."""
-    return _Wide.apply(x.flatten(0, -2), W).view(*x.shape[:-1], -1)
 
 
 FAST = {nn.Linear: FastLinear, Attention: FastAttention, MLP: FastMLP, Transformer: FastTransformer}
@@ -215,7 +227,8 @@ def is_packed(model) -> bool:
 @contextmanager
 def packed(model: Transformer):
     """Inside, the weights must not change and nothing is differentiated: an accelerated model
-    multiplies by copies of its weights, laid out for it once."""
+    multiplies, on CPUs, by copies of its weights, laid out for it once, and everywhere does several
+    products of one input as one."""
     if not isinstance(model, FastTransformer):
         yield
         return

@@ -34,7 +34,7 @@ ROWS = {"cpu": 8, "cuda": 128}  # of a problem, and of the backward pass that do
 @contextmanager
 def without_graphs():
     """Inside, every decoding step is an ordinary one."""
-    before = getattr(decode, "GRAPHS", True)
+    before = decode.GRAPHS
     decode.GRAPHS = False
     try:
         yield

@@ -28,7 +28,7 @@ from minisoft.training.world import World
 PATIENCE = 1800  # seconds that a program may take
 LEAST = 0.7  # hard-greedy accuracy after training
 RESUMED = (
-    "--prompts 4 --group 8 --cot 40 --eval-cot 40 --steps 4 --validation 8 --test 0 --save-every 1 "
+    "--prompts 4 --group 8 --cot 40 --eval-cot 60 --steps 4 --validation 8 --test 0 --save-every 1 "
     "--validate-every 2 --show-every 0 --lr 1e-3 --warmup 1"
 ).split()
 TRAINED = ["--show-every", "0"]  # else train.py's defaults

@@ -44,6 +44,15 @@ def test_a_compiler_that_fails_is_told_once_and_done_without(monkeypatch, capsys
     assert len(lines) == 1 and lines[0].endswith("could be (RuntimeError: no C compiler)")
 
 
+def test_a_torch_that_refuses_to_compile_is_done_without(monkeypatch, capsys):
+    def compile(function, **options):
+        raise RuntimeError("Unexpected optimization option deterministic")
+
+    monkeypatch.setattr(torch, "compile", compile)
+    assert OneKernel(lambda x: "as it is")(ON_GPU) == "as it is"
+    assert "Unexpected optimization option" in capsys.readouterr().err
+
+
 def test_no_memory_is_no_fault_of_the_compiler(monkeypatch):
     monkeypatch.setattr(torch, "compile", compiled_to(torch.OutOfMemoryError("none")))
     with pytest.raises(torch.OutOfMemoryError):

@@ -1,14 +1,17 @@
 """Continuous batching: places, looking ahead and the order of the requests change no bit."""
 
+import copy
+
 import pytest
 import torch
-from conftest import KINDS
+from conftest import KINDS, random_ids
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minisoft import engine
-from minisoft.engine import decode
+from minisoft.engine import decode, linear
 from minisoft.engine.cache import FusedCache, RowCache
-from minisoft.rollout import Decoding
+from minisoft.lab import bench
+from minisoft.rollout import Decoding, Request
 from minisoft.soft import make_kind
 
 FIELDS = ("ids", "role", "actions", "log_prob", "entropy", "truncated", "keys")
@@ -77,6 +80,45 @@ def test_the_cache_of_a_gpu_gives_the_same_rollouts(tiny, name, monkeypatch):
     for one, two in zip(expected, roll()):
         assert torch.equal(one.ids, two.ids) and torch.equal(one.role, two.role)
         assert (one.log_prob - two.log_prob).abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("architecture", ["llama3", "llama-mlp-bias", "qwen2", "qwen3"])
+@pytest.mark.parametrize("name", ["hard", "soft"])
+def test_rollouts_on_a_kept_board_follow_the_weights(fast, architecture, name, monkeypatch):
+    """The board is kept from rollout to rollout, for other prompts and after an update, and what a
+    graph would have read lies where it lay."""
+    model = copy.deepcopy(fast(architecture)[1])
+    form, kind, places = bench.FullLength([1, 2]), make_kind(name, 1.0), []
+
+    def roll(seed):
+        prompts = [random_ids(9 + 3 * i, seed=seed + i).tolist() for i in range(2)]
+        requests = [Request(prompt, (seed, i), range(5)) for i, prompt in enumerate(prompts)]
+        return engine.rollout(model, form, kind, requests, Decoding(6), rows=7, ahead=4)
+
+    def change():
+        with torch.no_grad():
+            for p in model.parameters():
+                p.mul_(0.9)
+
+    before = copy.deepcopy(model.state_dict())
+    expected = [roll(0)]
+    change()
+    expected.append(roll(10))
+    model.load_state_dict(before)
+    monkeypatch.setitem(decode.CACHES, "cpu", FusedCache)
+    found, boards = [], []
+    for seed in (0, 10):
+        found.append(roll(seed))
+        boards.append(model.board)
+        together = [m for m in model.modules() if isinstance(m, linear.Together)]
+        places.append([m.kept.data_ptr() for m in together if m.kept is not None])
+        if not seed:
+            change()
+    assert boards[0] is boards[1] and places[0] == places[1]
+    for one, two in zip(sum(expected, []), sum(found, [])):
+        assert torch.equal(one.ids, two.ids)
+        assert (one.log_prob - two.log_prob).abs().max() < 2e-3
+    assert copy.deepcopy(model).board is None
 
 
 @pytest.mark.parametrize("cache", [RowCache, FusedCache])

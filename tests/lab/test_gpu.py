@@ -197,7 +197,7 @@ def test_memory_that_suffices_is_no_proof(monkeypatch):
 
 
 def test_switching_graphs_off_and_on_again(monkeypatch):
-    monkeypatch.setattr(decode, "GRAPHS", True, raising=False)
+    monkeypatch.setattr(decode, "GRAPHS", True)
     with pytest.raises(KeyError), gpu_engine.without_graphs():
         assert decode.GRAPHS is False
         raise KeyError

@@ -22,11 +22,17 @@ class Added:
     tokens: list[AddedToken]
     stated: list[tuple[str, str, int]]  # (file and field, text, the id that it has there)
     names: dict[str, AddedToken | None]  # those with a role: bos_token, eos_token, ...
+    unnumbered: list[str]  # texts of those with a role, and of those that are listed without an id
 
     @property
     def eos(self) -> str | None:
         token = self.names.get("eos_token")
         return token.content if token else None
+
+    def size(self, vocabulary: int) -> int:
+        """Ids of a vocabulary and of the tokens that a file numbers.  Those that are only named
+        come after them and need no row in E."""
+        return max([vocabulary, *(i + 1 for *_, i in self.stated)])
 
 
 def read_added(
@@ -56,7 +62,11 @@ def read_added(
     roles = [names[role] for role in order if names.get(role)]
     for token in numbered:
         token.special |= token.content in {role.content for role in roles}
-    return Added([*numbered, *roles, *listed], stated, names)
+    tokens = {}
+    for token in [*numbered, *roles, *listed]:
+        tokens.setdefault(token.content, token)  # the flags of the first
+    texts = [token.content for token in (*roles, *listed)]
+    return Added(list(tokens.values()), stated, names, texts)
 
 
 def token_of(value, where) -> AddedToken:
@@ -84,8 +94,10 @@ def _read_names(values: dict, path: Path) -> dict[str, AddedToken | None]:
 
 def _read_list(values: dict, path: Path) -> list[AddedToken]:
     listed = values.get("extra_special_tokens") or values.get("additional_special_tokens") or []
-    listed = listed.values() if isinstance(listed, dict) else listed
-    return [token_of(value, f"{path}: additional_special_tokens") for value in listed]
+    listed = [*listed.values()] if isinstance(listed, dict) else listed
+    where = f"{path}: additional_special_tokens"
+    expect(isinstance(listed, list), where, "a list", listed)
+    return [token_of(value, where) for value in listed]
 
 
 def _read_numbered(
@@ -104,7 +116,7 @@ def _read_numbered(
     else:
         path = folder / "added_tokens.json"
         for text, i in read_json(path).items():
-            expect(type(i) is int, f"{path}: {text}", "an id", i)
+            expect(type(i) is int and i not in tokens, f"{path}: {text}", "an id of its own", i)
             tokens[i] = AddedToken(text, normalized=text not in known, special=text in known)
     tokens = dict(sorted(tokens.items()))
     return list(tokens.values()), [(str(path), t.content, i) for i, t in tokens.items()]
@@ -114,10 +126,8 @@ def check_ids(added: Added, id_of) -> None:
     """Raises InputError where a file states another id than a token gets: that of its text in the
     vocabulary, else the next one."""
     for where, text, stated in added.stated:
-        i = id_of(text)
-        expect(
-            stated == i, f"{where}: {text}", f"{i}, by the vocabulary and the ids before", stated
-        )
+        i, place = id_of(text), f"{where}: {text}"
+        expect(stated == i, place, f"{i}, by the vocabulary and the ids before", stated)
 
 
 def read_flag(config: dict, name: str, path: Path, default: bool = False) -> bool:
@@ -131,11 +141,7 @@ def read_bos(folder: Path, added: Added) -> str | None:
     """The token before a text, None without one."""
     path = folder / "tokenizer_config.json"
     config = read_json(path)
-    expect(
-        not read_flag(config, "add_eos_token", path),
-        f"{path}: add_eos_token",
-        "false, as prompts go on",
-        True,
-    )
+    ends, begins = (read_flag(config, f"add_{end}_token", path) for end in ("eos", "bos"))
+    expect(not ends, f"{path}: add_eos_token", "false, since prompts go on", ends)
     bos = added.names.get("bos_token")
-    return bos.content if bos and read_flag(config, "add_bos_token", path) else None
+    return bos.content if bos and begins else None

@@ -7,7 +7,7 @@ found in a text first, and what lies between them is encoded by the vocabulary.
 from pathlib import Path
 
 import tokenizers
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from minisoft.errors import InputError, expect, expecting
 from minisoft.io.added_tokens import NAMED, check_ids, read_added, read_bos, read_flag, token_of
@@ -36,7 +36,8 @@ def open_codec(folder: Path):
     """
     if (folder / "tokenizer.json").is_file():
         with expecting("a tokenizer of the tokenizers library", folder / "tokenizer.json"):
-            return Bpe(tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")))
+            codec = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        return Bpe(codec, codec.get_vocab_size(with_added_tokens=True))
     if (folder / "tokenizer.model").is_file():
         return SentencePiece(folder)
     if (folder / "vocab.json").is_file():
@@ -45,13 +46,9 @@ def open_codec(folder: Path):
     raise InputError(f"{folder}: expected {expected}, found none")
 
 
-def _class_of(folder: Path) -> str:
-    """Which class transformers reads the folder with, without the "Fast" at its end."""
-    named = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
-    model = read_json(folder / "config.json").get("model_type")
-    if model == "qwen2" or (named is None and model == "qwen3"):
-        return "Qwen2Tokenizer"  # transformers does not trust the class of a Qwen2 folder
-    return str(named or ANY_CLASS[0]).removesuffix("Fast")
+def _class_of(config: dict) -> str:
+    """The tokenizer_class of a tokenizer_config.json, without the "Fast" at its end."""
+    return str(config.get("tokenizer_class") or ANY_CLASS[0]).removesuffix("Fast")
 
 
 # ---------------------------------------------------------------- tokenizer.json, vocab.json
@@ -60,7 +57,10 @@ def _class_of(folder: Path) -> str:
 def _read_vocabulary(folder: Path) -> "Bpe":
     """vocab.json and merges.txt with the pieces of code that their class has in transformers."""
     path, merges = folder / "tokenizer_config.json", folder / "merges.txt"
-    name, config = _class_of(folder), read_json(path)
+    config, model = read_json(path), read_json(folder / "config.json").get("model_type")
+    name = _class_of(config)
+    if model == "qwen2" or (model == "qwen3" and "tokenizer_class" not in config):
+        name = "Qwen2Tokenizer"  # transformers does not trust the class of a Qwen2 folder
     supported = name in ("GPT2Tokenizer", "Qwen2Tokenizer")
     expected = "GPT2Tokenizer or Qwen2Tokenizer for vocab.json and merges.txt"
     expect(supported, f"{path}: tokenizer_class", expected, config.get("tokenizer_class"))
@@ -76,24 +76,25 @@ def _read_vocabulary(folder: Path) -> "Bpe":
     else:
         codec.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
     codec.decoder = decoders.ByteLevel()
-    added = read_added(folder, SPECIAL[name])
+    vocabulary, added = codec.get_vocab_size(), read_added(folder, SPECIAL[name])
     codec.add_tokens(added.tokens)
+    if name == "Qwen2Tokenizer":  # which gives these no flags, whatever the files say
+        codec.add_tokens([AddedToken(text, special=True) for text in added.unnumbered])
     check_ids(added, codec.token_to_id)
     if bos := read_bos(folder, added):
         codec.post_processor = processors.TemplateProcessing(
             single=f"{bos}:0 $A:0", special_tokens=[(bos, codec.token_to_id(bos))]
         )
-    return Bpe(codec, added.eos)
+    return Bpe(codec, added.size(vocabulary), added.eos)
 
 
 class Bpe:
     """A tokenizer of the tokenizers library; `eos`: the text of the EOS that its class gives it."""
 
-    def __init__(self, codec: tokenizers.Tokenizer, eos: str | None = None):
-        self.codec, self.eos = codec, eos
+    def __init__(self, codec: tokenizers.Tokenizer, size: int, eos: str | None = None):
+        self.codec, self.size, self.eos = codec, size, eos
         self.codec.no_truncation()
         self.codec.no_padding()
-        self.size = self.codec.get_vocab_size(with_added_tokens=True)
         self.token_id = self.codec.token_to_id
 
     def encode(self, text: str, special: bool) -> list[int]:
@@ -112,13 +113,16 @@ class Bpe:
 class SentencePiece:
     """A tokenizer.model, and the tokens added to it.
 
-    A space before the text is no token's: the model puts it there.  Behind an added token it does
-    so only in the `legacy` behaviour of LlamaTokenizer, which is also that of no class.
+    The model puts a space before a text, and behind an added token only in the `legacy` behaviour,
+    which is that of no class and no longer LlamaTokenizer's own.  A space that a text itself begins
+    with comes on top, as in sentencepiece, so that decoding gives the text back; transformers'
+    LlamaTokenizer drops one of the two.
     """
 
     def __init__(self, folder: Path):
         path = folder / "tokenizer_config.json"
-        name, config = _class_of(folder), read_json(path)
+        config = read_json(path)
+        name = _class_of(config)
         self.llama = name == "LlamaTokenizer"
         expected = "LlamaTokenizer or PreTrainedTokenizerFast for tokenizer.model"
         supported = self.llama or name in ANY_CLASS
@@ -146,8 +150,9 @@ class SentencePiece:
                 self.ids[token.content] = len(self.pieces)
                 self.pieces.append(token.content)
         check_ids(added, self.ids.get)
-        self.size, self.token_id, self.eos = len(self.pieces), self.ids.get, added.eos
-        self.added = {self.ids[token.content]: token.special for token in reversed(added.tokens)}
+        self.size = added.size(self.codec.get_piece_size())
+        self.token_id, self.eos = self.ids.get, added.eos
+        self.added = {self.ids[token.content]: token.special for token in added.tokens}
         bos = read_bos(folder, added)
         self.bos = [self.ids[bos]] if bos else []
         # To this tokenizer all that is no added token is one unknown word

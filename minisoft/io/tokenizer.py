@@ -28,7 +28,7 @@ class Tokenizer:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self._codec = open_codec(self.folder)
-        self.size = self._codec.size  # number of ids, added tokens included
+        self.size = self._codec.size  # number of ids, added tokens included that a file numbers
         self.eos_ids = self._read_eos()
         start = self._codec.encode("a", True)[:1]
         self._bos = start if start != self._codec.encode("a", False)[:1] else []

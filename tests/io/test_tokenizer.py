@@ -239,6 +239,32 @@ def test_add_prefix_space_is_that_of_transformers(prefix, folder):
         same(folder(kind, add_prefix_space=prefix), [CHAT, "Mia has"])
 
 
+def test_a_model_that_normalises_does_so_where_transformers_lets_it(folder):
+    """LlamaTokenizer takes a text as it is, whatever normalizer_spec the model was trained with."""
+    import sentencepiece
+
+    path = folder("llama2_model")
+    sentences = path / "sentences"
+    sentences.write_text("\n".join(SENTENCES * 20), "utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(sentences),
+        model_prefix=str(path / "tokenizer"),
+        vocab_size=400,
+        model_type="bpe",
+        byte_fallback=True,
+        minloglevel=2,
+    )
+    texts = ["two  spaces ", "\uff11 \u2460 \ufb01ne", "a\nb\t c"]
+    same(path, texts)
+    ids = Tokenizer(path).encode(texts[0])
+    assert Tokenizer(path).decode(ids) == texts[0]
+
+
+def test_without_a_prefix_space_decoding_takes_none_away(folder):
+    tokenizer = Tokenizer(folder("llama2_chat", add_prefix_space=False))
+    assert tokenizer.decode(tokenizer.encode(" Mia")) == " Mia"
+
+
 def test_gpt2_has_no_normaliser_and_its_own_split(folder):
     for flag in (True, False):
         config = {"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}

@@ -234,12 +234,35 @@ def llama2_json(folder):
     )
 
 
+def qwen_slow(folder):
+    """The same ids as `qwen` has, in the files of a tokenizer that is saved without the library."""
+    qwen(folder)
+    codec = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").unlink()
+    write_json(folder / "vocab.json", codec["model"]["vocab"])
+    merges = "\n".join(" ".join(pair) for pair in codec["model"]["merges"])
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", "utf-8")
+    ids = {token["content"]: token["id"] for token in codec["added_tokens"]}
+    write_json(folder / "added_tokens.json", ids)
+
+
+def llama2_chat(folder):
+    """`llama2_model` with the tokens of ChatML, as a chat model that was made of Llama 2 has."""
+    llama2_model(folder)
+    write_json(folder / "added_tokens.json", {"<|im_end|>": 513, "<|im_start|>": 512})
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    write_json(folder / "tokenizer_config.json", {**config, "eos_token": "<|im_end|>"})
+
+
 TOKENIZERS = {
     "llama3": llama3,
     "qwen": qwen,
     "llama2_model": llama2_model,
     "llama2_json": llama2_json,
+    "qwen_slow": qwen_slow,
+    "llama2_chat": llama2_chat,
 }
+SENTENCEPIECE = ("llama2_model", "llama2_chat")
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,10 @@
-"""Text <-> ids: `tokenizer.json` by the tokenizers library, `tokenizer.model` by sentencepiece."""
+"""Text <-> ids, the start and the end of a text; the files themselves are read in `codecs`."""
 
 from pathlib import Path
 
-from minisoft.errors import InputError, expecting
+from minisoft.errors import expect
 from minisoft.io.atomic import read_json
+from minisoft.io.codecs import open_codec
 
 FILES = (  # carried over when a model is saved
     "tokenizer.json",
@@ -18,28 +19,25 @@ FILES = (  # carried over when a model is saved
 
 
 class Tokenizer:
-    """The tokenizer of a Hugging Face folder; ids equal transformers'.
+    """The tokenizer of a Hugging Face folder; ids equal transformers', but for a second BOS.
 
-    Raises InputError when the folder has neither tokenizer.json nor tokenizer.model, or one that
-    cannot be read.
+    Raises InputError when the folder has none of the files that `codecs.open_codec` knows, or one
+    that cannot be read.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        config = read_json(self.folder / "tokenizer_config.json")
-        if (self.folder / "tokenizer.json").is_file():
-            self._codec = _Json(self.folder / "tokenizer.json")
-        elif (self.folder / "tokenizer.model").is_file():
-            add_bos = config.get("add_bos_token", True)
-            self._codec = _SentencePiece(self.folder / "tokenizer.model", add_bos)
-        else:
-            raise InputError(f"{folder}: expected tokenizer.json or tokenizer.model, found neither")
-        self.size = self._codec.size  # number of ids, added tokens included
-        self.eos_ids = self._read_eos(config.get("eos_token"))
+        self._codec = open_codec(self.folder)
+        self.size = self._codec.size  # number of ids, added tokens included that a file numbers
+        self.eos_ids = self._read_eos()
+        start = self._codec.encode("a", True)[:1]
+        self._bos = start if start != self._codec.encode("a", False)[:1] else []
 
     def encode(self, text: str) -> list[int]:
-        """Text -> ids, with BOS where the tokenizer adds one."""
-        return self._codec.encode(text, True)
+        """Text -> ids, with BOS where the tokenizer adds one and the text does not begin with it,
+        as what a chat template writes does."""
+        ids = self._codec.encode(text, True)
+        return ids[1:] if self._bos and ids[:2] == 2 * self._bos else ids
 
     def decode(self, ids: list[int]) -> str:
         """Ids -> text; special tokens (BOS, EOS, padding) are left out."""
@@ -60,57 +58,17 @@ class Tokenizer:
         tokens = self._codec.tokens()
         return [i for i, token in tokens if character in token or token == byte]
 
-    def _read_eos(self, token: str | dict | None) -> frozenset[int]:
-        """Every id that ends a text, by generation_config.json, config.json and the eos_token."""
-        if isinstance(token, dict):
-            token = token.get("content")
-        ids = [self._codec.token_id(token)] if token else []
+    def _read_eos(self) -> frozenset[int]:
+        """Every id that ends a text, by each of the four files that can say so."""
+        texts = [self._codec.eos]
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            token = read_json(self.folder / name).get("eos_token")
+            texts.append(token.get("content") if isinstance(token, dict) else token)
+        ids = [self._codec.token_id(text) for text in texts if text]
         for name in ("generation_config.json", "config.json"):
             eos = read_json(self.folder / name).get("eos_token_id")
-            ids += eos if isinstance(eos, list) else [eos]
-        return frozenset(i for i in ids if type(i) is int)
-
-
-class _Json:
-    def __init__(self, path: Path):
-        import tokenizers
-
-        with expecting("a tokenizer of the tokenizers library", path):
-            self.codec = tokenizers.Tokenizer.from_file(str(path))
-        self.codec.no_truncation()
-        self.codec.no_padding()
-        self.size = self.codec.get_vocab_size(with_added_tokens=True)
-        self.token_id = self.codec.token_to_id
-
-    def encode(self, text: str, special: bool) -> list[int]:
-        return self.codec.encode(text, add_special_tokens=special).ids
-
-    def decode(self, ids: list[int]) -> str:
-        return self.codec.decode(ids, skip_special_tokens=True)
-
-    def tokens(self) -> list[tuple[int, str]]:
-        return [(i, token) for token, i in self.codec.get_vocab(with_added_tokens=True).items()]
-
-
-class _SentencePiece:
-    def __init__(self, path: Path, add_bos: bool):
-        import sentencepiece
-
-        with expecting("a SentencePiece model", path):
-            self.codec = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        self.size = self.codec.get_piece_size()
-        self.bos = [self.codec.bos_id()] if add_bos and self.codec.bos_id() >= 0 else []
-
-    def token_id(self, token: str) -> int | None:
-        i = self.codec.piece_to_id(token)
-        return None if self.codec.is_unknown(i) else i
-
-    def encode(self, text: str, special: bool) -> list[int]:
-        return (self.bos if special else []) + self.codec.encode(text)
-
-    def decode(self, ids: list[int]) -> str:
-        ids = [i for i in ids if i < self.size]  # a model's vocabulary may be padded
-        return self.codec.decode(ids)
-
-    def tokens(self) -> list[tuple[int, str]]:
-        return [(i, self.codec.id_to_piece(i)) for i in range(self.size)]
+            eos = eos if isinstance(eos, list) else [eos]
+            right = all(i is None or type(i) is int for i in eos)
+            expect(right, f"{self.folder / name}: eos_token_id", "an id or a list of ids", eos)
+            ids += eos
+        return frozenset(i for i in ids if i is not None)

@@ -4,12 +4,12 @@ import json
 import shutil
 
 import pytest
-from conftest import SENTENCES, TOKENIZERS, corpus, write_json
+from conftest import SENTENCEPIECE, SENTENCES, TOKENIZERS, corpus, write_json
 
 from minisoft.data import PAPER_PROMPT, PREFILL_EARLY, PREFILL_LATE, STOP
 from minisoft.errors import InputError
 from minisoft.io.atomic import read_json
-from minisoft.io.tokenizer import Tokenizer
+from minisoft.io.tokenizer import FILES, Tokenizer
 
 TEXTS = SENTENCES + [
     "",
@@ -37,6 +37,7 @@ SPACED = [
     " ",
 ]  # here transformers leaves sentencepiece's conventions
 SPECIAL = {"llama3": "<|eot_id|>", "qwen": "<|im_end|>", "llama2_json": "</s>"}
+SPECIAL |= {"qwen_slow": "<|im_end|>", "llama2_model": "</s>", "llama2_chat": "<|im_start|>"}
 DROP = ...  # a field that is to be absent
 
 
@@ -65,7 +66,7 @@ def folder(tokenizer_folders, tmp_path):
 
 
 def of_transformers(folder, name):
-    if name == "llama2_model":
+    if name in SENTENCEPIECE:
         pytest.importorskip(
             "google.protobuf", reason="transformers needs protobuf to read tokenizer.model"
         )
@@ -79,7 +80,7 @@ def of_transformers(folder, name):
 
 def test_ids_equal_those_of_transformers(name, ours, tokenizer_folders):
     theirs = of_transformers(tokenizer_folders[name], name)
-    for text in TEXTS + (SPACED if name != "llama2_model" else []):
+    for text in TEXTS + (SPACED if name not in SENTENCEPIECE else []):
         assert ours.encode(text) == list(theirs.encode(text)), repr(text)
 
 
@@ -125,10 +126,10 @@ def test_add_bos_token_means_what_it_means_in_transformers(kind, flag, folder):
 
 
 @pytest.mark.parametrize(
-    "flag, bos", [(True, [1]), (False, []), (DROP, [1])], ids=["true", "false", "absent"]
+    "flag, bos", [(True, [1]), (False, []), (DROP, [])], ids=["true", "false", "absent"]
 )
-def test_a_tokenizer_model_adds_bos_unless_told_not_to(flag, bos, folder):
-    """Llama 2's convention where the flag is absent."""
+def test_a_tokenizer_model_adds_bos_where_told_to(flag, bos, folder):
+    """As transformers 5 does; transformers 4 also did where the flag is absent."""
     tokenizer = Tokenizer(folder("llama2_model", add_bos_token=flag))
     assert tokenizer.encode("") == bos
     assert tokenizer.encode("a") == bos + Tokenizer(
@@ -154,12 +155,161 @@ def test_truncation_and_padding_kept_in_the_file_are_not_applied(folder):
     assert Tokenizer(path).encode(PAPER_PROMPT) == expected
 
 
+# ---------------------------------------------------------------- added tokens
+
+CHAT = "<|im_start|>user\nMia has 3 apples.<|im_end|>\n<|im_start|>assistant\n"
+FLAGS = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+ADDED = [  # texts around added tokens
+    CHAT,
+    "a <|im_start|> b  <|im_end|>  c",
+    "<|im_end|>",
+    "\n<|im_end|>\n<|im_end|> ",
+    "<s>Mia</s> has</s>3",
+    "x<|im_start|>y_<|im_start|>_",
+    "cut <|im_st art|> <|im_end",
+    "<unk> is <|endoftext|>",
+]
+
+
+def same(path, texts=tuple(ADDED)):
+    """Are the ids of these texts those of transformers?"""
+    ours, theirs = Tokenizer(path), of_transformers(path, "llama2_model")
+    for text in texts:
+        assert ours._codec.encode(text, True) == theirs.encode(text), repr(text)
+    assert theirs.eos_token_id in ours.eos_ids
+
+
+@pytest.mark.parametrize("kind", ["qwen_slow", *SENTENCEPIECE])
+def test_added_tokens_in_a_text_are_those_of_transformers(kind, folder):
+    same(folder(kind))
+
+
+@pytest.mark.parametrize("legacy", [True, False, DROP])
+@pytest.mark.parametrize("class_name", ["LlamaTokenizer", "LlamaTokenizerFast"])
+def test_a_space_behind_an_added_token_in_both_behaviours(class_name, legacy, folder):
+    same(folder("llama2_chat", tokenizer_class=class_name, legacy=legacy))
+
+
+@pytest.mark.parametrize("class_name", ["PreTrainedTokenizerFast", DROP])
+def test_a_tokenizer_model_of_no_class(class_name, folder):
+    same(folder("llama2_chat", tokenizer_class=class_name, legacy=DROP))
+
+
+@pytest.mark.parametrize("flag", [None, *FLAGS])
+@pytest.mark.parametrize("kind", ["qwen_slow", "llama2_chat"])
+def test_flags_of_added_tokens_are_those_of_transformers(kind, flag, folder):
+    path = folder(kind)
+    ids = json.loads((path / "added_tokens.json").read_text())
+    flags = FLAGS | ({flag: True} if flag else {})
+    decoder = {i: {**flags, "content": text, "special": True} for text, i in ids.items()}
+    (path / "added_tokens.json").unlink()
+    same(folder(kind, added_tokens_decoder=decoder))
+
+
+def test_special_tokens_that_are_only_named_follow_the_last_id(folder):
+    """They are found in a text, but `size`, what a model must have rows for, is without them."""
+    for kind in ("qwen_slow", "llama2_chat"):
+        size = Tokenizer(folder(kind)).size
+        path = folder(kind, pad_token="[PAD]", additional_special_tokens=["<b>"])
+        same(path, ["[PAD]<b> x"])
+        assert Tokenizer(path).size == size and max(Tokenizer(path).encode("<b>")) == size + 1
+
+
+def test_roles_of_special_tokens_map(folder):
+    path = folder("qwen_slow", eos_token=DROP)
+    write_json(
+        path / "special_tokens_map.json",
+        {"eos_token": "<|im_end|>", "additional_special_tokens": ["<a>", "<|im_start|>"]},
+    )
+    same(path, [*ADDED, "<a>"])
+
+
+def test_what_is_not_special_stays_in_the_text(folder):
+    path = folder("llama2_chat")
+    write_json(path / "added_tokens.json", {"<|im_start|>": 512, "<|im_end|>": 513})
+    tokenizer = Tokenizer(path)
+    assert tokenizer.decode(tokenizer.encode("Mia<|im_start|> has<|im_end|>")) == (
+        "Mia<|im_start|> has"
+    )
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+def test_add_prefix_space_is_that_of_transformers(prefix, folder):
+    for kind in ("qwen_slow", "llama2_chat"):
+        same(folder(kind, add_prefix_space=prefix), [CHAT, "Mia has"])
+
+
+def test_a_model_that_normalises_does_so_where_transformers_lets_it(folder):
+    """LlamaTokenizer takes a text as it is, whatever normalizer_spec the model was trained with."""
+    import sentencepiece
+
+    path = folder("llama2_model")
+    sentences = path / "sentences"
+    sentences.write_text("\n".join(SENTENCES * 20), "utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(sentences),
+        model_prefix=str(path / "tokenizer"),
+        vocab_size=400,
+        model_type="bpe",
+        byte_fallback=True,
+        minloglevel=2,
+    )
+    texts = ["two  spaces ", "\uff11 \u2460 \ufb01ne", "a\nb\t c"]
+    same(path, texts)
+    ids = Tokenizer(path).encode(texts[0])
+    assert Tokenizer(path).decode(ids) == texts[0]
+
+
+def test_without_a_prefix_space_decoding_takes_none_away(folder):
+    tokenizer = Tokenizer(folder("llama2_chat", add_prefix_space=False))
+    assert tokenizer.decode(tokenizer.encode(" Mia")) == " Mia"
+
+
+def test_gpt2_has_no_normaliser_and_its_own_split(folder):
+    for flag in (True, False):
+        config = {"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}
+        path = folder("qwen_slow", tokenizer_class="GPT2Tokenizer", add_bos_token=flag, **config)
+        same(path, [*TEXTS, *SPACED, *ADDED])
+
+
+@pytest.mark.parametrize(
+    "model, named",
+    [("qwen2", DROP), ("qwen2", "GPT2Tokenizer"), ("qwen3", DROP), ("qwen3", "GPT2Tokenizer")],
+)
+def test_config_json_says_the_class_where_it_does_in_transformers(model, named, folder):
+    path = folder("qwen_slow", tokenizer_class=named)
+    write_json(path / "config.json", {"model_type": model})
+    same(path, ["12345 e\u0301 don't"])
+
+
+@pytest.mark.parametrize(
+    "kind, bos", [("llama3", "<|begin_of_text|>"), ("llama2_json", "<s>"), ("llama2_model", "<s>")]
+)
+def test_a_text_that_begins_with_bos_has_one(kind, bos, folder):
+    tokenizer = Tokenizer(folder(kind))
+    (first,) = tokenizer.encode("")
+    ids = tokenizer.encode(f"{bos}User: 3{bos}")
+    assert ids[0] == first and ids[1] != first and ids[-1] == first
+    assert ids == tokenizer._codec.encode(f"{bos}User: 3{bos}", False)
+
+
+def test_the_files_that_an_export_copies_are_the_whole_tokenizer(name, ours, folder):
+    path = folder(name)
+    for file in path.iterdir():
+        if file.name not in FILES:
+            file.unlink()
+    copied = Tokenizer(path)
+    assert copied.eos_ids == ours.eos_ids
+    for text in [*TEXTS, *ADDED]:
+        assert copied.encode(text) == ours.encode(text)
+
+
 # ---------------------------------------------------------------- text
 
 
 def test_decoding_gives_the_text_back(name, ours):
     for text in TEXTS + SPACED + corpus():
-        if name == "qwen" and "\u0301" in text:
+        if name.startswith("qwen") and "\u0301" in text:
             continue  # Qwen normalises to NFC
         ids = ours.encode(text)
         assert ours.decode(ids) == ours.decode(tuple(ids)) == text
@@ -251,16 +401,43 @@ def test_eos_ids_come_from_all_files(folder, generation, config, expected):
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_eos_token_may_be_an_object(kind, folder):
-    token = {"llama3": "<|end_of_text|>", "qwen": "<|endoftext|>"}.get(kind, "</s>")
+    token = {"llama3": "<|end_of_text|>", "qwen": "<|endoftext|>"}.get(
+        kind.removesuffix("_slow"), "</s>"
+    )
     path = folder(kind, eos_token={"__type": "AddedToken", "content": token, "special": True})
     expected = 2 if kind.startswith("llama2") else Tokenizer(path).encode(token)[-1]
     assert Tokenizer(path).eos_ids == {expected}
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-@pytest.mark.parametrize("token", [None, "<|nobody|>"])
-def test_an_eos_token_that_does_not_exist_ends_nothing(kind, token, folder):
-    assert Tokenizer(folder(kind, eos_token=token)).eos_ids == frozenset()
+def test_without_an_eos_token_nothing_ends(kind, folder):
+    assert Tokenizer(folder(kind, eos_token=None)).eos_ids == frozenset()
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_an_eos_token_that_is_in_no_vocabulary_has_no_row(kind, folder):
+    """transformers gives it the id behind the last one, which a model cannot say."""
+    tokenizer = Tokenizer(folder(kind, eos_token="<|nobody|>"))
+    assert all(i >= tokenizer.size for i in tokenizer.eos_ids)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_the_eos_token_of_special_tokens_map_ends_a_text_too(kind, folder):
+    token = "</s>" if kind.startswith("llama2") else "<|end_of_text|>"
+    token = "<|endoftext|>" if kind.startswith("qwen") else token
+    path = folder(kind)
+    before = Tokenizer(path)
+    expected = before._codec.token_id(token)
+    write_json(path / "special_tokens_map.json", {"eos_token": {"content": token}})
+    assert expected is not None and Tokenizer(path).eos_ids == before.eos_ids | {expected}
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("ids", ["2", [2, "3"], 2.0, True, {"a": 2}])
+def test_an_eos_token_id_that_is_no_id(name, ids, folder):
+    path = folder("llama3")
+    write_json(path / name, {"eos_token_id": ids})
+    refuses(path, path / name, "eos_token_id", "an id or a list of ids")
 
 
 # ---------------------------------------------------------------- what is refused
@@ -276,6 +453,57 @@ def refuses(folder, *parts):
 def test_a_folder_without_a_tokenizer(tmp_path):
     refuses(tmp_path, tmp_path, "tokenizer.json or tokenizer.model")
     refuses(tmp_path / "nowhere", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("kind", ["qwen_slow", "llama2_chat"])
+@pytest.mark.parametrize(
+    "ids, token",
+    [
+        ({"<pad>": 600}, "<pad>"),
+        ({"<pad>": "512"}, "<pad>"),
+        ({"a": 5}, "a"),
+        ({"<a>": 600, "<b>": 600}, "<b>"),
+    ],
+)
+def test_added_ids_that_do_not_follow_are_named(kind, ids, token, folder):
+    path = folder(kind, eos_token=None)
+    write_json(path / "added_tokens.json", ids)
+    refuses(path, path / f"added_tokens.json: {token}:")
+
+
+@pytest.mark.parametrize("kind", ["qwen_slow", "llama2_chat"])
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("added_tokens_decoder", [1]),
+        ("added_tokens_decoder", {"x": {"content": "<a>"}}),
+        ("added_tokens_decoder", {"700": {"content": "<a>"}}),
+        ("added_tokens_decoder", {"512": "<a>"}),
+        ("added_tokens_decoder", {"512": {"content": "<a>", "lstrip": 1}}),
+        ("pad_token", 3),
+        ("additional_special_tokens", "<a>"),
+        ("tokenizer_class", "RobertaTokenizer"),
+        ("add_bos_token", "yes"),
+        ("add_eos_token", True),
+        ("add_prefix_space", 1),
+    ],
+)
+def test_fields_that_cannot_be_used_are_named(kind, field, value, folder):
+    path = folder(kind, **{field: value})
+    refuses(path, path / "tokenizer_config.json", field)
+
+
+def test_vocab_json_needs_merges(folder):
+    path = folder("qwen_slow")
+    (path / "merges.txt").unlink()
+    refuses(path, path / "merges.txt")
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
+def test_a_broken_vocabulary(name, folder):
+    path = folder("qwen_slow")
+    (path / name).write_bytes(b"[1 2 3\n")
+    refuses(path, path / name)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])

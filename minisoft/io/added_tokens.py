@@ -1,0 +1,147 @@
+"""Tokens that the files beside a vocabulary add to it: with which flags, in which order.
+
+As transformers 5 reads them, so that ids are the same.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import AddedToken
+
+from minisoft.errors import expect
+from minisoft.io.atomic import read_json
+
+NAMED = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
+FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
+
+
+@dataclass
+class Added:
+    """The tokens that a folder's files add to a vocabulary, in the order of their ids."""
+
+    tokens: list[AddedToken]
+    stated: list[tuple[str, str, int]]  # (file and field, text, the id that it has there)
+    names: dict[str, AddedToken | None]  # those with a role: bos_token, eos_token, ...
+    unnumbered: list[str]  # texts of those with a role, and of those that are listed without an id
+
+    @property
+    def eos(self) -> str | None:
+        token = self.names.get("eos_token")
+        return token.content if token else None
+
+    def size(self, vocabulary: int) -> int:
+        """Ids of a vocabulary and of the tokens that a file numbers.  Those that are only named
+        come after them and need no row in E."""
+        return max([vocabulary, *(i + 1 for *_, i in self.stated)])
+
+
+def read_added(
+    folder: Path, special: dict[str, str | None], others: list[AddedToken] | None = None
+) -> Added:
+    """Added tokens of tokenizer_config.json, special_tokens_map.json and added_tokens.json.
+
+    `special`: the tokens with a role where no file names one; `others`: further special tokens
+    where tokenizer_config.json lists none (None: those of special_tokens_map.json).  Raises
+    InputError.
+    """
+    path, beside = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
+    config, listed = read_json(path), others or []
+    named = _read_names(config, path)
+    decoder = config.get("added_tokens_decoder")
+    if decoder is None:  # else transformers opens no other file
+        roles = read_json(beside)
+        named |= _read_names(roles, beside)
+        listed = _read_list(roles, beside) if others is None else others
+    if any(field in config for field in ("extra_special_tokens", "additional_special_tokens")):
+        listed = _read_list(config, path)
+    known = {token.content for token in [*named.values(), *listed] if token}
+    numbered, stated = _read_numbered(folder, decoder, known)
+    defaults = {role: token and token_of(token, path) for role, token in special.items()}
+    names = defaults | named
+    order = [*NAMED, *(role for role in names if role not in NAMED)]
+    roles = [names[role] for role in order if names.get(role)]
+    for token in numbered:
+        token.special |= token.content in {role.content for role in roles}
+    tokens = {}
+    for token in [*numbered, *roles, *listed]:
+        tokens.setdefault(token.content, token)  # the flags of the first
+    texts = [token.content for token in (*roles, *listed)]
+    return Added(list(tokens.values()), stated, names, texts)
+
+
+def token_of(value, where) -> AddedToken:
+    """A token as these files have it: an object with flags, or a special one's text alone."""
+    flags = value if isinstance(value, dict) else {"content": value, "special": True}
+    text = flags.get("content")
+    expect(isinstance(text, str) and text, where, "the text of a token", text)
+    flags = {flag: flags[flag] for flag in FLAGS if flag in flags}
+    for flag, on in flags.items():
+        expect(isinstance(on, bool), f"{where}: {text}: {flag}", "true or false", on)
+    return AddedToken(text, **flags)
+
+
+def _read_names(values: dict, path: Path) -> dict[str, AddedToken | None]:
+    """The tokens with a role: bos_token, eos_token, ..., and those of other models' own roles."""
+    names = {}
+    for role, value in values.items():
+        own = role.endswith("_token") and isinstance(value, str)  # not add_bos_token
+        if role in NAMED or own:
+            names[role] = None if value is None else token_of(value, f"{path}: {role}")
+            if names[role]:
+                names[role].special = True
+    return names
+
+
+def _read_list(values: dict, path: Path) -> list[AddedToken]:
+    listed = values.get("extra_special_tokens") or values.get("additional_special_tokens") or []
+    listed = [*listed.values()] if isinstance(listed, dict) else listed
+    where = f"{path}: additional_special_tokens"
+    expect(isinstance(listed, list), where, "a list", listed)
+    return [token_of(value, where) for value in listed]
+
+
+def _read_numbered(
+    folder: Path, decoder: dict | None, known: set[str]
+) -> tuple[list[AddedToken], list[tuple[str, str, int]]]:
+    """(tokens, what is stated of them), by their ids in `decoder`, the added_tokens_decoder of
+    tokenizer_config.json, else in added_tokens.json; special there if `known`."""
+    tokens = {}
+    if decoder is not None:
+        path = folder / "tokenizer_config.json: added_tokens_decoder"
+        expect(isinstance(decoder, dict), path, "an object", decoder)
+        for i, value in decoder.items():
+            expect(i.isdecimal(), path, "ids", i)
+            expect(isinstance(value, dict), f"{path}: {i}", "an object", value)
+            tokens[int(i)] = token_of(value, f"{path}: {i}")
+    else:
+        path = folder / "added_tokens.json"
+        for text, i in read_json(path).items():
+            expect(type(i) is int and i not in tokens, f"{path}: {text}", "an id of its own", i)
+            tokens[i] = AddedToken(text, normalized=text not in known, special=text in known)
+    tokens = dict(sorted(tokens.items()))
+    return list(tokens.values()), [(str(path), t.content, i) for i, t in tokens.items()]
+
+
+def check_ids(added: Added, id_of) -> None:
+    """Raises InputError where a file states another id than a token gets: that of its text in the
+    vocabulary, else the next one."""
+    for where, text, stated in added.stated:
+        i, place = id_of(text), f"{where}: {text}"
+        expect(stated == i, place, f"{i}, by the vocabulary and the ids before", stated)
+
+
+def read_flag(config: dict, name: str, path: Path, default: bool = False) -> bool:
+    value = config.get(name)
+    value = default if value is None else value
+    expect(isinstance(value, bool), f"{path}: {name}", "true or false", value)
+    return value
+
+
+def read_bos(folder: Path, added: Added) -> str | None:
+    """The token before a text, None without one."""
+    path = folder / "tokenizer_config.json"
+    config = read_json(path)
+    ends, begins = (read_flag(config, f"add_{end}_token", path) for end in ("eos", "bos"))
+    expect(not ends, f"{path}: add_eos_token", "false, since prompts go on", ends)
+    bos = added.names.get("bos_token")
+    return bos.content if bos and begins else None

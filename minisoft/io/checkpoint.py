@@ -240,7 +240,7 @@ def find(model: str) -> Path:
 
     print(f"fetching {model} into {target}")
     part = target.with_name(target.name + ".part")  # an interrupted download goes on there
-    patterns = ["*.safetensors", "*.json", "tokenizer.model", "*.jinja"]
+    patterns = ["*.safetensors", "*.json", "tokenizer.model", "merges.txt", "*.jinja"]
     hint = f". Where the hub can be reached, type: hf download {model} --local-dir {target}"
     with expecting("a folder or a model of the hub", model, hint):
         snapshot_download(model, local_dir=part, allow_patterns=patterns)

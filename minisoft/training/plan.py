@@ -15,6 +15,7 @@ from minisoft.training.metrics import markdown, memory_bytes
 from minisoft.training.settings import Settings
 from minisoft.training.world import read_device, share
 
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them is there
 SHARDED_ABOVE = 4e9  # parameters from which on masters and moments are kept in pieces
 
 
@@ -68,7 +69,7 @@ def describe(args: Namespace, source: Path, settings: Settings) -> str:
 
 def _lengths(source_of_data: str, source: Path, template: str) -> tuple[int, int]:
     """Tokens of the longest prompt, and most tokens after a CoT."""
-    if not any((source / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+    if not any((source / name).is_file() for name in VOCABULARIES):
         return 256, 16 + ANSWER_TOKENS
     tokenizer = Tokenizer(source)
     problems = datasets.load_problems(source_of_data)

@@ -26,7 +26,8 @@ from minisoft.reward import reward
 from minisoft.verifier.compare import Comparison
 from minisoft.verifier.spelling import as_fractions
 
-_RANKS = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # on this machine
+_SAID = os.environ.get("LOCAL_WORLD_SIZE", "")  # of ranks on this machine; World refuses odd ones
+_RANKS = int(_SAID) if _SAID.isdecimal() and int(_SAID) else 1
 WORKERS = max(1, min(4, (os.cpu_count() or 1) // _RANKS))  # children that pay, for each rank
 STARTUP_S = 120.0  # importing sympy from a cold network disk is slow
 

@@ -84,7 +84,8 @@ FLAGS = {  # group -> flag -> (default, help, how argparse reads it)
         ),
         "--template": (
             None,
-            "file with the prompt, QUESTION for the question (default the paper's *; sec. 4)",
+            "file with the prompt, QUESTION for the question, without its last newline (default "
+            "the paper's *; sec. 4)",
             {},
         ),
         "--validation": (

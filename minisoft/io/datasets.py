@@ -62,10 +62,12 @@ def load_choices(source: str | Path) -> list[Choice]:
 
 
 def read_prompt(path: str | Path) -> str:
-    """A prompt template, without newlines at its end.  Raises InputError without one QUESTION."""
+    """A prompt template, without the newline at its end, which editors put there: a prompt that
+    ends in one, as of chat templates, has an empty line at its end.  Raises InputError without one
+    QUESTION."""
     with expecting("a prompt file", path):
         raw = Path(path).read_bytes()
-    template = re.sub("\r\n?", "\n", sources.decode(raw, path)).rstrip("\n")
+    template = re.sub("\r\n?", "\n", sources.decode(raw, path)).removesuffix("\n")
     times = template.count("QUESTION")
     if times != 1:
         raise InputError(f"{path}: expected the placeholder QUESTION once, found it {times} times")

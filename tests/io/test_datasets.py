@@ -491,8 +491,10 @@ def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
 
 def test_a_prompt_file(tmp_path):
     path = tmp_path / "prompt.txt"
-    path.write_text("Frage: QUESTION\nAntwort: größer\n\n", "utf-8")
+    path.write_text("Frage: QUESTION\nAntwort: größer\n", "utf-8")
     assert read_prompt(str(path)) == "Frage: QUESTION\nAntwort: größer"
+    path.write_text("QUESTION<|im_start|>assistant\n\n")  # as a chat template ends
+    assert read_prompt(path) == "QUESTION<|im_start|>assistant\n"
     for text, times in (("no place", 0), ("QUESTION QUESTION", 2), ("", 0)):
         path.write_text(text)
         refuses(

@@ -288,6 +288,7 @@ def test_ranks_that_differ_are_an_error(monkeypatch):
     assert report.checks[-1][2].endswith("ranks hold different weights") and not report.held
 
 
+@pytest.mark.slow
 def test_training_is_told(monkeypatch):
     flags = "--show-every 0 --steps 2 --prompts 2 --group 4 --validation 4 --test 4 "
     flags += "--validate-every 1 --eval-cot 24 --cot 24"
@@ -315,7 +316,7 @@ def test_limits_are_judged_on_a_large_gpu_only(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     gpu_speed.judge(report, "llama-3.2-3b", kinds, 1.02)
     found = verdicts(report)
-    assert [*found.values()] == [True, True, True, False, True]
+    assert [*found.values()] == [None, True, True, False, True]
     report.checks.clear()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     gpu_speed.judge(report, "llama-3.2-3b", kinds, 1.02)

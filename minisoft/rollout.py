@@ -186,7 +186,7 @@ def _rollout(model, form: Format, kind, request: Request, how: Decoding) -> Roll
     rows = [Row(how.cot_tokens, form) for _ in request.samples]
     keys = request.keys.to(device)
     inputs = model.embed(torch.tensor([request.prompt], device=device)).expand(len(rows), -1, -1)
-    roles, tokens, actions, scores, entropies = [], [], [], [], []
+    positions = []
     for t in count():
         role = torch.tensor([row.role for row in rows], device=device)
         if (role == PAD).all():
@@ -198,14 +198,9 @@ def _rollout(model, form: Format, kind, request: Request, how: Decoding) -> Roll
         for row, token in zip(rows, move.token.tolist(), strict=True):
             row.take(token)
         inputs = torch.cat((inputs, move.x[:, None]), dim=1)
-        for column, x in (
-            (roles, role),
-            (tokens, move.token),
-            (actions, move.action),
-            (scores, move.log_prob),
-            (entropies, entropy(move.logits)),
-        ):
-            column.append(x)
+        entry = (role, move.token, move.action, move.log_prob, entropy(move.logits))
+        positions.append(entry)
+    roles, tokens, actions, scores, entropies = zip(*positions, strict=True)
     role = torch.stack(roles, 1)  # (n, S)
     idle = (role == PAD) | (role == FORCED)
     C = max(len(row.cot) for row in rows)

@@ -108,8 +108,8 @@ class Gaussian(Distribution):
 
         The gradient of eq. 10 is <(action - mean) / sigma^2, d mean>, and action - mean is
         sigma epsilon, as updates are strictly on-policy: the weights that drew the action are those
-        that are differentiated.  In 16 bits the replayed mean is not the rollout's, the difference
-        is divided by sigma^2, and little is left of the direction; epsilon is known exactly.
+        that are differentiated.  In 16 bits the replayed mean is not the rollout's, and the
+        difference, divided by sigma^2, spoils the direction; epsilon is known exactly.
         """
         with torch.no_grad():
             value = self.log_prob(action)

@@ -183,15 +183,15 @@ class FusedCache(RowCache):
     def clear(self) -> None:
         self.owner[:] = [None] * len(self.owner)
         self.seated = list(self.owner)  # whose prompt each row has
-        self.prompts: dict[int, tuple[Prompt, int]] = {}
+        self.recorded: dict[int, tuple[Prompt, int]] = {}
 
     def add(self, prompt: Prompt, length: int) -> int:
         number = next(self.numbers)
-        self.prompts[number] = prompt, length
+        self.recorded[number] = prompt, length
         return number
 
     def drop(self, number: int) -> None:
-        del self.prompts[number]
+        del self.recorded[number]
 
     def seat(self) -> None:
         """Copy prompts to the rows that have new ones."""
@@ -201,7 +201,7 @@ class FusedCache(RowCache):
                 new.setdefault(owner, []).append(row)
                 self.seated[row] = owner
         for owner, rows in new.items():
-            prompt, length = self.prompts[owner]
+            prompt, length = self.recorded[owner]
             rows = torch.tensor(rows, device=self.own.device)
             self.start[rows] = length
             for layer, of_layer in enumerate(zip(prompt.keys, prompt.values, strict=True)):
@@ -209,7 +209,7 @@ class FusedCache(RowCache):
                     own[rows, :length] = x[:, :, :length].transpose(1, 2)
 
     def widen(self, reach: int) -> None:
-        longest = max((length for _, length in self.prompts.values()), default=0)
+        longest = max((length for _, length in self.recorded.values()), default=0)
         width = -(-(longest + reach) // self.WIDER) * self.WIDER
         self.width = min(width, self.own.shape[3])
 

@@ -283,7 +283,7 @@ class Board:
         self.device, self.capacity, self.prompt = device, capacity, prompt
         cache = CACHES.get(device.type, RowCache)
         self.cache = cache(config, rows, capacity, prompt, device, dtype)
-        N, self.tasks, self.graphs = len(self.cache.owner), {}, Graphs(device)
+        N, self.tasks, self.recorder = len(self.cache.owner), {}, Graphs(device)
         whole = {"dtype": torch.long, "device": device}
         self.keys, self.cot_length = torch.zeros(N, **whole), torch.zeros(N, **whole)
         self.late = torch.zeros(N, **whole)  # which prefill: 0 after the stop phrase, else 1
@@ -312,7 +312,7 @@ class Board:
     def step(self, model, thinks: bool, speaks: bool) -> None:
         """Every place one position further; thinks, speaks: see `Turn`."""
         shape = (thinks, speaks, self.cache.width)
-        self.graphs.run(self.task.graphs, shape, partial(self._step, model, thinks, speaks))
+        self.recorder.run(self.task.graphs, shape, partial(self._step, model, thinks, speaks))
 
     def _step(self, model, thinks: bool, speaks: bool) -> None:
         """Choose the input of this position for every row, record it, feed it."""

@@ -1,9 +1,7 @@
 """One position of many rows on a GPU, in few kernels.
 
 A decoding step there is bound by the number of its kernels.  What stands between two products is
-one function here, which `torch.compile` makes one kernel; it rounds where the ordinary operations
-round, so that a replay, which does without it, finds the same numbers.  Where torch.compile does
-not work, and on CPUs, the functions run as they are.
+one function here, and one kernel (see `compiled`).
 
 Dimensions: N rows, H query and K key/value heads, D head_dim, d width, V vocabulary.
 """

@@ -129,6 +129,10 @@ class Prompt(Causal):
         seen = torch.ones(T, P + T, dtype=torch.bool, device=q.device).tril(P)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
 
+    def of(self, n: int) -> "Prompt":
+        """The n-th of several prompts that were run together."""
+        return Prompt(*(tuple(x[n : n + 1] for x in part) for part in (self.keys, self.values)))
+
     def before(self, layer: int, k, v) -> tuple[torch.Tensor, torch.Tensor]:
         """Those of the prompt before the rows' own k and v: each (N, K, P + T, D)."""
         rows = (len(k), -1, -1, -1)
@@ -257,7 +261,7 @@ class Transformer(nn.Module):
         return p @ self.E.float()
 
     def prefill(self, ids: torch.Tensor) -> tuple[torch.Tensor, Prompt]:
-        """A prompt (1, P) -> its encodings (1, P, d), and what its continuations attend to."""
+        """Prompts (n, P) -> encodings (n, P, d), and what their continuations attend to."""
         recording = Recording()
         hidden = self(self.embed(ids), recording)
         return hidden, Prompt(tuple(recording.keys), tuple(recording.values))

@@ -174,7 +174,7 @@ class Script:
         return torch.stack((ids, torch.zeros_like(ids)), -1).float()
 
     def prefill(self, ids):
-        key = torch.zeros(1, 1, ids.shape[1], 2)
+        key = torch.zeros(len(ids), 1, ids.shape[1], 2)
         return self(self.embed(ids)), Prompt((key,), (key,))
 
     def __call__(self, x, cache=None):

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from minisoft.engine.fused import one_position
+from minisoft.engine.fused import one_position, rotate_and_store
 from minisoft.engine.linear import is_packed
-from minisoft.model import Config, Prompt
+from minisoft.model import Config, Prompt, rotate
 
 
 class RowCache:
@@ -35,11 +35,11 @@ class RowCache:
         L, K, D = config.num_hidden_layers, config.num_key_value_heads, config.head_dim
         if torch.device(device).type == "cpu":
             dtype = torch.float32  # CPUs multiply small bfloat16 matrices slowly
-        N, length = self.round_up(rows), self.round_up(capacity)
+        N = self.round_up(rows)
         self.queries = config.num_attention_heads // K  # query heads of a key head
-        self.own = torch.empty(L, 2, N, K, length, D, device=device, dtype=dtype)
+        # of each layer, (2, N, K, width, D): without gaps it is read three times as fast
+        self.own = [torch.zeros(2, N, K, 0, D, device=device, dtype=dtype) for _ in range(L)]
         self.width = 0  # so many of the rows' own positions are read
-        self.clean = 0  # positions of `own` that were set: what is hidden must still be finite
         self.prompt = torch.zeros(
             L, 2, 0, K, 0, D, device=device, dtype=dtype
         )  # (L, 2, P, K, C, D)
@@ -77,23 +77,24 @@ class RowCache:
 
     def seat(self) -> None:
         """Give every row a seat in a (P, R) grid; to be called when `owner` or a prompt changed."""
-        device, taken, seats = self.own.device, {}, []
+        device, taken, seats = self.position.device, {}, []
         for owner in self.owner:
             seats.append(taken.get(owner, 0))
             taken[owner] = seats[-1] + 1
         taken.pop(None, None)
         used = max(taken, default=0) + 1
         R = max([*taken.values(), -(-4 // self.queries)])  # no product of less than 4 rows
-        row_of = [[0] * R for _ in range(used)]  # free seats compute row 0, for nobody
-        seat_of = [(0, 0)] * len(self.owner)  # empty rows get somebody's
+        row_of = [0] * (used * R)  # free seats compute row 0, for nobody
+        seat_of = [0] * len(self.owner)  # empty rows get somebody's
         for row, (owner, seat) in enumerate(zip(self.owner, seats)):
             if owner is not None:
-                row_of[owner][seat] = row
-                seat_of[row] = owner, seat
-        head = torch.arange(self.own.shape[3], device=device)
-        row_of, seat_of = torch.tensor(row_of, device=device), torch.tensor(seat_of, device=device)
-        self.to_grid = row_of[:, None], head[None, :, None]  # rows -> a grid (P, K, R, ...)
-        self.to_rows = seat_of[:, :1], head[None], seat_of[:, 1:]  # a grid -> rows (N, K, ...)
+                seat_of[row] = owner * R + seat
+                row_of[seat_of[row]] = row
+        self.grid = used, R
+        self.to_grid = self.to_rows = None  # where the rows sit in their order, and no seat is free
+        if row_of != [*range(len(self.owner))]:
+            self.to_grid = torch.tensor(row_of, device=device)
+            self.to_rows = torch.tensor(seat_of, device=device)
         starts = [0 if owner is None else self.length[owner] for owner in self.owner]
         self.start = torch.tensor(starts, device=device)
         self.prompts = used  # that are read
@@ -102,43 +103,67 @@ class RowCache:
 
     def widen(self, reach: int) -> None:
         """The next steps read and write the first `reach` positions of the rows' own."""
-        self.width = min(self.round_up(reach), self.own.shape[4])
-        if self.clean < self.width:
-            self.own[:, :, :, :, self.clean : self.width] = 0
-            self.clean = self.width
+        self.width = self.round_up(reach)
+        more = self.width - self.own[0].shape[3]
+        for layer, own in enumerate(self.own if more > 0 else []):
+            self.own[layer] = F.pad(own, (0, 0, 0, more))  # 0: what is hidden must be finite
 
     def positions(self, x: torch.Tensor) -> torch.Tensor:
         past_own = torch.arange(self.width, device=x.device) > self.position[:, None]  # (N, n)
         hidden = torch.cat((self.past_prompt, past_own), dim=1)  # (N, C + n)
-        bias = torch.zeros(hidden.shape, dtype=self.own.dtype, device=x.device)
+        bias = torch.zeros(hidden.shape, dtype=self.prompt.dtype, device=x.device)
         self.bias = bias.masked_fill_(hidden, -math.inf)
         self.rows = torch.arange(len(hidden), device=x.device)
         return (self.start + self.position)[:, None]  # (N, 1)
 
     def __call__(self, layer: int, q, k, v) -> torch.Tensor:
-        (N, H, _, D), dtype, C, n = q.shape, q.dtype, self.prompt_width, self.width
         keys, values = self.own[layer]
+        keys[self.rows, :, self.position] = k[:, :, 0].to(keys.dtype)
+        values[self.rows, :, self.position] = v[:, :, 0].to(keys.dtype)
+        return self.attend(layer, q)
+
+    def attend(self, layer: int, q: torch.Tensor) -> torch.Tensor:
+        """q (N, H, 1, D) -> (N, H, 1, D), where the keys and values of this position are in place.
+        """
+        (N, H, _, D), dtype, C, n = q.shape, q.dtype, self.prompt_width, self.width
+        keys, values = self.own[layer][:, :, :, :n]
         prompt_keys, prompt_values = self.prompt[layer, :, : self.prompts, :, :C]
-        q, k, v = q.to(keys.dtype), k.to(keys.dtype), v.to(keys.dtype)
-        keys[self.rows, :, self.position] = k[:, :, 0]
-        values[self.rows, :, self.position] = v[:, :, 0]
+        q = q.to(keys.dtype)
         q = q.view(N, -1, self.queries, D) * D**-0.5  # (N, K, h, D), h query heads of a key head
         on_prompt = self._of_prompts(q, prompt_keys.transpose(2, 3))  # (N, K, h, C)
-        on_own = q @ keys[:, :, :n].transpose(2, 3)  # (N, K, h, n)
+        on_own = q @ keys.transpose(2, 3)  # (N, K, h, n)
         score = torch.cat((on_prompt, on_own), dim=-1).add_(self.bias[:, None, None])
         on_prompt, on_own = score.float().softmax(-1).to(q.dtype).split((C, n), dim=-1)
-        out = self._of_prompts(on_prompt, prompt_values) + on_own @ values[:, :, :n]
+        out = self._of_prompts(on_prompt, prompt_values) + on_own @ values
         return out.view(N, H, 1, D).to(dtype)
+
+    def enter(self, layer: int, heads: torch.Tensor, rope: tuple, norms: list) -> torch.Tensor:
+        """Queries, keys and values (N, H + 2 K, 1, D) of one layer -> the queries (N, H, 1, D),
+        rotated; keys and values take their place.  norms: see `rotate_and_store`."""
+        keys, values = self.own[layer]
+        K = keys.shape[1]
+        turning, v = heads[:, :-K], heads[:, -K:]
+        if norms:
+            parts = turning.split((turning.shape[1] - K, K), dim=1)
+            parts = [F.rms_norm(x, w.shape, w, eps) for x, (w, eps) in zip(parts, norms)]
+            turning = torch.cat(parts, dim=1)
+        turning = rotate(turning, *rope)
+        keys[self.rows, :, self.position] = turning[:, -K:, 0].to(keys.dtype)
+        values[self.rows, :, self.position] = v[:, :, 0].to(keys.dtype)
+        return turning[:, :-K]
 
     def feed(self, model, x: torch.Tensor) -> torch.Tensor:
         """The next input (N, d) of every row -> its encoding hL (N, d)."""
-        return model(x[:, None], self)[:, 0]
+        return one_position(model, x, self) if is_packed(model) else model(x[:, None], self)[:, 0]
 
     def _of_prompts(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Rows x (N, K, h, X) times the matrix of their prompt and head, y (P, K, X, Y) ->
         (N, K, h, Y)."""
-        grid = x[self.to_grid]  # (P, K, R, h, X)
-        return (grid.flatten(2, 3) @ y).view(*grid.shape[:-1], -1)[self.to_rows]
+        seated = x if self.to_grid is None else x.index_select(0, self.to_grid)
+        grid = seated.unflatten(0, self.grid).transpose(1, 2)  # (P, K, R, h, X)
+        out = (grid.flatten(2, 3) @ y).view(*grid.shape[:-1], -1)  # (P, K, R, h, Y)
+        out = out.transpose(1, 2).flatten(0, 1)
+        return out if self.to_rows is None else out.index_select(0, self.to_rows)
 
     def shrink(self) -> list[int] | None:
         """Fewer rows where at least BLOCK are empty: the last rows move into the holes, so only as
@@ -151,8 +176,9 @@ class RowCache:
         order = list(range(N))
         for hole, row in zip(holes, [i for i in there if i >= N], strict=False):
             order[hole] = row
-            self.own[:, :, hole, :, : self.width] = self.own[:, :, row, :, : self.width]
-        self.own, self.position = self.own[:, :, :N], self.position[order]
+            for own in self.own:
+                own[:, hole] = own[:, row]
+        self.own, self.position = [own[:, :N] for own in self.own], self.position[order]
         self.owner = [self.owner[i] for i in order]
         return order
 
@@ -237,8 +263,9 @@ class FusedCache(RowCache):
         with sdpa_kernel(self.KERNELS, set_priority=True):
             return F.scaled_dot_product_attention(q, keys, values, bias, enable_gqa=True)
 
-    def feed(self, model, x: torch.Tensor) -> torch.Tensor:
-        return one_position(model, x, self) if is_packed(model) else super().feed(model, x)
+    def enter(self, layer: int, heads: torch.Tensor, rope: tuple, norms: list) -> torch.Tensor:
+        place = self.rows, self.at
+        return rotate_and_store(heads, rope, norms, *self.own[layer], place)
 
     def shrink(self) -> None:
         """Never: a new shape is dear on a GPU, and empty rows are not."""

@@ -23,6 +23,7 @@ from minisoft.rollout import ANSWER, COT, FORCED, Decoding, Request, Rollout, Ro
 
 AHEAD = {"cuda": 8}  # steps that a device runs before the host reads the text; 1 elsewhere
 CACHES = {"cuda": FusedCache}  # RowCache elsewhere
+PROMPTS_AT_ONCE = 4096  # positions of prompts that are run together
 GRAPHS = True  # on a GPU steps are recorded as CUDA graphs
 
 
@@ -133,11 +134,11 @@ class Places:
         """Waiting rows take free places."""
         free = [place for place, guest in enumerate(self.guests) if guest is None]
         free = free[: min(self.limit - len(self._under_way()), len(self.waiting))]
+        guests = [self.waiting.popleft() for _ in free]
+        self._run_prompts({guest.request for guest in guests} - set(self.prompts))
         keys = []
-        for place in free:
-            guest = self.guests[place] = self.waiting.popleft()
-            if guest.request not in self.prompts:
-                self.prompts[guest.request] = self._run_prompt(self.requests[guest.request].prompt)
+        for place, guest in zip(free, guests, strict=True):
+            self.guests[place] = guest
             self.cache.owner[place], self.board.hidden[place] = self.prompts[guest.request]
             keys.append(key(*self.requests[guest.request].key, guest.sample))
         if free:
@@ -146,12 +147,24 @@ class Places:
             self._tell()
             self.moved = True
 
-    def _run_prompt(self, prompt: list[int]) -> tuple[int, torch.Tensor]:
-        """A prompt by itself, padded to a multiple of BLOCK: causal, so that changes nothing."""
-        length = len(prompt)
-        ids = prompt + [0] * (RowCache.round_up(length) - length)
-        hidden, keys_and_values = self.model.prefill(torch.tensor([ids], device=self.device))
-        return self.cache.add(keys_and_values, length), hidden[0, length - 1]
+    def _run_prompts(self, requests: set[int]) -> None:
+        """Prompts padded to a multiple of BLOCK, which changes nothing, as attention is causal;
+        those of one length at once, as another length might round otherwise."""
+        alike: dict[int, list[int]] = {}
+        for i in sorted(requests):
+            alike.setdefault(RowCache.round_up(len(self.requests[i].prompt)), []).append(i)
+        for length, numbers in alike.items():
+            most = max(1, PROMPTS_AT_ONCE // length)
+            for first in range(0, len(numbers), most):
+                self._run_alike(numbers[first : first + most], length)
+
+    def _run_alike(self, requests: list[int], length: int) -> None:
+        prompts = [self.requests[i].prompt for i in requests]
+        ids = torch.tensor([prompt + [0] * (length - len(prompt)) for prompt in prompts])
+        hidden, recorded = self.model.prefill(ids.to(self.device))
+        for n, (i, prompt) in enumerate(zip(requests, prompts, strict=True)):
+            number = self.cache.add(recorded.of(n), len(prompt))
+            self.prompts[i] = number, hidden[n, len(prompt) - 1]
 
     def _tell(self) -> None:
         """The device learns where every row stands."""

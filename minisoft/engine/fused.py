@@ -61,8 +61,7 @@ def one_position(model, x: torch.Tensor, cache) -> torch.Tensor:
         heads = product(normed, attention.matrix, attention.bias).view(N, 1, -1, D).transpose(1, 2)
         of_heads = (attention.q_norm, attention.k_norm) if model.config.qk_norm else ()
         of_heads = [(norm.weight, norm.eps) for norm in of_heads]
-        place = cache.rows, cache.at
-        q = rotate_and_store(heads, rope, of_heads, *cache.own[number], place)
+        q = cache.enter(number, heads, rope, of_heads)
         out = attention.o_proj(cache.attend(number, q).reshape(N, 1, -1))
         x, normed = add_and_norm(x, out, norm.weight, norm.eps)
         out = mlp.down_proj(swiglu(product(normed, mlp.matrix, mlp.bias)))

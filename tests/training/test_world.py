@@ -122,17 +122,17 @@ def test_a_program_prints_what_its_terminal_can_show(encoding, shown):
     assert done.stdout.decode(encoding).strip() == shown
 
 
-PROGRAMS = ["train.py", "eval.py"]
-PROGRAMS += [f"-m minisoft.lab.{name}" for name in "bench findings gpu gradient study".split()]
+SPINS = 1000
+LAB = "bench findings gpu gradient study variants".split()
+PROGRAMS = ["train.py", "eval.py", "-m pytest -s", *(f"-m minisoft.lab.{name}" for name in LAB)]
 
 
-@pytest.mark.parametrize("program", [*PROGRAMS, "-m minisoft.lab.variants", "-m pytest -s"])
 @pytest.mark.parametrize(
-    "own, expected",
+    "program, own, expected",
     [
-        ({}, "1000 None"),
-        ({"GOMP_SPINCOUNT": "7"}, "7 None"),
-        ({"OMP_WAIT_POLICY": "active"}, "None active"),
+        *((program, {}, f"{SPINS} None") for program in PROGRAMS),
+        ("train.py", {"GOMP_SPINCOUNT": "7"}, "7 None"),
+        ("eval.py", {"OMP_WAIT_POLICY": "active"}, "None active"),
     ],
 )
 def test_threads_that_wait_let_others_work_unless_the_user_says_how(

@@ -31,10 +31,10 @@ from minisoft.training.optimizer import Schedule
 from minisoft.training.session import Run
 
 SMALL = (
-    "--prompts 2 --group 8 --cot 40 --eval-cot 24 --validation 6 --test 4 --validate-every 2 "
+    "--prompts 2 --group 8 --cot 24 --eval-cot 16 --validation 6 --test 4 --validate-every 2 "
     "--show-every 2 --device cpu"
 ).split()
-FOUR = "--steps 4 --lr 1e-3 --warmup 1".split()
+FOUR = "--steps 4 --lr 1e-3 --warmup 1 --cot 40 --eval-cot 40".split()  # rewards differ
 BRIEF = "--group 2 --cot 8 --validation 0 --test 0".split()  # whatever it learns
 
 
@@ -102,7 +102,7 @@ def test_exported_best_is_the_same_model_in_transformers(finished):
 
 def test_micro_batches_do_not_change_the_gradient(tmp_path):
     """Compared in AdamW's mean of the (clipped) gradients; sums in another order."""
-    flags = "--steps 1 --lr 1e-4 --warmup 1 --validation 0 --test 0 --seed 1".split()
+    flags = "--steps 1 --lr 1e-4 --warmup 1 --validation 0 --test 0 --seed 1 --cot 40".split()
     gradients = []
     for rows in ("16", "3"):
         run(tmp_path / rows, *flags, "--micro-batch", rows)
@@ -210,7 +210,7 @@ def test_resume_refuses_other_flags_and_lists_them(finished):
 def test_ranks_give_the_update_of_one_process(tmp_path, ranks, prompts, group):
     """Shares cut through groups (two ranks in one problem; a rank with parts of two problems)."""
     flags = [*SMALL, "--prompts", str(prompts), "--group", str(group)]
-    flags += "--steps 2 --lr 1e-4 --warmup 1 --seed 3".split()
+    flags += "--steps 2 --lr 1e-4 --warmup 1 --seed 3 --validation 2 --test 0".split()
     one, many = tmp_path / "one", tmp_path / "many"
     train.main([*flags, "--out", str(one)])
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]

@@ -33,7 +33,7 @@ from minisoft.training.optimizer import Optimizer
 from minisoft.training.session import Run
 
 FLAGS = (
-    "--prompts 2 --group 4 --cot 24 --eval-cot 16 --validation 6 --test 4 --validate-every 2 "
+    "--prompts 2 --group 4 --cot 40 --eval-cot 40 --validation 6 --test 4 --validate-every 2 "
     "--save-every 1 --show-every 0 --device cpu --steps 4 --lr 1e-3 --warmup 1"
 ).split()
 ONE = "--steps 1 --validation 0 --test 0".split()

@@ -137,7 +137,7 @@ def test_interrupted_and_resumed_is_bit_identical(
     assert newest(out).name == "step-000003"
     with (out / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "reward"')  # what a crash may leave
-    run(out, "--resume")
+    run(out, *FOUR, "--resume")
     assert metrics(out) == metrics(reference)
     for name in ("last", "best"):
         assert_same_weights(out, reference, name)

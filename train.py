@@ -16,15 +16,13 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
 from minisoft.errors import InputError
 from minisoft.io import WEIGHTS, checkpoint
 from minisoft.reinforce import leave_one_out
 from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K
 from minisoft.training import plan, settings, track
 from minisoft.training.session import Run
-from minisoft.training.world import RankError, World, as_program
+from minisoft.training.world import OutOfMemoryError, RankError, World, as_program
 from minisoft.verifier.process import WORKERS, Verifier
 
 
@@ -233,7 +231,7 @@ def main(argv=None, variant=None) -> None:
                 if variant:
                     variant.adapt(run)
                 train(run)
-    except torch.OutOfMemoryError as error:
+    except OutOfMemoryError as error:
         first_line = f"{str(error).splitlines()[0]:.200}"
         sys.exit(
             "train.py: error: out of memory outside the backward passes; set a smaller --group, "

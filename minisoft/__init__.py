@@ -5,6 +5,13 @@ draws, soft, rollout, reward, reinforce, evaluation.  The folders are what is on
 read and written (io), decided (verifier), run (training) or measured (lab).
 """
 
+import os
+
+# OpenMP reads this once, when torch is imported.  Threads that wait for each other spin; where
+# another program has one's core, all of them spin for nothing until it is given back.
+if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & {*os.environ}:
+    os.environ["GOMP_SPINCOUNT"] = "1000"
+
 
 def load(folder, device="cpu", dtype=None):
     """A Hugging Face folder -> (Transformer, Tokenizer): see `minisoft.io.checkpoint.load`."""

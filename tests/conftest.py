@@ -1,5 +1,7 @@
 """Tiny random models of every supported architecture, small tokenizers of every supported kind."""
 
+import minisoft  # isort: skip  # before torch: how threads wait
+
 import copy
 import json
 import shutil
@@ -433,9 +435,9 @@ class Tiny:
 
     def __init__(self):
         from minisoft import data, engine
-        from minisoft.io import WEIGHTS, checkpoint
+        from minisoft.io import WEIGHTS
 
-        self.model, self.tokenizer = checkpoint.load(WEIGHTS / "tiny")
+        self.model, self.tokenizer = minisoft.load(WEIGHTS / "tiny")
         self.fast = engine.accelerate(copy.deepcopy(self.model))
         self.form = data.Format(self.tokenizer)
         problems = data.load_problems("tiny-test")[:6]

@@ -1,5 +1,6 @@
 """Small runs of train.py, and what they leave."""
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -62,9 +63,10 @@ def summary(out):
 
 
 def start(act, *args, stderr=os.devnull):
-    """A process that calls act(*args), a function of this file; torch is loaded once for all."""
+    """A process that calls act(*args), a function of this file; torch is loaded once for all, and
+    what its optimizers load."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "train"])
+    context.set_forkserver_preload(["torch._dynamo", "train", "eval"])
     process = context.Process(target=_apart, args=(act, args, stderr), daemon=True)
     process.start()
     return process
@@ -79,18 +81,18 @@ def _apart(act, args, stderr):
     act(*args)
 
 
-def as_rank(rank, size, port, grace, argv):
-    """`train.py argv` as one of several ranks."""
+def as_rank(rank, size, port, grace, argv, script="train"):
+    """`train.py argv`, or `eval.py argv`, as one of several ranks."""
     place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
-    import train
     from minisoft.training.world import as_program
 
-    train.World = partial(train.World, grace=grace)
-    as_program(lambda: train.main(argv))
+    program = importlib.import_module(script)
+    program.World = partial(program.World, grace=grace)
+    as_program(lambda: program.main(argv))
 
 
-def start_ranks(folder, size, *argv, grace=10):
+def start_ranks(folder, size, *argv, grace=10, script="train"):
     """The ranks of `train.py argv`, without torchrun, which would end them all as soon as one
     dies; stderr of rank r goes to folder/rank-r."""
     with socket.socket() as s:
@@ -99,14 +101,14 @@ def start_ranks(folder, size, *argv, grace=10):
     folder.mkdir(exist_ok=True)
     argv = [str(word) for word in argv]
     return [
-        start(as_rank, rank, size, port, grace, argv, stderr=folder / f"rank-{rank}")
+        start(as_rank, rank, size, port, grace, argv, script, stderr=folder / f"rank-{rank}")
         for rank in range(size)
     ]
 
 
-def run_ranks(folder, size, *argv):
+def run_ranks(folder, size, *argv, **options):
     """Run `train.py argv` on so many ranks."""
-    for rank, process in enumerate(start_ranks(folder, size, *argv)):
+    for rank, process in enumerate(start_ranks(folder, size, *argv, **options)):
         process.join(300)
         assert process.exitcode == 0, (folder / f"rank-{rank}").read_text()[-2000:]
 

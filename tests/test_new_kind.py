@@ -92,7 +92,7 @@ def test_definition_and_engine_agree_on_it(tiny, registered, greedy):
 
 def test_it_is_trained_exported_evaluated_and_resumed(tmp_path, registered):
     out, table = tmp_path / "run", tmp_path / "table.json"
-    flags = "--tokens multiplex --lr 1e-3 --prompts 2 --group 4 --cot 40 --eval-cot 40 --warmup 1"
+    flags = "--tokens multiplex --lr 1e-3 --prompts 2 --group 4 --cot 40 --eval-cot 16 --warmup 1"
     more = "--validation 2 --test 2 --validate-every 1 --device cpu"
     train.main([*flags.split(), *more.split(), "--steps", "2", "--out", str(out)])
     about = json.loads((out / "best" / "minisoft.json").read_text())
@@ -101,6 +101,7 @@ def test_it_is_trained_exported_evaluated_and_resumed(tmp_path, registered):
     assert set(summary["after"]) == {"hard-greedy", "multiplex-greedy"}
 
     asked = ["--settings", "multiplex-greedy,multiplex-sample", "--samples", "2", "--limit", "3"]
+    asked += ["--cot", "16"]
     best = ["--model", str(out / "best"), "--data", "tiny-test", "--device", "cpu"]
     eval.main([*best, *asked, "--out", str(table)])
     result = json.loads(table.read_text())

@@ -50,7 +50,7 @@ def same(one, two, tolerance=1e-4):
 def test_draws_depend_on_seed_step_problem_and_sample_alone(tiny, name, roll):
     def records(*of, **step):
         requests = tiny.requests(*of, **step)
-        return roll(tiny.fast, tiny.form, tiny.kind(name), requests, Decoding(24))
+        return roll(tiny.fast, tiny.form, tiny.kind(name), requests, Decoding(12))
 
     together = records(range(4), range(6))
     alone = records([2], range(6))[0]
@@ -68,7 +68,7 @@ def test_draws_depend_on_seed_step_problem_and_sample_alone(tiny, name, roll):
 def test_fuzzy_greedy_is_hard_greedy_and_has_no_noise(tiny, roll):
     requests = tiny.requests(range(6), range(1))
     hard, fuzzy, again = (
-        roll(tiny.fast, tiny.form, tiny.kind(name), requests, GREEDY(60))
+        roll(tiny.fast, tiny.form, tiny.kind(name), requests, GREEDY(40))
         for name in ("hard", "fuzzy", "fuzzy")
     )
     for a, b, c in zip(hard, fuzzy, again):

@@ -22,6 +22,7 @@ from runs import (
 )
 from safetensors.torch import load_file
 
+import eval
 import train
 from minisoft.io import checkpoint
 from minisoft.lab import figures
@@ -30,10 +31,11 @@ from minisoft.training.optimizer import Schedule
 from minisoft.training.session import Run
 
 SMALL = (
-    "--prompts 2 --group 8 --cot 40 --eval-cot 40 --validation 6 --test 4 --validate-every 2 "
+    "--prompts 2 --group 8 --cot 24 --eval-cot 16 --validation 6 --test 4 --validate-every 2 "
     "--show-every 2 --device cpu"
 ).split()
-FOUR = "--steps 4 --lr 1e-3 --warmup 1".split()
+FOUR = "--steps 4 --lr 1e-3 --warmup 1 --cot 40 --eval-cot 40".split()  # rewards differ
+BRIEF = "--group 2 --cot 8 --validation 0 --test 0".split()  # whatever it learns
 
 
 def run(out, *flags):
@@ -100,7 +102,7 @@ def test_exported_best_is_the_same_model_in_transformers(finished):
 
 def test_micro_batches_do_not_change_the_gradient(tmp_path):
     """Compared in AdamW's mean of the (clipped) gradients; sums in another order."""
-    flags = "--steps 1 --lr 1e-4 --warmup 1 --validation 0 --test 0 --seed 1".split()
+    flags = "--steps 1 --lr 1e-4 --warmup 1 --validation 0 --test 0 --seed 1 --cot 40".split()
     gradients = []
     for rows in ("16", "3"):
         run(tmp_path / rows, *flags, "--micro-batch", rows)
@@ -135,7 +137,7 @@ def test_interrupted_and_resumed_is_bit_identical(
     assert newest(out).name == "step-000003"
     with (out / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "reward"')  # what a crash may leave
-    run(out, "--resume")
+    run(out, *FOUR, "--resume")
     assert metrics(out) == metrics(reference)
     for name in ("last", "best"):
         assert_same_weights(out, reference, name)
@@ -153,7 +155,7 @@ def test_a_second_ctrl_c_stops_at_once_and_gives_the_signals_back(tmp_path, monk
 
     in_step(monkeypatch, 1, twice)
     with pytest.raises(SystemExit, match="train.py: interrupted"):
-        run(out, "--steps", "2", "--validation", "0", "--test", "0")
+        run(out, "--steps", "2", *BRIEF)
     monkeypatch.undo()
     assert [signal.getsignal(number) for number in numbers] == handlers
     first = metrics(out)
@@ -168,7 +170,7 @@ def test_another_number_of_steps_goes_on_by_its_cosine_and_says_so(
 ):
     """After 4 of 4 and 2 of 4 updates; up for more, down for fewer."""
     out = tmp_path / "run"
-    brief = [*FOUR, "--validation", "0", "--test", "0"]
+    brief = [*FOUR, *BRIEF]
     if done < 4:
         in_step(monkeypatch, done - 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(SystemExit):
@@ -208,7 +210,7 @@ def test_resume_refuses_other_flags_and_lists_them(finished):
 def test_ranks_give_the_update_of_one_process(tmp_path, ranks, prompts, group):
     """Shares cut through groups (two ranks in one problem; a rank with parts of two problems)."""
     flags = [*SMALL, "--prompts", str(prompts), "--group", str(group)]
-    flags += "--steps 2 --lr 1e-4 --warmup 1 --seed 3".split()
+    flags += "--steps 2 --lr 1e-4 --warmup 1 --seed 3 --validation 2 --test 0".split()
     one, many = tmp_path / "one", tmp_path / "many"
     train.main([*flags, "--out", str(one)])
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
@@ -230,7 +232,7 @@ def test_ranks_give_the_update_of_one_process(tmp_path, ranks, prompts, group):
     [("hard", "float32"), ("fuzzy", "float32"), ("soft", "bfloat16"), ("fuzzy", "bfloat16")],
 )
 def test_other_kinds_and_bfloat16(tmp_path, tokens, dtype):
-    flags = "--steps 2 --warmup 1 --lr 1e-4".split()
+    flags = "--steps 2 --warmup 1 --lr 1e-4 --validation 2 --test 2 --eval-cot 8".split()
     lines = run(tmp_path / "run", *flags, "--tokens", tokens, "--dtype", dtype)
     assert all(m["grad_norm"] < float("inf") for m in lines)
     if dtype == "float32":
@@ -245,7 +247,8 @@ def test_other_kinds_and_bfloat16(tmp_path, tokens, dtype):
 )
 def test_other_places_of_the_noise(tmp_path, flags):
     out = tmp_path / "run"
-    lines = run(out, *"--steps 2 --warmup 1 --lr 1e-4".split(), *flags)
+    brief = "--steps 2 --warmup 1 --lr 1e-4 --validation 2 --test 2 --eval-cot 8".split()
+    lines = run(out, *brief, *flags)
     assert all(m["grad_norm"] < float("inf") and m["replay_mismatch"] < 1e-4 for m in lines)
     assert any(m["grad_norm"] > 0 for m in lines)
     sidecar = json.loads((out / "best/minisoft.json").read_text())  # evaluation draws it alike
@@ -315,11 +318,12 @@ def test_a_plan_needs_no_weights(tmp_path, capsys):
     assert "| together" in text or "| sum" in text or "|" in text
 
 
-@pytest.mark.parametrize("script", ["train.py", "eval.py"])
-def test_help_is_the_manual(script):
-    command = [sys.executable, script, "--help"]
-    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
-    assert "(default" in done.stdout and "section" in done.stdout
+@pytest.mark.parametrize("script", [train, eval], ids=["train", "eval"])
+def test_help_is_the_manual(script, capsys):
+    with pytest.raises(SystemExit) as stop:
+        script.main(["--help"])
+    text = capsys.readouterr().out
+    assert not stop.value.code and "(default" in text and "section" in text
 
 
 def test_import_is_light():

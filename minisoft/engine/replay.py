@@ -17,7 +17,6 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention.bias import causal_lower_right
 from torch.utils.checkpoint import checkpoint
 
 from minisoft.draws import Draws
@@ -167,6 +166,8 @@ class FusedPrompt(Prompt):
     def __call__(self, layer: int, q, k, v) -> torch.Tensor:
         if not q.is_cuda or q.dtype == torch.float32:
             return super().__call__(layer, q, k, v)
+        from torch.nn.attention.bias import causal_lower_right  # a second: it loads the compiler
+
         k, v = self.before(layer, k, v)
         seen = causal_lower_right(q.shape[2], k.shape[2])
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)

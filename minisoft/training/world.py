@@ -112,6 +112,9 @@ def find_device(device: str | None, of_node: int) -> torch.device:
     return found
 
 
+OutOfMemoryError = torch.OutOfMemoryError  # of the host and of GPUs; train.py imports no torch
+
+
 class RankError(RuntimeError):
     """Ranks do not work together: one has ended or hangs, or they hold different weights."""
 

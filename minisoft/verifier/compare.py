@@ -6,6 +6,7 @@ and none that could make it hang, like a tower of powers.
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 
 from minisoft.verifier import spelling
 from minisoft.verifier.spelling import number
@@ -138,6 +139,7 @@ def _mark(group: re.Match) -> str:
     return "@" if re.search(r"[@*]|cdot|times|[\d~] ?~", group[1]) else "~"
 
 
+@lru_cache(10_000)  # many problems have the same gold, a small number
 def only_as_text(gold: str) -> bool:
     """Whether a gold has a part that is neither a number nor a formula nor words.
 

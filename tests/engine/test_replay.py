@@ -178,7 +178,7 @@ def replay_peak(model, rows, C, name="soft"):
 @pytest.mark.parametrize("name", ["hard", "soft"])
 def test_memory_of_an_update_grows_with_rows_times_length_times_d_not_with_V(name, monkeypatch):
     """A hundred logits at once and gradients of E, whatever the rows and the length."""
-    V = 65536
+    V = 32768
     monkeypatch.setattr("minisoft.engine.replay.LOGITS_AT_ONCE", 100 * V)
     model = wide_model(V)
     sizes = ((4, 60), (4, 120), (8, 120))

@@ -3,6 +3,7 @@ a made-up folder."""
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -554,8 +555,11 @@ def test_commands_without_running_them(tmp_path, capsys):
     assert lines[-1].startswith("# the commands that follow") and not (tmp_path / "s").exists()
 
 
-def test_findings_is_a_command_and_says_where_nothing_is(tmp_path):
-    command = [sys.executable, "-m", "minisoft.lab.findings", str(tmp_path)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    nothing = subprocess.run(command, text=True, cwd=ROOT, capture_output=True, env=env)
-    assert nothing.returncode == 1 and "expected results of minisoft.lab.study" in nothing.stderr
+def test_findings_is_a_command_and_says_where_nothing_is(tmp_path, monkeypatch, capsys):
+    """As `python -m` runs it, in this process."""
+    monkeypatch.setattr(sys, "argv", ["findings", str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "minisoft.lab.findings")
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("minisoft.lab.findings", run_name="__main__", alter_sys=True)
+    assert stop.value.code == 1
+    assert "expected results of minisoft.lab.study" in capsys.readouterr().err

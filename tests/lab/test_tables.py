@@ -2,7 +2,7 @@
 pictures show, the command line."""
 
 import json
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 
@@ -535,16 +535,6 @@ def test_without_matplotlib_there_are_tables(tmp_path, capsys, monkeypatch):
         tables.main([str(make_run(tmp_path / "run"))])
 
 
-def test_import_does_not_need_matplotlib():
-    """Nor does train.py draw or study anything."""
-    code = "import sys, train; from minisoft.lab import tables; print(*sys.modules)"
-    told = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    drawing = {"matplotlib", "minisoft.lab.figures", "minisoft.lab.study", "minisoft.lab.findings"}
-    assert not drawing & set(told.stdout.split())
-
-
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path):
     good, run = write(tmp_path / "good.json", result()), make_run(tmp_path / "run")
     (tmp_path / "broken.json").write_text("{")
@@ -581,7 +571,11 @@ def test_help(capsys):
     assert "--out FOLDER" in shown and "eval.py" in shown and "default" in shown
 
 
-def test_module_is_a_command(tmp_path):
-    command = [sys.executable, "-m", "minisoft.lab.tables", str(tmp_path / "no.json")]
-    failed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert failed.returncode == 1 and failed.stderr.count("\n") == 1 and not failed.stdout
+def test_module_is_a_command(tmp_path, monkeypatch, capsys):
+    """As `python -m` runs it, in this process."""
+    monkeypatch.setattr(sys, "argv", ["tables", str(tmp_path / "no.json")])
+    monkeypatch.delitem(sys.modules, "minisoft.lab.tables")
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("minisoft.lab.tables", run_name="__main__", alter_sys=True)
+    told = capsys.readouterr()
+    assert stop.value.code == 1 and told.err.count("\n") == 1 and not told.out

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import train
 
 FLAGS = (
-    "--prompts 4 --group 4 --cot 40 --validation 0 --test 0 --show-every 0 --steps 5 --warmup 1 "
+    "--prompts 4 --group 4 --cot 24 --validation 0 --test 0 --show-every 0 --steps 5 --warmup 1 "
     "--lr 2e-3 --device cpu"
 ).split()
 SLOW = pytest.mark.slow

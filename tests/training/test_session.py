@@ -13,7 +13,7 @@ import train
 from minisoft.io import WEIGHTS, state
 from minisoft.training import session
 
-SMALL = "--prompts 2 --group 4 --cot 40 --eval-cot 40 --test 0 --show-every 0 --device cpu".split()
+SMALL = "--prompts 2 --group 4 --cot 24 --eval-cot 16 --test 0 --show-every 0 --device cpu".split()
 
 
 def run(out, *flags):
@@ -73,8 +73,8 @@ def test_validation_has_the_evaluations_budget_which_a_folder_may_say(tmp_path, 
         return real(self, *args)
 
     monkeypatch.setattr(session.Evaluator, "problems", problems)
-    flags = [flag for flag in SMALL if flag not in ("--eval-cot", "40", "--cot")]
-    flags += ["--cot", "40", "--steps", "1", "--validation", "2", "--validate-every", "1"]
+    flags = [flag for flag in SMALL if flag not in ("--eval-cot", "16")]
+    flags += ["--steps", "1", "--validation", "2", "--validate-every", "1"]
     train.main([*flags, "--out", str(tmp_path / "run")])
     assert budgets == {80}  # what weights/tiny says
 

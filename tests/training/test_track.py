@@ -11,7 +11,7 @@ import train
 from minisoft.training.track import tracker
 
 SMALL = (
-    "--prompts 2 --group 2 --cot 20 --eval-cot 20 --validation 2 --test 0 --validate-every 2 "
+    "--prompts 2 --group 2 --cot 8 --eval-cot 8 --validation 2 --test 0 --validate-every 2 "
     "--warmup 1 --save-every 1 --device cpu"
 ).split()
 

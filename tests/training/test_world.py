@@ -120,3 +120,30 @@ def test_a_program_prints_what_its_terminal_can_show(encoding, shown):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True)
     assert done.returncode == 0 and b"Traceback" not in done.stderr
     assert done.stdout.decode(encoding).strip() == shown
+
+
+SPINS = 1000
+LAB = "bench findings gpu gradient study variants".split()
+PROGRAMS = ["train.py", "eval.py", "-m pytest -s", *(f"-m minisoft.lab.{name}" for name in LAB)]
+
+
+@pytest.mark.parametrize(
+    "program, own, expected",
+    [
+        *((program, {}, f"{SPINS} None") for program in PROGRAMS),
+        ("train.py", {"GOMP_SPINCOUNT": "7"}, "7 None"),
+        ("eval.py", {"OMP_WAIT_POLICY": "active"}, "None active"),
+    ],
+)
+def test_threads_that_wait_let_others_work_unless_the_user_says_how(
+    tmp_path, program, own, expected
+):
+    """What OpenMP reads is there before torch is: this torch says what it finds, and ends."""
+    code = "import os; read = os.environ.get; "
+    code += "print(read('GOMP_SPINCOUNT'), read('OMP_WAIT_POLICY'), flush=True); os._exit(0)"
+    (tmp_path / "torch.py").write_text(code)
+    unset = {k: v for k, v in ENVIRONMENT.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    env = {**unset, "PYTHONPATH": str(tmp_path), **own}
+    command = [sys.executable, *program.split()]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.stdout.split("\n") == [expected, ""], done.stderr

@@ -20,7 +20,7 @@ from minisoft.errors import InputError
 from minisoft.io import WEIGHTS, checkpoint
 from minisoft.reinforce import leave_one_out
 from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K
-from minisoft.training import plan, settings, track
+from minisoft.training import plan, ranks, settings, track
 from minisoft.training.session import Run
 from minisoft.training.world import OutOfMemoryError, RankError, World, as_program
 from minisoft.verifier.process import WORKERS, Verifier
@@ -216,6 +216,14 @@ def print_plan(args: argparse.Namespace) -> None:
     print(plan.describe(args, source, settings.resolve(folder, flags, args.cot)))
 
 
+def run_as_rank(args: argparse.Namespace, facts: dict, variant) -> None:
+    with World(args.device, args.patience) as world, Verifier(workers=WORKERS) as verifier:
+        with Run(args, world, verifier, facts) as run:
+            if variant:
+                variant.adapt(run)
+            train(run)
+
+
 def main(argv=None, variant=None) -> None:
     """variant: None, or what `minisoft.lab.variants` changes: `facts`, and `adapt(run)`."""
     args, given = read_flags(argv)
@@ -226,11 +234,8 @@ def main(argv=None, variant=None) -> None:
             return
         if args.resume:
             args = settings.resumed(args, given, facts)
-        with World(args.device, args.patience) as world, Verifier(workers=WORKERS) as verifier:
-            with Run(args, world, verifier, facts) as run:
-                if variant:
-                    variant.adapt(run)
-                train(run)
+        with ranks.several(ranks.fitting(args) if argv is None else 1):
+            run_as_rank(args, facts, variant)
     except OutOfMemoryError as error:
         first_line = f"{str(error).splitlines()[0]:.200}"
         sys.exit(

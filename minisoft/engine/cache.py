@@ -123,8 +123,7 @@ class RowCache:
         return self.attend(layer, q)
 
     def attend(self, layer: int, q: torch.Tensor) -> torch.Tensor:
-        """q (N, H, 1, D) -> (N, H, 1, D), where the keys and values of this position are in place.
-        """
+        """Queries (N, H, 1, D) -> (N, H, 1, D); keys and values of this position are in place."""
         (N, H, _, D), dtype, C, n = q.shape, q.dtype, self.prompt_width, self.width
         keys, values = self.own[layer][:, :, :, :n]
         prompt_keys, prompt_values = self.prompt[layer, :, : self.prompts, :, :C]
@@ -135,7 +134,7 @@ class RowCache:
         score = torch.cat((on_prompt, on_own), dim=-1).add_(self.bias[:, None, None])
         on_prompt, on_own = score.float().softmax(-1).to(q.dtype).split((C, n), dim=-1)
         out = self._of_prompts(on_prompt, prompt_values) + on_own @ values
-        return out.view(N, H, 1, D).to(dtype)
+        return out.reshape(N, H, 1, D).to(dtype)
 
     def enter(self, layer: int, heads: torch.Tensor, rope: tuple, norms: list) -> torch.Tensor:
         """Queries, keys and values (N, H + 2 K, 1, D) of one layer -> the queries (N, H, 1, D),

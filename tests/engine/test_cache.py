@@ -7,6 +7,7 @@ import torch
 from conftest import VOCABULARY, close, logits_of, random_ids
 
 from minisoft.engine.cache import FusedCache, RowCache
+from minisoft.engine.linear import packed
 from minisoft.io.checkpoint import load_model
 
 SAMPLE = ("llama3", "llama-mha", "qwen2", "qwen3")
@@ -37,7 +38,7 @@ def decode(model, prompts, owner, rows, drops=None, cache_class=RowCache):
         cache.position[:] = t
         cache.widen(t + 1)
         ids = torch.tensor([0 if row is None else rows[row, t] for row in places])
-        logits = model.logits(model(model.embed(ids[:, None]), cache))[:, 0]
+        logits = model.logits(cache.feed(model, model.embed(ids)))
         for place, row in enumerate(places):
             if row is not None:
                 seen[row, t] = logits[place]
@@ -88,6 +89,21 @@ def test_cached_decoding_equals_the_uncached_forward(fast, architecture, drops, 
     assert decoded[~left].isnan().all()
 
 
+@pytest.mark.parametrize("each", [16, 48], ids=["three prompts", "one prompt"])
+@torch.no_grad()
+def test_rows_in_the_order_of_their_prompts_need_no_grid(fast, each):
+    model, owner = fast("llama3")[1], torch.arange(48) // each
+    prompts, rows = [random_ids(1, n, seed=n) for n in (5, 12, 7)], random_ids(48, 6, seed=3)
+    cache = row_cache(model, [model.prefill(p)[1] for p in prompts], owner.tolist(), 6)
+    assert cache.to_grid is None
+    with packed(model):
+        packed_rows = decode(model, prompts, owner, rows)
+    plain_rows = decode(model, prompts, owner, rows)
+    expected = uncached(model, prompts, owner, rows)
+    close(packed_rows, expected, 2e-5)
+    close(plain_rows, expected, 2e-5)
+
+
 def test_shrink_tells_where_the_rows_went(both):
     cache = RowCache(both("llama3")[1].config, 48, 4, 0, "cpu", torch.float32)
     cache.owner = [0 if i % 3 == 2 else None for i in range(48)]
@@ -117,7 +133,7 @@ def test_prompts_come_and_go(fast, cache_class):
         ids = torch.tensor(
             [rows[jobs[place], t - start[place]] if place in jobs else 0 for place in range(16)]
         )
-        logits = model.logits(model(model.embed(ids[:, None]), cache))[:, 0]
+        logits = model.logits(cache.feed(model, model.embed(ids)))
         for place, row in list(jobs.items()):
             close(logits[place], expected[row, t - start[place]], 2e-5)
             if t - start[place] == (4 if place else 2):  # place 0 is cut short: out of step then

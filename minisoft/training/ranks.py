@@ -42,9 +42,9 @@ def fitting(args: Namespace) -> int:
 
 @contextmanager
 def several(count: int):
-    """Inside, this process is rank 0 of `count`; the others run the same command, and are gone
-    afterwards."""
-    if count == 1:
+    """Inside, this process is rank 0 of `count`; the others run the same command, come here as what
+    they are, and are gone afterwards."""
+    if count == 1 or "WORLD_SIZE" in os.environ:
         yield
         return
     with socket.socket() as s:

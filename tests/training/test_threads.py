@@ -1,0 +1,121 @@
+"""`python train.py` on a CPU: how many ranks of one thread it makes of itself, and how they end."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from argparse import Namespace
+
+import pytest
+from runs import ENVIRONMENT, ROOT
+
+from minisoft.io import WEIGHTS
+from minisoft.training import ranks
+
+OWN_CHOICE = {k: v for k, v in ENVIRONMENT.items() if k != "OMP_NUM_THREADS"}
+
+
+@pytest.mark.parametrize(
+    "cores, prompts, environment, device, expected",
+    [
+        (2, None, {}, None, 2),  # the embedded model's B is 16
+        (2, 3, {}, "cpu", 1),
+        (6, 16, {}, None, 4),
+        (6, 12, {}, None, 6),
+        (64, 16, {}, None, 8),
+        (1, 16, {}, None, 1),
+        (2, 16, {"OMP_NUM_THREADS": "2"}, None, 1),
+        (2, 16, {"WORLD_SIZE": "1"}, None, 1),
+        (2, 16, {}, "cuda", 1),
+    ],
+)
+def test_as_many_ranks_as_cores_and_problems_allow(
+    monkeypatch, cores, prompts, environment, device, expected
+):
+    for name in ("OMP_NUM_THREADS", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    args = Namespace(model=str(WEIGHTS / "tiny"), prompts=prompts, device=device)
+    assert ranks.fitting(args) == expected
+
+
+def test_large_models_and_ids_of_the_hub_have_threads(monkeypatch, tmp_path):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    args = Namespace(model="owner/name", prompts=16, device="cpu")
+    assert ranks.fitting(args) == 1
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(ranks.SMALL + 1)
+    args.model = str(tmp_path)
+    assert ranks.fitting(args) == 1
+
+
+def python(code, **more):
+    head = "import os, sys, torch; from minisoft.training.ranks import several\n"
+    command = [sys.executable, "-c", head + code]
+    how = {"cwd": ROOT, "env": OWN_CHOICE, "capture_output": True, "text": True, "timeout": 120}
+    return subprocess.run(command, **how, **more)
+
+
+def test_the_other_ranks_run_the_same_and_are_gone_afterwards():
+    code = """
+from minisoft.training.world import World
+with several(3):
+    with World("cpu") as world:
+        print(world.gather_objects([(world.rank, torch.get_num_threads(), os.getpid())]))
+"""
+    done = python(code)
+    assert done.returncode == 0, done.stderr
+    found = eval(done.stdout)
+    assert [(rank, threads) for rank, threads, _ in found] == [(0, 1), (1, 1), (2, 1)]
+    assert not any(os.path.exists(f"/proc/{pid}") for *_, pid in found)
+
+
+def test_what_another_rank_says_at_its_end_is_told():
+    code = """
+from minisoft.training.world import RankError, World
+with several(2):
+    with World("cpu", grace=1) as world:
+        if world.rank == 1:
+            sys.exit("rank 1 cannot go on")
+        try:
+            world.gather_objects([0])
+        except RankError as error:
+            print(error)
+            raise
+"""
+    done = python(code)
+    assert done.returncode == 1 and "none of rank 1" in done.stdout
+    assert "rank 1 cannot go on" in done.stderr
+
+
+def test_an_error_of_this_rank_does_not_wait_for_the_others():
+    code = """
+with several(2):
+    if "RANK" in os.environ and os.environ["RANK"] == "1":
+        import time
+        time.sleep(100)
+    raise OSError("here")
+"""
+    start = time.monotonic()
+    done = python(code)
+    assert done.returncode == 1 and "OSError: here" in done.stderr
+    assert time.monotonic() - start < 60
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_train_py_gives_the_same_bits_by_ranks_and_by_one_thread(tmp_path):
+    flags = "--steps 2 --prompts 2 --group 4 --validation 2 --test 2 --warmup 1 --device cpu"
+    weights = []
+    for name, env in (("ranks", OWN_CHOICE), ("thread", ENVIRONMENT)):
+        out = tmp_path / name
+        command = [sys.executable, "train.py", *flags.split(), "--out", str(out)]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        weights.append((out / "last" / "model.safetensors").read_bytes())
+        lines = (out / "metrics.jsonl").read_text().splitlines()
+        assert any(json.loads(line)["grad_norm"] > 0 for line in lines)
+    assert weights[0] == weights[1]

@@ -20,8 +20,9 @@ import torch
 
 from minisoft.errors import InputError
 from minisoft.io import WEIGHTS, checkpoint
+from minisoft.kinds import KINDS, NOISES, TAU, TAU_TOP_K
 from minisoft.reinforce import leave_one_out
-from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K
+from minisoft.soft import GAMMA
 from minisoft.training import plan, settings, track
 from minisoft.training.session import Run
 from minisoft.training.world import RankError, World, as_program
@@ -100,7 +101,12 @@ FLAGS = {  # group -> flag -> (default, help, how argparse reads it)
         ),
     },
     "chain of thought (section 3)": {
-        "--tokens": ("soft", "kind of CoT token", {"choices": KINDS}),
+        "--tokens": (
+            "soft",
+            "kind of CoT token: the paper's hard, soft, fuzzy; multiplex (arXiv 2601.08808), "
+            "gumbel (SofT-GRPO, arXiv 2511.06411), covariance (minisoft/followups.py)",
+            {"choices": KINDS},
+        ),
         "--tau": (
             None,
             f"softmax temperature of the CoT in training (default {TAU} *, with --top-k "
@@ -122,6 +128,18 @@ FLAGS = {  # group -> flag -> (default, help, how argparse reads it)
             None,
             "noise on the K best logits, the rest -inf (default all, or without --noise *; F.2)",
             {**WHOLE, "metavar": "K"},
+        ),
+        "--width": (
+            None,
+            "K: multiplex, tokens drawn a step (default 3 *, its paper's); covariance, noise as "
+            "of the mean of K tokens (default 3 *); gumbel, the best tokens that are kept (default "
+            "5 *, its top-k)",
+            {**WHOLE, "metavar": "K"},
+        ),
+        "--top-p": (
+            None,
+            "gumbel: of the best tokens those that together have this probability (default 0.95 *)",
+            {**NUMBER, "metavar": "P"},
         ),
         "--cot": (None, "budget in tokens (default 128 *; paper: 128 GSM8K, 512 MATH)", WHOLE),
         "--eval-cot": (None, "the same in validation and test (default 512 *)", WHOLE),

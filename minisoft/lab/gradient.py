@@ -31,9 +31,10 @@ from minisoft import data, engine, evaluation, reinforce
 from minisoft.data import Format
 from minisoft.io import WEIGHTS, checkpoint, datasets
 from minisoft.io.atomic import write_json
+from minisoft.kinds import KINDS, NOISES
 from minisoft.lab import command, variants
 from minisoft.rollout import COT, Decoding, Request, Rollout
-from minisoft.soft import GAMMA, KINDS, NOISES
+from minisoft.soft import GAMMA
 from minisoft.training.metrics import clock, markdown
 from minisoft.training.settings import TRAIN_COT, Flags, resolve
 from minisoft.training.world import as_program, keep_memory

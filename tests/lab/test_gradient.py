@@ -9,9 +9,9 @@ import torch
 from test_exact_gradient import small_model
 
 from minisoft.io import WEIGHTS
+from minisoft.kinds import make_kind
 from minisoft.lab import gradient
 from minisoft.rollout import ANSWER, COT, PAD, Rollout
-from minisoft.soft import make_kind
 
 SMALL = ["--batches", "3", "--prompts", "2", "--group", "4", "--cot", "16"]
 THINKING = [

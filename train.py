@@ -20,7 +20,7 @@ import torch
 
 from minisoft.errors import InputError
 from minisoft.io import WEIGHTS, checkpoint
-from minisoft.kinds import KINDS, NOISES, TAU, TAU_TOP_K
+from minisoft.kinds import KINDS, NOISES, OPTIONS, TAU, TAU_TOP_K
 from minisoft.reinforce import leave_one_out
 from minisoft.soft import GAMMA
 from minisoft.training import plan, settings, track
@@ -232,7 +232,9 @@ def print_plan(args: argparse.Namespace) -> None:
     source = checkpoint.find(args.model)
     folder = checkpoint.read_about(source)
     settings.fill(args, folder, plan.device_type(args.device))
-    flags = settings.Flags(args.template, noise=args.noise, top_k=args.top_k)
+    own = {name: getattr(args, name) for name in OPTIONS}
+    flags = settings.Flags(args.template, noise=args.noise, top_k=args.top_k, own=own)
+    flags.check([args.tokens])
     print(plan.describe(args, source, settings.resolve(folder, flags, args.cot)))
 
 

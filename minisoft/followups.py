@@ -92,7 +92,8 @@ class TokenGaussian(Distribution):
     C depends on the weights too.  log det C = sum log p on the hyperplane, and a generalised
     inverse of C is diag(1/p), so that the whole density also has the score
     sum_i ((xi_i - sqrt(p_i) sum sqrt(p) xi)^2 - 1) / 2 dlog p_i: variance 1/2 for *every* token,
-    however improbable, V/2 in all.  That drowns the other, so it is left out.
+    however improbable, about V (1 + sum p^2) / 2 in all.  That drowns the other (embedded model,
+    V = 179, K = 3: 172 a position beside 0.23), so it is left out.
     """
 
     logits: torch.Tensor

@@ -77,7 +77,7 @@ def density(logits, held, w, sigma):
 
 
 def test_covariance_has_the_gradient_of_its_density_with_the_covariance_held():
-    """And the whole density has V/2 more variance, by the formula of TokenGaussian."""
+    """And what the whole density has besides is the formula of TokenGaussian."""
     draws, sigma = Draws(DRAWS.keys[:500], DRAWS.positions[:500]), 0.6
     logits = MANY[:500].double().requires_grad_()
     of_64 = TokenGaussian(logits, sigma)

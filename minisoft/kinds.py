@@ -52,9 +52,9 @@ def make_kind(
     _expect("top-k", top_k, "at least 1, and noise on the logits", top_k is None or wanted)
     own = {option: value for option, value in own.items() if value is not None}
     for option, value in own.items():
-        _expect(option, value, f"none, of {name} tokens", option in options(name))
+        _expect(option.replace("_", "-"), value, f"none, of {name} tokens", option in options(name))
     _expect("width", own.get("width", 1), "at least 1", own.get("width", 1) >= 1)
-    _expect("top_p", own.get("top_p", 1), "a number in (0, 1]", 0 < own.get("top_p", 1) <= 1)
+    _expect("top-p", own.get("top_p", 1), "a number in (0, 1]", 0 < own.get("top_p", 1) <= 1)
     mixes_noise = KINDS[name] is Mixture
     if tau is None:
         tau = TAU_TOP_K if top_k and mixes_noise else TAU[name]

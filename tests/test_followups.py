@@ -4,11 +4,13 @@ import math
 
 import pytest
 import torch
+from conftest import KINDS
 
 from minisoft.draws import Draws
 from minisoft.errors import InputError
 from minisoft.followups import Gumbel, Independent, TokenGaussian
 from minisoft.kinds import make_kind
+from minisoft.rollout import COT
 from minisoft.soft import of_sparse
 
 N = 100_000
@@ -171,3 +173,15 @@ def test_greedy_is_the_mode_without_noise(name):
 def test_options_of_others_and_impossible_ones_are_refused(name, own):
     with pytest.raises(InputError, match="expected"):
         make_kind(name, 1.0, **own)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_softness_is_recorded_at_cot_positions(rolled, name):
+    """1 of hard tokens; else what `weights` says, between 1 and the number of tokens."""
+    for record in rolled(name):
+        thinking = record.role == COT
+        support, largest = record.softness[thinking].T
+        assert not record.softness[~thinking].any()
+        assert (support > 0.999).all() and (largest <= 1 + 1e-5).all()
+        assert (support <= 1 / largest.square() + 1e-3).all()  # sum p^2 >= (largest p)^2
+        assert (support.max() > 1.5) == (name not in ("hard", "fuzzy", "fuzzy, hidden"))

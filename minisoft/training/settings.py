@@ -26,7 +26,7 @@ from minisoft.errors import InputError
 from minisoft.io.atomic import read_json
 from minisoft.io.datasets import EMBEDDED, HUB, read_prompt
 from minisoft.kinds import KINDS, NOISES, make_kind, options
-from minisoft.soft import GAMMA, Mixture, noise_scale
+from minisoft.soft import GAMMA, Hard, Mixture, noise_scale
 
 TRAIN_COT, EVAL_COT = 128, 512  # CoT budgets in tokens (section 4)
 PAPER = {  # section 4, appendix A
@@ -65,8 +65,9 @@ class Flags:
     own: dict = field(default_factory=dict)  # kinds.OPTIONS
 
     def check(self, names: list[str]) -> None:
-        """Raises InputError for a flag that means nothing to any of these kinds."""
-        noisy = any(issubclass(KINDS[name], Mixture) for name in names)
+        """Raises InputError for a flag that means nothing to any of these kinds.  Hard tokens
+        ignore noise, so that they may be called beside soft ones."""
+        noisy = any(issubclass(KINDS[name], (Mixture, Hard)) for name in names)
         for each in ("noise", "top_k", "gamma", "sigma"):
             if getattr(self, each) is not None and not noisy:
                 raise self._idle(each, getattr(self, each), names)

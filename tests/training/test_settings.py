@@ -203,7 +203,11 @@ def test_top_p_is_the_flags_else_of_its_training_else_the_papers():
     [
         (Flags(gamma=0.5), ["multiplex"], "--gamma: expected without multiplex tokens, .* 0.5"),
         (Flags(noise="logits"), ["covariance"], "--noise: expected without covariance tokens"),
-        (Flags(sigma=0.5), ["hard", "gumbel"], "--sigma: expected without hard and gumbel tokens"),
+        (
+            Flags(sigma=0.5),
+            ["covariance", "gumbel"],
+            "--sigma: expected without covariance and gumbel",
+        ),
         (Flags(own={"width": 2}), ["soft"], "--width: expected without soft tokens"),
         (Flags(own={"top_p": 0.5}), ["multiplex"], "--top-p: expected without multiplex tokens"),
     ],
@@ -211,7 +215,7 @@ def test_top_p_is_the_flags_else_of_its_training_else_the_papers():
 def test_a_flag_that_means_nothing_is_refused(flags, names, message):
     with pytest.raises(InputError, match=message):
         flags.check(names)
-    flags.check([*names, "soft", "gumbel"])
+    flags.check([*names, "soft", "hard", "gumbel"])
 
 
 def test_noise_elsewhere_of_a_folder_does_not_concern_other_kinds():

@@ -26,9 +26,10 @@ from minisoft.data import Choice
 from minisoft.errors import InputError, expecting
 from minisoft.evaluation import SETTINGS
 from minisoft.io import WEIGHTS, atomic, checkpoint, datasets
+from minisoft.kinds import KINDS, NOISES, TAU, TAU_TOP_K
 from minisoft.lab import tables
 from minisoft.lab.show import show
-from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K
+from minisoft.soft import GAMMA
 from minisoft.training.settings import DTYPE, EVAL_COT, flag
 from minisoft.training.subjects import Subject, as_rows, check_alike, check_output, open_journal
 from minisoft.training.world import RankError, World, as_program
@@ -86,6 +87,11 @@ FLAGS = {  # group -> flag -> (help, how argparse reads it)
             f"base (default {GAMMA} *; F.1)",
             NUMBER,
         ),
+        "--width": (
+            "K of multiplex and covariance (default 3 *) and gumbel (default 5 *): see train.py",
+            {**WHOLE, "metavar": "K"},
+        ),
+        "--top-p": ("of gumbel (default 0.95 *): see train.py", {**NUMBER, "metavar": "P"}),
         "--sigma": ("the standard deviation of the noise itself, instead of --gamma", NUMBER),
     },
     "machine": {
@@ -117,7 +123,7 @@ def read_flags(argv=None) -> argparse.Namespace:
         for name, (text, how) in flags.items():
             group.add_argument(name, help=text, **how)
     args = parser.parse_args(argv)
-    for name in ("samples", "batch", "cot", "limit", "sigma", "gamma", "top_k"):
+    for name in ("samples", "batch", "cot", "limit", "sigma", "gamma", "top_k", "width", "top_p"):
         value = getattr(args, name)
         if value is not None and not 0 < value < float("inf"):
             parser.error(f"{flag(name)}: expected a positive number, found {value}")

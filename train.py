@@ -18,8 +18,9 @@ from pathlib import Path
 
 from minisoft.errors import InputError
 from minisoft.io import WEIGHTS, checkpoint
+from minisoft.kinds import KINDS, NOISES, OPTIONS, TAU, TAU_TOP_K
 from minisoft.reinforce import leave_one_out
-from minisoft.soft import GAMMA, KINDS, NOISES, TAU, TAU_TOP_K
+from minisoft.soft import GAMMA
 from minisoft.training import plan, ranks, settings, track
 from minisoft.training.session import Run
 from minisoft.training.world import OutOfMemoryError, RankError, World, as_program
@@ -98,7 +99,12 @@ FLAGS = {  # group -> flag -> (default, help, how argparse reads it)
         ),
     },
     "chain of thought (section 3)": {
-        "--tokens": ("soft", "kind of CoT token", {"choices": KINDS}),
+        "--tokens": (
+            "soft",
+            "kind of CoT token: the paper's hard, soft, fuzzy; multiplex (arXiv 2601.08808), "
+            "gumbel (SofT-GRPO, arXiv 2511.06411), covariance (minisoft/followups.py)",
+            {"choices": KINDS},
+        ),
         "--tau": (
             None,
             f"softmax temperature of the CoT in training (default {TAU} *, with --top-k "
@@ -120,6 +126,18 @@ FLAGS = {  # group -> flag -> (default, help, how argparse reads it)
             None,
             "noise on the K best logits, the rest -inf (default all, or without --noise *; F.2)",
             {**WHOLE, "metavar": "K"},
+        ),
+        "--width": (
+            None,
+            "K: multiplex, tokens drawn a step (default 3 *, its paper's); covariance, noise as "
+            "of the mean of K tokens (default 3 *); gumbel, the best tokens that are kept (default "
+            "5 *, its top-k)",
+            {**WHOLE, "metavar": "K"},
+        ),
+        "--top-p": (
+            None,
+            "gumbel: of the best tokens those that together have this probability (default 0.95 *)",
+            {**NUMBER, "metavar": "P"},
         ),
         "--cot": (None, "budget in tokens (default 128 *; paper: 128 GSM8K, 512 MATH)", WHOLE),
         "--eval-cot": (None, "the same in validation and test (default 512 *)", WHOLE),
@@ -212,7 +230,9 @@ def print_plan(args: argparse.Namespace) -> None:
     source = checkpoint.find(args.model)
     folder = checkpoint.read_about(source)
     settings.fill(args, folder, plan.device_type(args.device))
-    flags = settings.Flags(args.template, noise=args.noise, top_k=args.top_k)
+    own = {name: getattr(args, name) for name in OPTIONS}
+    flags = settings.Flags(args.template, noise=args.noise, top_k=args.top_k, own=own)
+    flags.check([args.tokens])
     print(plan.describe(args, source, settings.resolve(folder, flags, args.cot)))
 
 

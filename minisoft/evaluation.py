@@ -11,11 +11,13 @@ import torch
 
 from minisoft.data import Format, Problem
 from minisoft.errors import InputError
+from minisoft.kinds import KINDS, PAPER
 from minisoft.reward import BOXED, RIGHT
 from minisoft.rollout import ANSWER, COT, Rollout
-from minisoft.soft import KINDS, PAPER
 
 RESAMPLES = 2000  # of the bootstrap
+SOFT = 1.5  # effective support from which on a position is called soft
+SOFTNESS = ("support", "largest_weight", "share_soft")  # of a generation
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ def intervals(values: list[list[float]]) -> list[list[float]]:
 
 
 def describe(form: Format, rollout: Rollout, number: int, problem: Problem, verifier) -> list[dict]:
-    """The rows of a Rollout as readable, scored dicts; entropies in nats, by CoT position."""
+    """The rows of a Rollout as readable, scored dicts; entropies in nats, by CoT position; what its
+    CoT fed, as means over positions (`soft.softness`)."""
     rollout = rollout.on_host()  # a GPU would be asked thousands of times
     rows = range(len(rollout.samples))
     answers = [rollout.tokens(row, ANSWER) for row in rows]
@@ -85,6 +88,7 @@ def describe(form: Format, rollout: Rollout, number: int, problem: Problem, veri
     for row in rows:
         cot = rollout.tokens(row, COT)
         entropies = [round(e, 4) for e in rollout.entropy[row, : len(cot)].tolist()]
+        support, largest = rollout.softness[row, : len(cot)].double().T  # each (C,)
         generations.append(
             {
                 "problem": number,
@@ -99,6 +103,9 @@ def describe(form: Format, rollout: Rollout, number: int, problem: Problem, veri
                 "truncated": bool(rollout.truncated[row]),
                 "entropy": sum(entropies) / len(entropies),
                 "entropies": entropies,
+                "support": round(support.mean().item(), 6),
+                "largest_weight": round(largest.mean().item(), 6),
+                "share_soft": round((support > SOFT).double().mean().item(), 6),
             }
         )
     return generations
@@ -107,8 +114,8 @@ def describe(form: Format, rollout: Rollout, number: int, problem: Problem, veri
 def summarize(generations: list[dict], samples: int) -> dict:
     """Generations of one setting -> pass@1 ... pass@samples (fractions) with 95 % intervals over
     problems, the shares of readable answers and of spent CoT budgets, mean CoT length in tokens,
-    and entropy in nats: the mean over generations of their mean, and by CoT position over the
-    generations that reach it (`rows_by_position`)."""
+    entropy in nats: the mean over generations of their mean, and by CoT position over the
+    generations that reach it (`rows_by_position`); and how soft the CoTs were (SOFTNESS)."""
     right = Counter({g["problem"]: 0 for g in generations})
     right.update(g["problem"] for g in generations if g["reward"] == RIGHT)
     ks = range(1, samples + 1)
@@ -126,6 +133,7 @@ def summarize(generations: list[dict], samples: int) -> dict:
         "entropy": _mean([g["entropy"] for g in generations]),
         "entropy_by_position": [round(_mean(e), 6) for e in at],
         "rows_by_position": [len(e) for e in at],
+        **{x: _mean([g[x] for g in generations]) for x in SOFTNESS if x in generations[0]},
     }
 
 

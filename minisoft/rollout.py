@@ -14,7 +14,7 @@ import torch
 
 from minisoft.data import Format
 from minisoft.draws import Draws, key
-from minisoft.soft import Categorical, entropy
+from minisoft.soft import Categorical, entropy, softness
 
 PAD, COT, FORCED, ANSWER = range(4)  # roles of a position
 
@@ -54,7 +54,8 @@ class Rollout:
     or (n, C, ...) float32: tokens, noisy inputs h0~ or other actions of the CoT (None where they
     were not wanted); log_prob (n, S) float64 of the actions and answer tokens; entropy (n, S)
     float32 of the next token in nats, 0 where it was prefilled; truncated (n,) bool: the CoT
-    budget was spent before the stop phrase; keys (n,) int64, of the rows' draws.
+    budget was spent before the stop phrase; keys (n,) int64, of the rows' draws; softness
+    (n, S, 2) float32: of what was fed in the CoT (`soft.softness`), elsewhere 0.
     """
 
     prompt: list[int]
@@ -66,10 +67,11 @@ class Rollout:
     entropy: torch.Tensor
     truncated: torch.Tensor
     keys: torch.Tensor
+    softness: torch.Tensor | None = None
 
     def on_host(self) -> "Rollout":
         """The same with everything that is read as text on the CPU; actions stay where they are."""
-        names = ("ids", "role", "entropy", "truncated")
+        names = ("ids", "role", "entropy", "truncated", "softness")
         return replace(self, **{name: getattr(self, name).cpu() for name in names})
 
     def tokens(self, row: int, role: int) -> list[int]:
@@ -145,19 +147,20 @@ class Turn:
 class Move:
     """The next position of N rows: the action of its CoT (N, ...), or None; token (N,); input
     embedding x (N, d); log_prob (N,) float64 of action or answer token, else 0; the logits (N, V)
-    that it was chosen by."""
+    that it was chosen by; the softness (N, 2) of what the action feeds, or None."""
 
     action: torch.Tensor | None
     token: torch.Tensor
     x: torch.Tensor
     log_prob: torch.Tensor
     logits: torch.Tensor
+    softness: torch.Tensor | None = None
 
 
 def choose(model, kind, hidden: torch.Tensor, turn: Turn, draws: Draws, how: Decoding) -> Move:
     """From the encodings (N, d) of each row's last position to its next position (eqs. 3-6, 10)."""
     logits = model.logits(hidden)  # (N, V)
-    action, token = None, turn.forced
+    action, token, carried = None, turn.forced, None
     log_prob = torch.zeros(len(hidden), dtype=torch.float64, device=hidden.device)
     if turn.speaks:
         word = Categorical(logits)  # the answer is ordinary tokens
@@ -172,7 +175,9 @@ def choose(model, kind, hidden: torch.Tensor, turn: Turn, draws: Draws, how: Dec
     x = model.embed(token)  # (N, d)
     if turn.thinks:
         x = torch.where((turn.role == COT)[:, None], kind.embed(model, action), x)
-    return Move(action, token, x, log_prob, logits)
+        weights, _ = kind.weights(model, action, logits)
+        carried = softness(weights)
+    return Move(action, token, x, log_prob, logits, carried)
 
 
 @torch.no_grad()
@@ -198,9 +203,9 @@ def _rollout(model, form: Format, kind, request: Request, how: Decoding) -> Roll
         for row, token in zip(rows, move.token.tolist(), strict=True):
             row.take(token)
         inputs = torch.cat((inputs, move.x[:, None]), dim=1)
-        entry = (role, move.token, move.action, move.log_prob, entropy(move.logits))
+        entry = (role, move.token, move.action, move.log_prob, entropy(move.logits), move.softness)
         positions.append(entry)
-    roles, tokens, actions, scores, entropies = zip(*positions, strict=True)
+    roles, tokens, actions, scores, entropies, carried = zip(*positions, strict=True)
     role = torch.stack(roles, 1)  # (n, S)
     idle = (role == PAD) | (role == FORCED)
     C = max(len(row.cot) for row in rows)
@@ -214,4 +219,5 @@ def _rollout(model, form: Format, kind, request: Request, how: Decoding) -> Roll
         torch.stack(entropies, 1).masked_fill(idle, 0.0),
         torch.tensor([not row.stopped for row in rows], device=device),
         keys,
+        torch.stack(carried, 1).masked_fill((role != COT)[..., None], 0.0),
     )

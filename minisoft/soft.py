@@ -10,6 +10,7 @@ A kind is a *distribution over actions* and a map `embed` from an action to the 
 
 Rollout draws an action and embeds it, greedy inference takes the mode, training takes the
 log-probability of the recorded actions, with the gradient of `score`: the same code for every kind.
+`minisoft.kinds` has their names, and those of other papers' kinds (`minisoft.followups`).
 Shapes: ... leading dimensions (rows, or rows x positions), V vocabulary, d width of E.
 """
 
@@ -19,9 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from minisoft.draws import Draws
-from minisoft.errors import InputError
 
-TAU_TOP_K = 1.0  # appendix F.2: tau with noise on the k best logits
 GAMMA = 0.33  # section 4: sigma = GAMMA * rms(E)
 
 
@@ -71,35 +70,27 @@ class Categorical(Distribution):
 
 @dataclass(frozen=True)
 class Gaussian(Distribution):
-    """Normal(mean, sigma^2 I), mean (..., n) float32 (eq. 6).
-
-    With `top`, only the `top` largest numbers of the mean are actions, the others are -inf.
-    """
+    """Normal(mean, sigma^2 I), mean (..., n) float32 (eq. 6)."""
 
     mean: torch.Tensor
     sigma: float
-    top: int | None = None
 
     def sample(self, draws: Draws) -> torch.Tensor:
-        """Actions mode + sigma * N(0, I), (N, n); mean (N, n)."""
-        return self.mode() + self.sigma * draws.normal(self.mean.shape[-1])  # eq. 6
+        """Actions mean + sigma * N(0, I), (N, n); mean (N, n)."""
+        return self.mean + self.sigma * draws.normal(self.mean.shape[-1])  # eq. 6
 
     def mode(self) -> torch.Tensor:
         """The action without noise, (..., n)."""
-        if self.top is None:
-            return self.mean
-        best = self.mean.topk(self.top, dim=-1).indices
-        rest = torch.full_like(self.mean, -torch.inf)
-        return rest.scatter(-1, best, self.mean.gather(-1, best))
+        return self.mean
 
     def log_prob(self, action: torch.Tensor) -> torch.Tensor:
         """-|action - mean|^2 / (2 sigma^2), (...): eq. 10 without its constant, which no parameter
         changes.
 
         About -n/2, so it is summed and kept in float64: float32 would round away what the replay
-        check looks at.  Which numbers are the `top` largest is read from the action.
+        check looks at.
         """
-        off = self._of_top(action - self.mean, action)
+        off = action - self.mean
         return off.double().square().sum(-1) / (-2 * self.sigma**2)  # eq. 10
 
     def score(self, action: torch.Tensor, draws: Draws) -> torch.Tensor:
@@ -111,21 +102,66 @@ class Gaussian(Distribution):
         that are differentiated.  In 16 bits the replayed mean is not the rollout's, and the
         difference, divided by sigma^2, spoils the direction; epsilon is known exactly.
         """
-        with torch.no_grad():
-            value = self.log_prob(action)
-            epsilon = self._of_top(draws.normal(self.mean.shape[-1]), action)
-        learns = torch.linalg.vecdot(epsilon / self.sigma, self.mean)  # (...), for its gradient
-        return value + (learns - learns.detach())
+        epsilon = draws.normal(self.mean.shape[-1])
+        return with_gradient(self.log_prob(action), epsilon / self.sigma, self.mean)
 
-    def _of_top(self, x: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        """x with 0 where an action has no number."""
-        return x if self.top is None else x.masked_fill(action == -torch.inf, 0.0)
+
+@dataclass(frozen=True)
+class TopGaussian(Gaussian):
+    """Normal(mean, sigma^2) on the `top` largest numbers of the mean (..., n), the others -inf; an
+    action is what `sparse` makes of them."""
+
+    top: int = 1
+
+    def sample(self, draws: Draws) -> torch.Tensor:
+        best = self.mean.topk(self.top).indices
+        noise = draws.normal(self.mean.shape[-1]).gather(-1, best)
+        return sparse(best, self.mean.gather(-1, best) + self.sigma * noise)
+
+    def mode(self) -> torch.Tensor:
+        values, best = self.mean.topk(self.top)
+        return sparse(best, values)
+
+    def log_prob(self, action: torch.Tensor) -> torch.Tensor:
+        """Of the recorded numbers: which are the `top` largest is part of the action."""
+        ids, values = of_sparse(action)
+        return Gaussian(self.mean.gather(-1, ids), self.sigma).log_prob(values)
+
+    def score(self, action: torch.Tensor, draws: Draws) -> torch.Tensor:
+        ids, _ = of_sparse(action)
+        epsilon = draws.normal(self.mean.shape[-1]).gather(-1, ids)
+        mean = self.mean.gather(-1, ids)
+        return with_gradient(self.log_prob(action), epsilon / self.sigma, mean)
+
+
+def with_gradient(value, factor: torch.Tensor, of: torch.Tensor) -> torch.Tensor:
+    """The value (...) with the gradient of <factor, of>, factor (..., n) held constant, of
+    (..., n)."""
+    learns = torch.linalg.vecdot(factor.detach().to(of.dtype), of)
+    return value.detach() + (learns - learns.detach())
+
+
+def sparse(ids: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """k token ids (..., k), exact in float32 below 2^24, and a number of each -> (..., k, 2)."""
+    return torch.stack((ids.float(), values), dim=-1)
+
+
+def of_sparse(action: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ids and the numbers, each (..., k)."""
+    return action[..., 0].long(), action[..., 1]
 
 
 def mixture(model, logits: torch.Tensor, tau: float) -> torch.Tensor:
     """logits (..., V) -> softmax(logits / tau) E, (..., d) float32."""
     p = F.softmax(logits / tau, dim=-1)  # (..., V), eq. 3
     return model.mix(p)  # (..., d), eq. 5
+
+
+def mix_sparse(model, action: torch.Tensor, tau: float) -> torch.Tensor:
+    """Numbers of k tokens, as `sparse` has them -> softmax(numbers / tau) E, (..., d) float32."""
+    ids, values = of_sparse(action)
+    p = F.softmax(values / tau, dim=-1)  # (..., k)
+    return torch.einsum("...k,...kd->...d", p, model.embed(ids).float())
 
 
 class Kind:
@@ -145,14 +181,15 @@ class Kind:
         """Actions (...) or (..., n) -> the inputs that they are, (..., d)."""
         raise NotImplementedError
 
-    def fed(self, model, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        """Logits (..., V), at temperature tau, of the mixture that an action feeds, before noise on
-        the embedding; of hard tokens, that it was drawn from.  logits (..., V): of the encoding."""
-        return logits
+    def weights(self, model, action: torch.Tensor, logits: torch.Tensor) -> tuple:
+        """The mixture that an action feeds, before noise on the embedding: weights (..., m) that
+        sum to 1, and the ids (..., m) of their tokens, None if they are the whole vocabulary.
+        logits (..., V): of the encoding."""
+        return F.softmax(logits / self.tau, dim=-1), None
 
     def shadow(self, model, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """The token ids (...) that stand for actions in readable text (appendix B)."""
-        return self.fed(model, action, logits).argmax(-1)  # the most likely token
+        return logits.argmax(-1)  # the most likely token
 
 
 @dataclass(frozen=True)
@@ -168,6 +205,9 @@ class Hard(Kind):
 
     def embed(self, model, action: torch.Tensor) -> torch.Tensor:
         return model.embed(action)
+
+    def weights(self, model, action: torch.Tensor, logits: torch.Tensor) -> tuple:
+        return torch.ones_like(logits[..., :1]), action[..., None]
 
     def shadow(self, model, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         return action
@@ -197,63 +237,64 @@ class HiddenNoise(Mixture):
     def embed(self, model, action: torch.Tensor) -> torch.Tensor:
         return mixture(model, model.logits(action), self.tau).to(model.E.dtype)
 
-    def fed(self, model, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        return model.logits(action)
+    def weights(self, model, action: torch.Tensor, logits: torch.Tensor) -> tuple:
+        return F.softmax(model.logits(action) / self.tau, dim=-1), None
+
+    def shadow(self, model, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        return model.logits(action).argmax(-1)
 
 
 @dataclass(frozen=True)
 class LogitNoise(Mixture):
-    """Noise on the logits, or on the `top` best of them, the rest -inf (appendix F.2); an action
-    is V noisy logits."""
-
-    top: int | None = None
+    """Noise on the logits (appendix F.2); an action is V noisy logits."""
 
     def distribution(self, model, hidden: torch.Tensor, logits: torch.Tensor) -> Gaussian:
-        return Gaussian(logits, self.sigma, self.top)
+        return Gaussian(logits, self.sigma)
 
     def embed(self, model, action: torch.Tensor) -> torch.Tensor:
         return mixture(model, action, self.tau).to(model.E.dtype)
 
-    def fed(self, model, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        return action
+    def weights(self, model, action: torch.Tensor, logits: torch.Tensor) -> tuple:
+        return F.softmax(action / self.tau, dim=-1), None
+
+    def shadow(self, model, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        return action.argmax(-1)
 
 
-# A new kind of token is a class like these, called with (tau, sigma), and a line in both tables.
-KINDS = {"hard": Hard, "soft": Mixture, "fuzzy": Mixture}
-TAU = {"hard": 1.0, "soft": 0.5, "fuzzy": 0.0001}  # section 4: training temperatures
-PAPER = ("hard", "soft", "fuzzy")  # the paper's three, whatever else there is
-NOISES = {"embedding": Mixture, "hidden": HiddenNoise, "logits": LogitNoise}  # of soft and fuzzy
+class Sparse(Kind):
+    """Kinds whose action is a number for each of k tokens, (k, 2) as `sparse` has them, and whose
+    input is softmax(numbers / tau) E."""
+
+    mixes = False
+
+    def embed(self, model, action: torch.Tensor) -> torch.Tensor:
+        return mix_sparse(model, action, self.tau).to(model.E.dtype)
+
+    def weights(self, model, action: torch.Tensor, logits: torch.Tensor) -> tuple:
+        ids, values = of_sparse(action)
+        return F.softmax(values / self.tau, dim=-1), ids
+
+    def shadow(self, model, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        ids, values = of_sparse(action)
+        return ids.gather(-1, values.argmax(-1, keepdim=True))[..., 0]
 
 
-def make_kind(
-    name: str,
-    sigma: float,
-    tau: float | None = None,
-    noise: str = "embedding",
-    top_k: int | None = None,
-):
-    """The kind called `name`; noise and top_k say where soft and fuzzy tokens get their noise
-    (appendix F.2), tau None is the paper's.
+@dataclass(frozen=True)
+class TopLogitNoise(Sparse):
+    """Noise on the `top` best logits, the rest -inf (appendix F.2)."""
 
-    Raises InputError for other names, sigma <= 0, tau <= 0, and top_k without noise on the logits.
-    """
-    _expect("tokens", name, f"one of {', '.join(KINDS)}", name in KINDS)
-    _expect("noise", noise, f"one of {', '.join(NOISES)}", noise in NOISES)
-    _expect("sigma", sigma, "a positive number", sigma > 0)
-    wanted = noise == "logits" and top_k is not None and top_k >= 1
-    _expect("top-k", top_k, "at least 1, and noise on the logits", top_k is None or wanted)
-    mixes_noise = KINDS[name] is Mixture
-    if tau is None:
-        tau = TAU_TOP_K if top_k and mixes_noise else TAU[name]
-    _expect("tau", tau, "a positive number", tau > 0)
-    if mixes_noise and top_k:
-        return LogitNoise(tau, sigma, top_k)
-    return (NOISES[noise] if mixes_noise else KINDS[name])(tau, sigma)
+    tau: float
+    sigma: float
+    top: int
+
+    def distribution(self, model, hidden: torch.Tensor, logits: torch.Tensor) -> TopGaussian:
+        return TopGaussian(logits, self.sigma, self.top)
 
 
-def _expect(field: str, found, expected: str, good: bool) -> None:
-    if not good:
-        raise InputError(f"{field}: expected {expected}, found {found!r}")
+def softness(weights: torch.Tensor) -> torch.Tensor:
+    """Weights (..., m) of a mixture -> how many tokens it carries (..., 2): its effective support
+    1 / sum p^2, 1 for one token, and its largest weight."""
+    return torch.stack((1 / weights.square().sum(-1), weights.amax(-1)), dim=-1)
 
 
 def rms(x: torch.Tensor) -> float:

@@ -426,6 +426,9 @@ KINDS = {  # every kind of token and place of its noise: (kind, noise, top_k)
     "fuzzy, hidden": ("fuzzy", "hidden", None),
     "soft, logits": ("soft", "logits", None),
     "soft, top 5": ("soft", "logits", 5),
+    "multiplex": ("multiplex", "embedding", None),
+    "covariance": ("covariance", "embedding", None),
+    "gumbel": ("gumbel", "embedding", None),
 }
 
 
@@ -446,7 +449,8 @@ class Tiny:
 
     def kind(self, name):
         """The kind of that name in KINDS, with the paper's gamma."""
-        from minisoft.soft import GAMMA, make_kind, noise_scale
+        from minisoft.kinds import make_kind
+        from minisoft.soft import GAMMA, noise_scale
 
         token, noise, top_k = KINDS[name]
         sigma = GAMMA * noise_scale(self.model, noise)

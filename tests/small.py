@@ -4,9 +4,10 @@ import torch
 
 from minisoft.draws import Draws
 from minisoft.io.config import read_config
+from minisoft.kinds import make_kind
 from minisoft.model import Transformer
 from minisoft.rollout import ANSWER, COT, FORCED, Rollout
-from minisoft.soft import Categorical, make_kind
+from minisoft.soft import Categorical
 
 V, D = 12, 16
 PROMPT = [1, 2, 3, 4]
@@ -18,6 +19,9 @@ KINDS = {
     "hidden": make_kind("soft", 0.2, noise="hidden"),
     "logits": make_kind("soft", 0.2, noise="logits"),
     "top-k": make_kind("soft", 0.2, noise="logits", top_k=3),
+    "multiplex": make_kind("multiplex", 0.2),
+    "covariance": make_kind("covariance", 0.2),
+    "gumbel": make_kind("gumbel", 0.2),
 }
 CONFIG = {
     "model_type": "llama",

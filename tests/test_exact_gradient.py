@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import torch
 
 from minisoft.io.config import read_config
+from minisoft.kinds import make_kind
 from minisoft.model import Transformer
 from minisoft.reinforce import backward, leave_one_out
 from minisoft.rollout import ANSWER, COT, Decoding, Request, rollout
-from minisoft.soft import make_kind
 
 V, G, PROMPT, COT_TOKENS = 12, 8, [1, 2, 3, 4], 3
 FORM = SimpleNamespace(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minisoft import soft
+from minisoft import kinds
 
 ROOT = Path(__file__).resolve().parents[1]
 WALK = ROOT / "minisoft" / "README.md"
@@ -50,8 +50,8 @@ def same_but_for_rounding(printed, shown):
 
 @pytest.fixture
 def kinds_as_they_were(monkeypatch):
-    monkeypatch.setattr(soft, "KINDS", dict(soft.KINDS))
-    monkeypatch.setattr(soft, "TAU", dict(soft.TAU))
+    monkeypatch.setattr(kinds, "KINDS", dict(kinds.KINDS))
+    monkeypatch.setattr(kinds, "TAU", dict(kinds.TAU))
 
 
 def test_the_walk_through_prints_what_the_page_shows(monkeypatch, kinds_as_they_were):

@@ -5,13 +5,15 @@ from statistics import median
 
 import pytest
 import torch
-from small import KINDS, PROMPT, ROLES, V, gradient, small_model, unroll
+from small import KINDS, PROMPT, ROLES, D, V, gradient, small_model, unroll
 
 from minisoft import engine, reinforce
 from minisoft.draws import Draws
+from minisoft.followups import Gumbel, TokenGaussian
+from minisoft.kinds import make_kind
 from minisoft.reinforce import leave_one_out, log_prob, loss
 from minisoft.rollout import ANSWER, COT, PAD, Decoding, Rollout
-from minisoft.soft import Categorical, Gaussian, make_kind
+from minisoft.soft import Categorical, Gaussian, TopGaussian
 
 BY = pytest.mark.parametrize("by", [reinforce, engine], ids=["plain", "engine"])
 
@@ -82,8 +84,9 @@ def test_gradient_is_that_of_the_loss_written_out(model, name, by):
 
 
 def by_equation_10(monkeypatch):
-    """From now on a Gaussian action learns by the replayed mean, not by the noise of its draws."""
-    monkeypatch.setattr(Gaussian, "score", lambda self, action, draws: self.log_prob(action))
+    """From now on a noisy action learns by the replayed mean, not by the noise of its draws."""
+    for noisy in (Gaussian, TopGaussian, TokenGaussian, Gumbel):
+        monkeypatch.setattr(noisy, "score", lambda self, action, draws: self.log_prob(action))
 
 
 @pytest.mark.parametrize("name", [name for name in KINDS if name not in ("hard", "fuzzy")])
@@ -159,8 +162,9 @@ def test_rows_that_end_early_do_not_see_later_positions(model):
     assert not scores[1, 3:].any()
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if name != "fuzzy"])
+@pytest.mark.parametrize("name", [name for name in KINDS if name not in ("fuzzy", "covariance")])
 def test_gradient_agrees_with_finite_differences(name):
+    """(Covariance's log_prob is not the function whose gradient it has: see test_followups.)"""
     model, kind = small_model(), KINDS[name]
     record = unroll(model, kind, 4, torch.Generator().manual_seed(6))
     advantages = torch.tensor([1.0, -1.0, 2.0, -2.0])
@@ -188,20 +192,26 @@ def test_gradient_agrees_with_finite_differences(name):
 
 def expected_reward(model, kind, n, generator, through_cot):
     """Mean over n noise draws of sum_a pi(a | h~) R(a), where h~ = h0 + sigma eps is differentiated
-    through, or not."""
-    last, prompt = model.prefill(torch.tensor([PROMPT]))
-    hidden, x = last[:, -1].expand(n, -1), torch.empty(n, 0, last.shape[-1])
+    through, or not; the scale of the noise is that of a frozen copy of the model."""
     keys = torch.randint(2**62, (n,), generator=generator)
+    frozen = copy.deepcopy(model).requires_grad_(False)  # fed the same actions
+    streams = [
+        [*of.prefill(torch.tensor([PROMPT])), torch.empty(n, 0, D)] for of in (model, frozen)
+    ]
     for t, role in enumerate(ROLES[:-1]):
-        if role == COT:
-            distribution = kind.distribution(model, hidden, model.logits(hidden))
-            action = distribution.sample(Draws(keys, torch.full((n,), t)))
-            new = kind.embed(model, action if through_cot else action.detach())
-        else:
-            new = model.embed(torch.full((n,), 7))
-        x = torch.cat((x, new[:, None]), 1)
-        hidden = model(x, prompt)[:, -1]
-    p = model.logits(hidden).softmax(-1)
+        thoughts = []
+        for of, (hidden, _, _) in zip((model, frozen), streams):
+            last = hidden[:, -1].expand(n, -1)
+            thoughts.append(kind.distribution(of, last, of.logits(last)))
+        noise = thoughts[1].sample(Draws(keys, torch.full((n,), t))) - thoughts[1].mode()
+        action = thoughts[0].mode() + noise
+        for of, stream in zip((model, frozen), streams):
+            new = of.embed(torch.full((n,), 7))
+            if role == COT:
+                new = kind.embed(of, action if through_cot else action.detach())
+            stream[2] = torch.cat((stream[2], new[:, None]), 1)
+            stream[0] = of(stream[2], stream[1])
+    p = model.logits(streams[0][0][:, -1]).softmax(-1)
     return (p * reward_of(torch.arange(V))).sum(-1).mean()
 
 
@@ -229,19 +239,22 @@ def by_reinforce(model, kind, n, generator):
 
 
 @pytest.mark.parametrize(
-    "noise, sigma",
+    "kind",
     [
-        ("embedding", 1.2),
-        pytest.param("hidden", 0.8, marks=pytest.mark.slow),
-        pytest.param("logits", 1.2, marks=pytest.mark.slow),
+        make_kind("soft", 1.2),
+        make_kind("covariance", 1.0, width=1),
+        pytest.param(make_kind("gumbel", 1.0, 1.0, width=V, top_p=1.0), marks=pytest.mark.slow),
+        pytest.param(make_kind("soft", 0.8, noise="hidden"), marks=pytest.mark.slow),
+        pytest.param(make_kind("soft", 1.2, noise="logits"), marks=pytest.mark.slow),
     ],
+    ids=lambda kind: type(kind).__name__,
 )
-def test_reinforce_gradient_is_the_reparameterised_gradient(noise, sigma):
+def test_reinforce_gradient_is_the_reparameterised_gradient(kind):
     """One expected reward differentiated in two ways that share nothing: the score function
     (REINFORCE, eq. 14) and back-propagation through the noise.  CoT and answer terms are compared
     one by one, along the direction of the exact gradient (taken from other draws), in units of the
     standard error, in all parameters and in each tensor."""
-    model, kind, n = small_model(scale=0.3), make_kind("soft", sigma, noise=noise), 2048
+    model, n = small_model(scale=0.3), 2048
     torch.nn.init.normal_(model.E, std=0.4)
     generator = torch.Generator().manual_seed(7)
     direction = sum(reparameterised(model, kind, n, generator) for _ in range(8))  # (2, parameters)

@@ -13,9 +13,9 @@ from minisoft import data, engine, rollout
 from minisoft.data import Format
 from minisoft.io import WEIGHTS
 from minisoft.io.tokenizer import Tokenizer
+from minisoft.kinds import make_kind
 from minisoft.model import Prompt
 from minisoft.rollout import ANSWER, COT, FORCED, PAD, Decoding, Request, Rollout, Row
-from minisoft.soft import make_kind
 
 WAYS = {"plain": rollout.rollout, "engine": engine.rollout}
 BY = pytest.mark.parametrize("roll", WAYS.values(), ids=WAYS)

@@ -7,14 +7,16 @@ import pytest
 import torch
 
 from minisoft.errors import InputError
+from minisoft.kinds import PAPER, TAU, make_kind
 from minisoft.soft import (
-    TAU,
     Categorical,
-    Gaussian,
+    TopGaussian,
     entropy,
-    make_kind,
     noise_scale,
+    of_sparse,
     rms,
+    softness,
+    sparse,
 )
 
 
@@ -117,26 +119,37 @@ def test_mixture_gradient_reaches_logits_and_E(logits):
 
 
 def test_top_k_gaussian_moves_only_the_best_logits(logits):
+    """An action is the ids and values of three logits; their noise is that of those places."""
     kind = make_kind("soft", 0.3, noise="logits", top_k=3)
     distribution, noise = kind.distribution(Embedding(), HIDDEN, logits), torch.randn(4, 11)
     action, best = distribution.sample(Fixed(noise)), logits.argsort(-1, descending=True)[:, :3]
-    moved = action > -math.inf
-    for row in range(4):
-        assert set(moved[row].nonzero()[:, 0].tolist()) == set(best[row].tolist())
-    torch.testing.assert_close((action - logits)[moved] / 0.3, noise[moved], rtol=1e-4, atol=1e-5)
-    expected = torch.stack(
-        [-0.5 * noise[row][moved[row]].double().square().sum() for row in range(4)]
+    ids, values = of_sparse(action)
+    assert action.shape == (4, 3, 2) and torch.equal(ids, best)
+    epsilon = noise.gather(-1, best)
+    torch.testing.assert_close(
+        (values - logits.gather(-1, ids)) / 0.3, epsilon, rtol=1e-4, atol=1e-5
     )
+    expected = -0.5 * epsilon.double().square().sum(-1)
     torch.testing.assert_close(distribution.log_prob(action), expected, rtol=1e-4, atol=1e-5)
-    others = logits.masked_fill(
-        moved, 9.0
-    )  # a mean whose three best are others has one all the same
-    assert (
-        Gaussian(torch.where(moved, logits, others + 20), 0.3, 3).log_prob(action).isfinite().all()
-    )
-    p = kind.embed(Embedding(), action)
-    torch.testing.assert_close(p, (action / kind.tau).softmax(-1) @ Embedding().E)
-    assert torch.equal(kind.shadow(None, action, logits), action.argmax(-1)) and kind.tau == 1.0
+    others = TopGaussian(-logits, 0.3, 3)  # a mean whose three best are others has one all the same
+    assert others.log_prob(action).isfinite().all()
+    dense = torch.full_like(logits, -math.inf).scatter(-1, ids, values)
+    p = (dense / kind.tau).softmax(-1)
+    torch.testing.assert_close(kind.embed(Embedding(), action), p @ Embedding().E)
+    assert torch.equal(kind.shadow(None, action, logits), dense.argmax(-1)) and kind.tau == 1.0
+    weights, tokens = kind.weights(None, action, logits)
+    assert torch.equal(tokens, ids)
+    torch.testing.assert_close(torch.zeros(4, 11).scatter(-1, tokens, weights), p)
+
+
+def test_ids_of_the_largest_vocabularies_are_exact_in_an_action():
+    ids = torch.tensor([0, 128_255, 262_143, 2**24 - 1])
+    assert torch.equal(of_sparse(sparse(ids, torch.zeros(4)))[0], ids)
+
+
+def test_softness_counts_tokens():
+    even, one = torch.full((4,), 0.25), torch.tensor([0.0, 1.0, 0.0, 0.0])
+    assert softness(torch.stack((even, one))).tolist() == [[4.0, 0.25], [1.0, 1.0]]
 
 
 @pytest.mark.parametrize("noise", ["embedding", "hidden", "logits"])
@@ -180,7 +193,7 @@ def test_entropy_is_that_of_temperature_one(logits):
 
 
 def test_paper_temperatures():
-    assert TAU == {"hard": 1.0, "soft": 0.5, "fuzzy": 0.0001}
+    assert {name: TAU[name] for name in PAPER} == {"hard": 1.0, "soft": 0.5, "fuzzy": 0.0001}
 
 
 @pytest.mark.parametrize(

@@ -238,7 +238,7 @@ class Places:
         """The records of all rows of a request, in the order of their samples."""
         records = [record for _, record in sorted(rows, key=lambda row: row[0])]
         rows.clear()
-        ids, role, actions, log_prob, entropy, truncated = zip(*records, strict=True)
+        ids, role, actions, log_prob, entropy, truncated, softness = zip(*records, strict=True)
         return Rollout(
             request.prompt,
             request.samples,
@@ -249,6 +249,7 @@ class Places:
             pad_sequence(entropy, batch_first=True),
             torch.tensor(truncated, device=self.device),
             request.keys.to(self.device),
+            pad_sequence(softness, batch_first=True),
         )
 
 
@@ -304,6 +305,7 @@ class Board:
         self.ids = torch.zeros(N, capacity, **whole)
         self.log_prob = torch.zeros(N, capacity, dtype=torch.float64, device=device)
         self.entropy = torch.zeros(N, capacity, device=device)
+        self.softness = torch.zeros(N, capacity, 2, device=device)
 
     def begin(self, task: Task) -> "Board":
         """A rollout begins; what was kept of the last one like it is used again."""
@@ -343,6 +345,8 @@ class Board:
         self.ids[places, at] = move.token
         self.log_prob[places, at] = move.log_prob
         self.entropy[places, at] = entropy(move.logits)
+        if thinks:
+            self.softness[places, at] = move.softness
         self.hidden.copy_(self.cache.feed(model, move.x))  # (N, d), predicts the next position
         at += 1
 
@@ -359,7 +363,8 @@ class Board:
         return self.ids.gather(1, self.cache.position[:, None] - back).tolist()  # (N, steps)
 
     def record(self, place: int, guest: Guest) -> tuple:
-        """What a row has written: ids, roles, actions, log_prob, entropy, and was it truncated?"""
+        """What a row has written: ids, roles, actions, log_prob, entropy, was it truncated?, and
+        softness."""
         S, C = guest.position, guest.cot_length
         role = torch.full((S,), FORCED, dtype=torch.int8, device=self.device)
         role[:C] = COT
@@ -371,11 +376,13 @@ class Board:
             self.log_prob[place, :S].clone(),
             self.entropy[place, :S].masked_fill(role == FORCED, 0.0),
             not guest.row.stopped,
+            self.softness[place, :S].masked_fill((role != COT)[:, None], 0.0),
         )
 
     def reorder(self, order: list[int]) -> None:
         """Places i become those that were order[i]."""
-        for name in ("keys", "cot_length", "late", "hidden", "ids", "log_prob", "entropy"):
+        kept = "keys cot_length late hidden ids log_prob entropy softness"
+        for name in kept.split():
             setattr(self, name, getattr(self, name)[order])
         if self.task.actions is not None:
             self.task.actions = self.task.actions[order]

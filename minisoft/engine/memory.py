@@ -7,6 +7,8 @@ needs.  Tests hold the sums against measured peaks.
 
 from dataclasses import dataclass
 
+import torch
+
 from minisoft.engine.cache import FusedCache, RowCache
 from minisoft.engine.replay import LOGITS_AT_ONCE, ON_GPU
 from minisoft.model import Transformer
@@ -29,7 +31,8 @@ class Machine:
 class Load:
     """One rank's part of a step: `rows` rows of so many `problems`, with a CoT budget, prefilled
     and answer tokens `after` it, the longest prompt, rows a backward pass takes at once, whether
-    tokens mix all of E, and whether layers are computed again in backward passes."""
+    tokens mix all of E, whether layers are computed again in backward passes, and the bytes of an
+    action of the CoT."""
 
     rows: int
     problems: int
@@ -39,10 +42,19 @@ class Load:
     micro_batch: int
     mixes: bool
     recompute: bool = False
+    action: int = 0
 
     @property
     def positions(self) -> int:
         return self.cot + self.after
+
+
+def action_bytes(model: Transformer, kind) -> int:
+    """Of one action of the CoT; the model lies on `meta`."""
+    hidden = torch.empty(1, model.config.hidden_size, device="meta")
+    logits = torch.empty(1, model.config.vocab_size, device="meta")
+    action = kind.distribution(model, hidden, logits).mode()
+    return action.numel() * action.element_size()
 
 
 def parameters(model: Transformer) -> int:
@@ -114,7 +126,8 @@ def rollout_bytes(model: Transformer, load: Load, machine: Machine) -> dict[str,
     if load.mixes and machine.is_cpu:
         copying = 4 * table * (1 if size == 4 else 2)
     vocabulary = max(4 * RowCache.round_up(load.rows) * c.vocab_size * 6, copying)
-    parts = {"copies of weights": copies, "vocabulary": vocabulary}
+    recorded = 2 * load.rows * load.cot * load.action  # by place, and by problem
+    parts = {"copies of weights": copies, "vocabulary": vocabulary, "actions": recorded}
     return parts | (cache_bytes(model, load, machine) if machine.is_cpu else {})
 
 
@@ -145,6 +158,7 @@ def backward_bytes(model: Transformer, load: Load, machine: Machine) -> dict[str
         "gradient": gradient_bytes(model, machine),
         "activations": kept,
         "vocabulary": 3 * 4 * chunk,
+        "actions": load.rows * load.cot * load.action * (1 if machine.is_cpu else 2),
     }
 
 

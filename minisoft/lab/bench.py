@@ -24,11 +24,11 @@ from minisoft import data, engine
 from minisoft.data import ANSWER_TOKENS, Format
 from minisoft.engine.linear import product
 from minisoft.io import WEIGHTS, atomic, checkpoint
+from minisoft.kinds import KINDS
 from minisoft.lab import command
 from minisoft.lab.command import seconds
 from minisoft.model import Config, Transformer
 from minisoft.rollout import Decoding, Request, Rollout
-from minisoft.soft import KINDS
 from minisoft.training.metrics import markdown, peak_memory_gib
 from minisoft.training.optimizer import Optimizer, Schedule
 from minisoft.training.settings import TRAIN_COT, Flags, resolve

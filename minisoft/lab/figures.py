@@ -15,8 +15,8 @@ from textwrap import fill
 from minisoft.errors import InputError, expecting
 from minisoft.evaluation import Setting
 from minisoft.io.atomic import read_json
+from minisoft.kinds import KINDS, PAPER
 from minisoft.lab.tables import cell, distinct, short_names
-from minisoft.soft import KINDS, PAPER
 
 INCIDENTAL = set(  # in config.json of seeds of one run
     "tokens seed out resume sigma device world micro_batch eval_batch validate_every save_every "

@@ -24,9 +24,9 @@ import torch
 
 from minisoft.errors import InputError
 from minisoft.io.atomic import read_json, write_text
+from minisoft.kinds import PAPER
 from minisoft.lab import command, figures
 from minisoft.lab.tables import Column, cell, number, read_results
-from minisoft.soft import PAPER
 from minisoft.training.metrics import markdown
 from minisoft.training.world import as_program
 

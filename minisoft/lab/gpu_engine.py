@@ -18,11 +18,11 @@ from minisoft.engine import decode
 from minisoft.engine.cache import FusedCache
 from minisoft.engine.compiled import OneKernel
 from minisoft.io import checkpoint
+from minisoft.kinds import make_kind
 from minisoft.lab import bench
 from minisoft.lab.gpu_parts import FAMILIES, SIZES, TINY, TOKENS, Report, Subject, clean
 from minisoft.model import Transformer
 from minisoft.rollout import Decoding, Request, Rollout
-from minisoft.soft import make_kind
 
 COMPARED = ("hard", "soft", "hidden", "top-5")  # records of these
 ROWS = {"cpu": 8, "cuda": 128}  # of a problem, and of the backward pass that does not fit

@@ -31,9 +31,10 @@ from minisoft import data, engine, evaluation, reinforce
 from minisoft.data import Format
 from minisoft.io import WEIGHTS, checkpoint, datasets
 from minisoft.io.atomic import write_json
+from minisoft.kinds import KINDS, NOISES, OPTIONS
 from minisoft.lab import command, variants
 from minisoft.rollout import COT, Decoding, Request, Rollout
-from minisoft.soft import GAMMA, KINDS, NOISES
+from minisoft.soft import GAMMA
 from minisoft.training.metrics import clock, markdown
 from minisoft.training.settings import TRAIN_COT, Flags, resolve
 from minisoft.training.world import as_program, keep_memory
@@ -74,7 +75,9 @@ class Measurement:
         engine.accelerate(self.model)
         self.form = Format(self.tokenizer)
         tau = {} if args.tau is None else {args.tokens: args.tau}
-        flags = Flags(args.template, args.cot, args.noise, args.top_k, args.gamma, None, tau)
+        own = {name: getattr(args, name) for name in OPTIONS}
+        flags = Flags(args.template, args.cot, args.noise, args.top_k, args.gamma, None, tau, own)
+        flags.check([args.tokens])
         self.settings = resolve(about, flags, TRAIN_COT).for_model(self.model)
         self.kind = self.settings.kind(args.tokens)
         source = args.data or about.get("defaults", {}).get("data") or "tiny"
@@ -225,6 +228,8 @@ FLAGS = {
         "--gamma": (None, f"sigma = gamma * noise scale (default {GAMMA} *; F.1)", NUMBER),
         "--noise": (None, "where there is noise (default embedding *; F.2)", {"choices": NOISES}),
         "--top-k": (None, "noise on the K best logits, the rest -inf (default all *; F.2)", WHOLE),
+        "--width": (None, "K of multiplex, covariance, gumbel (default the kind's *)", WHOLE),
+        "--top-p": (None, "of gumbel (default 0.95 *)", NUMBER),
         "--logits": ("float32", variants.LOGITS_HELP, {"choices": variants.LOGITS}),
     },
     "batches": {

@@ -4,12 +4,13 @@ Dimensions: C CoT steps, d width, V vocabulary.
 """
 
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 
-from minisoft.evaluation import Setting
+from minisoft.evaluation import SOFT, Setting
 from minisoft.rollout import COT, Format, Rollout
-from minisoft.soft import entropy, rms
+from minisoft.soft import Hard, entropy, rms, softness
 
 TOP = 5  # tokens of a mixture that are named
 
@@ -18,9 +19,10 @@ TOP = 5  # tokens of a mixture that are named
 class Step:
     """One CoT step.
 
-    mixture: the TOP most likely tokens and their weights in what was fed (of hard tokens: in what
-    the token was drawn from); entropies in nats, of the mixture's weights and of the next token at
-    temperature 1; nearest: the token whose embedding is nearest to the input, and how far that is.
+    mixture: the TOP heaviest tokens and their weights in what was fed (of hard tokens: in what the
+    token was drawn from); entropies in nats, of these weights and of the next token at temperature
+    1; nearest: the token whose embedding is nearest to the input, and how far that is; support: so
+    many tokens the input carries, and the largest weight (`soft.softness`).
     """
 
     shadow: str
@@ -29,6 +31,8 @@ class Step:
     entropy: float
     nearest: str
     distance: float
+    support: float = 1.0
+    largest: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,14 @@ def look(model, form: Format, kind, rollout: Rollout, setting: Setting, generati
     inputs = kind.embed(model, actions)  # (C, d)
     hidden = model(torch.cat((prompt, inputs[None, :-1]), 1))[0, -C:]  # (C, d)
     logits = model.logits(hidden)  # (C, V)
-    fed = kind.fed(model, actions, logits) / kind.tau  # (C, V)
-    fed = (fed - fed.amax(-1, keepdim=True)).clamp(min=-1e30)  # an entropy needs finite numbers
-    weight, token = fed.softmax(-1).topk(min(TOP, fed.shape[-1]))  # (C, TOP)
+    weights, ids = kind.weights(model, actions, logits)  # (C, m)
+    carried = softness(weights)  # (C, 2)
+    mixes = not isinstance(kind, Hard)
+    if not mixes:
+        weights, ids = (logits / kind.tau).softmax(-1), None
+    weight, token = weights.topk(min(TOP, weights.shape[-1]))  # (C, TOP)
+    token = token if ids is None else ids.gather(-1, token)
+    mixed = torch.special.entr(weights).sum(-1)  # (C,)
     distance, nearest = torch.cdist(inputs.float(), model.E.float()).min(-1)  # (C,)
 
     def names(ids: list[int]) -> list[str]:
@@ -63,27 +72,35 @@ def look(model, form: Format, kind, rollout: Rollout, setting: Setting, generati
 
     steps = []
     shadows, nearest = names(rollout.tokens(0, COT)), names(nearest.tolist())
-    numbers = torch.stack((entropy(fed), entropy(logits), distance), 1).tolist()
-    for t, (mixed, free, far) in enumerate(numbers):
+    numbers = torch.stack((mixed, entropy(logits), distance, *carried.T), 1).tolist()
+    for t, (mixed, free, far, *carries) in enumerate(numbers):
         mixture = list(zip(names(token[t].tolist()), weight[t].tolist(), strict=True))
-        steps.append(Step(shadows[t], mixture, mixed, free, nearest[t], far))
+        steps.append(Step(shadows[t], mixture, mixed, free, nearest[t], far, *carries))
     length = rms(model.E) * model.config.hidden_size**0.5
-    return Chain(setting, generation, kind.mixes, kind.tau, length, steps)
+    return Chain(setting, generation, mixes, kind.tau, length, steps)
 
 
 def as_text(chain: Chain) -> str:
     """One line a step, for the terminal."""
-    g = chain.generation
+    g, support = chain.generation, [s.support for s in chain.steps]
     lines = [
         f"\n{chain.setting}, tau {chain.tau:g}: {len(chain.steps)} steps; distances beside a "
         f"typical |E_v| of {chain.length:.2f}",
         f"question: {g['question']}",
-        f"{'step':>4}  {'fed as':<12} {'H(mix)':>6} {'H':>6} {'nearest':<12} {'dist':>5}  weights",
+        f"the input carries {_mean(support):.2f} tokens (effective support 1 / sum p^2, mean; "
+        f"{_mean(x > SOFT for x in support):.0%} of steps above {SOFT}), its largest weight is "
+        f"{_mean(s.largest for s in chain.steps):.3f}",
+        f"{'step':>4}  {'fed as':<12} {'tokens':>6} {'H(mix)':>6} {'H':>6} {'nearest':<12} "
+        f"{'dist':>5}  weights",
     ]
     for t, s in enumerate(chain.steps):
         weights = "  ".join(f"{token!r} {w:.3f}" for token, w in s.mixture if w >= 0.0005)
         lines.append(
-            f"{t:>4}  {s.shadow!r:<12} {s.mixture_entropy:6.2f} {s.entropy:6.2f} {s.nearest!r:<12} "
-            f"{s.distance:5.2f}  {weights}"
+            f"{t:>4}  {s.shadow!r:<12} {s.support:6.2f} {s.mixture_entropy:6.2f} {s.entropy:6.2f} "
+            f"{s.nearest!r:<12} {s.distance:5.2f}  {weights}"
         )
     return "\n".join([*lines, f"answer: {g['answer']}   gold: {g['gold']}   reward: {g['reward']}"])
+
+
+def _mean(values) -> float:
+    return fmean(map(float, values))

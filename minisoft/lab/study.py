@@ -39,9 +39,9 @@ from tqdm import tqdm
 
 from minisoft.errors import InputError
 from minisoft.io import WEIGHTS, checkpoint, state
+from minisoft.kinds import PAPER
 from minisoft.lab import command, findings
 from minisoft.lab.findings import LADDER, PROBLEMS, REMEDIES, SKILLS, last_validations
-from minisoft.soft import PAPER
 from minisoft.training.world import as_program
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,8 +17,8 @@ from statistics import fmean, stdev
 from minisoft.errors import InputError, expect
 from minisoft.evaluation import Setting
 from minisoft.io.atomic import read_json
+from minisoft.kinds import KINDS
 from minisoft.lab import command
-from minisoft.soft import KINDS
 from minisoft.training.metrics import markdown
 from minisoft.training.subjects import apart
 from minisoft.training.world import as_program

@@ -23,6 +23,11 @@ METRICS = {
     "cot_length": "mean number of CoT tokens",
     "answer_length": "mean number of answer tokens",
     "entropy": "of the next token at temperature 1, nats, mean over CoT positions, then samples",
+    "support": "of what is fed: effective number of tokens 1 / sum p^2, mean over CoT positions, "
+    "then samples; p the weights of the mixture before noise on the embedding (multiplex: counts / "
+    "K; covariance: |w| / sum |w|); 1 of hard tokens",
+    "largest_weight": "the largest of these p, a mean like that",
+    "share_soft": "share of CoT positions whose support is above 1.5, a mean like that",
     "informative": "share of the B problems whose rewards differ: the others have advantage 0",
     "grad_norm": "norm of the summed gradient before clipping",
     "share_E": "norm of the gradient in E (and a tied head) / grad_norm",

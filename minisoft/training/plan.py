@@ -1,6 +1,7 @@
 """What `train.py --plan RANKS` prints: the memory of the rank with the most problems."""
 
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +11,6 @@ from minisoft.data import ANSWER_TOKENS, Format
 from minisoft.engine import memory
 from minisoft.io import checkpoint, datasets
 from minisoft.io.tokenizer import Tokenizer
-from minisoft.soft import KINDS
 from minisoft.training.metrics import markdown, memory_bytes
 from minisoft.training.settings import Settings
 from minisoft.training.world import read_device, share
@@ -46,6 +46,7 @@ def describe(args: Namespace, source: Path, settings: Settings) -> str:
     shares = [share(rank, ranks, args.prompts, args.group) for rank in range(ranks)]
     rows = args.prompts * args.group // ranks
     micro_batch, again = memory.choose_micro_batch(model, args.cot + after, bytes_there, machine)
+    kind = replace(settings, sigma=1.0).kind(args.tokens)
     load = memory.Load(
         rows=rows,
         problems=max(map(len, shares)),
@@ -53,7 +54,8 @@ def describe(args: Namespace, source: Path, settings: Settings) -> str:
         after=after,
         prompt=prompt,
         micro_batch=min(rows, args.micro_batch or micro_batch),
-        mixes=KINDS[args.tokens].mixes,
+        mixes=kind.mixes,
+        action=memory.action_bytes(model, kind),
         recompute=again,
     )
     table = markdown(memory.describe(memory.plan(model, load, machine)))

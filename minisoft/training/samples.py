@@ -8,12 +8,13 @@ import torch
 
 from minisoft import data, evaluation
 from minisoft.data import Format, Problem
+from minisoft.evaluation import SOFTNESS
 from minisoft.rollout import Request, Rollout
 from minisoft.training.world import World
 from minisoft.verifier.compare import only_as_text
 from minisoft.verifier.process import Verifier
 
-COLUMNS = ("reward", "cot_tokens", "answer_tokens", "entropy", "truncated")  # of a sample
+COLUMNS = ("reward", "cot_tokens", "answer_tokens", "entropy", "truncated", *SOFTNESS)  # a sample's
 
 
 @dataclass(frozen=True)

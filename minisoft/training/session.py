@@ -24,10 +24,11 @@ from minisoft.data import ANSWER_TOKENS, Format, Problem
 from minisoft.engine import memory
 from minisoft.engine.replay import recompute_layers
 from minisoft.errors import InputError
-from minisoft.evaluation import Setting
+from minisoft.evaluation import SOFTNESS, Setting
 from minisoft.io import atomic, checkpoint, datasets, state
 from minisoft.io.journal import Journal
 from minisoft.io.tokenizer import FILES
+from minisoft.kinds import OPTIONS
 from minisoft.reinforce import Mismatch
 from minisoft.reward import BOXED, RIGHT
 from minisoft.rollout import Decoding, Request, Rollout
@@ -109,7 +110,9 @@ class Run:
         """The model and how it makes tokens."""
         args = self.args
         tau = {} if args.tau is None else {args.tokens: args.tau}
-        flags = Flags(args.template, args.cot, args.noise, args.top_k, args.gamma, None, tau)
+        own = {name: getattr(args, name) for name in OPTIONS}
+        flags = Flags(args.template, args.cot, args.noise, args.top_k, args.gamma, None, tau, own)
+        flags.check([args.tokens])
         settings = resolve(self.folder, flags, args.cot)
         self.model, self.tokenizer = checkpoint.load(
             self.source, self.world.device, checkpoint.DTYPES[args.dtype]
@@ -230,7 +233,8 @@ class Run:
         """minisoft.json of what is saved: how the model is to be used."""
         settings = self.settings
         switches = ("logits", "estimator", "terms")  # of a variant that the weights came from
-        kept = {name: x for name, x in self.folder.items() if name not in switches}
+        gone = (*switches, *OPTIONS)
+        kept = {name: x for name, x in self.folder.items() if name not in gone}
         return {
             **kept,
             "prompt": settings.template,
@@ -242,6 +246,7 @@ class Run:
             "tau": self.kind.tau,
             "noise": settings.noise,
             "top_k": settings.top_k,
+            **settings.options(self.args.tokens),
             **self.variant,
         }
 
@@ -421,6 +426,7 @@ class Run:
             "cot_length": mean["cot_tokens"],
             "answer_length": mean["answer_tokens"],
             "entropy": mean["entropy"],
+            **{name: mean[name] for name in SOFTNESS},
             "informative": (rewards != rewards[:, :1]).any(1).double().mean().item(),
             **update,
             "replay_mismatch": mismatch.total / mismatch.tokens,

@@ -11,6 +11,8 @@ is trained.  Rules of `resolve`, each a test:
                    its training had it; else gamma * noise scale of the weights
     tau            of a kind: the flag; else the folder's for the kind it was trained with, if noise
                    and top_k are as there; else the paper's
+    width, top_p   of a kind that has them: the flag; else the folder's for the kind it was trained
+                   with; else the kind's own
 """
 
 import os
@@ -23,7 +25,8 @@ from minisoft.data import PAPER_PROMPT
 from minisoft.errors import InputError
 from minisoft.io.atomic import read_json
 from minisoft.io.datasets import EMBEDDED, HUB, read_prompt
-from minisoft.soft import GAMMA, KINDS, NOISES, Hard, Mixture, make_kind, noise_scale
+from minisoft.kinds import KINDS, NOISES, make_kind, options
+from minisoft.soft import GAMMA, Hard, Mixture, noise_scale
 
 TRAIN_COT, EVAL_COT = 128, 512  # CoT budgets in tokens (section 4)
 PAPER = {  # section 4, appendix A
@@ -38,7 +41,7 @@ PAPER = {  # section 4, appendix A
 DTYPE = {"cpu": "float32", "cuda": "bfloat16"}  # of the transformer, where --dtype is not given
 POSITIVE = (
     "prompts steps cot eval_cot lr max_grad_norm eval_batch validate_every save_every keep "
-    "patience plan micro_batch gamma top_k"
+    "patience plan micro_batch gamma top_k width top_p"
 ).split()
 MAY_CHANGE = set(  # flags that may differ when a run goes on
     "steps validate_every save_every keep show_every micro_batch eval_batch device shard patience "
@@ -59,6 +62,22 @@ class Flags:
     gamma: float | None = None
     sigma: float | None = None
     tau: dict[str, float] = field(default_factory=dict)
+    own: dict = field(default_factory=dict)  # kinds.OPTIONS
+
+    def check(self, names: list[str]) -> None:
+        """Raises InputError for a flag that means nothing to any of these kinds.  Hard tokens
+        ignore noise, so that they may be called beside soft ones."""
+        noisy = any(issubclass(KINDS[name], (Mixture, Hard)) for name in names)
+        for each in ("noise", "top_k", "gamma", "sigma"):
+            if getattr(self, each) is not None and not noisy:
+                raise self._idle(each, getattr(self, each), names)
+        for each, value in self.own.items():
+            if value is not None and not any(each in options(name) for name in names):
+                raise self._idle(each, value, names)
+
+    def _idle(self, name: str, value, names: list[str]) -> InputError:
+        what = f"{' and '.join(dict.fromkeys(names))} tokens, which do not use it"
+        return InputError(f"{flag(name)}: expected without {what}, found {value}")
 
 
 @dataclass(frozen=True)
@@ -72,14 +91,16 @@ class Settings:
     gamma: float | None
     tau: dict[str, float]  # of every kind
     sigma: float | None = None
+    own: dict = field(default_factory=dict)  # kinds.OPTIONS that were said
     base: dict = field(default_factory=dict)  # what the folder says
 
     def for_model(self, model) -> "Settings":
         """With sigma, for the weights of this folder.  Raises InputError where noise is asked for
         on more logits than there are."""
         V = model.config.vocab_size
-        if self.top_k and self.top_k > V:
-            raise InputError(f"--top-k: expected at most the vocabulary's {V}, found {self.top_k}")
+        for name, found in (("--top-k", self.top_k), ("--width", self.own.get("width"))):
+            if found and found > V:
+                raise InputError(f"{name}: expected at most the vocabulary's {V}, found {found}")
         if self.sigma is not None:
             return self
         trained_there = self.noise == self.base.get("noise", "embedding")
@@ -91,14 +112,22 @@ class Settings:
 
     def kind(self, name: str):
         """The kind of token called `name`.  Raises InputError for noise in a place of another."""
-        if self.noise != "embedding" and KINDS[name] not in (Hard, Mixture):
+        noisy = issubclass(KINDS[name], Mixture)
+        if self.noise != "embedding" and noisy and KINDS[name] is not Mixture:
             raise InputError(f"--noise: expected embedding for {name} tokens, found {self.noise}")
-        return make_kind(name, self.sigma, self.tau[name], self.noise, self.top_k)
+        own = self.options(name)
+        return make_kind(name, self.sigma, self.tau[name], self.noise, self.top_k, **own)
+
+    def options(self, name: str) -> dict:
+        """{option: value} of those of kinds.OPTIONS that a kind has."""
+        trained = self.base if self.base.get("tokens") == name else {}
+        return {x: self.own.get(x) or trained.get(x, usual) for x, usual in options(name).items()}
 
     def facts(self) -> dict:
         """What evaluations report."""
         names = ("cot", "noise", "top_k", "gamma", "tau", "sigma")
-        return {"prompt": self.template, **{name: getattr(self, name) for name in names}}
+        facts = {"prompt": self.template, **{name: getattr(self, name) for name in names}}
+        return facts | {"options": {name: self.options(name) for name in KINDS if options(name)}}
 
     def changes(self, tokens: str) -> list[str]:
         """What training `tokens` from here changes of how the folder's model was trained."""
@@ -106,7 +135,7 @@ class Settings:
             return []
         now = {"tokens": tokens, "noise": self.noise, "top_k": self.top_k, "gamma": self.gamma}
         if tokens == self.base["tokens"]:
-            now["tau"] = self.tau[tokens]
+            now |= {"tau": self.tau[tokens], **self.options(tokens)}
         before = {name: self.base.get(name, value) for name, value in now.items()}
         return [
             f"{name} {before[name]} -> {now[name]}" for name in now if before[name] != now[name]
@@ -138,6 +167,7 @@ def resolve(folder: dict, flags: Flags, budget: int) -> Settings:
         gamma=None if flags.sigma else gamma,
         tau={name: make_kind(name, 1.0, tau.get(name), noise, top_k).tau for name in KINDS},
         sigma=flags.sigma,
+        own=flags.own,
         base=folder,
     )
 

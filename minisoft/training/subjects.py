@@ -12,6 +12,7 @@ from minisoft.errors import InputError
 from minisoft.io import checkpoint, datasets
 from minisoft.io.journal import Journal
 from minisoft.io.tokenizer import Tokenizer
+from minisoft.kinds import OPTIONS
 from minisoft.soft import GAMMA
 from minisoft.training.evaluate import Evaluator, check_prompts, lengthened
 from minisoft.training.settings import EVAL_COT, Flags, Settings, resolve
@@ -25,7 +26,7 @@ USUAL = {  # what minisoft.json says of an ordinary training
     "estimator": "rloo",
     "terms": "both",
 }
-DECIDE = "samples cot seed tau noise top_k gamma sigma dtype limit".split()  # flags
+DECIDE = "samples cot seed tau noise top_k gamma sigma width top_p dtype limit".split()  # flags
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,10 @@ class Subject:
 
     def settings(self, args: Namespace) -> Settings:
         """How tokens are made, without sigma."""
-        flags = Flags(
-            args.template, args.cot, args.noise, args.top_k, args.gamma, args.sigma, args.tau
-        )
+        own = {name: getattr(args, name) for name in OPTIONS}
+        noise = args.noise, args.top_k, args.gamma, args.sigma
+        flags = Flags(args.template, args.cot, *noise, args.tau, own)
+        flags.check([setting.kind for setting in args.settings])
         return resolve(self.sidecar, flags, EVAL_COT)
 
     def check(self, args: Namespace, rows: list, world: World) -> None:

@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from minisoft import engine
 from minisoft.engine import decode, linear
 from minisoft.engine.cache import FusedCache, RowCache
+from minisoft.kinds import make_kind
 from minisoft.lab import bench
 from minisoft.rollout import Decoding, Request
-from minisoft.soft import make_kind
 
 FIELDS = ("ids", "role", "actions", "log_prob", "entropy", "truncated", "keys")
 

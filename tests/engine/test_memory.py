@@ -9,6 +9,7 @@ import train
 from minisoft import engine
 from minisoft.data import ANSWER_TOKENS
 from minisoft.engine import memory
+from minisoft.kinds import make_kind
 from minisoft.lab import bench
 from minisoft.model import Config, Transformer
 from minisoft.training.optimizer import Optimizer, Schedule
@@ -140,3 +141,14 @@ def test_eight_gpus_hold_8b_with_adamw(tmp_path, capsys):
     assert 50 < peak("--cot", "128") < 76
     assert 50 < peak("--cot", "512") < 76
     assert peak("--cot", "128", "--shard", "no") > 120
+
+
+@pytest.mark.parametrize(
+    "name, bytes_each", [("hard", 8), ("soft", 4 * 128), ("multiplex", 24), ("gumbel", 4 * 10)]
+)
+def test_the_bytes_of_an_action_are_those_of_what_is_recorded(name, bytes_each):
+    model = transformer(*SMALL).to("meta")
+    assert memory.action_bytes(model, make_kind(name, 1.0)) == bytes_each
+    top_5 = make_kind("soft", 1.0, noise="logits", top_k=5)
+    assert memory.action_bytes(model, top_5) == 4 * 10  # not V numbers
+    assert memory.action_bytes(model, make_kind("covariance", 1.0)) == 4 * 2048

@@ -14,15 +14,16 @@ from minisoft.rollout import COT, Decoding, Request
 from minisoft.soft import GAMMA, noise_scale
 
 
-def assert_alike(plain, fast):
+def assert_alike(plain, fast, within=1e-4):
     """Two Rollouts of the same request."""
     assert plain.prompt == fast.prompt and plain.samples == fast.samples
     for field in ("ids", "role", "truncated"):
         assert torch.equal(getattr(plain, field), getattr(fast, field)), field
     for field in ("log_prob", "entropy"):
         difference = getattr(plain, field) - getattr(fast, field)
-        assert difference.abs().max() < 1e-4, field
-    torch.testing.assert_close(plain.taken(COT), fast.taken(COT), rtol=1e-4, atol=1e-4)
+        assert difference.abs().max() < within, field
+    torch.testing.assert_close(plain.taken(COT), fast.taken(COT), rtol=within, atol=within)
+    torch.testing.assert_close(plain.softness, fast.softness, rtol=10 * within, atol=10 * within)
 
 
 def assert_same_update(model, kind, records):
@@ -52,7 +53,8 @@ def test_plain_and_engine_agree_on_the_embedded_model(tiny, name, greedy):
     plain = rollout.rollout(tiny.model, tiny.form, kind, requests, how)
     fast = engine.rollout(tiny.fast, tiny.form, kind, requests, how, rows=5, ahead=3)
     for one, other in zip(plain, fast, strict=True):
-        assert_alike(one, other)
+        # covariance's noise depends on the weights, and carries their rounding on
+        assert_alike(one, other, within=1e-3 if name == "covariance" else 1e-4)
     if not greedy:
         assert any(not record.truncated.all() for record in plain)  # CoTs of different lengths
         assert_same_update(tiny.fast, kind, fast)

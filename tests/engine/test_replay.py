@@ -9,10 +9,10 @@ from small import KINDS, V, gradient, small_model, unroll
 from minisoft import engine
 from minisoft.engine.memory import position_bytes
 from minisoft.engine.replay import recompute_layers
+from minisoft.kinds import make_kind
 from minisoft.lab.bench import peak_bytes
 from minisoft.model import Config, Transformer
 from minisoft.rollout import ANSWER, COT, FORCED, PAD, Rollout
-from minisoft.soft import make_kind
 
 
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minisoft import soft
+from minisoft import kinds
 from minisoft.io import WEIGHTS
 from minisoft.lab import bench, rivals
 from minisoft.rollout import COT
@@ -92,8 +92,8 @@ def test_floor_counts_weights_prompts_and_own_positions():
 
 
 def test_a_kind_of_token_that_is_not_the_papers(tmp_path, monkeypatch):
-    monkeypatch.setitem(soft.KINDS, "firm", soft.KINDS["soft"])
-    monkeypatch.setitem(soft.TAU, "firm", 0.1)
+    monkeypatch.setitem(kinds.KINDS, "firm", kinds.KINDS["soft"])
+    monkeypatch.setitem(kinds.TAU, "firm", 0.1)
     for path in (WEIGHTS / "tiny").iterdir():
         if path.is_file() and path.name != "minisoft.json":
             shutil.copy(path, tmp_path)

@@ -9,9 +9,9 @@ import torch
 from test_exact_gradient import small_model
 
 from minisoft.io import WEIGHTS
+from minisoft.kinds import make_kind
 from minisoft.lab import gradient
 from minisoft.rollout import ANSWER, COT, PAD, Rollout
-from minisoft.soft import make_kind
 
 SMALL = ["--batches", "3", "--prompts", "2", "--group", "4", "--cot", "16"]
 THINKING = [
@@ -175,7 +175,7 @@ def test_the_model_decides_what_the_flags_do_not(tmp_path):
     }
     (folder / "minisoft.json").write_text(json.dumps(about | trained))
     own = gradient.Measurement(gradient.read_flags(["--model", str(folder)]), None).kind
-    assert (type(own).__name__, own.tau, own.sigma, own.top) == ("LogitNoise", 0.7, 2.5, 5)
+    assert (type(own).__name__, own.tau, own.sigma, own.top) == ("TopLogitNoise", 0.7, 2.5, 5)
     flags = ["--model", str(folder), "--noise", "embedding", "--tau", "0.1"]
     other = gradient.Measurement(gradient.read_flags(flags), None).kind
     assert (type(other).__name__, other.tau) == ("Mixture", 0.1) and other.sigma < 0.1

@@ -7,9 +7,9 @@ from minisoft import data, rollout
 from minisoft.data import Format
 from minisoft.evaluation import Setting
 from minisoft.io import WEIGHTS, checkpoint
+from minisoft.kinds import make_kind
 from minisoft.lab import figures, inside
 from minisoft.rollout import COT, Decoding, Request
-from minisoft.soft import make_kind
 
 QUESTION = "Max has 24 cards. Then 39 more come. Max finds 18 more. How many cards are there now?"
 
@@ -53,8 +53,9 @@ def test_what_is_fed_lies_where_the_kind_says(chains):
 
 def test_the_text_has_a_line_a_step(chains):
     for name, (chain, _, _) in chains.items():
-        head, question, _, *lines, answer = inside.as_text(chain).strip().splitlines()
+        head, question, carries, _, *lines, answer = inside.as_text(chain).strip().splitlines()
         assert head.startswith(f"{name}, tau") and question == f"question: {QUESTION}"
+        assert ("carries 1.00 tokens" in carries) == (name != "soft-sample")
         assert len(lines) == len(chain.steps) and lines[0].startswith("   0  ")
         assert answer == "answer: 81}   gold: 81   reward: 100"
 

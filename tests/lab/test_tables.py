@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from minisoft import soft
+from minisoft import kinds
 from minisoft.errors import InputError
 from minisoft.lab import figures, tables
 
@@ -294,8 +294,8 @@ def test_models_of_files_written_apart_are_seeds_only_by_a_name(tmp_path):
 def test_a_kind_of_token_that_is_not_the_papers(monkeypatch):
     """Has a table and panels of its own; without it the paper's three are as they were."""
     before = tables.tables([result()])
-    monkeypatch.setitem(soft.KINDS, "firm", soft.KINDS["soft"])
-    monkeypatch.setitem(soft.TAU, "firm", 0.1)
+    monkeypatch.setitem(kinds.KINDS, "firm", kinds.KINDS["soft"])
+    monkeypatch.setitem(kinds.TAU, "firm", 0.1)
     assert tables.tables([result()]) == before
     runs = [result("firm", settings={"firm-greedy": GREEDY, "firm-sample": {**SAMPLE, **PROFILE}})]
     firm, generations = parse(tables.tables(runs))

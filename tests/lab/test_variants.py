@@ -11,9 +11,9 @@ from test_exact_gradient import PROMPT, V, small_model, take_gradient
 from minisoft import engine, reinforce
 from minisoft.data import Format
 from minisoft.io.checkpoint import WEIGHTS
+from minisoft.kinds import make_kind
 from minisoft.lab import variants
 from minisoft.rollout import Decoding, Request
-from minisoft.soft import make_kind
 
 SMALL = (
     "--prompts 2 --group 8 --cot 60 --validation 0 --test 0 --show-every 0 --device cpu --seed 1 "

@@ -170,3 +170,53 @@ def test_what_training_on_changes_is_said():
     assert resolve(trained, Flags(gamma=0.1), 128).changes("soft") == ["gamma 0.5 -> 0.1"]
     changes = resolve(trained, Flags(noise="embedding"), 128).changes("hard")
     assert changes[:2] == ["tokens soft -> hard", "noise logits -> embedding"]
+
+
+MULTIPLEX = {"tokens": "multiplex", "width": 5}
+
+
+@pytest.mark.parametrize(
+    "folder, own, expected",
+    [
+        ({}, {}, {"multiplex": 3, "covariance": 3, "gumbel": 5}),
+        (MULTIPLEX, {}, {"multiplex": 5, "covariance": 3, "gumbel": 5}),  # of its kind only
+        (MULTIPLEX, {"width": 2}, {"multiplex": 2, "covariance": 2, "gumbel": 2}),
+        ({"tokens": "gumbel", "width": 7}, {}, {"multiplex": 3, "covariance": 3, "gumbel": 7}),
+    ],
+)
+def test_width_is_the_flags_else_of_its_training_else_the_kinds(folder, own, expected):
+    settings = resolve(folder, Flags(sigma=1.0, own=own), 128)
+    assert {name: settings.kind(name).width for name in expected} == expected
+
+
+def test_top_p_is_the_flags_else_of_its_training_else_the_papers():
+    for folder, own, expected in (
+        ({}, {}, 0.95),
+        ({"tokens": "gumbel", "top_p": 0.8}, {}, 0.8),
+        ({"tokens": "gumbel", "top_p": 0.8}, {"top_p": 0.5}, 0.5),
+    ):
+        assert resolve(folder, Flags(sigma=1.0, own=own), 128).kind("gumbel").top_p == expected
+
+
+@pytest.mark.parametrize(
+    "flags, names, message",
+    [
+        (Flags(gamma=0.5), ["multiplex"], "--gamma: expected without multiplex tokens, .* 0.5"),
+        (Flags(noise="logits"), ["covariance"], "--noise: expected without covariance tokens"),
+        (
+            Flags(sigma=0.5),
+            ["covariance", "gumbel"],
+            "--sigma: expected without covariance and gumbel",
+        ),
+        (Flags(own={"width": 2}), ["soft"], "--width: expected without soft tokens"),
+        (Flags(own={"top_p": 0.5}), ["multiplex"], "--top-p: expected without multiplex tokens"),
+    ],
+)
+def test_a_flag_that_means_nothing_is_refused(flags, names, message):
+    with pytest.raises(InputError, match=message):
+        flags.check(names)
+    flags.check([*names, "soft", "hard", "gumbel"])
+
+
+def test_noise_elsewhere_of_a_folder_does_not_concern_other_kinds():
+    assert resolve(HERE, Flags(sigma=1.0), 128).kind("multiplex").width == 3

@@ -17,7 +17,7 @@ from minisoft.model import MLP, Attention, Transformer
 
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 WIDE = hasattr(torch.ops.aten.mm, "dtype")  # products of 16-bit numbers into float32, on GPUs
-BFLOAT16 = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # by this CPU
+BFLOAT16 = ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # fast on this CPU?
 
 
 def product(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor | None = None) -> torch.Tensor:
@@ -31,7 +31,8 @@ def product(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor | None = None) -> 
 
 def pack(W: torch.Tensor) -> torch.Tensor:
     """A copy of W (o, i) in the order in which oneDNN reads it fastest; W itself without oneDNN."""
-    return torch.ops.mkldnn._reorder_linear_weight(W.detach()) if _by_onednn(W) else W.detach()
+    W = W.detach().float() if _by_float32(W) else W.detach()
+    return torch.ops.mkldnn._reorder_linear_weight(W) if _by_onednn(W) else W
 
 
 def _by_onednn(x: torch.Tensor) -> bool:
@@ -40,7 +41,15 @@ def _by_onednn(x: torch.Tensor) -> bool:
     return x.dtype == torch.float32 or (x.dtype == torch.bfloat16 and BFLOAT16)
 
 
+def _by_float32(x: torch.Tensor) -> bool:
+    """CPUs without 16-bit instructions are several times slower in bfloat16."""
+    return x.device.type == "cpu" and x.dtype == torch.bfloat16 and not BFLOAT16
+
+
 def _multiply(x, W, b=None):
+    if _by_float32(x):
+        W, b = (y if y is None or y.is_mkldnn else y.float() for y in (W, b))
+        return _multiply(x.float(), W, b).to(x.dtype)
     if _by_onednn(x):
         return torch.ops.mkldnn._linear_pointwise(x, W, b, "none", [], "")
     return F.linear(x, W, b)
@@ -60,12 +69,16 @@ class _Product(torch.autograd.Function):
             dx = _multiply(dy, W.t().to(dy.dtype))  # (..., i)
         flat_x, flat_dy = x.to(W.dtype).flatten(0, -2), dy.to(W.dtype).flatten(0, -2)
         if ctx.needs_input_grad[1] and W.is_contiguous():
-            dW = flat_dy.t() @ flat_x  # (o, i)
+            dW = _times(flat_dy.t(), flat_x)  # (o, i)
         elif ctx.needs_input_grad[1]:  # W is E^T: in the memory order of E
-            dW = (flat_x.t() @ flat_dy).t()
+            dW = _times(flat_x.t(), flat_dy).t()
         if ctx.needs_input_grad[2]:
             db = flat_dy.sum(0)
         return dx, dW, db
+
+
+def _times(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (a.float() @ b.float()).to(a.dtype) if _by_float32(a) else a @ b
 
 
 class _Wide(torch.autograd.Function):

@@ -57,6 +57,30 @@ def test_a_bfloat16_matrix_gives_exact_float32_values_and_bfloat16_gradients():
     torch.testing.assert_close(W.grad.float(), dy.t() @ x.detach(), rtol=0.02, atol=0.1)
 
 
+@pytest.mark.parametrize("packs", [False, True], ids=["weights", "packed"])
+def test_cpus_without_16_bit_instructions_multiply_in_float32(packs, monkeypatch):
+    """Values and gradients are those of float32 products, rounded once."""
+    monkeypatch.setattr(linear, "BFLOAT16", False)
+    x, W, b = (numbers(*shape, dtype=torch.bfloat16) for shape in ((9, 64), (50, 64), (50,)))
+    expected = F.linear(x.float(), W.float(), b.float())
+    if packs:
+        close_to_rounded(product(x, pack(W), b), expected)
+        return
+    x, W, b = (y.requires_grad_() for y in (x, W, b))
+    y = product(x, W, b)
+    close_to_rounded(y, expected)
+    dy = numbers(9, 50, seed=2, dtype=torch.bfloat16)
+    y.backward(dy)
+    close_to_rounded(x.grad, dy.float() @ W.detach().float())
+    close_to_rounded(W.grad, dy.float().t() @ x.detach().float())
+
+
+def close_to_rounded(found, exact):
+    """As float32 and then bfloat16 have it: half a unit of the last of 8 bits."""
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), exact.detach(), rtol=2**-8, atol=1e-4)
+
+
 @onednn
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("inner, outer", SIZES)

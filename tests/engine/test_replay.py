@@ -8,10 +8,10 @@ from small import KINDS, V, gradient, small_model, unroll
 
 from minisoft import engine
 from minisoft.engine.memory import position_bytes
-from minisoft.engine.replay import recompute_layers
+from minisoft.engine.replay import FusedPrompt, recompute_layers
 from minisoft.kinds import make_kind
 from minisoft.lab.bench import peak_bytes
-from minisoft.model import Config, Transformer
+from minisoft.model import Config, Prompt, Transformer
 from minisoft.rollout import ANSWER, COT, FORCED, PAD, Rollout
 
 
@@ -192,3 +192,18 @@ def test_position_bytes_are_those_measured():
     model = wide_model(64, layers=10)
     grown = replay_peak(model, 16, 120) - replay_peak(model, 8, 120)
     assert 0.9 < grown / (8 * 128) / position_bytes(model, (3 + 128) / 128) < 1.1
+
+
+def test_attention_in_16_bits_on_a_cpu_is_that_of_float32_rounded_once():
+    numbers = torch.Generator().manual_seed(0)
+    shapes = ((3, 4, 5, 8), (3, 2, 5, 8), (3, 2, 5, 8), (1, 2, 6, 8), (1, 2, 6, 8))
+    inputs = [torch.randn(shape, generator=numbers).bfloat16() for shape in shapes]
+    gradients = []
+    for dtype, prompt in ((torch.bfloat16, FusedPrompt), (torch.float32, Prompt)):
+        q, k, v, *before = (x.detach().to(dtype).requires_grad_() for x in inputs)
+        out = prompt(*((x,) for x in before))(0, q, k, v)
+        assert out.dtype == dtype
+        out.backward(torch.ones_like(out))
+        gradients.append([out.detach(), *(x.grad for x in (q, k, v, *before))])
+    for found, exact in zip(*gradients):
+        assert torch.equal(found, exact.bfloat16())

@@ -9,8 +9,10 @@ from small import KINDS, PROMPT, ROLES, D, V, gradient, small_model, unroll
 
 from minisoft import engine, reinforce
 from minisoft.draws import Draws
+from minisoft.engine.replay import FusedPrompt
 from minisoft.followups import Gumbel, TokenGaussian
 from minisoft.kinds import make_kind
+from minisoft.model import Prompt
 from minisoft.reinforce import leave_one_out, log_prob, loss
 from minisoft.rollout import ANSWER, COT, PAD, Decoding, Rollout
 from minisoft.soft import Categorical, Gaussian, TopGaussian
@@ -106,8 +108,9 @@ def test_the_recorded_noise_has_the_gradient_of_equation_10(name, monkeypatch):
 @pytest.mark.parametrize("name", ["hard", "soft", "soft, hidden", "soft, logits", "soft, top 5"])
 def test_the_recorded_noise_learns_in_bfloat16_what_the_rollout_did(tiny, name, monkeypatch):
     """Gradients of problems, by a bfloat16 model and by a float32 one of the same weights: a few
-    rows make most of one, so that the median is looked at.  Eq. 10 loses more of the direction."""
-    kind, cosines = tiny.kind(name), {"E": [], "body": [], "body by eq. 10": []}
+    rows make most of one, so that the median is looked at.  Where attention is in 16 bits too, as
+    on GPUs, the replay is less like the rollout, and eq. 10 loses more of the direction."""
+    kind, cosines = tiny.kind(name), {"E": [], "body": [], "in 16 bits": [], "by eq. 10": []}
     model = engine.accelerate(copy.deepcopy(tiny.model).bfloat16())
     exact = engine.accelerate(copy.deepcopy(tiny.model).bfloat16().float())
     advantages = torch.tensor([1.0, -1.0]).repeat(8)
@@ -123,14 +126,16 @@ def test_the_recorded_noise_learns_in_bfloat16_what_the_rollout_did(tiny, name, 
     for record in records:
         expected, found = parts(exact, record), parts(model, record)
         with monkeypatch.context() as patch:
+            patch.setattr(FusedPrompt, "__call__", Prompt.__call__)
+            in_16_bits = parts(model, record)[1]
             by_equation_10(patch)
             by_10 = parts(model, record)[1]
-        pairs = [*zip(found, expected), (by_10, expected[1])]
+        pairs = [*zip(found, expected), (in_16_bits, expected[1]), (by_10, expected[1])]
         for place, (a, b) in zip(cosines.values(), pairs):
             place.append(torch.nn.functional.cosine_similarity(a, b, dim=0).item())
-    in_E, body, by_10 = (median(x) for x in cosines.values())
-    assert in_E > 0.99 and body > 0.97
-    assert name == "hard" or 1 - body < (1 - by_10) / 4
+    in_E, body, in_16_bits, by_10 = (median(x) for x in cosines.values())
+    assert in_E > 0.99 and body > 0.99 and in_16_bits > 0.97
+    assert name == "hard" or 1 - in_16_bits < (1 - by_10) / 4
 
 
 def test_the_loss_sums_over_problems_and_leaves_advantages_alone():

@@ -1,12 +1,14 @@
 """How fast are rollouts, replays and updates on this machine, and how near to what it could do?
 
-    python -m minisoft.lab.bench                                 # the embedded model, hard and soft
+    python -m minisoft.lab.bench --prompts 2 16 --load 2         # the embedded model, idle and busy
+    python -m minisoft.lab.bench --part train --load 2           # updates of train.py as you run it
     python -m minisoft.lab.bench --model FOLDER --against transformers --json FILE [--part rollout]
     python -m minisoft.lab.bench --shape llama-3.2-3b --dtype bfloat16 --device cuda
 
 A round is one update of each kind of token, and with transformers the same rollouts and replays, in
-turn; what is told are medians over the rounds and medians of the rounds' ratios.  All CoTs and
-answers have their full length, every advantage is different from 0, and no reward is computed.
+turn, and with --load all of it again beside processes that spin; what is told are medians over the
+rounds and medians of the rounds' ratios.  All CoTs and answers have their full length, every
+advantage is different from 0, and no reward is computed (but for --part train).
 """
 
 import argparse
@@ -25,7 +27,8 @@ from minisoft.data import ANSWER_TOKENS, Format
 from minisoft.engine.linear import product
 from minisoft.io import WEIGHTS, atomic, checkpoint
 from minisoft.kinds import KINDS
-from minisoft.lab import command
+from minisoft.lab import bench_train, command
+from minisoft.lab.busy import busy, instructions, told
 from minisoft.lab.command import seconds
 from minisoft.model import Config, Transformer
 from minisoft.rollout import Decoding, Request, Rollout
@@ -71,6 +74,12 @@ class Work:
         """Positions after the prompt: CoT, prefilled tokens, answer."""
         return self.cot + len(self.form.prefill[1]) + ANSWER_TOKENS
 
+    @property
+    def passes(self) -> int:
+        """Forward passes after the prompt's in which a loop of transformers does the same: the
+        prefilled tokens go through with the last one of the CoT."""
+        return self.cot + ANSWER_TOKENS
+
     def kind(self, name: str):
         return resolve(self.folder, Flags(), TRAIN_COT).for_model(self.model).kind(name)
 
@@ -101,21 +110,21 @@ class FullLength(Format):
 
 
 def prepare(args: argparse.Namespace) -> Work:
-    """The model of --model or --shape, and the prompts."""
+    """The model of --model or --shape, and the prompts of the largest size."""
     device, dtype = torch.device(args.device), checkpoint.DTYPES[args.dtype]
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    sizes = (args.group, args.cot, args.micro_batch)
+    sizes, most = (args.group, args.cot, args.micro_batch), max(args.prompts)
     if args.shape:
         model = engine.accelerate(random_model(SHAPES[args.shape], device, dtype))
-        lengths = [9, *[args.prompt_tokens] * args.prompts]
+        lengths = [9, *[args.prompt_tokens] * most]
         prefill, *prompts = (torch.randint(model.config.vocab_size, (n,)).tolist() for n in lengths)
         return Work(model, FullLength(prefill), prompts, *sizes)
     folder = checkpoint.find(args.model)
     model, tokenizer = checkpoint.load(folder, device, dtype)
     about = checkpoint.read_about(folder)
     template = resolve(about, Flags(), TRAIN_COT).template
-    asked = [data.prompt(QUESTIONS[i % 2], template) for i in range(args.prompts)]
+    asked = [data.prompt(QUESTIONS[i % 2], template) for i in range(most)]
     form = FullLength(Format(tokenizer).prefill[1])
     prompts = [tokenizer.encode(text) for text in asked]
     return Work(engine.accelerate(model), form, prompts, *sizes, about)
@@ -203,9 +212,49 @@ def peak_bytes(function, device: torch.device) -> int:
     return most
 
 
-def compare(work: Work, args: argparse.Namespace, can: dict[str, float]) -> dict:
-    """{contender: {part: [seconds of each round]}}; contenders are kinds of token and ways of
-    transformers.  After Ctrl-C: the rounds that were complete."""
+def measure(work: Work, args: argparse.Namespace) -> list[dict]:
+    """The results of each size of --prompts.  After Ctrl-C: those that have a complete round."""
+    can = machine(work.model.E.device, work.model.E.dtype)
+    sizes = []
+    try:
+        for prompts in args.prompts:
+            sized = replace(work, prompts=work.prompts[:prompts])
+            sizes.append(results(sized, args, can, compare(sized, args, can)))
+            if sizes[-1]["repeats"] < args.repeats:
+                break
+    except KeyboardInterrupt:
+        if not sizes:
+            raise
+    return sizes
+
+
+def compare(work: Work, args: argparse.Namespace, can: dict[str, float]) -> dict[int, dict]:
+    """{processes that spin: {contender: {part: [seconds of each round]}}}; contenders are kinds of
+    token and ways of transformers.  After Ctrl-C: the rounds that were complete."""
+    contenders = contenders_of(work, args)
+    loads = [0, args.load] if args.load else [0]
+    rounds = []
+    try:
+        total = args.repeats * len(loads) * len(contenders)
+        with tqdm(total=total, unit="run", file=sys.stderr) as bar:
+            for seed in range(args.repeats):
+                rounds.append({load: timed(contenders, load, seed, bar) for load in loads})
+                for what, now in machine(work.model.E.device, work.model.E.dtype).items():
+                    can[what] = max(can[what], now)
+    except KeyboardInterrupt:
+        if not rounds:
+            raise
+    return {
+        load: {
+            label: {part: [took[load][label][part] for took in rounds] for part in parts}
+            for label, parts in rounds[0][load].items()
+        }
+        for load in loads
+    }
+
+
+def contenders_of(work: Work, args: argparse.Namespace) -> dict:
+    """{contender: function of a seed -> {part: seconds}}, each warmed up."""
     schedule = Schedule(1e-9, 10, 0)  # so small a step leaves rollouts alike
     optimizer = Optimizer(work.model, schedule, World(str(work.model.E.device)))
     contenders = {}
@@ -216,34 +265,42 @@ def compare(work: Work, args: argparse.Namespace, can: dict[str, float]) -> dict
         from minisoft.lab.rivals import Rivals  # here, since nothing else needs transformers
 
         contenders |= Rivals(work, args).contenders(args.tokens, args.part)
-    rounds = []
-    try:
-        with tqdm(total=args.repeats * len(contenders), unit="run", file=sys.stderr) as bar:
-            for seed in range(args.repeats):
-                took = {}
-                for label, run in contenders.items():
-                    bar.set_postfix_str(label)
-                    took[label] = run(seed)
-                    bar.update()
-                rounds.append(took)
-                for what, now in machine(work.model.E.device, work.model.E.dtype).items():
-                    can[what] = max(can[what], now)
-    except KeyboardInterrupt:
-        if not rounds:
-            raise
-    return {
-        label: {part: [took[label][part] for took in rounds] for part in parts}
-        for label, parts in rounds[0].items()
-    }
+    return contenders
+
+
+def timed(contenders: dict, load: int, seed: int, bar) -> dict[str, dict[str, float]]:
+    """{contender: {part: seconds}} beside `load` processes that spin."""
+    took = {}
+    with busy(load):
+        for label, run in contenders.items():
+            bar.set_postfix_str(f"{label} beside {load}" if load else label)
+            took[label] = run(seed)
+            bar.update()
+    return took
 
 
 def results(work: Work, args: argparse.Namespace, can: dict[str, float], times: dict) -> dict:
-    """Everything that --json writes."""
+    """Everything that --json writes of one size: idle, and what was measured `loaded`."""
     found = {name: getattr(work, name) for name in ("group", "cot", "steps")}
     found |= {"model": args.shape or args.model, "dtype": args.dtype, "prompts": len(work.prompts)}
     found |= {"device": str(work.model.E.device), "torch": torch.__version__, **can}
-    found |= {"threads": torch.get_num_threads(), "seconds": times}
-    found["repeats"] = len(times[args.tokens[0]]["rollout"])
+    found |= {"threads": torch.get_num_threads(), "cpu": instructions(), "load": args.load}
+    found["repeats"] = len(times[0][args.tokens[0]]["rollout"])
+    found |= summary(work, args, can, times[0])
+    if args.load:
+        idle, loaded = times[0], times[args.load]
+        found["loaded"] = summary(work, args, can, loaded)
+        found["loaded_over_idle"] = {
+            label: {part: quotient(loaded[label][part], idle[label][part]) for part in parts}
+            for label, parts in idle.items()
+        }
+    found["memory_gib"] = peak_memory_gib(work.model.E.device)
+    return found
+
+
+def summary(work: Work, args: argparse.Namespace, can: dict[str, float], times: dict) -> dict:
+    """Speeds and ratios from {contender: {part: [seconds of each round]}}."""
+    found = {"seconds": times}
     found["kinds"] = {name: speeds(work, name, can, times[name]) for name in args.tokens}
     for name, part in [(name, part) for name in args.tokens for part in ("rollout", "replay")]:
         rivals = [x for x in times if x.startswith(f"transformers {name}") and part in times[x]]
@@ -252,17 +309,23 @@ def results(work: Work, args: argparse.Namespace, can: dict[str, float], times: 
             found.setdefault(f"{part}_ratios", {}).update(ratios)
             best = min(rivals, key=lambda rival: median(times[rival][part]))
             found[f"{part}_ratio" + ("" if name == "hard" else f"_{name}")] = ratios[best]
+    of_pass = work.steps / work.passes
+    if "rollout_ratios" in found:
+        found["pass_ratios"] = {x: r * of_pass for x, r in found["rollout_ratios"].items()}
     for name in args.tokens if "hard" in args.tokens else []:
         for part in ("rollout", "replay", "step"):
             if name != "hard" and part in times[name]:
                 found[f"{name}_over_hard_{part}"] = ratio(times, name, "hard", part)
-    found["memory_gib"] = peak_memory_gib(work.model.E.device)
     return found
 
 
 def ratio(times: dict, a: str, b: str, part: str) -> float:
     """Median over rounds of how many times as long a takes as b."""
-    return median(x / y for x, y in zip(times[a][part], times[b][part], strict=True))
+    return quotient(times[a][part], times[b][part])
+
+
+def quotient(a: list[float], b: list[float]) -> float:
+    return median(x / y for x, y in zip(a, b, strict=True))
 
 
 def speeds(work: Work, name: str, can: dict, times: dict[str, list[float]]) -> dict[str, float]:
@@ -302,45 +365,89 @@ def shown(field: str, value: float) -> str:
     return f"{value:,.0f}" if field.endswith("tokens_per_s") else f"{value:.2f}"
 
 
-def describe(found: dict) -> str:
+def describe(sizes: list[dict]) -> str:
     """The results as tables."""
-    measured = next(iter(found["kinds"].values()))
+    first = sizes[0]
+    measured = next(iter(first["kinds"].values()))
     columns = [field for field in COLUMNS if field in measured]
-    rows = [["tokens", *(COLUMNS[field] for field in columns)]]
-    for name, speed in found["kinds"].items():
-        rows.append([name, *(shown(field, speed[field]) for field in columns)])
+    rows = [["rows", "beside", "tokens", *(COLUMNS[field] for field in columns), "times idle"]]
+    for found, beside, of_state in states(sizes):
+        for name, speed in of_state["kinds"].items():
+            cells = [shown(field, speed[field]) for field in columns]
+            part = "step" if "step" in speed else "rollout"
+            times = f"{found['loaded_over_idle'][name][part]:.2f}" if beside else "1"
+            rows.append([size_of(found), str(beside), name, *cells, times])
+    if not first["load"]:
+        rows = [[row[0], *row[2:-1]] for row in rows]
     lines = [
-        "{model}, {dtype}, {device}, {threads} threads, torch {torch}: {prompts} x {group} rows, "
-        "{cot} CoT tokens, {steps} steps; medians of {repeats} rounds".format(**found),
-        f"this machine: {found['bandwidth'] / 1e9:.1f} GB/s read, "
-        f"{found['throughput'] / 1e9:,.0f} GFLOP/s; "
-        f"peak memory of the process {found['memory_gib']:.2f} GiB",
+        "{model}, {dtype}, {device}, {threads} threads, torch {torch}: {cot} CoT tokens, {steps} "
+        "steps; medians of ".format(**first)
+        + f"{' and '.join(str(found['repeats']) for found in sizes)} rounds",
+        told(first["cpu"]),
+        f"floor and share are of this machine: {first['bandwidth'] / 1e9:.1f} GB/s read, "
+        f"{first['throughput'] / 1e9:,.0f} GFLOP/s by {first['threads']} threads; "
+        f"peak memory of the process {sizes[-1]['memory_gib']:.2f} GiB",
         markdown(rows),
     ]
-    for part in ("rollout", "replay"):
-        for label, value in found.get(f"{part}_ratios", {}).items():
-            lines.append(f"{part}: {label} takes {value:.2f} times as long")
-    for key, value in found.items():
-        if "_over_hard_" in key:
-            lines.append(f"{key.replace('_', ' ')}: {value:.3f}")
+    if "rollout_ratios" in first:
+        lines += ["", *describe_rivals(sizes)]
+    for found, beside, of_state in states(sizes):
+        where = f"{size_of(found)} rows, beside {beside}: "
+        for key, value in of_state.items():
+            if "_over_hard_" in key:
+                lines.append(f"{where}{key.replace('_', ' ')}: {value:.3f}")
     return "\n".join(lines)
 
 
+def states(sizes: list[dict]) -> list[tuple[dict, int, dict]]:
+    """(results of a size, processes beside it, what was measured there), idle and loaded."""
+    found = []
+    for size in sizes:
+        found.append((size, 0, size))
+        if size["load"]:
+            found.append((size, size["load"], size["loaded"]))
+    return found
+
+
+def size_of(found: dict) -> str:
+    return f"{found['prompts']} x {found['group']}"
+
+
+def describe_rivals(sizes: list[dict]) -> list[str]:
+    """How many times as long transformers takes, for the same work and for each of its passes."""
+    rows = [["rows", "beside", "times as long as ours", "rollout", "a pass", "replay"]]
+    for found, beside, of_state in states(sizes):
+        for label, value in of_state["rollout_ratios"].items():
+            replay = of_state.get("replay_ratios", {}).get(label)
+            cells = [f"{value:.2f}", f"{of_state['pass_ratios'][label]:.2f}"]
+            cells.append("" if replay is None else f"{replay:.2f}")
+            rows.append([size_of(found), str(beside), label, *cells])
+    passes = sizes[0]["cot"] + ANSWER_TOKENS
+    why = f"The same rollout is {sizes[0]['steps']} passes here and {passes} in transformers, where"
+    return [markdown(rows), f"{why} the prefilled tokens go through in one."]
+
+
 WHOLE = {"type": int}
+SIZE = {**WHOLE, "nargs": "+", "metavar": "B"}
 FLAGS = {
     "work": {
         "--model": (str(WEIGHTS / "tiny"), "folder, or hub id owner/name"),
         "--shape": (None, "random weights of this shape instead", {"choices": SHAPES}),
         "--prompt-tokens": (118, "length of the random prompts of --shape", WHOLE),
         "--tokens": (["hard", "soft"], "kinds of CoT token", {"nargs": "+", "choices": KINDS}),
-        "--prompts": (2, "B, problems", WHOLE),
+        "--prompts": ([2], "B, problems; several sizes: one after the other", SIZE),
         "--group": (32, "G, samples of each problem", WHOLE),
         "--cot": (128, f"CoT tokens; {ANSWER_TOKENS} answer tokens follow", WHOLE),
         "--micro-batch": (16, "rows per backward pass", WHOLE),
     },
     "measurement": {
-        "--part": ("update", "or only rollouts", {"choices": ["update", "rollout"]}),
+        "--part": (
+            "update",
+            "or only rollouts, or updates of train.py as a user runs it, with its own sizes",
+            {"choices": ["update", "rollout", "train"]},
+        ),
         "--repeats": (3, "rounds", WHOLE),
+        "--load": (0, "each round also beside N processes that spin", {**WHOLE, "metavar": "N"}),
         "--against": (None, "the same work with it too", {"choices": ["transformers"]}),
         "--json": (None, "file for all results, times of every round included", {"type": Path}),
         "--device": ("cuda" if torch.cuda.is_available() else "cpu", "cpu or cuda"),
@@ -353,10 +460,17 @@ def read_flags(argv=None) -> argparse.Namespace:
     parser = command.parser("bench", __doc__)
     command.add_flags(parser, FLAGS)
     args = parser.parse_args(argv)
-    least = dict.fromkeys(("prompts", "group", "cot", "micro_batch", "repeats", "prompt_tokens"), 1)
-    command.expect_least(parser, args, **least)
+    sizes = ("prompts", "group", "cot", "micro_batch", "prompt_tokens")
+    command.expect_least(parser, args, **dict.fromkeys((*sizes, "repeats"), 1), load=0)
     if args.against and args.shape:
         parser.error("--against: expected a model folder (--model), found --shape")
+    if args.part == "train":
+        for name in (*sizes, "shape", "against"):
+            if getattr(args, name) != parser.get_default(name):
+                flag = name.replace("_", "-")
+                parser.error(
+                    f"--{flag}: expected none with --part train, found {getattr(args, name)}"
+                )
     command.expect_folder(parser, "--json", args.json)
     return args
 
@@ -364,11 +478,15 @@ def read_flags(argv=None) -> argparse.Namespace:
 def main(argv=None) -> None:
     args = read_flags(argv)
     with command.one_line("bench"):
-        keep_memory()
-        work = prepare(args)
-        can = machine(work.model.E.device, work.model.E.dtype)
-        found = results(work, args, can, compare(work, args, can))
-        print(describe(found))
+        if args.part == "train":
+            found = bench_train.measure(args)
+            print(bench_train.describe(found))
+        else:
+            keep_memory()
+            found, *others = sizes = measure(prepare(args), args)
+            print(describe(sizes))
+            if others:
+                found["others"] = others  # the further sizes
         if args.json:
             atomic.write_json(args.json, found)
 

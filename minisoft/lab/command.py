@@ -31,10 +31,11 @@ def add_flags(parser: argparse.ArgumentParser, groups: dict[str, dict[str, tuple
 def expect_least(parser: argparse.ArgumentParser, args: argparse.Namespace, **least: int) -> None:
     """Refuses flags that were given with less than the number beside their names."""
     for name, number in least.items():
-        value = getattr(args, name)
-        if value is not None and value < number:
-            flag = name.replace("_", "-")
-            parser.error(f"--{flag}: expected at least {number}, found {value}")
+        given = getattr(args, name)
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and value < number:
+                flag = name.replace("_", "-")
+                parser.error(f"--{flag}: expected at least {number}, found {value}")
 
 
 def expect_folder(parser: argparse.ArgumentParser, flag: str, path) -> None:

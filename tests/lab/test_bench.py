@@ -2,14 +2,19 @@
 
 import json
 import shutil
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from minisoft import kinds
+from minisoft.engine.cache import RowCache
 from minisoft.io import WEIGHTS
-from minisoft.lab import bench, rivals
+from minisoft.lab import bench, bench_train, rivals
+from minisoft.lab.busy import busy, instructions, told
 from minisoft.rollout import COT
 from minisoft.training import world
 
@@ -35,6 +40,11 @@ def test_an_update_is_timed_against_transformers(tmp_path, capsys):
             "2",
             "--against",
             "transformers",
+            "--prompts",
+            "2",
+            "1",
+            "--load",
+            "1",
             "--json",
             str(tmp_path / "b.json"),
         ]
@@ -58,7 +68,18 @@ def test_an_update_is_timed_against_transformers(tmp_path, capsys):
     assert found["rollout_ratio"] == found["rollout_ratios"][f"transformers hard {best}"]
     pairs = zip(found["seconds"]["soft"]["step"], found["seconds"]["hard"]["step"], strict=True)
     assert found["soft_over_hard_step"] == pytest.approx(sum(a / b for a, b in pairs) / 2)
-    assert "soft over hard step" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "soft over hard step" in said and "1 x 4" in said and "kernels, avx512_bf16" in said
+    loaded = found["loaded"]["seconds"]["hard"]["step"]
+    pairs = zip(loaded, found["seconds"]["hard"]["step"], strict=True)
+    assert found["loaded_over_idle"]["hard"]["step"] == pytest.approx(
+        sum(a / b for a, b in pairs) / 2
+    )
+    rival = "transformers soft loop"
+    of_pass = found["pass_ratios"][rival] / found["rollout_ratios"][rival]
+    assert of_pass == pytest.approx(found["steps"] / 8)  # 4 CoT tokens and 4 of the answer
+    (other,) = found["others"]
+    assert other["prompts"] == 1 and other["loaded"]["kinds"]["soft"]["step"] > 0
 
 
 def test_every_row_has_its_full_length():
@@ -66,6 +87,20 @@ def test_every_row_has_its_full_length():
     for name in ("hard", "soft"):
         for record in work.rollout(work.kind(name), 0):
             assert record.ids.shape == (3, work.steps) and ((record.role == COT).sum(1) == 5).all()
+
+
+def test_passes_are_counted(monkeypatch):
+    """A position a pass here; in the loop the prefilled tokens go through in one."""
+    work = bench.prepare(flags("--cot", "5", "--group", "3"))
+    calls = []
+    feed = RowCache.feed
+    monkeypatch.setattr(RowCache, "feed", lambda *args: calls.append("ours") or feed(*args))
+    work.rollout(work.kind("soft"), 0)
+    rival = rivals.Rivals(work, flags())
+    rival.model.register_forward_pre_hook(lambda *_: calls.append("loop"))
+    rival.loop(work.kind("soft"), 5, 4)
+    assert calls.count("ours") == work.steps == work.passes + len(work.form.prefill[1])
+    assert calls.count("loop") == 1 + work.passes  # and the prompt's
 
 
 def flags(*given):
@@ -143,6 +178,71 @@ def test_ctrl_c_leaves_the_rounds_that_were_complete(monkeypatch, capsys):
     assert "medians of 2 rounds" in capsys.readouterr().out
 
 
+def test_spinning_processes_end_with_the_block_and_with_their_parent():
+    with pytest.raises(KeyboardInterrupt), busy(2) as spinning:
+        assert [process.poll() for process in spinning] == [None, None]
+        raise KeyboardInterrupt
+    assert None not in [process.returncode for process in spinning]
+    parent = (
+        "from minisoft.lab.busy import busy\n"
+        "with busy(1) as s:\n    print(s[0].pid, flush=True)\n    input()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", parent], **pipes) as killed:
+        number = int(killed.stdout.readline())
+        killed.kill()
+    deadline = time.monotonic() + 20
+    while runs(number):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def runs(number: int) -> bool:
+    shown = subprocess.run(["ps", "-o", "stat=", "-p", str(number)], capture_output=True, text=True)
+    return shown.stdout.strip()[:1] not in ("", "Z")
+
+
+def test_instructions_of_the_cpu(tmp_path):
+    (tmp_path / "cpuinfo").write_text("model name\t: A CPU\nflags\t\t: avx2 amx_bf16\n")
+    cpu = instructions(tmp_path / "cpuinfo")
+    assert cpu["name"] == "A CPU" and cpu["amx_bf16"] and cpu["avx512_bf16"] is False
+    assert cpu["kernels"] == torch.backends.cpu.get_cpu_capability()
+    unknown = told(instructions(tmp_path / "nowhere"))
+    assert unknown.startswith("CPU unknown, ") and unknown.endswith("amx_bf16 unknown")
+
+
+TRAIN = """
+import pathlib, sys
+out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+out.mkdir()
+steps = [9, 2, 3, 4]
+(out / "metrics.jsonl").write_text("".join(f'{{"seconds": {s}}}\\n' for s in steps))
+sys.exit("no model" if "fuzzy" in sys.argv else 0)
+"""
+
+
+def test_updates_of_train_py_are_timed(tmp_path, monkeypatch, capsys):
+    (tmp_path / "train.py").write_text(TRAIN)
+    monkeypatch.setattr(bench_train, "TRAIN", tmp_path / "train.py")
+    to = ["--json", str(tmp_path / "b.json")]
+    size = ["--part", "train", "--repeats", "2"]
+    bench.main([*size, "--tokens", "soft", "--load", "1", *to])
+    found = json.loads((tmp_path / "b.json").read_text())
+    assert found["seconds"]["soft"]["step"] == [2, 3, 4] * 2
+    assert found["kinds"]["soft"]["step"] == 3 == found["loaded"]["kinds"]["soft"]["step"]
+    assert found["loaded_over_idle"]["soft"]["step"] == 1
+    assert "beside 1: update, s" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="train.py: expected 5 updates, found: no model"):
+        bench.main([*size, "--tokens", "fuzzy"])
+
+
+def test_train_py_knows_the_flags():
+    train = [sys.executable, str(bench_train.TRAIN), "--help"]
+    known = subprocess.run(train, capture_output=True, text=True).stdout
+    assert all(flag in known for flag in ("--model", "--dtype", "--device", "--tokens", "--steps"))
+    assert all(flag in known for flag in ("--validation", "--test", "--out"))
+
+
 def test_memory_is_kept_where_that_can_be_asked_for(monkeypatch):
     for most, expected in (
         (2**30, [(-3, 2**30), (-1, 2**30)]),
@@ -171,6 +271,9 @@ def test_memory_is_kept_where_that_can_be_asked_for(monkeypatch):
             ["--shape", "smollm2-135m", "--against", "transformers"],
             "--against: expected a model folder",
         ),
+        (["--prompts", "2", "0"], "--prompts: expected at least 1, found 0"),
+        (["--load", "-1"], "--load: expected at least 0, found -1"),
+        (["--part", "train", "--cot", "9"], "--cot: expected none with --part train, found 9"),
         (["--json", "nowhere/b.json"], "--json: expected a file in a folder that exists"),
     ],
 )

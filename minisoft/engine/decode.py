@@ -52,6 +52,8 @@ def stream(
     rows: at most so many at once (None: all).  ahead: steps between two looks at the text (None:
     AHEAD), which changes nothing but the time.
     """
+    if not requests:  # more ranks than problems
+        return
     with packed(model):
         ahead = ahead or AHEAD.get(model.E.device.type, 1)
         places = Places(model, form, kind, how, requests, rows, ahead, record_actions)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from minisoft.errors import InputError
+from minisoft.kinds import PAPER
 from minisoft.lab import findings
 from minisoft.lab.findings import (
     at_accuracy,
@@ -24,7 +26,8 @@ from minisoft.lab.findings import (
     show_mean,
     student,
 )
-from minisoft.lab.study import PARTS, Cell, Study, main
+from minisoft.lab.study import PARTS, Cell, Study, main, plan
+from minisoft.lab.trainings import LADDER, LATER, TRAININGS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -85,8 +88,9 @@ def test_the_best_learning_rate_on_validation_the_smaller_of_equals(tmp_path):
             validated(
                 tmp_path / f"sweep/{kind}-{lr}", [0.99, value - 0.01, None, value + 0.01]
             )  # a lucky one does not count
-    assert Study(tmp_path, 3, 1).chosen() == {"hard": "2e-4", "soft": "1e-4", "fuzzy": "8e-4"}
-    stages = Study(tmp_path, 1, 1).stages([])
+    study = Study(tmp_path, 1, 1)
+    assert [study.best(kind) for kind in PAPER] == ["2e-4", "1e-4", "8e-4"]
+    stages = study.stages(["findings"])
     assert len(next(stages)) == 12 and [c.name for c in next(stages)] == [
         "sweep/soft-5e-5",
         "sweep/fuzzy-1.6e-3",
@@ -96,6 +100,20 @@ def test_the_best_learning_rate_on_validation_the_smaller_of_equals(tmp_path):
     assert [c.name for c in next(stages)] == ["sweep/fuzzy-3.2e-3"]
     validated(tmp_path / "sweep/fuzzy-3.2e-3", [0.4, 0.4])  # not better
     assert [c.command[4] for c in next(stages)] == ["2e-4", "1e-4", "1.6e-3"]
+
+
+def test_an_older_sweep_is_taken_unless_a_study_has_begun_its_own(tmp_path):
+    study = Study(tmp_path, 1, 1)
+    assert [study.best(kind) for kind in PAPER] == ["1e-4", "2e-4", "2e-4"]
+    assert next(study.stages(["findings"]))[0].name == "train/hard-s0"
+    first = next(study.stages(["kinds"]))
+    assert {cell.name for cell in first} == {f"sweep/{k}-{lr}" for k in LATER for lr in LADDER[2:4]}
+    assert findings.sweep(findings.Results(tmp_path)) == ""
+    validated(tmp_path / "sweep/soft-4e-4", [0.9, 0.9])
+    text = findings.sweep(findings.Results(tmp_path))
+    assert study.best("soft") == "4e-4" and "an older study" in text and "this study" in text
+    (again,) = study.sweep(["hard"], again=True)
+    assert [cell.command[4] for cell in again] == ["1e-4", "2e-4", "4e-4", "8e-4"]
 
 
 def test_the_learning_rate_is_chosen_by_hard_greedy_validation(tmp_path):
@@ -314,11 +332,7 @@ def test_the_commands_are_those_of_the_programs(tmp_path):
     import train
     from minisoft.lab import gradient, variants
 
-    study, found = Study(tmp_path, 2, 1), []
-    study.chosen, study.untried = (
-        (lambda: dict.fromkeys(("hard", "soft", "fuzzy"), "2e-4")),
-        (lambda: []),
-    )
+    study, found = Study(tmp_path, 2, 1), {}
     study.at_step = lambda kind, seed, step: tmp_path / f"{kind}-{seed}-{step}"
     (tmp_path / "gradient").mkdir()
     for cells in study.stages(list(PARTS)):
@@ -328,12 +342,26 @@ def test_the_commands_are_those_of_the_programs(tmp_path):
                 program, flags = "train.py", variants.split(flags[1:])[1]
             parse = {"train.py": train.read_flags, "eval.py": evaluation.read_flags}.get(program)
             parse(flags) if parse else gradient.read_flags(flags[1:])
-            found.append(one.name)
-    assert (
-        len(found)
-        == len(set(found))
-        == 12 + 6 + 7 + 6 + 9 + 4 * len(findings.REMEDIES) + 2 + 9 + 8 + 4 + 4
-    )
+            assert found.setdefault(one.name, str(one)) == str(one)
+    parts = Counter(name.partition("/")[0] for name in found)
+    assert parts == {
+        **{"sweep": 13 + 4 * 3, "train": 2 * len(TRAININGS), "test": 1 + 2 * len(TRAININGS)},
+        **{"checkpoints": 2 * len(TRAININGS), "gradient": 3 * 3 + 4 * 2 + 2 * 2 + 3},
+        **{"ablation": 8, "variance": 4, "fuzzy": 6, "longer": 4, "longer-test": 4},
+    }
+    assert all(len(study.each([k])) == 2 for k in TRAININGS)
+    assert [Study(tmp_path, None, 1).seeds(k)[-1] + 1 for k in TRAININGS] == [5, 5, 3, 3, 5, 5, 3]
+
+
+def test_how_long_each_part_takes(tmp_path):
+    study = Study(tmp_path, 1, 2, dry=True)
+    first, *_, last = plan(study, ["findings", "longer"]).splitlines()
+    minutes = 3 * 3.5 + 4 * 2.5 + 3 * 0.8
+    assert first == f"# findings: 3 runs, 7 measurements, about {minutes:.0f} core minutes, 23 left"
+    assert last == "# in all about 49 core minutes, 49 left: 0.4 hours"
+    for cell in next(study.stages(["findings"])):
+        write(cell.result, {})
+    assert plan(study, ["findings"]).splitlines()[0].endswith("12 left")
 
 
 def numbers(value: float, samples: int, entropy: float = 0.15) -> dict:

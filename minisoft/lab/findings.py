@@ -140,7 +140,7 @@ class Results:
         inference, beside hard inference of hard training and of the base."""
         lines, how = [[title, "tokens", "runs", "value", "- hard", "- base"]], (scale, digits)
         for data, part, field in rows:
-            name = ", ".join((data, part, field))
+            name = f"{data}, {part}, {field}".replace("choices, ", "")
             of_hard, of_base = (
                 self.values(kind, data, part.replace("own", "hard"), field)
                 for kind in ("hard", "base")

@@ -368,11 +368,8 @@ def read_flags(argv=None) -> argparse.Namespace:
     add = parser.add_argument
     usual = ",".join(USUAL)
     add("--out", type=Path, required=True, help="folder of the study")
-    add(
-        "--parts",
-        default=usual,
-        help=f"all but sweep: all; or some of {','.join(PARTS)} (default {usual})",
-    )
+    parts = f"all, which is all but sweep, or some of {','.join(PARTS)} (default {usual})"
+    add("--parts", default=usual, help=parts)
     add("--seeds", type=int, help="runs of each kind, seeds 0, 1, ... (default five or three)")
     add("--jobs", type=int, default=2, help="cells at once, one thread each (default 2)")
     add("--list", action="store_true", help="print the commands known so far, run nothing")

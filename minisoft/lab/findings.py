@@ -131,8 +131,9 @@ class Results:
         paths = seeds(self.out, run, "/summary.json").values()
         return [read_json(path)["after"]["hard-greedy"]["pass@1"] for path in paths]
 
-    def gradient(self, name: str) -> dict | None:
-        return read_json(self.out / f"gradient/{name}.json") or None
+    def gradient(self, name: str) -> dict:
+        """What minisoft.lab.gradient has measured; "softness" is not in older files."""
+        return read_json(self.out / f"gradient/{name}.json")
 
     def compare(self, title: str, rows, scale: float = 100, digits: int = 1) -> str:
         """For each (data, part, field) the base and every training, with the differences to hard
@@ -202,11 +203,6 @@ def last_validations(run: Path) -> float:
     return fmean(list(accuracy.values())[-2:])
 
 
-def earlier() -> dict[str, dict[str, float]]:
-    """{training: {learning rate: last validations}} of an older study, which had these kinds."""
-    return read_json(EARLIER)
-
-
 def rates(out: Path, name: str) -> dict[str, float]:
     """{learning rate: last validations} of a study's own sweep."""
     runs = {rate: out / f"sweep/{name}-{rate}" for rate in LADDER}
@@ -216,7 +212,8 @@ def rates(out: Path, name: str) -> dict[str, float]:
 
 def swept(out: Path) -> dict[str, dict[str, float]]:
     """The sweep of each training: of this study, else of the older one."""
-    found = {name: rates(out, name) or earlier().get(name) for name in TRAININGS}
+    older = read_json(EARLIER)
+    found = {name: rates(out, name) or older.get(name) for name in TRAININGS}
     return {name: reached for name, reached in found.items() if reached}
 
 
@@ -357,11 +354,6 @@ def longer(r: Results) -> str:
     return Results(r.out, tests="longer-test").summary()
 
 
-def carried(measured: dict | None) -> dict | None:
-    """How soft the tokens are in what minisoft.lab.gradient wrote; older files do not say it."""
-    return (measured or {}).get("softness")
-
-
 def softness(r: Results) -> str:
     """How many tokens positions carry: before training and at its end in the batches of the
     gradient, and of the best checkpoints on test problems."""
@@ -371,7 +363,7 @@ def softness(r: Results) -> str:
     )
     rows = [head.split("; ")]
     for name, training in TRAININGS.items():
-        first, last = (carried(r.gradient(f"{name}-{step}")) for step in (0, 60))
+        first, last = (r.gradient(f"{name}-{step}").get("softness") for step in (0, 60))
         part = f"{training.tokens}-sample"
         support, largest, soft = (r.values(name, "tiny-test", part, x) for x in SOFTNESS)
         base = (
@@ -539,7 +531,7 @@ def pictures(r: Results) -> dict:
     measured = {kind: {n: r.gradient(f"{kind}-{n}") for n in (0, 30, 60)} for kind in TRAININGS}
     signal = {k: {n: x["signal"] for n, x in steps.items() if x} for k, steps in measured.items()}
     signal = {kind: signal[kind] for kind in PAPER}
-    soft = {k: [carried(steps[n]) for n in (0, 60)] for k, steps in measured.items()}
+    soft = {k: [steps[n].get("softness") for n in (0, 60)] for k, steps in measured.items()}
     soft = {kind: both for kind, both in soft.items() if all(both)}
     drawn["gradient.png"] = figures.gradient(signal) if any(signal.values()) else None
     drawn["softness.png"] = figures.softness(soft) if soft else None

@@ -43,10 +43,11 @@ from tqdm import tqdm
 
 from minisoft.errors import InputError
 from minisoft.io import WEIGHTS, checkpoint, state
+from minisoft.io.atomic import read_json
 from minisoft.kinds import KINDS, PAPER
 from minisoft.lab import command, findings
 from minisoft.lab.findings import PROBLEMS, REMEDIES, SKILLS
-from minisoft.lab.trainings import LADDER, LATER, TRAININGS
+from minisoft.lab.trainings import EARLIER, LADDER, LATER, TRAININGS
 from minisoft.training.world import as_program
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,8 +135,8 @@ class Study:
         """The learning rates of trainings, then those beside the best where that lies at the edge
         of what was tried.  A sweep of an older study is not done again unless this one has begun
         to."""
-        earlier = findings.earlier()
-        own = [n for n in names if again or n not in earlier or findings.rates(self.out, n)]
+        older = read_json(EARLIER)
+        own = [n for n in names if again or n not in older or findings.rates(self.out, n)]
         todo = [(name, lr) for lr in LADDER for name in own if lr in TRAININGS[name].rates]
         tried = set()
         while todo:
@@ -217,7 +218,8 @@ class Study:
         """The best checkpoint of a run in the paper's settings and its own, and on multiple
         choice."""
         model = f"{run}={self.out / f'{part}/{run}-s{seed}/best'}"
-        return self.tested(f"{to}/{run}-s{seed}", model, TRAININGS[run].inferences)
+        kinds = dict.fromkeys((*PAPER, TRAININGS[run].tokens))
+        return self.tested(f"{to}/{run}-s{seed}", model, kinds)
 
     def tested(self, name: str, model: str, inferences) -> Cell:
         settings = ",".join(f"{kind}-{how}" for kind in inferences for how in ("greedy", "sample"))
@@ -385,24 +387,19 @@ def read_flags(argv=None) -> argparse.Namespace:
 
 
 def plan(study: Study, parts: list[str]) -> str:
-    """How many cells and core minutes each part takes, and how many of these are left, a line
-    each.  How far learning rates will be searched is not known: one more of each is counted."""
-    lines, before, sums = [], set(), [0.0, 0.0]
+    """How many cells and core minutes each part takes, a line each.  How far learning rates will be
+    searched is not known: three of each kind are counted."""
+    lines, cells, total = [], {}, 0.0
     for part in [part for part in PARTS if part in parts]:
-        cells = {cell.name: cell for cells in study.part(part) for cell in cells}.values()
-        cells = [cell for cell in cells if cell.name not in before]
-        before.update(cell.name for cell in cells)
-        left = sum(cell.minutes for cell in cells if not cell.result.is_file())
-        sums = [sums[0] + sum(cell.minutes for cell in cells), sums[1] + left]
-        runs = sum(cell.trains for cell in cells)
-        whole = sum(cell.minutes for cell in cells)
-        what = f"{runs} runs, {len(cells) - runs} measurements, about {whole:.0f} core minutes"
+        new = {cell.name: cell for stage in study.part(part) for cell in stage}
+        new = [cell for name, cell in new.items() if name not in cells]
+        cells |= {cell.name: cell for cell in new}
+        runs, minutes = sum(cell.trains for cell in new), sum(cell.minutes for cell in new)
+        left = sum(cell.minutes for cell in new if not cell.result.is_file())
+        what = f"{runs} runs, {len(new) - runs} measurements, about {minutes:.0f} core minutes"
         lines.append(f"# {part}: {what}, {left:.0f} left")
-    hours = sums[1] / 60 / study.jobs
-    lines.append(
-        f"# in all about {sums[0]:.0f} core minutes, {sums[1]:.0f} left: {hours:.1f} hours"
-    )
-    return "\n".join(lines)
+        total += left
+    return "\n".join([*lines, f"# in all {total / 60 / study.jobs:.1f} hours left"])
 
 
 def show(study: Study, parts: list[str]) -> None:

@@ -27,11 +27,6 @@ class Training:
     def tokens(self) -> str:
         return self.flags[1]
 
-    @property
-    def inferences(self) -> tuple[str, ...]:
-        """The kinds of inference that its models are tested in: the paper's three, and its own."""
-        return tuple(dict.fromkeys((*PAPER, self.tokens)))
-
 
 TRAININGS = {
     "hard": Training(("--tokens", "hard"), 5, LADDER[2:6]),

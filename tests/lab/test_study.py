@@ -359,7 +359,7 @@ def test_how_long_each_part_takes(tmp_path):
     first, *_, last = plan(study, ["findings", "longer"]).splitlines()
     minutes = 3 * 3.5 + 4 * 2.5 + 3 * 0.8
     assert first == f"# findings: 3 runs, 7 measurements, about {minutes:.0f} core minutes, 23 left"
-    assert last == "# in all about 49 core minutes, 49 left: 0.4 hours"
+    assert last == "# in all 0.4 hours left"
     for cell in next(study.stages(["findings"])):
         write(cell.result, {})
     assert plan(study, ["findings"]).splitlines()[0].endswith("12 left")

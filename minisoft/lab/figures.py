@@ -15,15 +15,16 @@ from textwrap import fill
 from minisoft.errors import InputError, expecting
 from minisoft.evaluation import Setting
 from minisoft.io.atomic import read_json
-from minisoft.kinds import KINDS, PAPER
+from minisoft.kinds import KINDS
 from minisoft.lab.tables import cell, distinct, short_names
+from minisoft.lab.trainings import TRAININGS
 
 INCIDENTAL = set(  # in config.json of seeds of one run
     "tokens seed out resume sigma device world micro_batch eval_batch validate_every save_every "
     "keep show_every shares_every shard patience".split()
 )
 GREYS, DASHES, MARKERS = ("0", ".4", ".6"), ("-", "--", "-.", ":"), "os^Dv"
-STYLES = {label: index for index, label in enumerate(("base", *PAPER))}  # the same everywhere
+STYLES = {label: index for index, label in enumerate(("base", *TRAININGS))}  # the same everywhere
 LEAST_ROWS, LEAST_SHARE = 5, 0.05  # fewer generations have no meaningful mean entropy
 PANELS = {  # of `curves`: fields and their axes
     "accuracy": "accuracy (%)",
@@ -217,6 +218,27 @@ def matched(kinds: dict[str, list[list[dict]]]):
         axis.tick_params(labelleft=True)
     left.set_ylim(bottom=0)
     return _finish(figure, set())
+
+
+def softness(kinds: dict[str, list[dict]]):
+    """How many tokens the positions of a CoT carry, before and after training: the share of them
+    with more than an effective support, and with less than a largest weight.
+
+    kinds: {kind: "softness" of minisoft.lab.gradient, of the base and of the trained model}
+    """
+    figure, axes = _panels(2, 2, sharex="row", sharey=True)
+    for column, when in enumerate(("before training", "after training")):
+        for kind, both in kinds.items():
+            quantiles = both[column]["quantiles"]
+            below = [100 * i / (len(quantiles["support"]) - 1) for i in range(101)]
+            style = _style(STYLES[kind]) | {"linewidth": 1.2, "markevery": 20, "label": kind}
+            axes[0, column].plot(quantiles["support"], [100 - share for share in below], **style)
+            axes[1, column].plot(quantiles["largest_weight"], below, **style)
+        axes[0, column].set(title=when, xlabel="effective support 1 / Σp² of the input (tokens)")
+        axes[1, column].set(xlabel="largest weight of the input", ylim=(1, 100), yscale="log")
+    axes[0, 0].set(ylabel="positions with more (%)")
+    axes[1, 0].set(ylabel="positions with less (%)")
+    return _finish(figure, {"first seed, own sampling"})
 
 
 def smoothing_window(updates: int) -> int:

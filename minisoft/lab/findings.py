@@ -23,10 +23,12 @@ from statistics import fmean, median, stdev, variance
 import torch
 
 from minisoft.errors import InputError
+from minisoft.evaluation import SOFTNESS
 from minisoft.io.atomic import read_json, write_text
 from minisoft.kinds import PAPER
 from minisoft.lab import command, figures
 from minisoft.lab.tables import Column, cell, number, read_results
+from minisoft.lab.trainings import EARLIER, LADDER, LATER, TRAININGS
 from minisoft.training.metrics import markdown
 from minisoft.training.world import as_program
 
@@ -36,7 +38,7 @@ T95 = (  # Student's 0.975 quantile for 1 ... 20 degrees of freedom
 )
 PROBLEMS = ("tiny-test", "tiny-long")
 SKILLS = ("tiny-facts", "tiny-sorting", "tiny-drills", "tiny-references")
-LADDER = ("2.5e-5", "5e-5", "1e-4", "2e-4", "4e-4", "8e-4", "1.6e-3", "3.2e-3")  # learning rates
+PUBLISHED = Path(__file__).with_name("paper.tsv")  # of the paper's Tables 2-5, where ours are alike
 
 
 @dataclass(frozen=True)
@@ -111,11 +113,10 @@ def seeds(out: Path, run: str, suffix: str) -> dict[int, Path]:
 
 
 class Results:
-    """What is in the folder of a study: everything, and the tests of the base and of `kinds` of
-    training, hard the first."""
+    """What is in the folder of a study: everything, and the tests of the base and of trainings."""
 
-    def __init__(self, out: Path, kinds: tuple[str, ...] = PAPER, tests: str = "test"):
-        self.out, self.kinds = out, kinds
+    def __init__(self, out: Path, kinds: tuple[str, ...] = (*TRAININGS,), tests: str = "test"):
+        self.out = out
         of_kinds = {kind: list(seeds(out, f"{tests}/{kind}", ".json").values()) for kind in kinds}
         self.tested = {kind: paths for kind, paths in of_kinds.items() if paths}
         self.runs = read_results([*out.glob("test/base.json"), *sum(self.tested.values(), [])])
@@ -130,36 +131,42 @@ class Results:
         paths = seeds(self.out, run, "/summary.json").values()
         return [read_json(path)["after"]["hard-greedy"]["pass@1"] for path in paths]
 
-    def gradient(self, name: str) -> dict | None:
-        return read_json(self.out / f"gradient/{name}.json") or None
+    def gradient(self, name: str) -> dict:
+        """What minisoft.lab.gradient has measured; "softness" is not in older files."""
+        return read_json(self.out / f"gradient/{name}.json")
 
     def compare(self, title: str, rows, scale: float = 100, digits: int = 1) -> str:
-        """A row for each (name, data, part, field): base, kinds, and differences."""
-        if not self.runs:
-            return ""
-        to_hard = [f"{kind} - hard" for kind in self.kinds[1:]]
-        lines = [[title, "base", *self.kinds, *to_hard, *(f"{kind} - base" for kind in self.kinds)]]
-        for name, *where in rows:
-            base, *trained = (self.values(kind, *where) for kind in ("base", *self.kinds))
-            line = [name, *(show_mean(values, scale, digits) for values in (base, *trained))]
-            for values in trained[1:]:
-                line.append(show_difference(values, trained[0], scale, digits))
-            for values in trained:
-                line.append(show_difference(values, base[0], scale, digits) if base else "")
-            lines.append(line)
-        return markdown(lines)
+        """For each (data, part, field) the base and every training, with the differences to hard
+        training and to the base; of own-greedy and own-sample each training's own kind of
+        inference, beside hard inference of hard training and of the base."""
+        lines, how = [[title, "tokens", "runs", "value", "- hard", "- base"]], (scale, digits)
+        for data, part, field in rows:
+            name = f"{data}, {part}, {field}".replace("choices, ", "")
+            of_hard, of_base = (
+                self.values(kind, data, part.replace("own", "hard"), field)
+                for kind in ("hard", "base")
+            )
+            for kind in ("base", *self.tested):
+                own = "hard" if kind == "base" else TRAININGS[kind].tokens
+                values = self.values(kind, data, part.replace("own", own), field)
+                gaps = ["", ""]
+                if kind not in ("base", "hard"):
+                    gaps[0] = show_difference(values, of_hard, *how)
+                if kind != "base" and of_base:
+                    gaps[1] = show_difference(values, of_base[0], *how)
+                if values:
+                    count, mean = str(len(values)), show_mean(values, *how)
+                    lines.append([name, kind, count, mean, *gaps])
+        return filled(lines)
 
     def summary(self) -> str:
         """The findings in one table of numbers in % and one of nats."""
         if not self.tested:
             return ""
         parts = [("hard-greedy", 1), ("soft-greedy", 1), ("hard-sample", 1), ("hard-sample", 32)]
-        shares = [
-            (f"{data}, {part}, pass@{k}", data, part, f"pass@{k}")
-            for data, (part, k) in product(PROBLEMS, parts)
-        ]
-        nats = [(f"{data}, NLL", data, "choices", "nll") for data in SKILLS]
-        nats += [(f"{data}, entropy", data, "hard-sample", "entropy") for data in PROBLEMS]
+        shares = [(data, part, f"pass@{k}") for data, (part, k) in product(PROBLEMS, parts)]
+        nats = [(data, "choices", "nll") for data in SKILLS]
+        nats += [(data, "hard-sample", "entropy") for data in PROBLEMS]
         return self.compare("%", shares) + "\n\n" + self.compare("nats", nats, 1, 4)
 
 
@@ -196,52 +203,61 @@ def last_validations(run: Path) -> float:
     return fmean(list(accuracy.values())[-2:])
 
 
+def rates(out: Path, name: str) -> dict[str, float]:
+    """{learning rate: last validations} of a study's own sweep."""
+    runs = {rate: out / f"sweep/{name}-{rate}" for rate in LADDER}
+    done = {rate: run for rate, run in runs.items() if (run / "summary.json").is_file()}
+    return {rate: last_validations(run) for rate, run in done.items()}
+
+
+def swept(out: Path) -> dict[str, dict[str, float]]:
+    """The sweep of each training: of this study, else of the older one."""
+    older = read_json(EARLIER)
+    found = {name: rates(out, name) or older.get(name) for name in TRAININGS}
+    return {name: reached for name, reached in found.items() if reached}
+
+
 def sweep(r: Results) -> str:
-    reached = {}
-    for kind, rate in product(PAPER, LADDER):
-        run = r.out / f"sweep/{kind}-{rate}"
-        if (run / "summary.json").is_file():
-            reached[kind, rate] = f"{100 * last_validations(run):.1f}"
-    rates = [rate for rate in LADDER if any((kind, rate) in reached for kind in PAPER)]
-    rows = [[kind, *(reached.get((kind, rate), "") for rate in rates)] for kind in PAPER]
-    return markdown([["tokens", *rates], *rows]) if rates else ""
+    reached, own = swept(r.out), {name for name in TRAININGS if rates(r.out, name)}
+    if not own:
+        return ""
+    tried = [rate for rate in LADDER if any(rate in of for of in reached.values())]
+    rows = [["tokens", *tried, "of"]]
+    for name, of in reached.items():
+        shown = [f"{100 * of[rate]:.1f}" if rate in of else "" for rate in tried]
+        rows.append([name, *shown, "this study" if name in own else "an older study"])
+    return markdown(rows)
 
 
 def parity(r: Results) -> str:
-    rows = [
-        (f"{data}, {kind}-greedy", data, f"{kind}-greedy", "pass@1")
-        for data, kind in product(PROBLEMS, PAPER)
-    ]
-    return r.compare("greedy pass@1 (%)", rows)
+    parts = ("hard-greedy", "soft-greedy", "own-greedy")
+    return r.compare("greedy (%)", product(PROBLEMS, parts, ["pass@1"]))
 
 
 def diversity(r: Results) -> str:
-    rows = [
-        (f"{data}, pass@{k}", data, "hard-sample", f"pass@{k}")
-        for data, k in product(PROBLEMS, (1, 4, 16, 32))
-    ]
-    return r.compare("hard-sample (%)", rows)
+    hard = product(PROBLEMS, ["hard-sample"], [f"pass@{k}" for k in (1, 4, 16, 32)])
+    own = product(PROBLEMS, ["own-sample"], ("pass@1", "pass@32"))
+    return r.compare("sampled (%)", [*hard, *own])
 
 
 def likelihood(r: Results) -> str:
-    nll = [(data, data, "choices", "nll") for data in SKILLS]
-    accuracy = [(data, data, "choices", "accuracy") for data in SKILLS]
-    title = "NLL of the right answer (nats per token)"
-    texts = [r.compare(title, nll, 1, 4), r.compare("accuracy (%)", accuracy)]
-    return "\n\n".join(filter(None, texts))
+    title = "of the right answer (nats per token)"
+    nll = r.compare(title, product(SKILLS, ["choices"], ["nll"]), 1, 4)
+    accuracy = r.compare("accuracy (%)", product(SKILLS, ["choices"], ["accuracy"]))
+    return "\n\n".join(filter(None, (nll, accuracy)))
 
 
 def profile(r: Results) -> str:
-    rows = [(data, data, "hard-sample", "entropy") for data in PROBLEMS]
-    return r.compare("entropy of hard-sampled CoTs (nats)", rows, 1, 3)
+    rows = product(PROBLEMS, ["hard-sample"], ["entropy"])
+    return r.compare("of hard-sampled CoTs (nats)", rows, 1, 3)
 
 
 def trajectories(r: Results, kind: str) -> dict[int, list[dict]]:
     """{seed: path}: greedy, sample (pass@1 on tiny-test) and entropy (nats), all of hard inference,
-    of the base and a run's checkpoints, in the order of updates; of top-5 runs, the best only."""
-    measured = "checkpoints" if kind in PAPER else "test"
+    of the base and a run's checkpoints, in the order of updates; without these, the best only."""
+    on_the_way = seeds(r.out, f"checkpoints/{kind}", ".json")
     paths = {}
-    for seed, path in seeds(r.out, f"{measured}/{kind}", ".json").items():
+    for seed, path in (on_the_way or seeds(r.out, f"test/{kind}", ".json")).items():
         runs = read_json(r.out / "test/base.json").get("runs", []) + read_json(path)["runs"]
         settings = [run["settings"] for run in runs if run["data"] == "tiny-test"]
         paths[seed] = [_point(hard["hard-greedy"], hard["hard-sample"]) for hard in settings]
@@ -269,7 +285,7 @@ def matched(r: Results) -> str:
         "tokens, matched by, runs, accuracy (%), entropy (nats), of the hard runs there, difference"
     )
     rows, hard = [head.split(", ")], trajectories(r, "hard")
-    for kind, how in product(("soft", "fuzzy", "top-5"), ("greedy", "sample")):
+    for kind, how in product([*TRAININGS][1:], ("greedy", "sample")):
         runs = {seed: run for seed, run in trajectories(r, kind).items() if seed in hard}
         accuracy, own, other, gaps = [], [], [], []
         for seed, (base, *points) in runs.items():
@@ -295,26 +311,29 @@ def inference(r: Results) -> str:
     for how, field in (("greedy", "pass@1"), ("sample", "pass@1"), ("sample", "pass@32")):
         shown = Column("", field)
         head = [f"{how}, {field} (%)", "data", *(f"{kind} inference" for kind in PAPER)]
-        rows = [[*head, "soft - hard", "fuzzy - hard"]]
-        for training, data in product(("base", *PAPER), PROBLEMS):
-            row = ["base" if training == "base" else f"{training} trained", data]
-            row += [number(cell(r.runs, training, data, f"{k}-{how}"), shown) for k in PAPER]
-            hard, *others = (r.values(training, data, f"{kind}-{how}", field) for kind in PAPER)
+        rows = [[*head, "soft - hard", "fuzzy - hard", "own inference", "own - hard"]]
+        for training, data in product(("base", *r.tested), PROBLEMS):
+            own = TRAININGS[training].tokens if training in LATER else None
+            kinds = [*PAPER, own]
+            cells = [number(cell(r.runs, training, data, f"{k}-{how}"), shown) for k in kinds]
+            hard, *others = (r.values(training, data, f"{k}-{how}", field) for k in kinds)
+            gaps = []
             for other in others:  # differences of the same runs
-                gaps = [b - a for a, b in zip(hard, other, strict=True)]
-                row.append(show_difference(gaps, 0.0))
-            rows.append(row)
+                pairs = zip(hard, other) if len(other) == len(hard) else ()
+                gaps.append(show_difference([b - a for a, b in pairs], 0.0))
+            row = ["base" if training == "base" else f"{training} trained", data]
+            rows.append([*row, *cells[:-1], *gaps[:-1], cells[-1], gaps[-1]])
         tables.append(markdown(rows))
     return "\n\n".join(tables) if r.runs else ""
 
 
 def checkpoints(r: Results) -> str:
-    """Which checkpoint of each run is its best, and how good it was on validation problems, then
-    and at the end."""
-    head = "tokens, seed, best at update, validation there (%), at the last update (%)"
-    rows = [head.split(", ")]
-    for kind in PAPER:
-        for seed, path in seeds(r.out, f"train/{kind}", "/metrics.jsonl").items():
+    """Which checkpoint of each run is its best, by what, and how good it was on validation
+    problems, then and at the end."""
+    head = "tokens, seed, best at update, validation there (%), at the last update (%), chosen by"
+    rows = [[*head.split(", "), "hard-greedy there (%)"]]
+    for name, training in TRAININGS.items():
+        for seed, path in seeds(r.out, f"train/{name}", "/metrics.jsonl").items():
             metrics = [row for row in read_metrics(path) if "validation" in row]
             if metrics:
                 best = max(metrics, key=lambda row: row["validation"])  # the first of equals
@@ -323,7 +342,10 @@ def checkpoints(r: Results) -> str:
                 if summary.get("best_step") == 0:  # the untrained model has no line of its own
                     step, validation = 0, summary["validation"]
                 shares = [f"{100 * x:.1f}" for x in (validation, metrics[-1]["validation"])]
-                rows.append([kind, str(seed), str(step), *shares])
+                own = "validation_hard" in metrics[0]  # older runs have one validation
+                by = f"{training.tokens}-greedy" if own else "hard-greedy"
+                hard = f"{100 * best['validation_hard']:.1f}" if own and step else ""
+                rows.append([name, str(seed), str(step), *shares, by, hard])
     return filled(rows)
 
 
@@ -332,11 +354,42 @@ def longer(r: Results) -> str:
     return Results(r.out, tests="longer-test").summary()
 
 
-def learned(r: Results) -> str:
-    """The findings for soft tokens that learn nearly as well as hard ones: with noise on the five
-    best logits."""
-    top = Results(r.out, ("hard", "top-5"))
-    return top.summary() if "top-5" in top.tested else ""
+def softness(r: Results) -> str:
+    """How many tokens positions carry: before training and at its end in the batches of the
+    gradient, and of the best checkpoints on test problems."""
+    head = (
+        "tokens; base: mean; above 1.5 (%); update 60, first seed: median; 99 % are below; "
+        "best: runs; mean; above 1.5 (%); largest weight"
+    )
+    rows = [head.split("; ")]
+    for name, training in TRAININGS.items():
+        first, last = (r.gradient(f"{name}-{step}").get("softness") for step in (0, 60))
+        part = f"{training.tokens}-sample"
+        support, largest, soft = (r.values(name, "tiny-test", part, x) for x in SOFTNESS)
+        base = (
+            [f"{first['support']:.2f}", f"{100 * first['share_soft']:.1f}"] if first else ["", ""]
+        )
+        ends = [f"{last['quantiles']['support'][at]:.4f}" for at in (50, 99)] if last else ["", ""]
+        best = [str(len(support)), show_mean(support, 1, 2), show_mean(soft)]
+        if first or support:
+            rows.append([name, *base, *ends, *best, show_mean(largest, 1, 3)])
+    return filled(rows)
+
+
+def published(r: Results) -> str:
+    """The paper's numbers about the same thing."""
+    head, *lines = (line.split("\t") for line in PUBLISHED.read_text("utf-8").splitlines())
+    rows = [head]
+    for measure in dict.fromkeys(line[0] for line in lines) if r.tested else ():
+        part, field = measure.split() if " " in measure else ("choices", "nll")
+        for data in SKILLS[:3] if part == "choices" else PROBLEMS:
+            of_kinds = [r.values(kind, data, part, field) for kind in ("base", *PAPER)]
+            how = (1, 4) if part == "choices" else ()
+            rows.append(
+                [measure, f"here, {data}", *(show_mean(values, *how) for values in of_kinds)]
+            )
+        rows += [line for line in lines if line[0] == measure]
+    return filled(rows)
 
 
 def sources(r: Results) -> str:
@@ -345,8 +398,7 @@ def sources(r: Results) -> str:
         "cosine in the body"
     )
     rows = [[*head.split(", "), "snr, all"]]
-    places = [(kind, f"{kind}-{step}", step) for kind, step in product(PAPER, (0, 30, 60))]
-    places.append(("soft, noise on the 5 best logits", "top-5-0", 0))
+    places = [(kind, f"{kind}-{step}", step) for kind, step in product(TRAININGS, (0, 30, 60))]
     places.append(("soft, noise on all logits", "logits-0", 0))
     for (name, file, step), term in product(places, ("cot", "answer")):
         measured = r.gradient(file)
@@ -389,10 +441,10 @@ def remedies(r: Results) -> str:
         "hard-greedy after (%); difference; seconds an update"
     )
     rows, rloo = [head.split("; ")], r.after("train/soft")
-    for name, run, same_mean in [
-        ("rloo", "train/soft", False),
-        *((remedy.name, f"variance/{remedy.name}", remedy.same_mean) for remedy in REMEDIES),
-    ]:
+    known = [(x.name, f"variance/{x.name}", x.same_mean) for x in REMEDIES]
+    for name, run, same_mean in [("rloo", "train/soft", False), *known]:
+        if name in TRAININGS and not seeds(r.out, run, "/summary.json"):
+            run = f"train/{name}"  # older studies had it among the remedies
         plain = [r.gradient(f"soft-{step}") for step in (0, 30)]
         own = plain if name == "rloo" else [r.gradient(f"{name}-{step}") for step in (0, 30)]
         snr = [show_error(one["signal"]["both"]["all"], "snr", 4) if one else "" for one in own]
@@ -444,6 +496,8 @@ SECTIONS = (
     ("Finding 4: entropy", profile),
     ("Finding 4 at matched accuracy", matched),
     ("Finding 5: the best inference", inference),
+    ("Are they soft? Effective number of tokens at a position of the CoT, own sampling", softness),
+    ("The paper's numbers", published),
     ("Three times the updates", longer),
     ("Where the gradient comes from", sources),
     (
@@ -451,30 +505,36 @@ SECTIONS = (
         ablation,
     ),
     ("Remedies for the variance of soft tokens", remedies),
-    ("Soft tokens that learn: noise on the five best logits", learned),
     ("When fuzzy tokens can learn", fuzzy),
 )
 
 
 def pictures(r: Results) -> dict:
-    """{file name: Figure}"""
-    runs, gradients, paths = {}, {}, {}
-    for kind in PAPER:
-        folders = [path.parent for path in seeds(r.out, f"train/{kind}", "/summary.json").values()]
-        runs[kind] = [figures.read_run(folder)[1] for folder in folders]
-        measured = {step: r.gradient(f"{kind}-{step}") for step in (0, 30, 60)}
-        gradients[kind] = {step: one["signal"] for step, one in measured.items() if one}
-        paths[kind] = list(trajectories(r, kind).values())
-    runs = {kind: metrics for kind, metrics in runs.items() if metrics}
-    order = sorted(r.runs, key=lambda run: ("base", *PAPER).index(run["label"]))
-    problems = [run for run in order if run["data"] in PROBLEMS]
-    drawn = {
-        "training.png": figures.training(runs) if runs else None,
-        "pass_at_k.png": figures.pass_at_k(problems),
-        "entropy.png": figures.entropy(problems),
-        "gradient.png": figures.gradient(gradients) if any(gradients.values()) else None,
-        "matched.png": figures.matched(paths) if any(paths.values()) else None,
-    }
+    """{file name: Figure}; those of the later kinds, beside hard tokens, end in _later."""
+    drawn = {}
+    for end, kinds in (("", PAPER), ("_later", ("hard", *LATER))):
+        some = Results(r.out, kinds)
+        runs, paths = {}, {}
+        for kind in kinds:
+            whole = seeds(r.out, f"train/{kind}", "/summary.json").values()
+            runs[kind] = [figures.read_run(path.parent)[1] for path in whole]
+            paths[kind] = list(trajectories(r, kind).values())
+        if end and not any([*runs.values(), *paths.values()][1:]):
+            continue
+        order = sorted(some.runs, key=lambda run: ("base", *kinds).index(run["label"]))
+        problems = [run for run in order if run["data"] in PROBLEMS]
+        runs = {kind: metrics for kind, metrics in runs.items() if metrics}
+        drawn[f"training{end}.png"] = figures.training(runs) if runs else None
+        drawn[f"pass_at_k{end}.png"] = figures.pass_at_k(problems)
+        drawn[f"entropy{end}.png"] = figures.entropy(problems)
+        drawn[f"matched{end}.png"] = figures.matched(paths) if any(paths.values()) else None
+    measured = {kind: {n: r.gradient(f"{kind}-{n}") for n in (0, 30, 60)} for kind in TRAININGS}
+    signal = {k: {n: x["signal"] for n, x in steps.items() if x} for k, steps in measured.items()}
+    signal = {kind: signal[kind] for kind in PAPER}
+    soft = {k: [steps[n].get("softness") for n in (0, 60)] for k, steps in measured.items()}
+    soft = {kind: both for kind, both in soft.items() if all(both)}
+    drawn["gradient.png"] = figures.gradient(signal) if any(signal.values()) else None
+    drawn["softness.png"] = figures.softness(soft) if soft else None
     return {name: figure for name, figure in drawn.items() if figure}
 
 

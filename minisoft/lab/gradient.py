@@ -15,6 +15,8 @@ rest (the body):
 `ties`: shares of CoT positions whose two best logits differ by less than so much, whose softmax
 still moves (p_max < 0.999; a soft or fuzzy CoT sends gradient into the body there only), and which
 tie exactly if logits are rounded to bfloat16.
+`softness`: what the CoT positions of the first batch are fed (`soft.softness`): means, the share
+above 1.5, and quantiles at 0, 1, ... 100 %.
 """
 
 import argparse
@@ -29,6 +31,7 @@ from tqdm import tqdm
 
 from minisoft import data, engine, evaluation, reinforce
 from minisoft.data import Format
+from minisoft.evaluation import SOFT, SOFTNESS
 from minisoft.io import WEIGHTS, checkpoint, datasets
 from minisoft.io.atomic import write_json
 from minisoft.kinds import KINDS, NOISES, OPTIONS
@@ -182,14 +185,29 @@ def ties(model, kind, rollouts: list[Rollout]) -> dict:
     }
 
 
+def softness(rollouts: list[Rollout]) -> dict:
+    """How many tokens the inputs of the CoT positions of some rollouts carry."""
+    at = torch.cat([x.softness[x.role == COT] for x in rollouts]).double()  # (positions, 2)
+    levels = torch.linspace(0, 1, 101, dtype=torch.float64)
+    names = SOFTNESS[:2]
+    quantiles = {name: of.quantile(levels).tolist() for name, of in zip(names, at.T)}
+    means = dict(zip(names, at.mean(0).tolist()))
+    share = (at[:, 0] > SOFT).double().mean().item()
+    return {**means, "share_soft": share, "quantiles": quantiles}
+
+
 def measure(args: argparse.Namespace, verifier) -> dict:
     """All that the command writes."""
     measurement = Measurement(args, verifier)
-    start, batches, near = time.perf_counter(), [], {}
+    start, batches = time.perf_counter(), []
     with variants.rounded(measurement.model, args.logits):
         for number in tqdm(range(args.batches), desc="batches", disable=None):
             batch, rollouts = measurement.batch(number)
-            near = near or ties(measurement.model, measurement.kind, rollouts)  # of the first
+            if not batches:
+                near, carried = (
+                    ties(measurement.model, measurement.kind, rollouts),
+                    softness(rollouts),
+                )
             batches.append(batch)
     settings, seconds = measurement.settings, batches[0].seconds
     names = ("model", "tokens", "logits", "prompts", "group", "batches", "seed")
@@ -203,6 +221,7 @@ def measure(args: argparse.Namespace, verifier) -> dict:
         "signal": signals([batch.gradients for batch in batches]),
         "norms": [batch.norm for batch in batches],
         "ties": near,
+        "softness": carried,
         "seconds": time.perf_counter() - start,
     }
 

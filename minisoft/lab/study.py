@@ -1,18 +1,22 @@
-"""The paper in miniature: the embedded model trained with hard, soft and fuzzy tokens, and the five
-findings looked for.
+"""The paper in miniature: the embedded model trained with hard, soft, fuzzy and others' tokens, the
+best checkpoints by greedy validation of the run's own kind; the five findings looked for.
 
-    python -m minisoft.lab.study --out runs/study              # less than two hours on two cores
+    python -m minisoft.lab.study --out runs/study --list       # the commands, and about how long
+    python -m minisoft.lab.study --out runs/study              # under three hours on two cores
     python -m minisoft.lab.study --out runs/study --parts all
-    python -m minisoft.lab.study --out runs/study --list       # the commands that it consists of
 
 A cell is one call of a program in a process of its own with one thread; --jobs of them run at once.
 Cells that are done are not done again, and one that was interrupted goes on where it stopped, so
-the same command continues the study.  Parts:
+the same command continues the study.  Parts, each of which leaves tables of what is there:
 
-    findings   always: learning rates, --seeds runs of each kind and all their evaluations,
-               checkpoints on the way, where the gradient comes from
+    findings   hard, soft and fuzzy tokens (`minisoft.lab.trainings`): the runs of all seeds, all
+               their evaluations, checkpoints on the way
+    kinds      the same for the later kinds, and their learning rates
+    signal     where the gradient comes from and how soft the tokens are, first seed of each kind
+    sweep      the learning rates of hard, soft and fuzzy again, instead of an older study's; the
+               only part that is not in `all`
     ablation   training on the CoT's terms only, on the answer's only
-    variance   another shape of a batch, noise in fewer directions
+    variance   another shape of a batch, noise on all logits
     fuzzy      higher temperatures, logits rounded to bfloat16
     longer     three times the updates, hard and soft
 
@@ -39,18 +43,21 @@ from tqdm import tqdm
 
 from minisoft.errors import InputError
 from minisoft.io import WEIGHTS, checkpoint, state
-from minisoft.kinds import PAPER
+from minisoft.io.atomic import read_json
+from minisoft.kinds import KINDS, PAPER
 from minisoft.lab import command, findings
-from minisoft.lab.findings import LADDER, PROBLEMS, REMEDIES, SKILLS, last_validations
+from minisoft.lab.findings import PROBLEMS, REMEDIES, SKILLS
+from minisoft.lab.trainings import EARLIER, LADDER, LATER, TRAININGS
 from minisoft.training.world import as_program
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("findings", "ablation", "variance", "fuzzy", "longer")
+PARTS = ("findings", "kinds", "signal", "sweep", "ablation", "variance", "fuzzy", "longer")
+USUAL = PARTS[:3]
 SWEEP_SEED = 100
-LRS = LADDER[2:6]  # tried for every kind; the others where the best of those lies at the edge
 CHECKPOINTS, STEPS = (15, 30, 45, 60), 60
-WHOLE = ("--limit", "200", "--settings", "all", "--samples", "32")  # of eval.py
+WHOLE = ("--limit", "200", "--samples", "32")  # of eval.py
 BRIEF = ("--limit", "200", "--settings", "hard-greedy,hard-sample", "--samples", "8")
+MINUTES = {"train": 3.5, "test": 2.5, "checkpoints": 0.8, "gradient": 2.0}  # of one core, about
 FUZZY = {  # name -> (switches of minisoft.lab.variants, flags of train.py)
     "bfloat16": (("--logits", "bfloat16"), ()),
     "tau-0.1": ((), ("--tau", "0.1")),
@@ -66,6 +73,7 @@ class Cell:
     command: tuple[str, ...]
     result: Path
     trains: bool = False
+    minutes: float = 1.0  # of one core, a guess
 
     def __str__(self) -> str:
         return shlex.join(["OMP_NUM_THREADS=1", "python", *self.command])
@@ -84,54 +92,66 @@ class Work:
 class Study:
     """The cells of a study, in stages, and those at work; with `dry` nothing is written."""
 
-    def __init__(self, out: Path, seeds: int, jobs: int, dry: bool = False):
-        self.out, self.seeds, self.jobs, self.dry = out, range(seeds), jobs, dry
+    def __init__(self, out: Path, seeds: int | None, jobs: int, dry: bool = False):
+        self.out, self.number, self.jobs, self.dry = out, seeds, jobs, dry
         self.working: list[Work] = []
         self.failure: str | None = None  # what went wrong first
         self.stopped = 0  # the signal that came
+
+    def seeds(self, name: str = "fuzzy") -> range:
+        """Of the runs of a training; --seeds has the last word."""
+        return range(self.number or TRAININGS[name].seeds)
 
     def train(self, name: str, kind: str, lr: str, seed: int, *flags: str, switches=()) -> Cell:
         """By train.py, or with switches by minisoft.lab.variants; 60 updates if flags say nothing
         else."""
         program = ("-m", "minisoft.lab.variants", *switches, "--") if switches else ("train.py",)
         steps = () if "--steps" in flags else ("--steps", str(STEPS))
-        own = ("--tokens", kind, "--lr", lr, "--seed", str(seed), *steps, *flags)
+        own = (*TRAININGS[kind].flags, "--lr", lr, "--seed", str(seed), *steps, *flags)
         run = self.out / name
-        flags = (*program, *own, "--show-every", "0", "--out", str(run))
-        return Cell(name, flags, run / "summary.json", trains=True)
+        updates = int(own[own.index("--steps") + 1])
+        command = (*program, *own, "--show-every", "0", "--out", str(run))
+        minutes = MINUTES["train"] * updates / STEPS
+        return Cell(name, command, run / "summary.json", trains=True, minutes=minutes)
 
     def evaluate(self, name: str, models: list[str], *flags: str) -> Cell:
         result = self.out / f"{name}.json"
         rest = (*flags, "--batch", "512", "--out", str(result))
-        return Cell(name, ("eval.py", "--model", *models, *rest), result)
+        minutes = MINUTES["checkpoints" if len(models) > 1 else "test"]
+        return Cell(name, ("eval.py", "--model", *models, *rest), result, minutes=minutes)
 
     def gradient(self, name: str, model: Path, kind: str, *flags: str) -> Cell:
         result = self.out / f"gradient/{name}.json"
-        what = ("--model", str(model), "--tokens", kind, *flags, "--out", str(result))
-        return Cell(f"gradient/{name}", ("-m", "minisoft.lab.gradient", *what), result)
+        what = ("--model", str(model), *TRAININGS[kind].flags, *flags, "--out", str(result))
+        program, minutes = ("-m", "minisoft.lab.gradient"), MINUTES["gradient"]
+        return Cell(f"gradient/{name}", (*program, *what), result, minutes=minutes)
 
-    def tried(self) -> dict[str, list[str]]:
-        """kind -> the learning rates of the sweep's runs that are done."""
-        runs = {(kind, lr): self.out / f"sweep/{kind}-{lr}" for kind, lr in product(PAPER, LADDER)}
-        done = [key for key, run in runs.items() if (run / "summary.json").is_file()]
-        return {kind: [lr for lr in LADDER if (kind, lr) in done] for kind in PAPER}
+    def best(self, name: str) -> str:
+        """The learning rate with the best last validations in the sweep, the smaller of equals."""
+        reached = findings.swept(self.out).get(name) or dict.fromkeys(TRAININGS[name].rates, 0.0)
+        return max(reached, key=reached.get)  # the first of equals
 
-    def chosen(self) -> dict[str, str]:
-        """kind -> the learning rate with the best last validations in the sweep, the smaller of
-        equals."""
-        best = {}
-        for kind, rates in self.tried().items():
-            reached = {lr: last_validations(self.out / f"sweep/{kind}-{lr}") for lr in rates}
-            best[kind] = max(reached, key=reached.get)  # the first of equals
-        return best
+    def sweep(self, names, again: bool = False) -> Iterator[list[Cell]]:
+        """The learning rates of trainings, then those beside the best where that lies at the edge
+        of what was tried.  A sweep of an older study is not done again unless this one has begun
+        to."""
+        older = read_json(EARLIER)
+        own = [n for n in names if again or n not in older or findings.rates(self.out, n)]
+        todo = [(name, lr) for lr in LADDER for name in own if lr in TRAININGS[name].rates]
+        tried = set()
+        while todo:
+            tried.update(todo)
+            yield [self.train(f"sweep/{name}-{lr}", name, lr, SWEEP_SEED) for name, lr in todo]
+            at = {name: LADDER.index(self.best(name)) for name in own}
+            beside = [(n, lr) for n in own for lr in LADDER[max(0, at[n] - 1) : at[n] + 2]]
+            todo = [pair for pair in beside if pair not in tried]
 
-    def untried(self) -> list[tuple[str, str]]:
-        """(kind, learning rate) beside the best so far where that lies at the edge of what was
-        tried."""
-        tried, best = self.tried(), self.chosen()
-        at = {lr: index for index, lr in enumerate(LADDER)}
-        beside = [(k, lr) for k, lr in product(PAPER, LADDER) if abs(at[lr] - at[best[k]]) == 1]
-        return [(kind, lr) for kind, lr in beside if lr not in tried[kind]]
+    def trained(self, names, seeds: int | None = None) -> Iterator[list[Cell]]:
+        """Learning rates, then the runs of trainings; only the first seeds."""
+        yield from self.sweep(names)
+        keep = ("--save-every", "15", "--keep", str(STEPS))
+        each = self.each(names)[:seeds] if seeds else self.each(names)
+        yield [self.main(f"train/{name}", name, seed, *keep) for name, seed in each]
 
     def at_step(self, kind: str, seed: int, step: int) -> Path:
         """The model of a main run after `step` updates, as a folder; made from the run's saved
@@ -153,48 +173,62 @@ class Study:
             checkpoint.save_model(folder, model, run / "last", about)
         return folder
 
-    def stages(self, parts: list[str]) -> Iterator[list[Cell]]:
+    def stages(self, parts) -> Iterator[list[Cell]]:
         """Lists of cells; those of a stage may run side by side, and need what the stages before
         have left."""
-        yield self.sweep([(kind, lr) for lr in LRS for kind in PAPER])
-        while more := self.untried():
-            yield self.sweep(more)
-        keep = ("--save-every", "15", "--keep", str(STEPS))
-        each = [(kind, seed) for seed in self.seeds for kind in PAPER]
-        yield [self.main(f"train/{kind}", kind, seed, *keep) for kind, seed in each]
-        yield [*self.tests(each), *self.signals()]
-        if "variance" in parts:
-            yield self.variance()
-            yield [self.whole("variance", "top-5", seed) for seed in self.seeds]  # they do learn
-        if "fuzzy" in parts:
-            yield self.fuzzy()
-        if "ablation" in parts:
+        for part in [part for part in PARTS if part in parts]:
+            yield from self.part(part)
+
+    def part(self, name: str) -> Iterator[list[Cell]]:
+        """The stages of one part, those of others that it needs included."""
+        if name in ("findings", "kinds"):
+            names = PAPER if name == "findings" else LATER
+            yield from self.trained(names)
+            yield self.tests(self.each(names))
+        elif name == "sweep":
+            yield from self.sweep(PAPER, again=True)
+        elif name == "ablation":
+            each = product(("soft", "hard"), ("answer", "cot"), self.seeds())
             yield [
                 self.main(f"ablation/{kind}-{terms}", kind, seed, switches=("--terms", terms))
-                for kind, terms, seed in product(("soft", "hard"), ("answer", "cot"), self.seeds)
+                for kind, terms, seed in each
             ]
-        if "longer" in parts:
-            some, steps = list(product(("soft", "hard"), self.seeds)), ("--steps", str(3 * STEPS))
+        elif name == "longer":
+            some, steps = list(product(("soft", "hard"), self.seeds())), ("--steps", str(3 * STEPS))
             yield [self.main(f"longer/{kind}", kind, seed, *steps) for kind, seed in some]
             yield [self.whole("longer", kind, seed, "longer-test") for kind, seed in some]
+        elif name == "fuzzy":
+            yield self.fuzzy()
+        else:
+            first = TRAININGS if name == "signal" else ("soft",)
+            yield from self.trained(first, len(first))
+            yield self.signals() if name == "signal" else self.variance()
+
+    def each(self, names) -> list[tuple[str, int]]:
+        """(training, seed) of the main runs, the first seeds first."""
+        seeds = range(max(len(self.seeds(name)) for name in names))
+        return [(name, seed) for seed in seeds for name in names if seed in self.seeds(name)]
 
     def main(self, run: str, kind: str, seed: int, *flags: str, switches=()) -> Cell:
         """A run with the learning rate that the sweep has chosen."""
-        name, lr = f"{run}-s{seed}", self.chosen()[kind]
+        name, lr = f"{run}-s{seed}", self.best(kind)
         return self.train(name, kind, lr, seed, *flags, switches=switches)
 
-    def sweep(self, rates: list[tuple[str, str]]) -> list[Cell]:
-        return [self.train(f"sweep/{kind}-{lr}", kind, lr, SWEEP_SEED) for kind, lr in rates]
-
     def whole(self, part: str, run: str, seed: int, to: str = "test") -> Cell:
-        """The best checkpoint of a run in all six settings and on multiple choice."""
+        """The best checkpoint of a run in the paper's settings and its own, and on multiple
+        choice."""
         model = f"{run}={self.out / f'{part}/{run}-s{seed}/best'}"
-        return self.evaluate(f"{to}/{run}-s{seed}", [model], "--data", *PROBLEMS, *SKILLS, *WHOLE)
+        kinds = dict.fromkeys((*PAPER, TRAININGS[run].tokens))
+        return self.tested(f"{to}/{run}-s{seed}", model, kinds)
+
+    def tested(self, name: str, model: str, inferences) -> Cell:
+        settings = ",".join(f"{kind}-{how}" for kind in inferences for how in ("greedy", "sample"))
+        flags = ("--data", *PROBLEMS, *SKILLS, *WHOLE, "--settings", settings)
+        return self.evaluate(name, [model], *flags)
 
     def tests(self, each: list[tuple[str, int]]) -> list[Cell]:
         """The base and the best checkpoints; checkpoints on the way, in hard inference."""
-        base = [f"base={WEIGHTS / 'tiny'}"]
-        cells = [self.evaluate("test/base", base, "--data", *PROBLEMS, *SKILLS, *WHOLE)]
+        cells = [self.tested("test/base", f"base={WEIGHTS / 'tiny'}", KINDS)]
         cells += [self.whole("train", kind, seed) for kind, seed in each]
         for kind, seed in each:
             models = [f"{step}={self.at_step(kind, seed, step)}" for step in CHECKPOINTS]
@@ -203,20 +237,24 @@ class Study:
         return cells
 
     def signals(self) -> list[Cell]:
-        """Where the gradient comes from before, halfway and at the end of the first run of each
-        kind."""
+        """Where the gradient comes from before, halfway (of the paper's kinds) and at the end of
+        the first run of each training."""
+        steps = {
+            kind: (0, STEPS // 2, STEPS) if kind in PAPER else (0, STEPS) for kind in TRAININGS
+        }
         return [
             self.gradient(f"{kind}-{step}", self.at_step(kind, 0, step), kind)
-            for kind, step in product(PAPER, (0, STEPS // 2, STEPS))
+            for kind in TRAININGS
+            for step in steps[kind]
         ]
 
     def variance(self) -> list[Cell]:
         """Remedies for the variance of soft tokens: signal, and what they learn."""
-        cells = []
-        for step, r in product((0, 30), REMEDIES):
+        cells, new = [], [remedy for remedy in REMEDIES if remedy.name not in TRAININGS]
+        for step, r in product((0, 30), new):
             folder, batches = self.at_step("soft", 0, step), ("--batches", "16")
             cells.append(self.gradient(f"{r.name}-{step}", folder, "soft", *r.flags, *batches))
-        for r, seed in product(REMEDIES, self.seeds):
+        for r, seed in product(new, self.seeds()):
             cells.append(self.main(f"variance/{r.name}", "soft", seed, *r.flags))
         return cells
 
@@ -226,7 +264,7 @@ class Study:
         for name, (switches, flags) in FUZZY.items():
             base = self.at_step("fuzzy", 0, 0)
             cells.append(self.gradient(f"fuzzy-{name}", base, "fuzzy", *switches, *flags))
-        for (name, (switches, flags)), seed in product(FUZZY.items(), self.seeds):
+        for (name, (switches, flags)), seed in product(FUZZY.items(), self.seeds()):
             run = f"fuzzy/{name}"
             cells.append(self.main(run, "fuzzy", seed, *flags, switches=switches))
         return cells
@@ -330,14 +368,16 @@ def _written(path: Path) -> float:
 def read_flags(argv=None) -> argparse.Namespace:
     parser = command.parser("study", __doc__)
     add = parser.add_argument
-    parts = f"all, or some of {','.join(PARTS)}; findings always are one of them (default findings)"
+    usual = ",".join(USUAL)
     add("--out", type=Path, required=True, help="folder of the study")
-    add("--parts", default="findings", help=parts)
-    add("--seeds", type=int, default=3, help="runs of each kind, seeds 0, 1, ... (default 3)")
+    parts = f"all, which is all but sweep, or some of {','.join(PARTS)} (default {usual})"
+    add("--parts", default=usual, help=parts)
+    add("--seeds", type=int, help="runs of each kind, seeds 0, 1, ... (default five or three)")
     add("--jobs", type=int, default=2, help="cells at once, one thread each (default 2)")
     add("--list", action="store_true", help="print the commands known so far, run nothing")
     args = parser.parse_args(argv)
-    args.parts = list(PARTS) if args.parts == "all" else args.parts.split(",")
+    everything = [part for part in PARTS if part != "sweep"]
+    args.parts = everything if args.parts == "all" else args.parts.split(",")
     if unknown := set(args.parts) - set(PARTS):
         names = f"{', '.join(PARTS)}, found {', '.join(sorted(unknown))}"
         parser.error(f"--parts: expected all or some of {names}")
@@ -346,10 +386,29 @@ def read_flags(argv=None) -> argparse.Namespace:
     return args
 
 
+def plan(study: Study, parts: list[str]) -> str:
+    """How many cells and core minutes each part takes, a line each.  How far learning rates will be
+    searched is not known: three of each kind are counted."""
+    lines, cells, total = [], {}, 0.0
+    for part in [part for part in PARTS if part in parts]:
+        new = {cell.name: cell for stage in study.part(part) for cell in stage}
+        new = [cell for name, cell in new.items() if name not in cells]
+        cells |= {cell.name: cell for cell in new}
+        runs, minutes = sum(cell.trains for cell in new), sum(cell.minutes for cell in new)
+        left = sum(cell.minutes for cell in new if not cell.result.is_file())
+        what = f"{runs} runs, {len(new) - runs} measurements, about {minutes:.0f} core minutes"
+        lines.append(f"# {part}: {what}, {left:.0f} left")
+        total += left
+    return "\n".join([*lines, f"# in all {total / 60 / study.jobs:.1f} hours left"])
+
+
 def show(study: Study, parts: list[str]) -> None:
     """Print the commands that are known so far."""
+    printed = set()
     for cells in study.stages(parts):
-        print("\n".join(map(str, cells)))
+        for cell in [cell for cell in cells if cell.name not in printed]:
+            print(cell)
+            printed.add(cell.name)
         if not all(cell.result.is_file() for cell in cells):
             print("# the commands that follow depend on the results of these")
             return
@@ -360,8 +419,11 @@ def main(argv=None) -> None:
     study = Study(args.out, args.seeds, args.jobs, args.list)
     again = f"python -m minisoft.lab.findings {shlex.quote(str(args.out))} shows what is there"
     with command.one_line("study", f"; {again}", resumes=True):
+        planned = plan(Study(args.out, args.seeds, args.jobs, dry=True), args.parts)
         if args.list:
-            return show(study, args.parts)
+            show(study, args.parts)
+            return print(planned)
+        print(planned, file=sys.stderr)
         args.out.mkdir(parents=True, exist_ok=True)
         lock = state.lock(args.out)  # held to the end
         for number in (signal.SIGINT, signal.SIGTERM):

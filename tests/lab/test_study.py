@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from safetensors.torch import load_file
 from tqdm import tqdm
 
 from minisoft.errors import InputError
+from minisoft.kinds import PAPER
 from minisoft.lab import findings
 from minisoft.lab.findings import (
     at_accuracy,
@@ -24,7 +27,8 @@ from minisoft.lab.findings import (
     show_mean,
     student,
 )
-from minisoft.lab.study import PARTS, Cell, Study, main
+from minisoft.lab.study import PARTS, Cell, Study, main, plan
+from minisoft.lab.trainings import LADDER, LATER, TRAININGS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -85,8 +89,9 @@ def test_the_best_learning_rate_on_validation_the_smaller_of_equals(tmp_path):
             validated(
                 tmp_path / f"sweep/{kind}-{lr}", [0.99, value - 0.01, None, value + 0.01]
             )  # a lucky one does not count
-    assert Study(tmp_path, 3, 1).chosen() == {"hard": "2e-4", "soft": "1e-4", "fuzzy": "8e-4"}
-    stages = Study(tmp_path, 1, 1).stages([])
+    study = Study(tmp_path, 1, 1)
+    assert [study.best(kind) for kind in PAPER] == ["2e-4", "1e-4", "8e-4"]
+    stages = study.stages(["findings"])
     assert len(next(stages)) == 12 and [c.name for c in next(stages)] == [
         "sweep/soft-5e-5",
         "sweep/fuzzy-1.6e-3",
@@ -96,6 +101,20 @@ def test_the_best_learning_rate_on_validation_the_smaller_of_equals(tmp_path):
     assert [c.name for c in next(stages)] == ["sweep/fuzzy-3.2e-3"]
     validated(tmp_path / "sweep/fuzzy-3.2e-3", [0.4, 0.4])  # not better
     assert [c.command[4] for c in next(stages)] == ["2e-4", "1e-4", "1.6e-3"]
+
+
+def test_an_older_sweep_is_taken_unless_a_study_has_begun_its_own(tmp_path):
+    study = Study(tmp_path, 1, 1)
+    assert [study.best(kind) for kind in PAPER] == ["1e-4", "2e-4", "2e-4"]
+    assert next(study.stages(["findings"]))[0].name == "train/hard-s0"
+    first = next(study.stages(["kinds"]))
+    assert {cell.name for cell in first} == {f"sweep/{k}-{lr}" for k in LATER for lr in LADDER[2:4]}
+    assert findings.sweep(findings.Results(tmp_path)) == ""
+    validated(tmp_path / "sweep/soft-4e-4", [0.9, 0.9])
+    text = findings.sweep(findings.Results(tmp_path))
+    assert study.best("soft") == "4e-4" and "an older study" in text and "this study" in text
+    again = next(study.sweep(["hard"], again=True))
+    assert [cell.command[4] for cell in again] == [*LADDER[2:6]]
 
 
 def test_the_learning_rate_is_chosen_by_hard_greedy_validation(tmp_path):
@@ -108,7 +127,7 @@ def test_the_learning_rate_is_chosen_by_hard_greedy_validation(tmp_path):
         ]
         (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert findings.last_validations(tmp_path / "sweep/soft-1e-4") == 0.1
-    assert "| soft   | 10.0 | 90.0 |" in findings.sweep(findings.Results(tmp_path))
+    assert "| soft   |      | 10.0 | 90.0 |" in findings.sweep(findings.Results(tmp_path))
 
 
 def validated(run: Path, values: list) -> None:
@@ -314,11 +333,7 @@ def test_the_commands_are_those_of_the_programs(tmp_path):
     import train
     from minisoft.lab import gradient, variants
 
-    study, found = Study(tmp_path, 2, 1), []
-    study.chosen, study.untried = (
-        (lambda: dict.fromkeys(("hard", "soft", "fuzzy"), "2e-4")),
-        (lambda: []),
-    )
+    study, found = Study(tmp_path, 2, 1), {}
     study.at_step = lambda kind, seed, step: tmp_path / f"{kind}-{seed}-{step}"
     (tmp_path / "gradient").mkdir()
     for cells in study.stages(list(PARTS)):
@@ -328,12 +343,26 @@ def test_the_commands_are_those_of_the_programs(tmp_path):
                 program, flags = "train.py", variants.split(flags[1:])[1]
             parse = {"train.py": train.read_flags, "eval.py": evaluation.read_flags}.get(program)
             parse(flags) if parse else gradient.read_flags(flags[1:])
-            found.append(one.name)
-    assert (
-        len(found)
-        == len(set(found))
-        == 12 + 6 + 7 + 6 + 9 + 4 * len(findings.REMEDIES) + 2 + 9 + 8 + 4 + 4
-    )
+            assert found.setdefault(one.name, str(one)) == str(one)
+    parts = Counter(name.partition("/")[0] for name in found)
+    assert parts == {
+        **{"sweep": 13 + 4 * 3, "train": 2 * len(TRAININGS), "test": 1 + 2 * len(TRAININGS)},
+        **{"checkpoints": 2 * len(TRAININGS), "gradient": 3 * 3 + 4 * 2 + 2 * 2 + 3},
+        **{"ablation": 8, "variance": 4, "fuzzy": 6, "longer": 4, "longer-test": 4},
+    }
+    assert all(len(study.each([k])) == 2 for k in TRAININGS)
+    assert [Study(tmp_path, None, 1).seeds(k)[-1] + 1 for k in TRAININGS] == [5, 5, 3, 3, 5, 5, 3]
+
+
+def test_how_long_each_part_takes(tmp_path):
+    study = Study(tmp_path, 1, 2, dry=True)
+    first, *_, last = plan(study, ["findings", "longer"]).splitlines()
+    minutes = 3 * 3.5 + 4 * 2.5 + 3 * 0.8
+    assert first == f"# findings: 3 runs, 7 measurements, about {minutes:.0f} core minutes, 23 left"
+    assert last == "# in all 0.4 hours left"
+    for cell in next(study.stages(["findings"])):
+        write(cell.result, {})
+    assert plan(study, ["findings"]).splitlines()[0].endswith("12 left")
 
 
 def numbers(value: float, samples: int, entropy: float = 0.15) -> dict:
@@ -464,14 +493,22 @@ def folder(tmp_path) -> Path:
 ROWS = (
     """
 sweep | hard | 80.0 |
-checkpoints | soft | 1 | 20 | 71.0 | 10.0 |
-parity | tiny-test, hard-greedy | 41.0 | 82.0 ± 1.0 | 72.0 ± 1.0 | 42.0 ± 1.0 | \
--10.0 [-12.3, -7.7] | -40.0 [-42.3, -37.7] | +41.0 [+38.5, +43.5] | \
-+31.0 [+28.5, +33.5] | +1.0 [-1.5, +3.5] |
-parity | tiny-long, soft-greedy | 43.0 | 84.0 ± 1.0 | 74.0 ± 1.0 | 44.0 ± 1.0 |
-diversity | tiny-long, pass@16 | 56.0 | 97.0 ± 1.0 | 87.0 ± 1.0 |
-likelihood | tiny-sorting | 0.6000 | 0.1900 ± 0.0100 | 0.2900 ± 0.0100 | 0.5900 ± 0.0100 |
-profile | tiny-test | 0.150 | 0.150 ± 0.000 |
+checkpoints | soft | 1 | 20 | 71.0 | 10.0 | hard-greedy | |
+parity | tiny-test, hard-greedy, pass@1 | base | 1 | 41.0 | | |
+parity | tiny-test, hard-greedy, pass@1 | hard | 3 | 82.0 ± 1.0 | | +41.0 [+38.5, +43.5] |
+parity | tiny-test, hard-greedy, pass@1 | soft | 3 | 72.0 ± 1.0 | -10.0 [-12.3, -7.7] | \
++31.0 [+28.5, +33.5] |
+parity | tiny-test, own-greedy, pass@1 | soft | 3 | 74.0 ± 1.0 | -8.0 [-10.3, -5.7] | \
++33.0 [+30.5, +35.5] |
+parity | tiny-long, soft-greedy, pass@1 | fuzzy | 3 | 44.0 ± 1.0 | -40.0 [-42.3, -37.7] |
+parity | tiny-test, hard-greedy, pass@1 | top-5 | 3 | 77.0 ± 1.0 | -5.0 [-7.3, -2.7] |
+diversity | tiny-long, hard-sample, pass@16 | soft | 3 | 87.0 ± 1.0 |
+likelihood | tiny-sorting, nll | base | 1 | 0.6000 | | |
+likelihood | tiny-sorting, nll | soft | 3 | 0.2900 ± 0.0100 | +0.1000 [+0.0773, +0.1227] |
+profile | tiny-test, hard-sample, entropy | hard | 3 | 0.150 ± 0.000 | | +0.000 (no spread) |
+published | hard-greedy pass@1 | here, tiny-test | 41.0 | 82.0 ± 1.0 | 72.0 ± 1.0 | 42.0 ± 1.0 |
+published | hard-greedy pass@1 | Llama-3.2-3B, GSM8K | 71.4 | 75.9 ± 1.3 | 77.2 ± 0.9 | 76.7 ± 1.8 |
+published | NLL | here, tiny-sorting | 0.6000 | 0.1900 ± 0.0100 | 0.2900 ± 0.0100 |
 matched | soft | hard-greedy pass@1 | 3 of 3 | 72.0 ± 1.0 | 0.139 ± 0.001 | 0.129 ± 0.001 | \
 +0.010 (no spread) |
 matched | top-5 | hard-greedy pass@1 | 3 of 3 | 77.0 ± 1.0 | 0.150 ± 0.000 | 0.124 ± 0.001 | \
@@ -479,15 +516,13 @@ matched | top-5 | hard-greedy pass@1 | 3 of 3 | 77.0 ± 1.0 | 0.150 ± 0.000 | 0
 matched | fuzzy | hard-sample pass@1 | 2 of 3 | 42.5 ± 0.7 | 0.178
 inference | soft trained | tiny-test | 72.0 ± 1.0 | 74.0 ± 1.0 | 71.0 ± 1.0 | +2.0
 inference | base | tiny-long | 41.0 | 43.0 | 40.0 |
-longer | tiny-test, hard-greedy, pass@1 | 41.0 | 87.0 ± 1.0 | 77.0 ± 1.0 |
+longer | tiny-test, hard-greedy, pass@1 | soft | 3 | 77.0 ± 1.0 | -10.0 [-12.3, -7.7] |
 sources | soft | 30 | 24 | answer | 9.2 | 11.5 | 0.009 ± 0.020 | 0.011 ± 0.020 | 0.138 ± 0.030 |
 ablation | soft | 71.0 ± 1.0 | 61.0 ± 1.0 | 41.0 ± 1.0 | -10.0 [-12.3, -7.7] | \
 -30.0 [-32.3, -27.7] |
 remedies | rloo | 0.1800 ± 0.0300 | 0.2070 ± 0.0300 | | | 71.0 ± 1.0 | | 2.50 ± 0.00 |
 remedies | 64x8 | 0.3600 ± 0.0300 | | 4.00 ± 0.00 | | 91.0 ± 1.0 | +20.0 [+17.7, +22.3] | \
 2.50 ± 0.00 |
-learned | tiny-test, hard-greedy, pass@1 | 41.0 | 82.0 ± 1.0 | 77.0 ± 1.0 | \
--5.0 [-7.3, -2.7] | +41.0 [+38.5, +43.5] | +36.0 [+33.5, +38.5] |
 fuzzy | tau 0.0001 | 3.00% | 1.00% | 3 | 6 | 0.003 ± 0.020 | 0.006 ± 0.020 | 41.0 ± 1.0 | |
 fuzzy | tau 0.1 | 5.00% | 1.00% | 5 | 10 | 0.005 ± 0.020 | 0.010 ± 0.020 | 71.0 ± 1.0 | \
 +30.0 [+27.7, +32.3] |
@@ -495,6 +530,65 @@ fuzzy | tau 0.1 | 5.00% | 1.00% | 5 | 10 | 0.005 ± 0.020 | 0.010 ± 0.020 | 71.
     .strip()
     .splitlines()
 )
+
+
+LATER_ROWS = (
+    """
+checkpoints | multiplex | 0 | 40 | 90.0 | 90.0 | multiplex-greedy | 80.0 |
+parity | tiny-test, own-greedy, pass@1 | multiplex | 2 | 91.0 ± 0.7 | +9.0 [
+inference | multiplex trained | tiny-test | 81.0 ± 0.7 | 83.0 ± 0.7 | 80.0 ± 0.7 | \
++2.0 (no spread) | \
+-1.0 (no spread) | 91.0 ± 0.7 | +10.0 (no spread) |
+matched | multiplex | hard-greedy pass@1 | 2 of 2 | 81.0 ± 0.7 |
+softness | hard | 1.00 | 0.0 | 1.0000 | 1.0000 | 0 | | | |
+softness | multiplex | 1.30 | 10.0 | 1.0000 | 2.9000 | 2 | 1.20 ± 0.00 | 5.0 ± 0.0 | 0.950 ± 0.000 |
+sources | multiplex | 60 | 24 | cot | 1 | 2 |
+remedies | top-5 | 0.0900 ± 0.0300 | | | | 95.0 ± 0.0 | +24.0 [
+""".replace("\\\n", "")
+    .strip()
+    .splitlines()
+)
+
+
+@pytest.fixture
+def later(folder) -> Path:
+    """The same with multiplex tokens, which reach 80 % in hard inference and 90 % in their own, and
+    with top-5 runs among the others, not among the remedies."""
+    for seed in range(2):
+        made = result("multiplex", f"multiplex{seed}", 0.795 + 0.01 * seed)
+        soft = {"support": 1.2, "largest_weight": 0.95, "share_soft": 0.05}
+        for run in made["runs"][:2]:
+            for how, samples in (("greedy", 1), ("sample", 32)):
+                own = numbers(0.895 + 0.01 * seed, samples) | soft
+                run["settings"][f"multiplex-{how}"] = own
+        write(folder / f"test/multiplex-s{seed}.json", made)
+        for kind, value in (("multiplex", 0.9), ("top-5", 0.95)):
+            run = folder / f"train/{kind}-s{seed}"
+            write(run / "summary.json", {"after": {"hard-greedy": {"pass@1": value}}})
+            write(run / "config.json", {"tokens": kind, "seed": seed, "lr": 1e-4})
+            row = {"step": 40, "accuracy": 0.9, "seconds": 1, "validation": value}
+            row["validation_hard"] = 0.8
+            (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    for kind, step in product(("hard", "multiplex"), (0, 60)):
+        top, share = (3.0, 0.1) if kind == "multiplex" else (1.0, 0.0)
+        support = [1.0] * 91 + [1.0 + 0.95 * (top - 1)] * 9 + [top]
+        quantiles = {"support": support, "largest_weight": [1 / x for x in reversed(support)]}
+        carried = {"support": 1 + 3 * share, "share_soft": share, "quantiles": quantiles}
+        write(folder / f"gradient/{kind}-{step}.json", signal_of(1) | {"softness": carried})
+    write(folder / "gradient/top-5-0.json", signal_of(1))
+    return folder
+
+
+@pytest.mark.parametrize("row", LATER_ROWS)
+def test_rows_of_the_later_kinds(later, row):
+    test_rows_of_the_tables(later, row)
+
+
+def test_pictures_of_the_later_kinds(later):
+    pytest.importorskip("matplotlib")
+    findings.write(later)
+    for name in ("training_later", "pass_at_k_later", "entropy_later", "matched_later", "softness"):
+        assert (later / f"{name}.png").stat().st_size > 10_000
 
 
 def squeeze(line: str) -> str:
@@ -512,10 +606,14 @@ def test_tables_and_pictures_of_a_study(folder, capsys):
     pytest.importorskip("matplotlib")
     findings.main([str(folder)])
     text = (folder / "study.md").read_text()
-    assert all(title in text for title, _ in findings.SECTIONS)
+    titles = {make.__name__: title for title, make in findings.SECTIONS}
+    assert titles.pop("softness") not in text  # older studies did not measure it
+    assert all(title in text for title in titles.values())
     assert "1 cells of one thread, 2 minutes in all" in text and "commits abc" in text
     assert capsys.readouterr().out.strip().endswith("study.md")
-    assert {row.split()[0] for row in ROWS} == {make.__name__ for _, make in findings.SECTIONS}
+    assert {row.split()[0] for row in [*ROWS, *LATER_ROWS]} == {
+        make.__name__ for _, make in findings.SECTIONS
+    }
     for name in ("training", "pass_at_k", "entropy", "gradient", "matched"):
         assert (folder / f"{name}.png").stat().st_size > 10_000
 
@@ -551,8 +649,9 @@ def test_commands_without_running_them(tmp_path, capsys):
     main(["--out", str(tmp_path / "s"), "--list"])
     lines = capsys.readouterr().out.splitlines()
     first = "OMP_NUM_THREADS=1 python train.py --tokens hard --lr 1e-4"
-    assert len(lines) == 13 and lines[0].startswith(first)
-    assert lines[-1].startswith("# the commands that follow") and not (tmp_path / "s").exists()
+    assert len(lines) == 13 + 1 + 4 and lines[0].startswith(first)
+    assert lines[13].startswith("# the commands that follow") and not (tmp_path / "s").exists()
+    assert [line.split()[1] for line in lines[14:]] == ["findings:", "kinds:", "signal:", "in"]
 
 
 def test_findings_is_a_command_and_says_where_nothing_is(tmp_path, monkeypatch, capsys):

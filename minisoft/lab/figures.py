@@ -201,6 +201,38 @@ def gradient(kinds: dict[str, dict[int, dict]]):
     return _finish(figure, {"band: ± 1 standard error"})
 
 
+def snr(cases: dict[str, dict], parts: dict[str, str]):
+    """Signal to noise of a batch's gradient in parts of the model: measured (± 1 standard error)
+    over predicted, for each case of minisoft.lab.why.  An error bar that reaches 0 is drawn as an
+    upper limit of 2 standard errors.
+
+    cases: {case: {"predicted", "linear", "measured"}}; parts: {part: its title}.
+    """
+    figure, (axes,) = _panels(1, len(parts), sharey=True)
+    for axis, (part, title) in zip(axes, parts.items(), strict=True):
+        for name, row in cases.items():
+            one, x = row["measured"][part], row["predicted"][part]
+            mean, error = one["snr"], one["snr_error"]
+            known = mean > error
+            y, bar = (mean, error) if known else (max(mean, 0) + 2 * error, None)
+            style = {"color": "0", "capsize": 2, "linewidth": 1, "markersize": 5}
+            face = "0" if known else "white"
+            axis.errorbar(x, y, bar, fmt="o" if known else "v", markerfacecolor=face, **style)
+            axis.plot([x, row["linear"][part]], [y, y], color=".6", linewidth=0.8, zorder=1)
+            axis.plot(row["linear"][part], y, "|", color=".4", markersize=7)
+            place = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
+            axis.annotate(name, (x, y), fontsize="small", **place)
+        ends = (1e-4, 10)
+        axis.plot(ends, ends, color=".7", linewidth=0.8, zorder=1)
+        axis.set(xscale="log", yscale="log", title=f"in {title}")
+        axis.set(xlabel="predicted SNR of a batch", ylabel="measured SNR of a batch")
+    notes = {
+        "● measured ± 1 standard error, ▽ upper limit (2 standard errors) where that reaches 0",
+        "| the prediction with the signal of a linear reward",
+    }
+    return _finish(figure, notes)
+
+
 def matched(kinds: dict[str, list[list[dict]]]):
     """Entropy of hard-sampled CoTs over greedy and over sampled accuracy, along training: a line
     for each run, from the base on.

@@ -1,0 +1,316 @@
+"""Why some kinds of token learn and others do not: the noise of their scores (not in the paper).
+
+    python -m minisoft.lab.why --gradients runs/why --out why.json       # also why.md and why.png
+
+From the logits z at the CoT positions of hard chains alone, for each kind:
+
+    score variance   E|d log pi(action) / dz|^2: the trace of the score's covariance, in closed form
+    displacement     how far the noise moves the next input along E_i - E_j of the two best tokens,
+                     in units of |E_i - E_j| (a standard deviation, by draws)
+    signal           |d E[input] / dz|^2: what the gradient of the expected reward in z would be,
+                     squared, were the reward linear in the input, its slope alike for all kinds
+
+at positions where the model hesitates (p_max < 0.9 at tau = 1), elsewhere, and at all.  The mean of
+N batches' gradients has variance ~ score variance / N, so that for the same signal
+
+    predicted SNR    hard's measured one x hard's score variance / the kind's
+    linear SNR       that x the kind's signal / hard's
+
+beside the SNR that `minisoft.lab.gradient` measures, whose results FOLDER/CASE.json are used where
+they exist, and made where they do not.  A row of the table says nothing of how much is learnt: the
+optimizer and the curvature are not in it.
+Dimensions: P positions, V vocabulary, d width of E, n draws, k tokens of a sparse action.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import torch
+
+from minisoft import data, engine, reinforce
+from minisoft.draws import Draws
+from minisoft.draws import key as draw_key
+from minisoft.followups import Covariance, GumbelSoftmax, Multiplex
+from minisoft.io import WEIGHTS
+from minisoft.io.atomic import read_json, write_json, write_text
+from minisoft.lab import command, figures, gradient
+from minisoft.rollout import COT, Decoding, Request
+from minisoft.soft import Hard, LogitNoise, Mixture, Sparse, TopLogitNoise
+from minisoft.training.metrics import markdown
+from minisoft.training.world import as_program, keep_memory
+from minisoft.verifier.process import WORKERS, Verifier
+
+CASES = {  # flags of minisoft.lab.gradient
+    "hard": ["--tokens", "hard"],
+    "multiplex": ["--tokens", "multiplex"],
+    "covariance": ["--tokens", "covariance"],
+    "gumbel": ["--tokens", "gumbel"],
+    "top-5": ["--tokens", "soft", "--noise", "logits", "--top-k", "5"],
+    "soft": ["--tokens", "soft"],
+    "soft-0.66": ["--tokens", "soft", "--gamma", "0.66"],
+    "soft-1": ["--tokens", "soft", "--gamma", "1"],
+    "fuzzy": ["--tokens", "fuzzy"],
+}
+HESITATES = 0.9  # where p_max is below it
+PARTS = {"E": "E", "body": "the rest"}
+DRAWN = 64  # draws a position
+AT_ONCE = 2**24  # numbers
+
+
+def token_variance(p: torch.Tensor) -> torch.Tensor:
+    """p (P, V) -> trace (P,) of C = diag(p) - p p^T, the covariance of a token's one-hot vector."""
+    return 1 - p.square().sum(-1)
+
+
+def mean_slope(E: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """|C E|^2 (P,): row i of C E is p_i (E_i - p E), the derivative of p E by the logit i."""
+    mean = p @ E  # (P, d)
+    square = E.square().sum(-1) - 2 * mean @ E.T + mean.square().sum(-1, keepdim=True)
+    return (p.square() * square.clamp(min=0)).sum(-1)
+
+
+def score_variance(kind, E: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """E|d log pi / d logits|^2 (P,) of logits (P, V), E (V, d), by the score s of each kind.
+
+    hard         s = (onehot - p) / tau
+    multiplex    s = sum of K such
+    covariance   s = (w - p) / (sigma^2 tau), Cov(w) = sigma^2 C, sigma^2 = 1 / K: as multiplex
+    soft, fuzzy  s = C E epsilon / (tau sigma)
+    (top) logits s = epsilon / sigma, of the k that have noise
+    gumbel       s = f - p sum f, f = 1 - exp(-x) of the n that are kept: Cov(f) = I, since exp(-x)
+                 is exponential, so tr (I - p 1^T)(I - 1 p^T) = n - 2 + n sum p^2
+    """
+    E, logits = E.double(), logits.double()
+    p = (logits / kind.tau).softmax(-1)
+    match kind:
+        case Hard():
+            return token_variance(p) / kind.tau**2
+        case Multiplex() | Covariance():
+            return kind.width * token_variance(p) / kind.tau**2
+        case TopLogitNoise():
+            return torch.full_like(p[:, 0], kind.top / kind.sigma**2)
+        case LogitNoise():
+            return torch.full_like(p[:, 0], logits.shape[-1] / kind.sigma**2)
+        case GumbelSoftmax():
+            kept = kind.distribution(None, None, logits.float()).mode()[..., 1].double().exp()
+            n = (kept > 0).sum(-1)
+            return n - 2 + n * kept.square().sum(-1)
+        case _ if type(kind) is Mixture:
+            return mean_slope(E, p) / (kind.tau * kind.sigma) ** 2
+    raise ValueError(f"score_variance: expected a kind with a known formula, found {kind}")
+
+
+def displacement(model, kind, logits: torch.Tensor, draws: Draws, n: int) -> torch.Tensor:
+    """Variance (P,) of the next input along E_i - E_j of the two best tokens, in units of
+    |E_i - E_j|, over n draws a position; draws: of P n rows."""
+    best = model.E[logits.topk(2).indices]  # (P, 2, d)
+    along = best[:, 0] - best[:, 1]
+    along = along / along.square().sum(-1, keepdim=True)
+    many = logits.repeat_interleave(n, 0)
+    action = kind.distribution(model, None, many).sample(draws)
+    x = kind.embed(model, action).view(len(logits), n, -1)
+    return torch.einsum("pnd,pd->pn", x, along).double().var(-1)
+
+
+def linear_signal(model, kind, logits: torch.Tensor, draws: Draws, n: int) -> torch.Tensor:
+    """|d E[input] / d logits|^2 (P,); of softmax of noisy numbers the mean over n draws."""
+    if not isinstance(kind, Sparse):
+        p = (logits.double() / kind.tau).softmax(-1)
+        return mean_slope(model.E.double(), p) / kind.tau**2
+    many = logits.repeat_interleave(n, 0)
+    action = kind.distribution(model, None, many).sample(draws)
+    w, ids = kind.weights(model, action, many)  # (P n, k)
+    slope = (torch.diag_embed(w) - w[:, :, None] * w[:, None, :]) / kind.tau
+    slope = slope.view(len(logits), n, *slope.shape[1:]).mean(1)  # (P, k, k)
+    return (slope @ model.E[ids[::n]]).double().square().sum((-2, -1))
+
+
+@torch.no_grad()
+def hard_logits(args: argparse.Namespace) -> torch.Tensor:
+    """Logits (P, V) at the CoT positions of hard chains of the first batch's problems."""
+    of = gradient.Measurement(case_flags("hard", args), None)
+    requests = []
+    for i in data.batch(len(of.problems), args.chains, args.seed, 0):
+        text = data.prompt(of.problems[i].question, of.settings.template)
+        requests.append(Request(of.tokenizer.encode(text), ("why", args.seed, i), range(4)))
+    rollouts = engine.rollout(of.model, of.form, of.kind, requests, Decoding(of.settings.cot))
+    return torch.cat(
+        [
+            of.model.logits(reinforce.encodings(of.model, of.kind, one)[one.role == COT])
+            for one in rollouts
+        ]
+    )
+
+
+def case_flags(name: str, args: argparse.Namespace) -> argparse.Namespace:
+    """The flags of minisoft.lab.gradient that measure a case."""
+    words = [*CASES[name], "--model", args.model, "--device", "cpu"]
+    for flag in ("data", "template", "cot", "prompts", "group", "batches", "seed"):
+        if getattr(args, flag) is not None:
+            words += [f"--{flag}", str(getattr(args, flag))]
+    return gradient.read_flags(words)
+
+
+def average(values: torch.Tensor, hesitates: torch.Tensor) -> dict[str, float]:
+    """Means over positions: all, where the model hesitates, elsewhere."""
+    places = {"all": values, "hesitates": values[hesitates], "elsewhere": values[~hesitates]}
+    return {place: some.mean().item() for place, some in places.items() if len(some)}
+
+
+@torch.no_grad()
+def formulas(name: str, logits: torch.Tensor, args: argparse.Namespace) -> dict:
+    """What the logits alone say of a case."""
+    of = gradient.Measurement(case_flags(name, args), None)
+    columns, start = [], draw_key("why", args.seed)
+    for part in logits.split(max(1, AT_ONCE // (DRAWN * logits.shape[1]))):
+        keys = torch.arange(len(part) * DRAWN) + start
+        start = keys[-1].item() + 1
+        draws = Draws(keys, torch.zeros_like(keys))
+        moved = displacement(of.model, of.kind, part, draws, DRAWN)
+        signal = linear_signal(of.model, of.kind, part, draws, DRAWN)
+        columns.append(torch.stack((score_variance(of.kind, of.model.E, part), moved, signal)))
+    variance, moved, signal = torch.cat(columns, 1)
+    hesitates = logits.softmax(-1).amax(-1) < HESITATES
+    return {
+        "score_variance": average(variance, hesitates),
+        "displacement": {x: value**0.5 for x, value in average(moved, hesitates).items()},
+        "signal": average(signal, hesitates),
+        "tau": of.kind.tau,
+        "sigma": of.kind.sigma,
+    }
+
+
+def distances(name: str, logits: torch.Tensor, args: argparse.Namespace) -> dict:
+    """How far apart the two best tokens' embeddings are where the model hesitates, beside what
+    independent rows of E would have."""
+    E = gradient.Measurement(case_flags(name, args), None).model.E.detach().double()
+    best = logits[logits.softmax(-1).amax(-1) < HESITATES].topk(2).indices  # (P, 2)
+    apart = (E[best[:, 0]] - E[best[:, 1]]).square().sum(-1).mean().sqrt().item()
+    independent = (2 * E.shape[1]) ** 0.5 * E.square().mean().sqrt().item()
+    return {"width": E.shape[1], "best_two": apart, "independent": independent}
+
+
+def predict(rows: dict[str, dict]) -> None:
+    """Adds "predicted" and "linear" to each {case: row}: {part: SNR}."""
+    hard = rows["hard"]
+    for row in rows.values():
+        fewer = hard["score_variance"]["all"] / row["score_variance"]["all"]
+        more = row["signal"]["all"] / hard["signal"]["all"]
+        snr = {part: hard["measured"][part]["snr"] for part in PARTS}
+        row["predicted"] = {part: snr[part] * fewer for part in PARTS}
+        row["linear"] = {part: snr[part] * fewer * more for part in PARTS}
+
+
+def measured(name: str, args: argparse.Namespace, verifier) -> dict:
+    """What minisoft.lab.gradient measures of a case's CoT terms, kept in the folder."""
+    path = args.gradients / f"{name}.json"
+    found = read_json(path)
+    if not found:
+        found = gradient.measure(case_flags(name, args), verifier)
+        write_json(path, found)
+    signal = found["signal"]["cot"]
+    sizes = {x: found[x] for x in ("prompts", "group", "batches", "seed", "reward", "informative")}
+    return {**sizes, **{part: signal[part] for part in PARTS}}
+
+
+def study(args: argparse.Namespace, verifier) -> dict:
+    """All that the command writes."""
+    logits = hard_logits(args)
+    hesitates = (logits.softmax(-1).amax(-1) < HESITATES).double().mean().item()
+    rows = {}
+    for name in args.cases:
+        print(name, flush=True)
+        rows[name] = formulas(name, logits, args)
+        rows[name]["measured"] = measured(name, args, verifier)
+    predict(rows)
+    return {
+        "model": args.model,
+        "positions": len(logits),
+        "hesitates": hesitates,
+        "distance": distances("hard", logits, args),
+        "cases": rows,
+    }
+
+
+def number(x: float) -> str:
+    """Two significant digits."""
+    if x == 0:
+        return "0"
+    digits = f"{float(f'{x:.2g}'):.10f}".rstrip("0").rstrip(".")
+    return digits if 1e-4 <= abs(x) < 1e5 else f"{x:.1e}"
+
+
+def table(found: dict) -> str:
+    """Markdown."""
+    head = ["score variance a position", "p_max < 0.9", "elsewhere", "displacement, p_max < 0.9"]
+    rows = [["", *head, "signal / hard's"]]
+    snrs = [["", *(f"{x}, {part}" for part in PARTS.values() for x in SNRS)]]
+    hard = found["cases"]["hard"]
+    for name, row in found["cases"].items():
+        variance = [number(row["score_variance"].get(x, 0.0)) for x in PLACES]
+        moved = number(row["displacement"].get("hesitates", 0.0))
+        signal = number(row["signal"]["all"] / hard["signal"]["all"])
+        rows.append([name, *variance, moved, signal])
+        cells = [name]
+        for part in PARTS:
+            one = row["measured"][part]
+            error = number(one["snr_error"])
+            shown = [number(row["predicted"][part]), number(row["linear"][part])]
+            cells += [*shown, f"{number(one['snr'])} ± {error}"]
+        snrs.append(cells)
+    return f"{markdown(rows)}\n\n{markdown(snrs)}"
+
+
+PLACES = ("all", "hesitates", "elsewhere")
+SNRS = ("predicted SNR", "linear SNR", "measured SNR")
+NUMBER, WHOLE = {"type": float}, {"type": int}
+FLAGS = {
+    "what is measured (defaults marked * are the model's)": {
+        "--model": (str(WEIGHTS / "tiny"), "folder or hub id"),
+        "--data": (None, "problems (default tiny *)"),
+        "--template": (None, "file with the prompt, QUESTION in it (default the paper's *)"),
+        "--cases": ([*CASES], "hard, and some of the others", {"nargs": "+", "choices": CASES}),
+        "--chains": (32, "problems whose hard chains, 4 of each, give the logits", WHOLE),
+    },
+    "batches of minisoft.lab.gradient": {
+        "--prompts": (8, "B, problems a batch", WHOLE),
+        "--group": (32, "G, samples of each", WHOLE),
+        "--batches": (16, "independent batches, at least 3", WHOLE),
+        "--cot": (None, "CoT budget in tokens (default 128 *)", WHOLE),
+        "--seed": (0, "decides problems and draws", WHOLE),
+        "--gradients": (None, "folder for CASE.json", {"type": Path, "required": True}),
+    },
+    "output": {"--out": (None, "file.json, beside it .md and .png (extra `plot`)", {"type": Path})},
+}
+
+
+def read_flags(argv=None) -> argparse.Namespace:
+    parser = command.parser("why", __doc__)
+    command.add_flags(parser, FLAGS)
+    args = parser.parse_args(argv)
+    command.expect_least(parser, args, prompts=1, group=2, batches=3, chains=1, cot=1)
+    command.expect_folder(parser, "--out", args.out)
+    if "hard" not in args.cases:
+        parser.error(f"--cases: expected hard among them, found {' '.join(args.cases)}")
+    return args
+
+
+def main(argv=None) -> None:
+    args = read_flags(argv)
+    with command.one_line("why", resumes=True):
+        os.makedirs(args.gradients, exist_ok=True)
+        keep_memory()
+        with Verifier(workers=WORKERS) as verifier:
+            found = study(args, verifier)
+        print(table(found))
+        print(json.dumps({x: found[x] for x in ("positions", "hesitates", "distance")}))
+        if args.out:
+            write_json(args.out, found)
+            write_text(args.out.with_suffix(".md"), table(found) + "\n")
+            figures.snr(found["cases"], PARTS).savefig(args.out.with_suffix(".png"), dpi=110)
+
+
+if __name__ == "__main__":
+    as_program(main)

@@ -26,6 +26,7 @@ import argparse
 import json
 import os
 from pathlib import Path
+from statistics import fmean, stdev
 
 import torch
 
@@ -57,6 +58,7 @@ HESITATES = 0.9  # where p_max is below it
 PARTS = {"E": "E", "body": "the rest"}
 DRAWN = 64  # draws a position
 AT_ONCE = 2**24  # numbers
+MEASURED = "prompts group batches seed reward informative advantage_square cot_length".split()
 
 
 def token_variance(p: torch.Tensor) -> torch.Tensor:
@@ -127,21 +129,37 @@ def linear_signal(model, kind, logits: torch.Tensor, draws: Draws, n: int) -> to
     return (slope @ model.E[ids[::n]]).double().square().sum((-2, -1))
 
 
+def through_mixture(model, kind, hidden: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """What the score's variance in E has besides that through the logits, in units of |hL|^2 (P,).
+
+    The row i of E scores s_i hL, as the head (if it is tied), and p_i epsilon / sigma, as a part of
+    the mixture, if that is what is noisy: |s|^2 |hL|^2 + d sum p^2 / sigma^2 + 2 sum_i p_i
+    <J_i, hL> / sigma^2, J_i = p_i (E_i - p E) / tau, on average.  hidden (P, d).
+    """
+    if type(kind) is not Mixture:
+        return torch.zeros(len(logits), dtype=torch.float64)
+    z, square = logits.double(), hidden.double().square().sum(-1)
+    p = (z / kind.tau).softmax(-1)
+    direct = hidden.shape[1] * p.square().sum(-1)
+    if not model.config.tie_word_embeddings:
+        return direct / kind.sigma**2 / square
+    off = z - torch.linalg.vecdot(p, z)[:, None]  # <E_i - p E, hL>
+    both = 2 * (p.square() * off).sum(-1) / kind.tau
+    return (direct + both) / kind.sigma**2 / square
+
+
 @torch.no_grad()
-def hard_logits(args: argparse.Namespace) -> torch.Tensor:
-    """Logits (P, V) at the CoT positions of hard chains of the first batch's problems."""
+def hard_chains(args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encodings (P, d) and logits (P, V) at the CoT positions of hard chains of some problems."""
     of = gradient.Measurement(case_flags("hard", args), None)
     requests = []
     for i in data.batch(len(of.problems), args.chains, args.seed, 0):
         text = data.prompt(of.problems[i].question, of.settings.template)
         requests.append(Request(of.tokenizer.encode(text), ("why", args.seed, i), range(4)))
     rollouts = engine.rollout(of.model, of.form, of.kind, requests, Decoding(of.settings.cot))
-    return torch.cat(
-        [
-            of.model.logits(reinforce.encodings(of.model, of.kind, one)[one.role == COT])
-            for one in rollouts
-        ]
-    )
+    encoded = (reinforce.encodings(of.model, of.kind, one)[one.role == COT] for one in rollouts)
+    hidden = torch.cat(list(encoded))
+    return hidden, of.model.logits(hidden)
 
 
 def case_flags(name: str, args: argparse.Namespace) -> argparse.Namespace:
@@ -160,21 +178,25 @@ def average(values: torch.Tensor, hesitates: torch.Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def formulas(name: str, logits: torch.Tensor, args: argparse.Namespace) -> dict:
-    """What the logits alone say of a case."""
+def formulas(name: str, hidden, logits: torch.Tensor, args: argparse.Namespace) -> dict:
+    """What the encodings (P, d) and logits (P, V) alone say of a case."""
     of = gradient.Measurement(case_flags(name, args), None)
     columns, start = [], draw_key("why", args.seed)
-    for part in logits.split(max(1, AT_ONCE // (DRAWN * logits.shape[1]))):
-        keys = torch.arange(len(part) * DRAWN) + start
+    size = max(1, AT_ONCE // (DRAWN * logits.shape[1]))
+    for h, z in zip(hidden.split(size), logits.split(size), strict=True):
+        keys = torch.arange(len(z) * DRAWN) + start
         start = keys[-1].item() + 1
         draws = Draws(keys, torch.zeros_like(keys))
-        moved = displacement(of.model, of.kind, part, draws, DRAWN)
-        signal = linear_signal(of.model, of.kind, part, draws, DRAWN)
-        columns.append(torch.stack((score_variance(of.kind, of.model.E, part), moved, signal)))
-    variance, moved, signal = torch.cat(columns, 1)
+        moved = displacement(of.model, of.kind, z, draws, DRAWN)
+        signal = linear_signal(of.model, of.kind, z, draws, DRAWN)
+        variance = score_variance(of.kind, of.model.E, z)
+        mixture = through_mixture(of.model, of.kind, h, z)
+        columns.append(torch.stack((variance, mixture, moved, signal)))
+    variance, mixture, moved, signal = torch.cat(columns, 1)
     hesitates = logits.softmax(-1).amax(-1) < HESITATES
     return {
         "score_variance": average(variance, hesitates),
+        "through_mixture": average(mixture, hesitates),
         "displacement": {x: value**0.5 for x, value in average(moved, hesitates).items()},
         "signal": average(signal, hesitates),
         "tau": of.kind.tau,
@@ -193,7 +215,7 @@ def distances(name: str, logits: torch.Tensor, args: argparse.Namespace) -> dict
 
 
 def predict(rows: dict[str, dict]) -> None:
-    """Adds "predicted" and "linear" to each {case: row}: {part: SNR}."""
+    """Adds "predicted" and "linear" SNR and "noise" to each {case: row}, each {part: number}."""
     hard = rows["hard"]
     for row in rows.values():
         fewer = hard["score_variance"]["all"] / row["score_variance"]["all"]
@@ -201,6 +223,27 @@ def predict(rows: dict[str, dict]) -> None:
         snr = {part: hard["measured"][part]["snr"] for part in PARTS}
         row["predicted"] = {part: snr[part] * fewer for part in PARTS}
         row["linear"] = {part: snr[part] * fewer * more for part in PARTS}
+        row["noise"] = {part: noise(row, hard, part) for part in PARTS}
+
+
+def noise(row: dict, hard: dict, part: str) -> dict[str, float]:
+    """Variance of a batch's gradient in units of hard's: predicted, by score variance x squared
+    advantage x CoT length, and measured, with the relative standard error of both together."""
+    predicted = measured = 1.0
+    for one, power in ((row, 1), (hard, -1)):
+        m, variance = one["measured"], one["score_variance"]["all"]
+        if part == "E":
+            variance += one["through_mixture"]["all"]
+        predicted *= (variance * m["advantage_square"] * m["cot_length"]) ** power
+        measured *= (m[part]["norm"] ** 2 / (1 + m[part]["snr"])) ** power
+    error = sum(one["measured"][part]["square_error"] ** 2 for one in (row, hard)) ** 0.5
+    return {"predicted": predicted, "measured": measured, "relative_error": error}
+
+
+def square_error(norms: list[float]) -> float:
+    """Relative standard error of the mean square of the norms of batches."""
+    squares = [norm**2 for norm in norms]
+    return stdev(squares) / fmean(squares) / len(squares) ** 0.5
 
 
 def measured(name: str, args: argparse.Namespace, verifier) -> dict:
@@ -211,18 +254,20 @@ def measured(name: str, args: argparse.Namespace, verifier) -> dict:
         found = gradient.measure(case_flags(name, args), verifier)
         write_json(path, found)
     signal = found["signal"]["cot"]
-    sizes = {x: found[x] for x in ("prompts", "group", "batches", "seed", "reward", "informative")}
-    return {**sizes, **{part: signal[part] for part in PARTS}}
+    parts = {}
+    for part in PARTS:
+        parts[part] = {**signal[part], "square_error": square_error(found["cot_norms"][part])}
+    return {**{x: found[x] for x in MEASURED}, **parts}
 
 
 def study(args: argparse.Namespace, verifier) -> dict:
     """All that the command writes."""
-    logits = hard_logits(args)
+    hidden, logits = hard_chains(args)
     hesitates = (logits.softmax(-1).amax(-1) < HESITATES).double().mean().item()
     rows = {}
     for name in args.cases:
         print(name, flush=True)
-        rows[name] = formulas(name, logits, args)
+        rows[name] = formulas(name, hidden, logits, args)
         rows[name]["measured"] = measured(name, args, verifier)
     predict(rows)
     return {
@@ -243,28 +288,32 @@ def number(x: float) -> str:
 
 
 def table(found: dict) -> str:
-    """Markdown."""
+    """Markdown: score variance and displacement; noise; signal to noise."""
+    places = ("all", "hesitates", "elsewhere")
     head = ["score variance a position", "p_max < 0.9", "elsewhere", "displacement, p_max < 0.9"]
     rows = [["", *head, "signal / hard's"]]
-    snrs = [["", *(f"{x}, {part}" for part in PARTS.values() for x in SNRS)]]
+    noises = [["", *(f"noise / hard's, {x}: predicted, measured" for x in PARTS.values())]]
+    names = ("predicted SNR", "linear SNR", "measured SNR")
+    snrs = [["", *(f"{name}, {part}" for part in PARTS.values() for name in names)]]
     hard = found["cases"]["hard"]
     for name, row in found["cases"].items():
-        variance = [number(row["score_variance"].get(x, 0.0)) for x in PLACES]
+        variance = [number(row["score_variance"].get(x, 0.0)) for x in places]
         moved = number(row["displacement"].get("hesitates", 0.0))
-        signal = number(row["signal"]["all"] / hard["signal"]["all"])
-        rows.append([name, *variance, moved, signal])
-        cells = [name]
+        rows.append([name, *variance, moved, number(row["signal"]["all"] / hard["signal"]["all"])])
+        noises.append([name, *(show_noise(row["noise"][part]) for part in PARTS)])
+        snrs.append([name])
         for part in PARTS:
             one = row["measured"][part]
-            error = number(one["snr_error"])
-            shown = [number(row["predicted"][part]), number(row["linear"][part])]
-            cells += [*shown, f"{number(one['snr'])} ± {error}"]
-        snrs.append(cells)
-    return f"{markdown(rows)}\n\n{markdown(snrs)}"
+            snrs[-1] += [number(row["predicted"][part]), number(row["linear"][part])]
+            snrs[-1].append(f"{number(one['snr'])} ± {number(one['snr_error'])}")
+    return "\n\n".join(map(markdown, (rows, noises, snrs)))
 
 
-PLACES = ("all", "hesitates", "elsewhere")
-SNRS = ("predicted SNR", "linear SNR", "measured SNR")
+def show_noise(one: dict[str, float]) -> str:
+    error = number(one["measured"] * one["relative_error"])
+    return f"{number(one['predicted'])}, {number(one['measured'])} ± {error}"
+
+
 NUMBER, WHOLE = {"type": float}, {"type": int}
 FLAGS = {
     "what is measured (defaults marked * are the model's)": {

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,6 +30,7 @@ KINDS = {
 class Model:
     """The part of a model that a kind needs."""
 
+    config = SimpleNamespace(tie_word_embeddings=True)
     E = torch.randn(V, D, generator=torch.Generator().manual_seed(2))
 
     def embed(self, ids):
@@ -53,6 +55,25 @@ def test_score_variance_is_that_of_exact_gradients(kind, logits):
     found = why.score_variance(kind, Model.E, logits[None]).item()
     assert abs(square.mean() - found) < 5 * square.std() / N**0.5 + 1e-5
     assert (score.mean(0).abs() < 5 * score.std(0) / N**0.5 + 1e-5).all()  # scores have mean 0
+
+
+@pytest.mark.parametrize("name", ["soft", "hard", "covariance"])
+def test_score_variance_in_E_is_that_of_exact_gradients(name):
+    """E is the head of the logits and, of soft tokens, what is mixed."""
+    kind, h = KINDS[name], torch.randn(D, generator=torch.Generator().manual_seed(5))
+    squares, E = [], Model.E
+    for i in range(3000):
+        model = Model()
+        model.E = E.clone().requires_grad_()
+        one = Draws(torch.tensor([i]), torch.tensor([0]))
+        distribution = kind.distribution(model, None, (model.E @ h)[None])
+        action = distribution.sample(one).detach()
+        (score,) = torch.autograd.grad(distribution.score(action, one).sum(), model.E)
+        squares.append(score.double().square().sum())
+    square, z = torch.stack(squares), (E @ h)[None]
+    found = why.score_variance(kind, E, z) + why.through_mixture(Model(), kind, h[None], z)
+    found = found.item() * h.square().sum().item()
+    assert abs(square.mean() - found) < 5 * square.std() / 3000**0.5
 
 
 def test_two_tokens_soft_score_has_two_d_over_gamma_squared_times_p_1_p_hards():
@@ -98,7 +119,7 @@ def test_linear_signal_is_the_slope_of_the_mean_input(name):
 
 
 def test_the_command_predicts_and_measures(tmp_path, capsys):
-    small = "--prompts 1 --group 4 --batches 3 --cot 24 --chains 4 --cases hard soft gumbel"
+    small = "--prompts 2 --group 8 --batches 3 --cot 60 --chains 4 --cases hard soft gumbel"
     out = tmp_path / "why.json"
     words = [*small.split(), "--gradients", str(tmp_path / "g"), "--out", str(out)]
     why.main(words)

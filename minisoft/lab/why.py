@@ -271,7 +271,7 @@ def study(args: argparse.Namespace, verifier) -> dict:
         rows[name]["measured"] = measured(name, args, verifier)
     predict(rows)
     return {
-        "model": args.model,
+        "model": Path(args.model).name,
         "positions": len(logits),
         "hesitates": hesitates,
         "distance": distances("hard", logits, args),

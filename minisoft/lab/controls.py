@@ -32,6 +32,7 @@ from minisoft.evaluation import Setting, pass_at_k
 from minisoft.io import WEIGHTS, checkpoint, datasets
 from minisoft.io.atomic import write_json, write_text
 from minisoft.io.journal import Journal
+from minisoft.kinds import KINDS
 from minisoft.lab import command
 from minisoft.lab.figures import read_run
 from minisoft.reward import RIGHT
@@ -168,7 +169,7 @@ def noise_table(found: dict) -> str:
             cells = []
             for field in shown:
                 scale, digits = (1, 3) if field == "entropy" else (100, 1)
-                known = field in row
+                known = field in row and (field != "different" or "greedy" not in name)
                 cells.append(
                     interval(row[field], row["ci95"][field], scale, digits) if known else ""
                 )
@@ -204,16 +205,15 @@ def answer(of: Model, request: Request, thought: torch.Tensor, stopped: bool) ->
     return form.answer_text(ids)
 
 
-def thoughts(of: Model, args, problems: list[Problem]) -> list[tuple]:
-    """The greedy CoT of the model's own kind for each problem: (inputs (C, d), the shadow tokens'
+def thoughts(of: Model, tokens: str, args, problems: list[Problem]) -> list[tuple]:
+    """The greedy CoT of a kind of token for each problem: (inputs (C, d), the shadow tokens'
     embeddings (C, d), did it stop?, the answer that follows)."""
-    kind = of.settings.kind(args.tokens or of.tokens)
+    kind, found = of.settings.kind(tokens), []
     requests = [of.request(problem, ("thought", i)) for i, problem in enumerate(problems)]
-    how, found = Decoding(of.settings.cot, greedy=True, greedy_answer=True), []
+    how = Decoding(of.settings.cot, greedy=True, greedy_answer=True)
     for first in range(0, len(requests), args.batch):
-        for one in engine.rollout(
-            of.model, of.form, kind, requests[first : first + args.batch], how
-        ):
+        some = requests[first : first + args.batch]
+        for one in engine.rollout(of.model, of.form, kind, some, how):
             inputs = kind.embed(of.model, one.taken(COT))
             shadow = of.model.embed(one.ids[one.role == COT])
             text = of.form.answer_text(one.tokens(0, ANSWER))
@@ -222,21 +222,24 @@ def thoughts(of: Model, args, problems: list[Problem]) -> list[tuple]:
 
 
 def thought(args: argparse.Namespace, _, verifier) -> dict:
-    """{model: {data: {thought: numbers}}}."""
+    """{model: {data: numbers}}."""
     found = {}
     for folder in args.model:
         of = Model(folder, args.cot)
-        found[of.name] = {"tokens": args.tokens or of.tokens, "data": {}}
-        for source in args.data:
-            problems = datasets.load_problems(source)[: args.limit]
-            found[of.name]["data"][source] = use(of, args, problems, verifier)
+        for tokens in args.tokens or [of.tokens]:
+            name = f"{of.name}, {tokens} inference" if args.tokens else of.name
+            found[name] = {"tokens": tokens, "data": {}}
+            for source in args.data:
+                problems = datasets.load_problems(source)[: args.limit]
+                made = thoughts(of, tokens, args, problems)
+                found[name]["data"][source] = use(of, made, problems, verifier)
     return {"models": found}
 
 
-def use(of: Model, args, problems: list[Problem], verifier) -> dict:
+def use(of: Model, made: list[tuple], problems: list[Problem], verifier) -> dict:
     """Accuracy after each of THOUGHTS, with 95 % intervals over problems; of the answers after
-    another problem's CoT also the share that are the other's right answer."""
-    made, n = thoughts(of, args, problems), len(problems)
+    another problem's CoT also the share that are the other's right answer.  made: `thoughts`."""
+    n = len(problems)
     texts = {name: [] for name in THOUGHTS}
     for i in tqdm(range(n), desc=of.name, disable=None):
         request = of.request(problems[i], ("thought", i))
@@ -349,7 +352,13 @@ FLAGS = {
         "--seed": (0, "decides the draws", WHOLE),
         "--batch": (512, "rows at once", WHOLE),
     },
-    "thought": {"--tokens": (None, "kind of token (default what the model was trained with)")},
+    "thought": {
+        "--tokens": (
+            None,
+            "kinds of token (default what the model was trained with)",
+            {"nargs": "+", "choices": KINDS},
+        )
+    },
 }
 
 

@@ -22,6 +22,7 @@ INCIDENTAL = set(  # in config.json of seeds of one run
     "tokens seed out resume sigma device world micro_batch eval_batch validate_every save_every "
     "keep show_every shares_every shard patience".split()
 )
+POINTS = "os^Dv<>P*Xdp"  # of `why`
 GREYS, DASHES, MARKERS = ("0", ".4", ".6"), ("-", "--", "-.", ":"), "os^Dv"
 STYLES = {label: index for index, label in enumerate(("base", *PAPER))}  # the same everywhere
 LEAST_ROWS, LEAST_SHARE = 5, 0.05  # fewer generations have no meaningful mean entropy
@@ -201,36 +202,41 @@ def gradient(kinds: dict[str, dict[int, dict]]):
     return _finish(figure, {"band: ± 1 standard error"})
 
 
-def snr(cases: dict[str, dict], parts: dict[str, str]):
-    """Signal to noise of a batch's gradient in parts of the model: measured (± 1 standard error)
-    over predicted, for each case of minisoft.lab.why.  An error bar that reaches 0 is drawn as an
-    upper limit of 2 standard errors.
+def why(cases: dict[str, dict], parts: dict[str, str]):
+    """Noise (variance of a batch's gradient, in units of hard tokens') and signal to noise in parts
+    of the model: measured (± 1 standard error) over predicted, for each case of minisoft.lab.why.
+    Where an error bar reaches 0 its upper limit, 2 standard errors, is drawn instead.
 
-    cases: {case: {"predicted", "linear", "measured"}}; parts: {part: its title}.
+    cases: {case: {"noise", "predicted", "measured"}}; parts: {part: its title}.
     """
-    figure, (axes,) = _panels(1, len(parts), sharey=True)
-    for axis, (part, title) in zip(axes, parts.items(), strict=True):
-        for name, row in cases.items():
-            one, x = row["measured"][part], row["predicted"][part]
-            mean, error = one["snr"], one["snr_error"]
-            known = mean > error
-            y, bar = (mean, error) if known else (max(mean, 0) + 2 * error, None)
-            style = {"color": "0", "capsize": 2, "linewidth": 1, "markersize": 5}
-            face = "0" if known else "white"
-            axis.errorbar(x, y, bar, fmt="o" if known else "v", markerfacecolor=face, **style)
-            axis.plot([x, row["linear"][part]], [y, y], color=".6", linewidth=0.8, zorder=1)
-            axis.plot(row["linear"][part], y, "|", color=".4", markersize=7)
-            place = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
-            axis.annotate(name, (x, y), fontsize="small", **place)
-        ends = (1e-4, 10)
-        axis.plot(ends, ends, color=".7", linewidth=0.8, zorder=1)
-        axis.set(xscale="log", yscale="log", title=f"in {title}")
-        axis.set(xlabel="predicted SNR of a batch", ylabel="measured SNR of a batch")
-    notes = {
-        "● measured ± 1 standard error, ▽ upper limit (2 standard errors) where that reaches 0",
-        "| the prediction with the signal of a linear reward",
-    }
-    return _finish(figure, notes)
+    figure, axes = _panels(2, len(parts))
+    for column, (part, title) in zip(axes.T, parts.items(), strict=True):
+        for index, (name, row) in enumerate(cases.items()):
+            noise, snr = row["noise"][part], row["measured"][part]
+            error = noise["measured"] * noise["relative_error"]
+            _against(column[0], noise["predicted"], noise["measured"], error, index, name)
+            if row["predicted"][part] is not None:
+                _against(column[1], row["predicted"][part], snr["snr"], snr["snr_error"], index)
+        for axis, what in zip(column, ("noise / hard tokens'", "signal to noise"), strict=True):
+            axis.set(xscale="log", yscale="log", title=f"{what}, in {title}")
+            axis.set(xlabel="predicted", ylabel="measured")
+            ends = min(axis.get_xlim()[0], 1e-3), max(axis.get_xlim()[1], 1)
+            axis.axline((ends[0], ends[0]), (ends[1], ends[1]), color=".7", linewidth=0.8)
+    return _finish(figure, {"bar: ± 1 standard error; hollow with arrow: upper limit"})
+
+
+def _against(axis, x: float, y: float, error: float, index: int, label: str | None = None) -> None:
+    """A point with its error, or its upper limit where the error reaches 0."""
+    known = y > error
+    color = GREYS[index % len(GREYS)]
+    style = {"color": color, "marker": POINTS[index], "markersize": 6, "linestyle": "none"}
+    style |= {"markerfacecolor": color if known else "white", "capsize": 2, "linewidth": 1}
+    if not known:
+        y, error = max(y, 0) + 2 * error, None
+        axis.annotate("", (x, y / 2), (x, y), arrowprops={"arrowstyle": "->", "color": color})
+    axis.errorbar(x, y, error, **style)
+    if label:
+        axis.plot([], [], label=label, **{x: style[x] for x in ("color", "marker", "linestyle")})
 
 
 def matched(kinds: dict[str, list[list[dict]]]):

@@ -1,6 +1,7 @@
 """Why some kinds of token learn and others do not: the noise of their scores (not in the paper).
 
     python -m minisoft.lab.why --gradients runs/why --out why.json       # also why.md and why.png
+    python -m minisoft.lab.why --model FOLDER --data FILE.jsonl          # the formulas alone
 
 From the logits z at the CoT positions of hard chains alone, for each kind:
 
@@ -10,20 +11,20 @@ From the logits z at the CoT positions of hard chains alone, for each kind:
     signal           |d E[input] / dz|^2: what the gradient of the expected reward in z would be,
                      squared, were the reward linear in the input, its slope alike for all kinds
 
-at positions where the model hesitates (p_max < 0.9 at tau = 1), elsewhere, and at all.  The mean of
-N batches' gradients has variance ~ score variance / N, so that for the same signal
+at positions where the model hesitates (p_max < 0.9 at tau = 1), elsewhere, and at all.  Beside what
+`minisoft.lab.gradient` measures (its results FOLDER/CASE.json are used where they exist, and made
+where they do not) stand
 
-    predicted SNR    hard's measured one x hard's score variance / the kind's
-    linear SNR       that x the kind's signal / hard's
+    noise            variance of a batch's gradient, in units of hard tokens': score variance, at
+                     the positions of the case's own chains, x squared advantage x CoT length; in E
+                     with what the score has through the mixture itself
+    predicted SNR    for the same signal: hard's measured one x hard's score variance / the case's
+    linear SNR       that x the case's signal / hard's
 
-beside the SNR that `minisoft.lab.gradient` measures, whose results FOLDER/CASE.json are used where
-they exist, and made where they do not.  A row of the table says nothing of how much is learnt: the
-optimizer and the curvature are not in it.
 Dimensions: P positions, V vocabulary, d width of E, n draws, k tokens of a sparse action.
 """
 
 import argparse
-import json
 import os
 from pathlib import Path
 from statistics import fmean, stdev
@@ -48,6 +49,7 @@ CASES = {  # flags of minisoft.lab.gradient
     "multiplex": ["--tokens", "multiplex"],
     "covariance": ["--tokens", "covariance"],
     "gumbel": ["--tokens", "gumbel"],
+    "gumbel-all-5": ["--tokens", "gumbel", "--top-p", "1"],
     "top-5": ["--tokens", "soft", "--noise", "logits", "--top-k", "5"],
     "soft": ["--tokens", "soft"],
     "soft-0.66": ["--tokens", "soft", "--gamma", "0.66"],
@@ -56,6 +58,7 @@ CASES = {  # flags of minisoft.lab.gradient
 }
 HESITATES = 0.9  # where p_max is below it
 PARTS = {"E": "E", "body": "the rest"}
+SAME = 0.01
 DRAWN = 64  # draws a position
 AT_ONCE = 2**24  # numbers
 MEASURED = "prompts group batches seed reward informative advantage_square cot_length".split()
@@ -149,9 +152,10 @@ def through_mixture(model, kind, hidden: torch.Tensor, logits: torch.Tensor) -> 
 
 
 @torch.no_grad()
-def hard_chains(args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encodings (P, d) and logits (P, V) at the CoT positions of hard chains of some problems."""
-    of = gradient.Measurement(case_flags("hard", args), None)
+def chains(name: str, args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encodings (P, d) and logits (P, V) at the CoT positions of a case's chains of some
+    problems."""
+    of = gradient.Measurement(case_flags(name, args), None)
     requests = []
     for i in data.batch(len(of.problems), args.chains, args.seed, 0):
         text = data.prompt(of.problems[i].question, of.settings.template)
@@ -204,6 +208,19 @@ def formulas(name: str, hidden, logits: torch.Tensor, args: argparse.Namespace) 
     }
 
 
+def own_chains(name: str, args: argparse.Namespace) -> dict[str, float]:
+    """Score variance, through logits and through the mixture, at the positions of a case's own
+    chains, and how many of these hesitate."""
+    of, (hidden, logits) = gradient.Measurement(case_flags(name, args), None), chains(name, args)
+    with torch.no_grad():
+        mixture = through_mixture(of.model, of.kind, hidden, logits)
+        return {
+            "score_variance": score_variance(of.kind, of.model.E, logits).mean().item(),
+            "through_mixture": mixture.mean().item(),
+            "hesitates": (logits.softmax(-1).amax(-1) < HESITATES).double().mean().item(),
+        }
+
+
 def distances(name: str, logits: torch.Tensor, args: argparse.Namespace) -> dict:
     """How far apart the two best tokens' embeddings are where the model hesitates, beside what
     independent rows of E would have."""
@@ -215,13 +232,15 @@ def distances(name: str, logits: torch.Tensor, args: argparse.Namespace) -> dict
 
 
 def predict(rows: dict[str, dict]) -> None:
-    """Adds "predicted" and "linear" SNR and "noise" to each {case: row}, each {part: number}."""
+    """Adds "predicted" and "linear" SNR and "noise" to each {case: row}, each {part: number};
+    predicted is None where the signal cannot be the same, below SAME of hard's."""
     hard = rows["hard"]
     for row in rows.values():
         fewer = hard["score_variance"]["all"] / row["score_variance"]["all"]
         more = row["signal"]["all"] / hard["signal"]["all"]
         snr = {part: hard["measured"][part]["snr"] for part in PARTS}
-        row["predicted"] = {part: snr[part] * fewer for part in PARTS}
+        same = more >= SAME
+        row["predicted"] = {part: snr[part] * fewer if same else None for part in PARTS}
         row["linear"] = {part: snr[part] * fewer * more for part in PARTS}
         row["noise"] = {part: noise(row, hard, part) for part in PARTS}
 
@@ -231,9 +250,9 @@ def noise(row: dict, hard: dict, part: str) -> dict[str, float]:
     advantage x CoT length, and measured, with the relative standard error of both together."""
     predicted = measured = 1.0
     for one, power in ((row, 1), (hard, -1)):
-        m, variance = one["measured"], one["score_variance"]["all"]
+        m, variance = one["measured"], one["own_chains"]["score_variance"]
         if part == "E":
-            variance += one["through_mixture"]["all"]
+            variance += one["own_chains"]["through_mixture"]
         predicted *= (variance * m["advantage_square"] * m["cot_length"]) ** power
         measured *= (m[part]["norm"] ** 2 / (1 + m[part]["snr"])) ** power
     error = sum(one["measured"][part]["square_error"] ** 2 for one in (row, hard)) ** 0.5
@@ -262,14 +281,17 @@ def measured(name: str, args: argparse.Namespace, verifier) -> dict:
 
 def study(args: argparse.Namespace, verifier) -> dict:
     """All that the command writes."""
-    hidden, logits = hard_chains(args)
+    hidden, logits = chains("hard", args)
     hesitates = (logits.softmax(-1).amax(-1) < HESITATES).double().mean().item()
     rows = {}
     for name in args.cases:
         print(name, flush=True)
         rows[name] = formulas(name, hidden, logits, args)
-        rows[name]["measured"] = measured(name, args, verifier)
-    predict(rows)
+        if args.gradients:
+            rows[name]["own_chains"] = own_chains(name, args)
+            rows[name]["measured"] = measured(name, args, verifier)
+    if args.gradients:
+        predict(rows)
     return {
         "model": Path(args.model).name,
         "positions": len(logits),
@@ -291,22 +313,37 @@ def table(found: dict) -> str:
     """Markdown: score variance and displacement; noise; signal to noise."""
     places = ("all", "hesitates", "elsewhere")
     head = ["score variance a position", "p_max < 0.9", "elsewhere", "displacement, p_max < 0.9"]
-    rows = [["", *head, "signal / hard's"]]
+    rows, cases = [["", *head, "signal / hard's"]], found["cases"]
+    for name, row in cases.items():
+        variance = [number(row["score_variance"].get(x, 0.0)) for x in places]
+        moved = number(row["displacement"].get("hesitates", 0.0))
+        signal = number(row["signal"]["all"] / cases["hard"]["signal"]["all"])
+        rows.append([name, *variance, moved, signal])
+    both = measured_rows(cases) if "measured" in cases["hard"] else ()
+    d, p = found["distance"], found["hesitates"]
+    text = (
+        f"{found['model']}: {found['positions']} positions of hard chains, {100 * p:.1f} % with "
+        f"p_max < 0.9; d = {d['width']}; distance of the two best tokens' embeddings there "
+        f"{number(d['best_two'])}, of independent ones {number(d['independent'])}."
+    )
+    return "\n\n".join([text, *map(markdown, (rows, *both))])
+
+
+def measured_rows(cases: dict) -> tuple[list, list]:
+    """Rows of the tables of noise and of signal to noise."""
     noises = [["", *(f"noise / hard's, {x}: predicted, measured" for x in PARTS.values())]]
     names = ("predicted SNR", "linear SNR", "measured SNR")
     snrs = [["", *(f"{name}, {part}" for part in PARTS.values() for name in names)]]
-    hard = found["cases"]["hard"]
-    for name, row in found["cases"].items():
-        variance = [number(row["score_variance"].get(x, 0.0)) for x in places]
-        moved = number(row["displacement"].get("hesitates", 0.0))
-        rows.append([name, *variance, moved, number(row["signal"]["all"] / hard["signal"]["all"])])
+    for name, row in cases.items():
         noises.append([name, *(show_noise(row["noise"][part]) for part in PARTS)])
         snrs.append([name])
         for part in PARTS:
             one = row["measured"][part]
-            snrs[-1] += [number(row["predicted"][part]), number(row["linear"][part])]
+            predicted = row["predicted"][part]
+            snrs[-1].append("–" if predicted is None else number(predicted))
+            snrs[-1].append(number(row["linear"][part]))
             snrs[-1].append(f"{number(one['snr'])} ± {number(one['snr_error'])}")
-    return "\n\n".join(map(markdown, (rows, noises, snrs)))
+    return noises, snrs
 
 
 def show_noise(one: dict[str, float]) -> str:
@@ -329,7 +366,11 @@ FLAGS = {
         "--batches": (16, "independent batches, at least 3", WHOLE),
         "--cot": (None, "CoT budget in tokens (default 128 *)", WHOLE),
         "--seed": (0, "decides problems and draws", WHOLE),
-        "--gradients": (None, "folder for CASE.json", {"type": Path, "required": True}),
+        "--gradients": (
+            None,
+            "folder for CASE.json (default: nothing is measured, formulas only)",
+            {"type": Path},
+        ),
     },
     "output": {"--out": (None, "file.json, beside it .md and .png (extra `plot`)", {"type": Path})},
 }
@@ -349,16 +390,17 @@ def read_flags(argv=None) -> argparse.Namespace:
 def main(argv=None) -> None:
     args = read_flags(argv)
     with command.one_line("why", resumes=True):
-        os.makedirs(args.gradients, exist_ok=True)
+        if args.gradients:
+            os.makedirs(args.gradients, exist_ok=True)
         keep_memory()
         with Verifier(workers=WORKERS) as verifier:
             found = study(args, verifier)
         print(table(found))
-        print(json.dumps({x: found[x] for x in ("positions", "hesitates", "distance")}))
         if args.out:
             write_json(args.out, found)
             write_text(args.out.with_suffix(".md"), table(found) + "\n")
-            figures.snr(found["cases"], PARTS).savefig(args.out.with_suffix(".png"), dpi=110)
+            if args.gradients:
+                figures.why(found["cases"], PARTS).savefig(args.out.with_suffix(".png"), dpi=110)
 
 
 if __name__ == "__main__":

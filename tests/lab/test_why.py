@@ -138,3 +138,9 @@ def test_the_command_predicts_and_measures(tmp_path, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "g").iterdir()}
     with pytest.raises(SystemExit):
         why.main(["--gradients", str(tmp_path), "--cases", "soft"])
+
+
+def test_formulas_alone(capsys):
+    why.main(["--chains", "2", "--cot", "24", "--cases", "hard", "top-5"])
+    text = capsys.readouterr().out
+    assert "score variance" in text and "measured" not in text

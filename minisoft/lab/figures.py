@@ -220,8 +220,7 @@ def why(cases: dict[str, dict], parts: dict[str, str]):
         for axis, what in zip(column, ("noise / hard tokens'", "signal to noise"), strict=True):
             axis.set(xscale="log", yscale="log", title=f"{what}, in {title}")
             axis.set(xlabel="predicted", ylabel="measured")
-            ends = min(axis.get_xlim()[0], 1e-3), max(axis.get_xlim()[1], 1)
-            axis.axline((ends[0], ends[0]), (ends[1], ends[1]), color=".7", linewidth=0.8)
+            axis.axline((0.1, 0.1), (1, 1), color=".7", linewidth=0.8)
     return _finish(figure, {"bar: ± 1 standard error; hollow with arrow: upper limit"})
 
 
@@ -232,9 +231,8 @@ def _against(axis, x: float, y: float, error: float, index: int, label: str | No
     style = {"color": color, "marker": POINTS[index], "markersize": 6, "linestyle": "none"}
     style |= {"markerfacecolor": color if known else "white", "capsize": 2, "linewidth": 1}
     if not known:
-        y, error = max(y, 0) + 2 * error, None
-        axis.annotate("", (x, y / 2), (x, y), arrowprops={"arrowstyle": "->", "color": color})
-    axis.errorbar(x, y, error, **style)
+        y = max(y, 0) + 2 * error
+    axis.errorbar(x, y, error if known else 0.4 * y, uplims=not known, **style)
     if label:
         axis.plot([], [], label=label, **{x: style[x] for x in ("color", "marker", "linestyle")})
 

@@ -160,31 +160,30 @@ def beyond(row: dict, points: list[dict], by: str) -> dict[str, list[float]]:
 
 def noise_table(found: dict) -> str:
     most = f"pass@{found['samples']}"
-    matched = [f"{most} − hard's at its entropy", "at as many different CoTs"]
-    shown = ["pass@1", most, "entropy", "different"]
-    texts = []
+    texts = [
+        f"In %, entropy in nats; ± the larger half of the 95 % interval over problems.  Last two: "
+        f"{most}\nless that of hard tokens of the same entropy, and with as many different CoTs."
+    ]
     for source, rows in found["data"].items():
-        lines = [[source, "pass@1", most, "entropy (nats)", "different CoTs", *matched]]
+        lines = [[source, "pass@1", most, "entropy", "differ", "at its entropy", "at its CoTs"]]
         for name, row in rows.items():
-            cells = []
-            for field in shown:
-                scale, digits = (1, 3) if field == "entropy" else (100, 1)
-                known = field in row and (field != "different" or "greedy" not in name)
-                cells.append(
-                    interval(row[field], row["ci95"][field], scale, digits) if known else ""
-                )
+            cells = [within(row[x], row["ci95"][x]) if x in row else "" for x in ("pass@1", most)]
+            differ = "" if "greedy" in name else f"{100 * row['different']:.1f}"
+            cells += [f"{row['entropy']:.3f}", differ]
             for by in ("entropy", "different"):
                 more = row.get(f"more_at_{by}")
-                outside = "outside hard's range" if more == {} else ""
-                cells.append(interval(more[most][0], more[most][1:]) if more else outside)
-            lines.append([name, *cells])
+                cells.append("outside" if more == {} else "")
+                if more:
+                    cells[-1] = within(more[most][0], more[most][1:], "+")
+            lines.append([name.replace("-sample", ""), *cells])
         texts.append(markdown(lines))
-    return "In % where no unit is said; brackets: 95 % over problems.\n\n" + "\n\n".join(texts)
+    return "\n\n".join(texts)
 
 
-def interval(mean: float, ends: list[float], scale: float = 100, digits: int = 1) -> str:
-    low, high = (f"{scale * end:.{digits}f}" for end in ends)
-    return f"{scale * mean:.{digits}f} [{low}, {high}]"
+def within(mean: float, ends: list[float], sign: str = "") -> str:
+    """In %: the mean ± the larger half of its interval."""
+    half = max(ends[1] - mean, mean - ends[0], 0)
+    return f"{100 * mean:{sign}.1f} ± {100 * half:.1f}"
 
 
 # ----------------------------------------------------------------------------- is it used?
@@ -227,7 +226,7 @@ def thought(args: argparse.Namespace, _, verifier) -> dict:
     for folder in args.model:
         of = Model(folder, args.cot)
         for tokens in args.tokens or [of.tokens]:
-            name = f"{of.name}, {tokens} inference" if args.tokens else of.name
+            name = f"{of.name}, {tokens}" if args.tokens else of.name
             found[name] = {"tokens": tokens, "data": {}}
             for source in args.data:
                 problems = datasets.load_problems(source)[: args.limit]
@@ -279,13 +278,19 @@ def another(problems: list[Problem], i: int) -> int:
 
 
 def thought_table(found: dict) -> str:
-    rows = [["model", "tokens", "data", *THOUGHTS.values(), "the other's answer"]]
-    for name, of_model in found["models"].items():
-        for source, numbers in of_model["data"].items():
-            fields = (*THOUGHTS, "theirs")
-            cells = [interval(numbers[field], numbers["ci95"][field]) for field in fields]
-            rows.append([name, of_model["tokens"], source, *cells])
-    return "Accuracy in %; brackets: 95 % over problems.\n\n" + markdown(rows)
+    head = ", ".join(f"{name}: {text}" for name, text in THOUGHTS.items())
+    texts = [
+        "Accuracy in % after a CoT; ± the larger half of the 95 % interval over problems.\n"
+        f"{head};\ntheirs: after that one, the share of answers that are the other problem's."
+    ]
+    fields = (*THOUGHTS, "theirs")
+    for source in next(iter(found["models"].values()))["data"]:
+        rows = [[source, *fields]]
+        for name, of_model in found["models"].items():
+            of = of_model["data"][source]
+            rows.append([name, *(within(of[field], of["ci95"][field]) for field in fields)])
+        texts.append(markdown(rows))
+    return "\n\n".join(texts)
 
 
 def short(path: str) -> str:

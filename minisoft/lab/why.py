@@ -312,8 +312,8 @@ def number(x: float) -> str:
 def table(found: dict) -> str:
     """Markdown: score variance and displacement; noise; signal to noise."""
     places = ("all", "hesitates", "elsewhere")
-    head = ["score variance a position", "p_max < 0.9", "elsewhere", "displacement, p_max < 0.9"]
-    rows, cases = [["", *head, "signal / hard's"]], found["cases"]
+    rows = [["score variance", "a position", "p_max < 0.9", "elsewhere", "displacement", "signal"]]
+    cases = found["cases"]
     for name, row in cases.items():
         variance = [number(row["score_variance"].get(x, 0.0)) for x in places]
         moved = number(row["displacement"].get("hesitates", 0.0))
@@ -323,32 +323,31 @@ def table(found: dict) -> str:
     d, p = found["distance"], found["hesitates"]
     text = (
         f"{found['model']}: {found['positions']} positions of hard chains, {100 * p:.1f} % with "
-        f"p_max < 0.9; d = {d['width']}; distance of the two best tokens' embeddings there "
-        f"{number(d['best_two'])}, of independent ones {number(d['independent'])}."
+        f"p_max < 0.9; d = {d['width']}.\nThe two best tokens' embeddings are {d['best_two']:.2f} "
+        f"apart there; independent ones would be {d['independent']:.2f}.\nDisplacement: where "
+        "p_max < 0.9; signal, and all noise: in units of hard tokens'."
     )
     return "\n\n".join([text, *map(markdown, (rows, *both))])
 
 
-def measured_rows(cases: dict) -> tuple[list, list]:
-    """Rows of the tables of noise and of signal to noise."""
-    noises = [["", *(f"noise / hard's, {x}: predicted, measured" for x in PARTS.values())]]
-    names = ("predicted SNR", "linear SNR", "measured SNR")
-    snrs = [["", *(f"{name}, {part}" for part in PARTS.values() for name in names)]]
+def measured_rows(cases: dict) -> list[list]:
+    """Rows of the tables of noise and, for each part, of signal to noise."""
+    heads = (f"{what} in {x}" for x in PARTS.values() for what in ("predicted", "measured"))
+    tables = [[["noise", *heads]]]
+    for part, title in PARTS.items():
+        tables.append([[f"SNR in {title}", "same signal", "linear reward", "measured"]])
+        for name, row in cases.items():
+            one, same = row["measured"][part], row["predicted"][part]
+            cells = ["–" if same is None else number(same), number(row["linear"][part])]
+            cells.append(f"{number(one['snr'])} ± {number(one['snr_error'])}")
+            tables[-1].append([name, *cells])
     for name, row in cases.items():
-        noises.append([name, *(show_noise(row["noise"][part]) for part in PARTS)])
-        snrs.append([name])
-        for part in PARTS:
-            one = row["measured"][part]
-            predicted = row["predicted"][part]
-            snrs[-1].append("–" if predicted is None else number(predicted))
-            snrs[-1].append(number(row["linear"][part]))
-            snrs[-1].append(f"{number(one['snr'])} ± {number(one['snr_error'])}")
-    return noises, snrs
-
-
-def show_noise(one: dict[str, float]) -> str:
-    error = number(one["measured"] * one["relative_error"])
-    return f"{number(one['predicted'])}, {number(one['measured'])} ± {error}"
+        cells = []
+        for one in row["noise"].values():
+            error = number(one["measured"] * one["relative_error"])
+            cells += [number(one["predicted"]), f"{number(one['measured'])} ± {error}"]
+        tables[0].append([name, *cells])
+    return tables
 
 
 NUMBER, WHOLE = {"type": float}, {"type": int}

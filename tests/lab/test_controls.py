@@ -18,15 +18,15 @@ def test_the_thought_decides_the_answer(tmp_path):
     out = tmp_path / "thought.json"
     controls.main(["thought", *FEW, "--tokens", "hard", "soft", "multiplex", "--out", str(out)])
     found = json.loads(out.read_text())["models"]
-    assert list(found) == [f"tiny, {kind} inference" for kind in ("hard", "soft", "multiplex")]
+    assert list(found) == [f"tiny, {kind}" for kind in ("hard", "soft", "multiplex")]
     for of_model in found.values():
         numbers = of_model["data"]["tiny-test"]
         assert numbers["same_as_rollout"] == 1 and numbers["problems"] == 4
         assert numbers["other"] < max(numbers["theirs"], 0.3)
         assert all(0 <= low <= high <= 1 for low, high in numbers["ci95"].values())
-    hard = found["tiny, hard inference"]["data"]["tiny-test"]
+    hard = found["tiny, hard"]["data"]["tiny-test"]
     assert hard["own"] == hard["shadow"]  # its embeddings are what was fed
-    assert out.with_suffix(".md").read_text().count("\n") == 7
+    assert max(map(len, out.with_suffix(".md").read_text().splitlines())) <= 100
 
 
 def test_an_answer_after_no_thought_is_that_of_a_spent_budget():
@@ -77,7 +77,7 @@ def test_noise_is_compared_at_matched_diversity(tmp_path):
     assert {"more_at_entropy", "more_at_different"} <= set(rows["soft-sample, gamma 0.33"])
     assert not any("by_problem" in row for row in rows.values())
     text = out.with_suffix(".md").read_text()
-    assert "pass@4 − hard's at its entropy" in text
+    assert "at its entropy" in text and max(map(len, text.splitlines())) <= 100
 
 
 def test_selection_finds_the_first_best_checkpoint_by_either(tmp_path, capsys):

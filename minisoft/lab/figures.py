@@ -23,6 +23,7 @@ INCIDENTAL = set(  # in config.json of seeds of one run
     "tokens seed out resume sigma device world micro_batch eval_batch validate_every save_every "
     "keep show_every shares_every shard patience".split()
 )
+POINTS = "os^Dv<>P*Xdp"  # of `why`
 GREYS, DASHES, MARKERS = ("0", ".4", ".6"), ("-", "--", "-.", ":"), "os^Dv"
 STYLES = {label: index for index, label in enumerate(("base", *TRAININGS))}  # the same everywhere
 LEAST_ROWS, LEAST_SHARE = 5, 0.05  # fewer generations have no meaningful mean entropy
@@ -200,6 +201,41 @@ def gradient(kinds: dict[str, dict[int, dict]]):
         bottom.set(xlabel="update", ylabel="cosine between batches")
         bottom.axhline(0, color=".7", linewidth=0.8, zorder=1)
     return _finish(figure, {"band: ± 1 standard error"})
+
+
+def why(cases: dict[str, dict], parts: dict[str, str]):
+    """Noise (variance of a batch's gradient, in units of hard tokens') and signal to noise in parts
+    of the model: measured (± 1 standard error) over predicted, for each case of minisoft.lab.why.
+    Where an error bar reaches 0 its upper limit, 2 standard errors, is drawn instead.
+
+    cases: {case: {"noise", "predicted", "measured"}}; parts: {part: its title}.
+    """
+    figure, axes = _panels(2, len(parts))
+    for column, (part, title) in zip(axes.T, parts.items(), strict=True):
+        for index, (name, row) in enumerate(cases.items()):
+            noise, snr = row["noise"][part], row["measured"][part]
+            error = noise["measured"] * noise["relative_error"]
+            _against(column[0], noise["predicted"], noise["measured"], error, index, name)
+            if row["predicted"][part] is not None:
+                _against(column[1], row["predicted"][part], snr["snr"], snr["snr_error"], index)
+        for axis, what in zip(column, ("noise / hard tokens'", "signal to noise"), strict=True):
+            axis.set(xscale="log", yscale="log", title=f"{what}, in {title}")
+            axis.set(xlabel="predicted", ylabel="measured")
+            axis.axline((0.1, 0.1), (1, 1), color=".7", linewidth=0.8)
+    return _finish(figure, {"bar: ± 1 standard error; hollow with arrow: upper limit"})
+
+
+def _against(axis, x: float, y: float, error: float, index: int, label: str | None = None) -> None:
+    """A point with its error, or its upper limit where the error reaches 0."""
+    known = y > error
+    color = GREYS[index % len(GREYS)]
+    style = {"color": color, "marker": POINTS[index], "markersize": 6, "linestyle": "none"}
+    style |= {"markerfacecolor": color if known else "white", "capsize": 2, "linewidth": 1}
+    if not known:
+        y = max(y, 0) + 2 * error
+    axis.errorbar(x, y, error if known else 0.4 * y, uplims=not known, **style)
+    if label:
+        axis.plot([], [], label=label, **{x: style[x] for x in ("color", "marker", "linestyle")})
 
 
 def matched(kinds: dict[str, list[list[dict]]]):

@@ -49,9 +49,11 @@ GAPS = (1e-4, 1e-3, 1e-2, 0.1, 1.0)  # differences of logits
 
 @dataclass
 class Batch:
-    """Gradients {(term, part): vector}, rewards (B, G) and seconds of one batch."""
+    """Gradients {(term, part): vector}, rewards (B, G), mean length of the CoTs in tokens, and
+    seconds of one batch."""
 
     rewards: torch.Tensor
+    cot_length: float
     gradients: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -65,6 +67,15 @@ class Batch:
         """Of the whole gradient."""
         whole = [self.gradients["cot", x] + self.gradients["answer", x] for x in ("E", "body")]
         return torch.linalg.vector_norm(torch.cat(whole), dtype=torch.float64).item()
+
+    def cot_norm(self, part: str) -> float:
+        """Of the CoT terms."""
+        return torch.linalg.vector_norm(self.gradients["cot", part], dtype=torch.float64).item()
+
+    @property
+    def advantage_square(self) -> float:
+        """Mean square of the advantages."""
+        return reinforce.leave_one_out(self.rewards).square().mean().item()
 
 
 class Measurement:
@@ -111,7 +122,8 @@ class Measurement:
                 engine.backward(model, self.kind, rollouts, advantages, scale, **how)
             for part, vector in take_gradient(model).items():
                 gradients[term, part] = vector
-        return Batch(rewards, gradients, seconds), rollouts
+        length = fmean((rollout.role == COT).sum(1).float().mean().item() for rollout in rollouts)
+        return Batch(rewards, length, gradients, seconds), rollouts
 
 
 def take_gradient(model) -> dict[str, torch.Tensor]:
@@ -220,6 +232,9 @@ def measure(args: argparse.Namespace, verifier) -> dict:
         "seconds_per_batch": {x: fmean(batch.seconds[x] for batch in batches) for x in seconds},
         "signal": signals([batch.gradients for batch in batches]),
         "norms": [batch.norm for batch in batches],
+        "cot_norms": {part: [b.cot_norm(part) for b in batches] for part in ("E", "body")},
+        "advantage_square": fmean(batch.advantage_square for batch in batches),
+        "cot_length": fmean(batch.cot_length for batch in batches),
         "ties": near,
         "softness": carried,
         "seconds": time.perf_counter() - start,

@@ -3,6 +3,7 @@
     python -m minisoft.lab.variants --terms cot -- --tokens soft --out RUN        # train.py's flags
     python -m minisoft.lab.variants --terms cot -- --out RUN --resume
     python -m minisoft.lab.variants --logits bfloat16 -- --tokens fuzzy
+    python -m minisoft.lab.variants --frozen E -- --tokens soft
 
 config.json and minisoft.json say which switches were on, and a run goes on with the same ones only.
 To be called where train.py is.
@@ -18,23 +19,27 @@ from minisoft.rollout import ANSWER, COT
 from minisoft.training.world import as_program
 
 TERMS = {"both": (COT, ANSWER), "cot": (COT,), "answer": (ANSWER,)}
+FROZEN = {"nothing": None, "E": "model.embed_tokens.weight"}
 LOGITS = ("float32", "bfloat16")
 LOGITS_HELP = "bfloat16: logits are rounded to it in rollout and replay"
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Which log-probabilities learn, and what logits are rounded to in updates."""
+    """Which log-probabilities learn, what logits are rounded to in updates, and what does not
+    learn."""
 
     terms: str = "both"
     logits: str = "float32"
+    frozen: str = "nothing"
 
     @property
     def facts(self) -> dict[str, str]:
         """The switches that are on."""
         terms = {} if self.terms == "both" else {"terms": self.terms}
         logits = {} if self.logits == "float32" else {"logits": self.logits}
-        return terms | logits
+        frozen = {} if self.frozen == "nothing" else {"frozen": self.frozen}
+        return terms | logits | frozen
 
     def adapt(self, run) -> None:
         """Put this variant's functions in the place of a run's, before its first update."""
@@ -42,6 +47,8 @@ class Variant:
             run.backward = partial(run.backward, terms=TERMS[self.terms])
         if self.logits != "float32":
             run.rollout, run.backward = _rounding(run.rollout), _rounding(run.backward)
+        if self.frozen != "nothing":
+            run.differentiate = _without(run.optimizer, FROZEN[self.frozen], run.differentiate)
 
 
 @contextmanager
@@ -73,6 +80,20 @@ def _rounding(function):
     return within
 
 
+def _without(optimizer, parameter: str, differentiate):
+    """The same backward passes, which leave a parameter no gradient: with AdamW's weight decay of
+    0 it stays as it is, and its gradient is no part of the norm that is clipped."""
+
+    @wraps(differentiate)
+    def within(*args, **options):
+        mismatch = differentiate(*args, **options)
+        if parameter in optimizer.sums:
+            optimizer.sums[parameter].zero_()
+        return mismatch
+
+    return within
+
+
 def split(words: list[str]) -> tuple[Variant, list[str]]:
     """The command line -> (the switches before --, train.py's flags after it)."""
     own = words.index("--") if "--" in words else len(words)
@@ -81,6 +102,7 @@ def split(words: list[str]) -> tuple[Variant, list[str]]:
     switches = {
         "--terms": ("both", terms, {"choices": TERMS}),
         "--logits": ("float32", LOGITS_HELP, {"choices": LOGITS}),
+        "--frozen": ("nothing", "E: it (and a tied head) does not learn", {"choices": FROZEN}),
     }
     command.add_flags(parser, {"switches": switches})
     variant, flags = Variant(**vars(parser.parse_args(words[:own]))), words[own + 1 :]

@@ -25,6 +25,7 @@ USUAL = {  # what minisoft.json says of an ordinary training
     "logits": "float32",
     "estimator": "rloo",
     "terms": "both",
+    "frozen": "nothing",
 }
 DECIDE = "samples cot seed tau noise top_k gamma sigma width top_p dtype limit".split()  # flags
 

@@ -24,6 +24,7 @@ SWITCHES = {
     "cot": ["--terms", "cot"],
     "answer": ["--terms", "answer"],
     "bfloat16": ["--logits", "bfloat16"],
+    "frozen": ["--frozen", "E"],
 }
 
 
@@ -40,11 +41,12 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", SWITCHES)
-def test_two_steps_move_every_parameter(runs, name):
+def test_two_steps_move_every_parameter_but_a_frozen_one(runs, name):
     out, metrics, weights = runs[name]
     before = load_file(WEIGHTS / "tiny" / "model.safetensors")
     for tensor, x in weights.items():
-        assert not torch.equal(x, before[tensor]) and x.isfinite().all()
+        stays = name == "frozen" and tensor == "model.embed_tokens.weight"
+        assert torch.equal(x, before[tensor]) == stays and x.isfinite().all()
     assert [m["step"] for m in metrics] == [1, 2]
     assert all(m["grad_norm"] > 0 and m["replay_mismatch"] < 1e-4 for m in metrics)
 
@@ -55,7 +57,7 @@ def test_the_switches_are_written_down(runs, name):
     out = runs[name][0]
     assert json.loads((out / "config.json").read_text())["variant"] == facts
     about = json.loads((out / "last" / "minisoft.json").read_text())
-    assert {x: about[x] for x in ("terms", "logits") if x in about} == facts
+    assert {x: about[x] for x in ("terms", "logits", "frozen") if x in about} == facts
 
 
 def test_variants_differ_in_the_gradient_and_terms_not_in_the_samples(runs):
@@ -64,7 +66,8 @@ def test_variants_differ_in_the_gradient_and_terms_not_in_the_samples(runs):
     samples = {
         name: [m[k] for k in ("reward", "cot_length", "entropy")] for name, m in first.items()
     }
-    assert samples["cot"] == samples["answer"] == samples["whole"] != samples["bfloat16"]
+    assert samples["cot"] == samples["answer"] == samples["whole"] == samples["frozen"]
+    assert samples["whole"] != samples["bfloat16"]
     assert (
         first["answer"]["grad_norm"] < 0.5 * first["whole"]["grad_norm"] < first["cot"]["grad_norm"]
     )

@@ -1,0 +1,394 @@
+"""Controls of claims about continuous thoughts (not in the paper).
+
+    python -m minisoft.lab.controls noise --out noise.json      # the base: does noise alone help?
+    python -m minisoft.lab.controls thought --model RUN/best ... --out thought.json
+    python -m minisoft.lab.controls selection --model RUN ... --out selection.json
+
+noise       pass@k of a model with hard tokens at several temperatures and soft ones with several
+            amounts of noise, beside the entropy of their CoTs' next tokens (at temperature 1) and
+            how many of a problem's CoTs differ in their (shadow) text; and what soft tokens have
+            more than hard ones at the same entropy, and at as many different CoTs
+thought     accuracy of the greedy answer after the greedy CoT of the model's own kind, after none,
+            after the embeddings of its shadow tokens, and after the CoT of another problem (also:
+            how often the answer is then the other problem's)
+selection   of runs: what the checkpoints chosen by greedy accuracy of the own kind and by
+            hard-greedy accuracy have in both, on the validation problems that choose them
+
+Every result is written as FILE.json and, as a table, FILE.md.  The answer is always greedy.
+Dimensions: C CoT positions, d width, T positions so far.
+"""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from tqdm import tqdm
+
+from minisoft import data, engine, evaluation
+from minisoft.data import Format, Problem
+from minisoft.evaluation import Setting, pass_at_k
+from minisoft.io import WEIGHTS, checkpoint, datasets
+from minisoft.io.atomic import write_json, write_text
+from minisoft.io.journal import Journal
+from minisoft.kinds import KINDS
+from minisoft.lab import command
+from minisoft.lab.figures import read_run
+from minisoft.reward import RIGHT
+from minisoft.rollout import ANSWER, COT, Decoding, Request
+from minisoft.training.evaluate import Evaluator
+from minisoft.training.metrics import markdown
+from minisoft.training.settings import EVAL_COT, Flags, resolve
+from minisoft.training.world import World, as_program, keep_memory
+from minisoft.verifier.process import WORKERS, Verifier
+
+THOUGHTS = {
+    "own": "its own",
+    "none": "none",
+    "shadow": "its shadow tokens",
+    "other": "another problem's",
+}
+
+
+class Model:
+    """A model folder, its settings, and the kind of token that it was trained with."""
+
+    def __init__(self, folder: str, cot: int | None = None):
+        path = checkpoint.find(folder)
+        about = checkpoint.read_about(path)
+        self.name, self.tokens = short(folder), about.get("tokens", "hard")
+        self.model, self.tokenizer = checkpoint.load(path, torch.device("cpu"), torch.float32)
+        engine.accelerate(self.model)
+        self.settings = resolve(about, Flags(cot=cot), EVAL_COT).for_model(self.model)
+        self.form = Format(self.tokenizer)
+
+    def request(self, problem: Problem, key: tuple, samples: int = 1) -> Request:
+        text = data.prompt(problem.question, self.settings.template)
+        return Request(self.tokenizer.encode(text), key, range(samples))
+
+
+# ------------------------------------------------------------------------------- noise alone
+
+
+def noises(args: argparse.Namespace) -> dict[str, tuple[Setting, dict]]:
+    """{name: (setting, what of the model's settings is other)}."""
+    found = {"hard-greedy": (Setting("hard", True), {}), "soft-greedy": (Setting("soft", True), {})}
+    for tau in args.tau:
+        found[f"hard-sample, tau {tau:g}"] = Setting("hard", False), {"tau": tau}
+    for gamma in args.gamma:
+        found[f"soft-sample, gamma {gamma:g}"] = Setting("soft", False), {"gamma": gamma}
+    return found
+
+
+def with_noise(of: Model, setting: Setting, other: dict):
+    """The model's settings with another temperature of the kind, or another gamma."""
+    settings = of.settings
+    if "tau" in other:
+        return replace(settings, tau={**settings.tau, setting.kind: other["tau"]})
+    scale = other.get("gamma", settings.gamma) / settings.gamma
+    return replace(settings, sigma=settings.sigma * scale)
+
+
+def noise(args: argparse.Namespace, world: World, verifier) -> dict:
+    """{data: {name: numbers}}."""
+    of, results = Model(args.model[0], args.cot), {}
+    for source in args.data:
+        problems, rows = datasets.load_problems(source)[: args.limit], {}
+        for name, (setting, other) in noises(args).items():
+            print(f"{source}: {name}", flush=True)
+            settings, journal = with_noise(of, setting, other), Journal(None, {}, world)
+            evaluator = Evaluator(
+                of.model, of.tokenizer, settings, verifier, world, journal, args.batch
+            )
+            _, made = evaluator.problems(problems, setting, args.samples, args.seed)
+            rows[name] = numbers(made, 1 if setting.greedy else args.samples)
+        match(rows)
+        results[source] = rows
+    return {"model": of.name, "samples": args.samples, "data": results}
+
+
+def numbers(generations: list[dict], samples: int) -> dict:
+    """pass@k with 95 % intervals over problems; mean entropy (nats) and its interval; how many of
+    the CoTs of a problem differ, as a share of the samples."""
+    of_problem: dict[int, list[dict]] = {}
+    for g in generations:
+        of_problem.setdefault(g["problem"], []).append(g)
+    ks = [k for k in (1, 2, 4, 8, 16, 32) if k <= samples]
+    names, values = [*(f"pass@{k}" for k in ks), "entropy", "different"], []
+    for some in of_problem.values():
+        right = sum(g["reward"] == RIGHT for g in some)
+        passed = [pass_at_k(samples, right, k) for k in ks]
+        different = len({g["cot"] for g in some}) / samples
+        values.append([*passed, fmean(g["entropy"] for g in some), different])
+    means = [fmean(column) for column in zip(*values, strict=True)]
+    ends = evaluation.intervals(values)
+    return {
+        **dict(zip(names, means, strict=True)),
+        "ci95": dict(zip(names, ends, strict=True)),
+        "by_problem": [[round(x, 6) for x in row] for row in values],
+    }
+
+
+def match(rows: dict[str, dict]) -> None:
+    """Adds to each soft row the difference to what hard sampling has at the same entropy, and at
+    the same share of different CoTs, between two of its temperatures: {"pass@k": [mean, low, high]}
+    over problems, {} outside hard's range.  Numbers of single problems are dropped."""
+    hard = [row for name, row in rows.items() if name.startswith("hard-sample")]
+    for name, row in rows.items():
+        if name.startswith("soft-sample"):
+            for by in ("entropy", "different"):
+                row[f"more_at_{by}"] = beyond(row, hard, by)
+    for row in rows.values():
+        del row["by_problem"]
+
+
+def beyond(row: dict, points: list[dict], by: str) -> dict[str, list[float]]:
+    """How much more a row has than the points where their field `by` is as the row's: on the line
+    between the two around it, with the paired bootstrap over problems."""
+    points = sorted(points, key=lambda point: point[by])
+    for low, high in zip(points, points[1:]):
+        if low[by] <= row[by] <= high[by] and low[by] < high[by]:
+            share = (row[by] - low[by]) / (high[by] - low[by])
+            own, *two = (torch.tensor(x["by_problem"]).double() for x in (row, low, high))
+            more = own - torch.lerp(*two, share)  # (P, fields)
+            ends = evaluation.intervals(more.tolist())
+            columns = zip(row["ci95"], more.mean(0).tolist(), ends, strict=True)
+            return {x: [mean, *pair] for x, mean, pair in columns if x.startswith("pass@")}
+    return {}
+
+
+def noise_table(found: dict) -> str:
+    most = f"pass@{found['samples']}"
+    texts = [
+        f"In %, entropy in nats; ± the larger half of the 95 % interval over problems.  Last two: "
+        f"{most}\nless that of hard tokens of the same entropy, and with as many different CoTs."
+    ]
+    for source, rows in found["data"].items():
+        lines = [[source, "pass@1", most, "entropy", "differ", "at its entropy", "at its CoTs"]]
+        for name, row in rows.items():
+            cells = [within(row[x], row["ci95"][x]) if x in row else "" for x in ("pass@1", most)]
+            differ = "" if "greedy" in name else f"{100 * row['different']:.1f}"
+            cells += [f"{row['entropy']:.3f}", differ]
+            for by in ("entropy", "different"):
+                more = row.get(f"more_at_{by}")
+                cells.append("outside" if more == {} else "")
+                if more:
+                    cells[-1] = within(more[most][0], more[most][1:], "+")
+            lines.append([name.replace("-sample", ""), *cells])
+        texts.append(markdown(lines))
+    return "\n\n".join(texts)
+
+
+def within(mean: float, ends: list[float], sign: str = "") -> str:
+    """In %: the mean ± the larger half of its interval."""
+    half = max(ends[1] - mean, mean - ends[0], 0)
+    return f"{100 * mean:{sign}.1f} ± {100 * half:.1f}"
+
+
+# ----------------------------------------------------------------------------- is it used?
+
+
+@torch.no_grad()
+def answer(of: Model, request: Request, thought: torch.Tensor, stopped: bool) -> str:
+    """The greedy answer after a prompt, a thought (C, d) and the prefill, by the definition: the
+    text so far is run again at every position.  stopped: did the thought end with the stop
+    phrase?"""
+    form, model, ids = of.form, of.model, []
+    forced = form.prefill[0 if stopped else 1]
+    while not ids or not form.answer_ends(ids):
+        before, after = (model.embed(torch.tensor(x)) for x in (request.prompt, [*forced, *ids]))
+        x = torch.cat((before, thought.to(before.dtype), after))
+        hidden = model(x[None])[:, -1]
+        ids.append(model.logits(hidden)[0].argmax().item())
+    return form.answer_text(ids)
+
+
+def thoughts(of: Model, tokens: str, args, problems: list[Problem]) -> list[tuple]:
+    """The greedy CoT of a kind of token for each problem: (inputs (C, d), the shadow tokens'
+    embeddings (C, d), did it stop?, the answer that follows)."""
+    kind, found = of.settings.kind(tokens), []
+    requests = [of.request(problem, ("thought", i)) for i, problem in enumerate(problems)]
+    how = Decoding(of.settings.cot, greedy=True, greedy_answer=True)
+    for first in range(0, len(requests), args.batch):
+        some = requests[first : first + args.batch]
+        for one in engine.rollout(of.model, of.form, kind, some, how):
+            inputs = kind.embed(of.model, one.taken(COT))
+            shadow = of.model.embed(one.ids[one.role == COT])
+            text = of.form.answer_text(one.tokens(0, ANSWER))
+            found.append((inputs, shadow, not one.truncated[0], text))
+    return found
+
+
+def thought(args: argparse.Namespace, _, verifier) -> dict:
+    """{model: {data: numbers}}."""
+    found = {}
+    for folder in args.model:
+        of = Model(folder, args.cot)
+        for tokens in args.tokens or [of.tokens]:
+            name = f"{of.name}, {tokens}" if args.tokens else of.name
+            found[name] = {"tokens": tokens, "data": {}}
+            for source in args.data:
+                problems = datasets.load_problems(source)[: args.limit]
+                made = thoughts(of, tokens, args, problems)
+                found[name]["data"][source] = use(of, made, problems, verifier)
+    return {"models": found}
+
+
+def use(of: Model, made: list[tuple], problems: list[Problem], verifier) -> dict:
+    """Accuracy after each of THOUGHTS, with 95 % intervals over problems; of the answers after
+    another problem's CoT also the share that are the other's right answer.  made: `thoughts`."""
+    n = len(problems)
+    texts = {name: [] for name in THOUGHTS}
+    for i in tqdm(range(n), desc=of.name, disable=None):
+        request = of.request(problems[i], ("thought", i))
+        nothing = made[i][0][:0]
+        other = made[another(problems, i)]
+        for name, (inputs, stopped) in {
+            "own": (made[i][0], made[i][2]),
+            "none": (nothing, False),
+            "shadow": (made[i][1], made[i][2]),
+            "other": (other[0], other[2]),
+        }.items():
+            texts[name].append(answer(of, request, inputs, stopped))
+    golds = {name: [problem.answer for problem in problems] for name in THOUGHTS}
+    golds["theirs"] = [problems[another(problems, i)].answer for i in range(n)]
+    texts["theirs"] = texts["other"]
+    right = {
+        name: [r == RIGHT for r in verifier.score_all(list(zip(texts[name], gold, strict=True)))]
+        for name, gold in golds.items()
+    }
+    ends = evaluation.intervals(
+        [list(map(float, row)) for row in zip(*right.values(), strict=True)]
+    )
+    same = fmean(a == b for a, (*_, b) in zip(texts["own"], made, strict=True))
+    return {
+        "problems": n,
+        "same_as_rollout": same,
+        **{name: fmean(column) for name, column in right.items()},
+        "ci95": dict(zip(right, ends, strict=True)),
+    }
+
+
+def another(problems: list[Problem], i: int) -> int:
+    """The next problem whose answer is not that of problem i; i itself if all are alike."""
+    n = len(problems)
+    others = ((i + step) % n for step in range(1, n))
+    return next((j for j in others if problems[j].answer != problems[i].answer), i)
+
+
+def thought_table(found: dict) -> str:
+    head = ", ".join(f"{name}: {text}" for name, text in THOUGHTS.items())
+    texts = [
+        "Accuracy in % after a CoT; ± the larger half of the 95 % interval over problems.\n"
+        f"{head};\ntheirs: after that one, the share of answers that are the other problem's."
+    ]
+    fields = (*THOUGHTS, "theirs")
+    for source in next(iter(found["models"].values()))["data"]:
+        rows = [[source, *fields]]
+        for name, of_model in found["models"].items():
+            of = of_model["data"][source]
+            rows.append([name, *(within(of[field], of["ci95"][field]) for field in fields)])
+        texts.append(markdown(rows))
+    return "\n\n".join(texts)
+
+
+def short(path: str) -> str:
+    """RUN of RUN/best, else the folder's name."""
+    parts = Path(path).parts
+    return parts[-2] if parts[-1] in ("best", "last") and len(parts) > 1 else parts[-1]
+
+
+# ------------------------------------------------------------------- what chooses a checkpoint
+
+
+def selection(args: argparse.Namespace, *_) -> dict:
+    """{run: {chosen by: {"step", "own", "hard"}}} of runs whose kind is not hard."""
+    found = {}
+    for folder in args.model:
+        config, rows = read_run(Path(folder))
+        scores = {r["step"]: (r["validation"], r["validation_hard"]) for r in rows if told(r)}
+        if not scores or config["tokens"] == "hard":
+            continue
+        best = {}
+        for by, which in (("own", 0), ("hard", 1)):
+            step = max(scores, key=lambda step, which=which: (scores[step][which], -step))
+            best[by] = {"step": step, "own": scores[step][0], "hard": scores[step][1]}
+        of = {x: config.get(x) for x in ("tokens", "seed", "noise", "top_k", "dtype")}
+        found[short(folder)] = {**of, "chosen_by": best, "validations": len(scores)}
+    return {"runs": found}
+
+
+def told(row: dict) -> bool:
+    return "validation" in row and "validation_hard" in row
+
+
+def selection_table(found: dict) -> str:
+    rows = [["run", "chosen by", "update", "own greedy (%)", "hard-greedy (%)"]]
+    for name, run in found["runs"].items():
+        for by, of in run["chosen_by"].items():
+            scores = [f"{100 * of[x]:.1f}" for x in ("own", "hard")]
+            rows.append([name, by, str(of["step"]), *scores])
+    return markdown(rows)
+
+
+PARTS = {
+    "noise": (noise, noise_table),
+    "thought": (thought, thought_table),
+    "selection": (selection, selection_table),
+}
+NUMBERS, WHOLE = {"type": float, "nargs": "+"}, {"type": int}
+FLAGS = {
+    "what": {
+        "--model": (
+            [str(WEIGHTS / "tiny")],
+            "folders or hub ids; RUNs of selection",
+            {"nargs": "+"},
+        ),
+        "--data": (["tiny-test", "tiny-long"], "problems", {"nargs": "+"}),
+        "--limit": (200, "only the first N problems of each", WHOLE),
+        "--cot": (None, f"CoT budget in tokens (default {EVAL_COT} *)", WHOLE),
+        "--out": (None, "file.json, beside it .md", {"type": Path}),
+    },
+    "noise": {
+        "--samples": (32, "samples a problem", WHOLE),
+        "--tau": ([0.4, 0.6, 0.8, 1.0, 1.3, 1.6], "temperatures of hard tokens", NUMBERS),
+        "--gamma": ([0.1, 0.33, 0.66, 1.0, 1.5], "gammas of soft ones", NUMBERS),
+        "--seed": (0, "decides the draws", WHOLE),
+        "--batch": (512, "rows at once", WHOLE),
+    },
+    "thought": {
+        "--tokens": (
+            None,
+            "kinds of token (default what the model was trained with)",
+            {"nargs": "+", "choices": KINDS},
+        )
+    },
+}
+
+
+def read_flags(argv=None) -> argparse.Namespace:
+    parser = command.parser("controls", __doc__)
+    parser.add_argument("part", choices=PARTS)
+    command.add_flags(parser, FLAGS)
+    args = parser.parse_args(argv)
+    command.expect_least(parser, args, limit=2, cot=1, samples=1, batch=1)
+    command.expect_folder(parser, "--out", args.out)
+    return args
+
+
+def main(argv=None) -> None:
+    args = read_flags(argv)
+    measure, show = PARTS[args.part]
+    with command.one_line("controls"):
+        keep_memory()
+        with World("cpu", 60) as world, Verifier(workers=WORKERS) as verifier:
+            found = measure(args, world, verifier)
+        print(show(found))
+        if args.out:
+            write_json(args.out, found)
+            write_text(args.out.with_suffix(".md"), show(found) + "\n")
+
+
+if __name__ == "__main__":
+    as_program(main)

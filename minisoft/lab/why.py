@@ -1,0 +1,406 @@
+"""Why some kinds of token learn and others do not: the noise of their scores (not in the paper).
+
+    python -m minisoft.lab.why --gradients runs/why --out why.json       # also why.md and why.png
+    python -m minisoft.lab.why --model FOLDER --data FILE.jsonl          # the formulas alone
+
+From the logits z at the CoT positions of hard chains alone, for each kind:
+
+    score variance   E|d log pi(action) / dz|^2: the trace of the score's covariance, in closed form
+    displacement     how far the noise moves the next input along E_i - E_j of the two best tokens,
+                     in units of |E_i - E_j| (a standard deviation, by draws)
+    signal           |d E[input] / dz|^2: what the gradient of the expected reward in z would be,
+                     squared, were the reward linear in the input, its slope alike for all kinds
+
+at positions where the model hesitates (p_max < 0.9 at tau = 1), elsewhere, and at all.  Beside what
+`minisoft.lab.gradient` measures (its results FOLDER/CASE.json are used where they exist, and made
+where they do not) stand
+
+    noise            variance of a batch's gradient, in units of hard tokens': score variance, at
+                     the positions of the case's own chains, x squared advantage x CoT length; in E
+                     with what the score has through the mixture itself
+    predicted SNR    for the same signal: hard's measured one x hard's score variance / the case's
+    linear SNR       that x the case's signal / hard's
+
+Dimensions: P positions, V vocabulary, d width of E, n draws, k tokens of a sparse action.
+"""
+
+import argparse
+import os
+from pathlib import Path
+from statistics import fmean, stdev
+
+import torch
+
+from minisoft import data, engine, reinforce
+from minisoft.draws import Draws
+from minisoft.draws import key as draw_key
+from minisoft.followups import Covariance, GumbelSoftmax, Multiplex
+from minisoft.io import WEIGHTS
+from minisoft.io.atomic import read_json, write_json, write_text
+from minisoft.lab import command, figures, gradient
+from minisoft.rollout import COT, Decoding, Request
+from minisoft.soft import Hard, LogitNoise, Mixture, Sparse, TopLogitNoise
+from minisoft.training.metrics import markdown
+from minisoft.training.world import as_program, keep_memory
+from minisoft.verifier.process import WORKERS, Verifier
+
+CASES = {  # flags of minisoft.lab.gradient
+    "hard": ["--tokens", "hard"],
+    "multiplex": ["--tokens", "multiplex"],
+    "covariance": ["--tokens", "covariance"],
+    "gumbel": ["--tokens", "gumbel"],
+    "gumbel-all-5": ["--tokens", "gumbel", "--top-p", "1"],
+    "top-5": ["--tokens", "soft", "--noise", "logits", "--top-k", "5"],
+    "soft": ["--tokens", "soft"],
+    "soft-0.66": ["--tokens", "soft", "--gamma", "0.66"],
+    "soft-1": ["--tokens", "soft", "--gamma", "1"],
+    "fuzzy": ["--tokens", "fuzzy"],
+}
+HESITATES = 0.9  # where p_max is below it
+PARTS = {"E": "E", "body": "the rest"}
+SAME = 0.01
+DRAWN = 64  # draws a position
+AT_ONCE = 2**24  # numbers
+MEASURED = "prompts group batches seed reward informative advantage_square cot_length".split()
+
+
+def token_variance(p: torch.Tensor) -> torch.Tensor:
+    """p (P, V) -> trace (P,) of C = diag(p) - p p^T, the covariance of a token's one-hot vector."""
+    return 1 - p.square().sum(-1)
+
+
+def mean_slope(E: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """|C E|^2 (P,): row i of C E is p_i (E_i - p E), the derivative of p E by the logit i."""
+    mean = p @ E  # (P, d)
+    square = E.square().sum(-1) - 2 * mean @ E.T + mean.square().sum(-1, keepdim=True)
+    return (p.square() * square.clamp(min=0)).sum(-1)
+
+
+def score_variance(kind, E: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """E|d log pi / d logits|^2 (P,) of logits (P, V), E (V, d), by the score s of each kind.
+
+    hard         s = (onehot - p) / tau
+    multiplex    s = sum of K such
+    covariance   s = (w - p) / (sigma^2 tau), Cov(w) = sigma^2 C, sigma^2 = 1 / K: as multiplex
+    soft, fuzzy  s = C E epsilon / (tau sigma)
+    (top) logits s = epsilon / sigma, of the k that have noise
+    gumbel       s = f - p sum f, f = 1 - exp(-x) of the n that are kept: Cov(f) = I, since exp(-x)
+                 is exponential, so tr (I - p 1^T)(I - 1 p^T) = n - 2 + n sum p^2
+    """
+    E, logits = E.double(), logits.double()
+    p = (logits / kind.tau).softmax(-1)
+    match kind:
+        case Hard():
+            return token_variance(p) / kind.tau**2
+        case Multiplex() | Covariance():
+            return kind.width * token_variance(p) / kind.tau**2
+        case TopLogitNoise():
+            return torch.full_like(p[:, 0], kind.top / kind.sigma**2)
+        case LogitNoise():
+            return torch.full_like(p[:, 0], logits.shape[-1] / kind.sigma**2)
+        case GumbelSoftmax():
+            kept = kind.distribution(None, None, logits.float()).mode()[..., 1].double().exp()
+            n = (kept > 0).sum(-1)
+            return n - 2 + n * kept.square().sum(-1)
+        case _ if type(kind) is Mixture:
+            return mean_slope(E, p) / (kind.tau * kind.sigma) ** 2
+    raise ValueError(f"score_variance: expected a kind with a known formula, found {kind}")
+
+
+def displacement(model, kind, logits: torch.Tensor, draws: Draws, n: int) -> torch.Tensor:
+    """Variance (P,) of the next input along E_i - E_j of the two best tokens, in units of
+    |E_i - E_j|, over n draws a position; draws: of P n rows."""
+    best = model.E[logits.topk(2).indices]  # (P, 2, d)
+    along = best[:, 0] - best[:, 1]
+    along = along / along.square().sum(-1, keepdim=True)
+    many = logits.repeat_interleave(n, 0)
+    action = kind.distribution(model, None, many).sample(draws)
+    x = kind.embed(model, action).view(len(logits), n, -1)
+    return torch.einsum("pnd,pd->pn", x, along).double().var(-1)
+
+
+def linear_signal(model, kind, logits: torch.Tensor, draws: Draws, n: int) -> torch.Tensor:
+    """|d E[input] / d logits|^2 (P,); of softmax of noisy numbers the mean over n draws."""
+    if not isinstance(kind, Sparse):
+        p = (logits.double() / kind.tau).softmax(-1)
+        return mean_slope(model.E.double(), p) / kind.tau**2
+    many = logits.repeat_interleave(n, 0)
+    action = kind.distribution(model, None, many).sample(draws)
+    w, ids = kind.weights(model, action, many)  # (P n, k)
+    slope = (torch.diag_embed(w) - w[:, :, None] * w[:, None, :]) / kind.tau
+    slope = slope.view(len(logits), n, *slope.shape[1:]).mean(1)  # (P, k, k)
+    return (slope @ model.E[ids[::n]]).double().square().sum((-2, -1))
+
+
+def through_mixture(model, kind, hidden: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """What the score's variance in E has besides that through the logits, in units of |hL|^2 (P,).
+
+    The row i of E scores s_i hL, as the head (if it is tied), and p_i epsilon / sigma, as a part of
+    the mixture, if that is what is noisy: |s|^2 |hL|^2 + d sum p^2 / sigma^2 + 2 sum_i p_i
+    <J_i, hL> / sigma^2, J_i = p_i (E_i - p E) / tau, on average.  hidden (P, d).
+    """
+    if type(kind) is not Mixture:
+        return torch.zeros(len(logits), dtype=torch.float64)
+    z, square = logits.double(), hidden.double().square().sum(-1)
+    p = (z / kind.tau).softmax(-1)
+    direct = hidden.shape[1] * p.square().sum(-1)
+    if not model.config.tie_word_embeddings:
+        return direct / kind.sigma**2 / square
+    off = z - torch.linalg.vecdot(p, z)[:, None]  # <E_i - p E, hL>
+    both = 2 * (p.square() * off).sum(-1) / kind.tau
+    return (direct + both) / kind.sigma**2 / square
+
+
+@torch.no_grad()
+def chains(name: str, args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encodings (P, d) and logits (P, V) at the CoT positions of a case's chains of some
+    problems."""
+    of = gradient.Measurement(case_flags(name, args), None)
+    requests = []
+    for i in data.batch(len(of.problems), args.chains, args.seed, 0):
+        text = data.prompt(of.problems[i].question, of.settings.template)
+        requests.append(Request(of.tokenizer.encode(text), ("why", args.seed, i), range(4)))
+    rollouts = engine.rollout(of.model, of.form, of.kind, requests, Decoding(of.settings.cot))
+    encoded = (reinforce.encodings(of.model, of.kind, one)[one.role == COT] for one in rollouts)
+    hidden = torch.cat(list(encoded))
+    return hidden, of.model.logits(hidden)
+
+
+def case_flags(name: str, args: argparse.Namespace) -> argparse.Namespace:
+    """The flags of minisoft.lab.gradient that measure a case."""
+    words = [*CASES[name], "--model", args.model, "--device", "cpu"]
+    for flag in ("data", "template", "cot", "prompts", "group", "batches", "seed"):
+        if getattr(args, flag) is not None:
+            words += [f"--{flag}", str(getattr(args, flag))]
+    return gradient.read_flags(words)
+
+
+def average(values: torch.Tensor, hesitates: torch.Tensor) -> dict[str, float]:
+    """Means over positions: all, where the model hesitates, elsewhere."""
+    places = {"all": values, "hesitates": values[hesitates], "elsewhere": values[~hesitates]}
+    return {place: some.mean().item() for place, some in places.items() if len(some)}
+
+
+@torch.no_grad()
+def formulas(name: str, hidden, logits: torch.Tensor, args: argparse.Namespace) -> dict:
+    """What the encodings (P, d) and logits (P, V) alone say of a case."""
+    of = gradient.Measurement(case_flags(name, args), None)
+    columns, start = [], draw_key("why", args.seed)
+    size = max(1, AT_ONCE // (DRAWN * logits.shape[1]))
+    for h, z in zip(hidden.split(size), logits.split(size), strict=True):
+        keys = torch.arange(len(z) * DRAWN) + start
+        start = keys[-1].item() + 1
+        draws = Draws(keys, torch.zeros_like(keys))
+        moved = displacement(of.model, of.kind, z, draws, DRAWN)
+        signal = linear_signal(of.model, of.kind, z, draws, DRAWN)
+        variance = score_variance(of.kind, of.model.E, z)
+        mixture = through_mixture(of.model, of.kind, h, z)
+        columns.append(torch.stack((variance, mixture, moved, signal)))
+    variance, mixture, moved, signal = torch.cat(columns, 1)
+    hesitates = logits.softmax(-1).amax(-1) < HESITATES
+    return {
+        "score_variance": average(variance, hesitates),
+        "through_mixture": average(mixture, hesitates),
+        "displacement": {x: value**0.5 for x, value in average(moved, hesitates).items()},
+        "signal": average(signal, hesitates),
+        "tau": of.kind.tau,
+        "sigma": of.kind.sigma,
+    }
+
+
+def own_chains(name: str, args: argparse.Namespace) -> dict[str, float]:
+    """Score variance, through logits and through the mixture, at the positions of a case's own
+    chains, and how many of these hesitate."""
+    of, (hidden, logits) = gradient.Measurement(case_flags(name, args), None), chains(name, args)
+    with torch.no_grad():
+        mixture = through_mixture(of.model, of.kind, hidden, logits)
+        return {
+            "score_variance": score_variance(of.kind, of.model.E, logits).mean().item(),
+            "through_mixture": mixture.mean().item(),
+            "hesitates": (logits.softmax(-1).amax(-1) < HESITATES).double().mean().item(),
+        }
+
+
+def distances(name: str, logits: torch.Tensor, args: argparse.Namespace) -> dict:
+    """How far apart the two best tokens' embeddings are where the model hesitates, beside what
+    independent rows of E would have."""
+    E = gradient.Measurement(case_flags(name, args), None).model.E.detach().double()
+    best = logits[logits.softmax(-1).amax(-1) < HESITATES].topk(2).indices  # (P, 2)
+    apart = (E[best[:, 0]] - E[best[:, 1]]).square().sum(-1).mean().sqrt().item()
+    independent = (2 * E.shape[1]) ** 0.5 * E.square().mean().sqrt().item()
+    return {"width": E.shape[1], "best_two": apart, "independent": independent}
+
+
+def predict(rows: dict[str, dict]) -> None:
+    """Adds "predicted" and "linear" SNR and "noise" to each {case: row}, each {part: number};
+    predicted is None where the signal cannot be the same, below SAME of hard's."""
+    hard = rows["hard"]
+    for row in rows.values():
+        fewer = hard["score_variance"]["all"] / row["score_variance"]["all"]
+        more = row["signal"]["all"] / hard["signal"]["all"]
+        snr = {part: hard["measured"][part]["snr"] for part in PARTS}
+        same = more >= SAME
+        row["predicted"] = {part: snr[part] * fewer if same else None for part in PARTS}
+        row["linear"] = {part: snr[part] * fewer * more for part in PARTS}
+        row["noise"] = {part: noise(row, hard, part) for part in PARTS}
+
+
+def noise(row: dict, hard: dict, part: str) -> dict[str, float]:
+    """Variance of a batch's gradient in units of hard's: predicted, by score variance x squared
+    advantage x CoT length, and measured, with the relative standard error of both together."""
+    predicted = measured = 1.0
+    for one, power in ((row, 1), (hard, -1)):
+        m, variance = one["measured"], one["own_chains"]["score_variance"]
+        if part == "E":
+            variance += one["own_chains"]["through_mixture"]
+        predicted *= (variance * m["advantage_square"] * m["cot_length"]) ** power
+        measured *= (m[part]["norm"] ** 2 / (1 + m[part]["snr"])) ** power
+    error = sum(one["measured"][part]["square_error"] ** 2 for one in (row, hard)) ** 0.5
+    return {"predicted": predicted, "measured": measured, "relative_error": error}
+
+
+def square_error(norms: list[float]) -> float:
+    """Relative standard error of the mean square of the norms of batches."""
+    squares = [norm**2 for norm in norms]
+    return stdev(squares) / fmean(squares) / len(squares) ** 0.5
+
+
+def measured(name: str, args: argparse.Namespace, verifier) -> dict:
+    """What minisoft.lab.gradient measures of a case's CoT terms, kept in the folder."""
+    path = args.gradients / f"{name}.json"
+    found = read_json(path)
+    if not found:
+        found = gradient.measure(case_flags(name, args), verifier)
+        write_json(path, found)
+    signal = found["signal"]["cot"]
+    parts = {}
+    for part in PARTS:
+        parts[part] = {**signal[part], "square_error": square_error(found["cot_norms"][part])}
+    return {**{x: found[x] for x in MEASURED}, **parts}
+
+
+def study(args: argparse.Namespace, verifier) -> dict:
+    """All that the command writes."""
+    hidden, logits = chains("hard", args)
+    hesitates = (logits.softmax(-1).amax(-1) < HESITATES).double().mean().item()
+    rows = {}
+    for name in args.cases:
+        print(name, flush=True)
+        rows[name] = formulas(name, hidden, logits, args)
+        if args.gradients:
+            rows[name]["own_chains"] = own_chains(name, args)
+            rows[name]["measured"] = measured(name, args, verifier)
+    if args.gradients:
+        predict(rows)
+    return {
+        "model": Path(args.model).name,
+        "positions": len(logits),
+        "hesitates": hesitates,
+        "distance": distances("hard", logits, args),
+        "cases": rows,
+    }
+
+
+def number(x: float) -> str:
+    """Two significant digits."""
+    if x == 0:
+        return "0"
+    digits = f"{float(f'{x:.2g}'):.10f}".rstrip("0").rstrip(".")
+    return digits if 1e-4 <= abs(x) < 1e5 else f"{x:.1e}"
+
+
+def table(found: dict) -> str:
+    """Markdown: score variance and displacement; noise; signal to noise."""
+    places = ("all", "hesitates", "elsewhere")
+    rows = [["score variance", "a position", "p_max < 0.9", "elsewhere", "displacement", "signal"]]
+    cases = found["cases"]
+    for name, row in cases.items():
+        variance = [number(row["score_variance"].get(x, 0.0)) for x in places]
+        moved = number(row["displacement"].get("hesitates", 0.0))
+        signal = number(row["signal"]["all"] / cases["hard"]["signal"]["all"])
+        rows.append([name, *variance, moved, signal])
+    both = measured_rows(cases) if "measured" in cases["hard"] else ()
+    d, p = found["distance"], found["hesitates"]
+    text = (
+        f"{found['model']}: {found['positions']} positions of hard chains, {100 * p:.1f} % with "
+        f"p_max < 0.9; d = {d['width']}.\nThe two best tokens' embeddings are {d['best_two']:.2f} "
+        f"apart there; independent ones would be {d['independent']:.2f}.\nDisplacement: where "
+        "p_max < 0.9; signal, and all noise: in units of hard tokens'."
+    )
+    return "\n\n".join([text, *map(markdown, (rows, *both))])
+
+
+def measured_rows(cases: dict) -> list[list]:
+    """Rows of the tables of noise and, for each part, of signal to noise."""
+    heads = (f"{what} in {x}" for x in PARTS.values() for what in ("predicted", "measured"))
+    tables = [[["noise", *heads]]]
+    for part, title in PARTS.items():
+        tables.append([[f"SNR in {title}", "same signal", "linear reward", "measured"]])
+        for name, row in cases.items():
+            one, same = row["measured"][part], row["predicted"][part]
+            cells = ["–" if same is None else number(same), number(row["linear"][part])]
+            cells.append(f"{number(one['snr'])} ± {number(one['snr_error'])}")
+            tables[-1].append([name, *cells])
+    for name, row in cases.items():
+        cells = []
+        for one in row["noise"].values():
+            error = number(one["measured"] * one["relative_error"])
+            cells += [number(one["predicted"]), f"{number(one['measured'])} ± {error}"]
+        tables[0].append([name, *cells])
+    return tables
+
+
+NUMBER, WHOLE = {"type": float}, {"type": int}
+FLAGS = {
+    "what is measured (defaults marked * are the model's)": {
+        "--model": (str(WEIGHTS / "tiny"), "folder or hub id"),
+        "--data": (None, "problems (default tiny *)"),
+        "--template": (None, "file with the prompt, QUESTION in it (default the paper's *)"),
+        "--cases": ([*CASES], "hard, and some of the others", {"nargs": "+", "choices": CASES}),
+        "--chains": (32, "problems whose hard chains, 4 of each, give the logits", WHOLE),
+    },
+    "batches of minisoft.lab.gradient": {
+        "--prompts": (8, "B, problems a batch", WHOLE),
+        "--group": (32, "G, samples of each", WHOLE),
+        "--batches": (16, "independent batches, at least 3", WHOLE),
+        "--cot": (None, "CoT budget in tokens (default 128 *)", WHOLE),
+        "--seed": (0, "decides problems and draws", WHOLE),
+        "--gradients": (
+            None,
+            "folder for CASE.json (default: nothing is measured, formulas only)",
+            {"type": Path},
+        ),
+    },
+    "output": {"--out": (None, "file.json, beside it .md and .png (extra `plot`)", {"type": Path})},
+}
+
+
+def read_flags(argv=None) -> argparse.Namespace:
+    parser = command.parser("why", __doc__)
+    command.add_flags(parser, FLAGS)
+    args = parser.parse_args(argv)
+    command.expect_least(parser, args, prompts=1, group=2, batches=3, chains=1, cot=1)
+    command.expect_folder(parser, "--out", args.out)
+    if "hard" not in args.cases:
+        parser.error(f"--cases: expected hard among them, found {' '.join(args.cases)}")
+    return args
+
+
+def main(argv=None) -> None:
+    args = read_flags(argv)
+    with command.one_line("why", resumes=True):
+        if args.gradients:
+            os.makedirs(args.gradients, exist_ok=True)
+        keep_memory()
+        with Verifier(workers=WORKERS) as verifier:
+            found = study(args, verifier)
+        print(table(found))
+        if args.out:
+            write_json(args.out, found)
+            write_text(args.out.with_suffix(".md"), table(found) + "\n")
+            if args.gradients:
+                figures.why(found["cases"], PARTS).savefig(args.out.with_suffix(".png"), dpi=110)
+
+
+if __name__ == "__main__":
+    as_program(main)

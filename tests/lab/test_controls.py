@@ -1,0 +1,97 @@
+"""Controls: the thought that is put in another's place, matching, and the commands."""
+
+import json
+
+import pytest
+import torch
+
+from minisoft.data import Problem
+from minisoft.io import WEIGHTS, datasets
+from minisoft.lab import controls
+
+FEW = ["--limit", "4", "--cot", "60", "--data", "tiny-test"]
+
+
+def test_the_thought_decides_the_answer(tmp_path):
+    """After its own thought the answer is the rollout's; after another's, the other's, but not the
+    problem's."""
+    out = tmp_path / "thought.json"
+    controls.main(["thought", *FEW, "--tokens", "hard", "soft", "multiplex", "--out", str(out)])
+    found = json.loads(out.read_text())["models"]
+    assert list(found) == [f"tiny, {kind}" for kind in ("hard", "soft", "multiplex")]
+    for of_model in found.values():
+        numbers = of_model["data"]["tiny-test"]
+        assert numbers["same_as_rollout"] == 1 and numbers["problems"] == 4
+        assert numbers["other"] < max(numbers["theirs"], 0.3)
+        assert all(0 <= low <= high <= 1 for low, high in numbers["ci95"].values())
+    hard = found["tiny, hard"]["data"]["tiny-test"]
+    assert hard["own"] == hard["shadow"]  # its embeddings are what was fed
+    assert max(map(len, out.with_suffix(".md").read_text().splitlines())) <= 100
+
+
+def test_an_answer_after_no_thought_is_that_of_a_spent_budget():
+    of = controls.Model(str(WEIGHTS / "tiny"), 60)
+    problem = datasets.load_problems("tiny-test")[0]
+    request = of.request(problem, ("test", 0))
+    text = controls.answer(of, request, torch.zeros(0, 128), False)
+    forced = torch.tensor([*request.prompt, *of.form.prefill[1]])
+    logits = of.model.logits(of.model(of.model.embed(forced)[None]))[0, -1]
+    assert text.startswith(of.form.answer_text([logits.argmax().item()]))
+
+
+def test_another_problem_has_another_answer():
+    problems = [Problem("a", "1"), Problem("b", "1"), Problem("c", "2")]
+    assert [controls.another(problems, i) for i in range(3)] == [2, 2, 0]
+    assert controls.another(problems[:2], 0) == 0
+
+
+def point(different, passed):
+    return {
+        "different": different,
+        "by_problem": [[p, 0.0] for p in passed],
+        "ci95": {"pass@1": [0, 1], "entropy": [0, 1]},
+    }
+
+
+def test_matching_is_between_the_two_points_around():
+    low, high = point(0.2, [0.0, 0.4]), point(0.6, [1.0, 0.4])
+    found = controls.beyond(point(0.3, [0.5, 0.6]), [high, low], "different")
+    assert list(found) == ["pass@1"]
+    assert found["pass@1"] == pytest.approx([0.225, 0.2, 0.25])  # 0.5 - 0.25, 0.6 - 0.4
+    assert controls.beyond(point(0.7, [0.5, 0.6]), [high, low], "different") == {}
+
+
+def test_noise_is_compared_at_matched_diversity(tmp_path):
+    out = tmp_path / "noise.json"
+    words = ["--samples", "4", "--tau", "0.05", "1.5", "--gamma", "0.33", "--out", str(out)]
+    controls.main(["noise", *FEW, *words])
+    rows = json.loads(out.read_text())["data"]["tiny-test"]
+    assert list(rows) == [
+        "hard-greedy",
+        "soft-greedy",
+        "hard-sample, tau 0.05",
+        "hard-sample, tau 1.5",
+        "soft-sample, gamma 0.33",
+    ]
+    assert rows["hard-sample, tau 0.05"]["different"] < rows["hard-sample, tau 1.5"]["different"]
+    assert {"more_at_entropy", "more_at_different"} <= set(rows["soft-sample, gamma 0.33"])
+    assert not any("by_problem" in row for row in rows.values())
+    text = out.with_suffix(".md").read_text()
+    assert "at its entropy" in text and max(map(len, text.splitlines())) <= 100
+
+
+def test_selection_finds_the_first_best_checkpoint_by_either(tmp_path, capsys):
+    run = tmp_path / "soft-0"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({"tokens": "soft", "seed": 0}))
+    scores = [(0, 0.3, 0.4), (10, 0.8, 0.5), (20, 0.8, 0.9), (30, 0.7, 0.9)]
+    lines = [
+        {"step": step, "accuracy": 0.5, "validation": own, "validation_hard": hard}
+        for step, own, hard in scores
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    controls.main(["selection", "--model", str(run), "--out", str(tmp_path / "s.json")])
+    found = json.loads((tmp_path / "s.json").read_text())["runs"]["soft-0"]
+    assert found["chosen_by"]["own"] == {"step": 10, "own": 0.8, "hard": 0.5}
+    assert found["chosen_by"]["hard"] == {"step": 20, "own": 0.8, "hard": 0.9}
+    assert "| soft-0 | own" in capsys.readouterr().out

@@ -167,7 +167,8 @@ class FusedPrompt(Prompt):
         if q.element_size() > 2:
             return super().__call__(layer, q, k, v)
         if not q.is_cuda:
-            return super().__call__(layer, q.float(), k.float(), v.float()).to(q.dtype)
+            prompt = Prompt((self.keys[layer].float(),), (self.values[layer].float(),))
+            return prompt(0, q.float(), k.float(), v.float()).to(q.dtype)
         from torch.nn.attention.bias import causal_lower_right  # a second: it loads the compiler
 
         k, v = self.before(layer, k, v)

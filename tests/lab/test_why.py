@@ -119,6 +119,7 @@ def test_linear_signal_is_the_slope_of_the_mean_input(name):
 
 
 def test_the_command_predicts_and_measures(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
     small = "--prompts 2 --group 8 --batches 3 --cot 60 --chains 4 --cases hard soft gumbel"
     out = tmp_path / "why.json"
     words = [*small.split(), "--gradients", str(tmp_path / "g"), "--out", str(out)]

@@ -129,10 +129,6 @@ class Prompt(Causal):
         seen = torch.ones(T, P + T, dtype=torch.bool, device=q.device).tril(P)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, enable_gqa=True)
 
-    def of(self, n: int) -> "Prompt":
-        """The n-th of several prompts that were run together."""
-        return Prompt(*(tuple(x[n : n + 1] for x in part) for part in (self.keys, self.values)))
-
     def before(self, layer: int, k, v) -> tuple[torch.Tensor, torch.Tensor]:
         """Those of the prompt before the rows' own k and v: each (N, K, P + T, D)."""
         rows = (len(k), -1, -1, -1)

@@ -19,6 +19,7 @@ from minisoft.draws import Draws, key
 from minisoft.engine.cache import FusedCache, RowCache
 from minisoft.engine.fused import entropy
 from minisoft.engine.linear import FastTransformer, packed
+from minisoft.model import Prompt
 from minisoft.rollout import ANSWER, COT, FORCED, Decoding, Request, Rollout, Row, Turn, choose
 
 AHEAD = {"cuda": 8}  # steps that a device runs before the host reads the text; 1 elsewhere
@@ -161,12 +162,13 @@ class Places:
                 self._run_alike(numbers[first : first + most], length)
 
     def _run_alike(self, requests: list[int], length: int) -> None:
+        """Prompts padded to one length, together."""
         prompts = [self.requests[i].prompt for i in requests]
         ids = torch.tensor([prompt + [0] * (length - len(prompt)) for prompt in prompts])
         hidden, recorded = self.model.prefill(ids.to(self.device))
         for n, (i, prompt) in enumerate(zip(requests, prompts, strict=True)):
-            number = self.cache.add(recorded.of(n), len(prompt))
-            self.prompts[i] = number, hidden[n, len(prompt) - 1]
+            one = (tuple(x[n : n + 1] for x in part) for part in (recorded.keys, recorded.values))
+            self.prompts[i] = self.cache.add(Prompt(*one), len(prompt)), hidden[n, len(prompt) - 1]
 
     def _tell(self) -> None:
         """The device learns where every row stands."""

@@ -28,7 +28,7 @@ class RowCache:
     the smallest grid of 4.
     """
 
-    BLOCK = 16  # N, a prompt's length and a row's capacity are rounded up to multiples of it
+    BLOCK = 16  # N, a prompt's length and the rows' width are rounded up to multiples of it
 
     def __init__(self, config: Config, rows: int, capacity: int, prompt: int, device, dtype):
         """Room for so many rows, positions of each, and positions of a prompt, which here grow."""

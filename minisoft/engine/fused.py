@@ -1,7 +1,7 @@
-"""One position of many rows on a GPU, in few kernels.
+"""One position of many rows, in few operations.
 
-A decoding step there is bound by the number of its kernels.  What stands between two products is
-one function here, and one kernel (see `compiled`).
+A decoding step of few rows or a small model is bound by the number of its operations.  What stands
+between two products is one function here, and on a GPU one kernel (see `compiled`).
 
 Dimensions: N rows, H query and K key/value heads, D head_dim, d width, V vocabulary.
 """
@@ -50,7 +50,7 @@ entropy = OneKernel(soft.entropy)
 
 def one_position(model, x: torch.Tensor, cache) -> torch.Tensor:
     """What `model(x[:, None], cache)[:, 0]` is: inputs (N, d) -> encodings hL (N, d), by a packed
-    model and a FusedCache."""
+    model and a RowCache."""
     x = x[:, None].to(model.E.dtype)
     rope = model._rope(cache.positions(x), x.dtype)
     layers, N, D = model.model.layers, len(x), model.config.head_dim

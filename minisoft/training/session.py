@@ -232,14 +232,8 @@ class Run:
     def sidecar(self) -> dict:
         """minisoft.json of what is saved: how the model is to be used."""
         settings = self.settings
-        switches = (
-            "logits",
-            "estimator",
-            "terms",
-            "frozen",
-        )  # of a variant that the weights came from
-        gone = (*switches, *OPTIONS)
-        kept = {name: x for name, x in self.folder.items() if name not in gone}
+        variant = ("logits", "estimator", "terms", "frozen")  # that the weights came from
+        kept = {name: x for name, x in self.folder.items() if name not in (*variant, *OPTIONS)}
         return {
             **kept,
             "prompt": settings.template,

@@ -117,10 +117,13 @@ class RowCache:
         return (self.start + self.position)[:, None]  # (N, 1)
 
     def __call__(self, layer: int, q, k, v) -> torch.Tensor:
-        keys, values = self.own[layer]
-        keys[self.rows, :, self.position] = k[:, :, 0].to(keys.dtype)
-        values[self.rows, :, self.position] = v[:, :, 0].to(keys.dtype)
+        self._store(layer, k, v)
         return self.attend(layer, q)
+
+    def _store(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Keys and values (N, K, 1, D) of this position take their place."""
+        for own, x in zip(self.own[layer], (k, v)):
+            own[self.rows, :, self.position] = x[:, :, 0].to(own.dtype)
 
     def attend(self, layer: int, q: torch.Tensor) -> torch.Tensor:
         """Queries (N, H, 1, D) -> (N, H, 1, D); keys and values of this position are in place."""
@@ -139,16 +142,14 @@ class RowCache:
     def enter(self, layer: int, heads: torch.Tensor, rope: tuple, norms: list) -> torch.Tensor:
         """Queries, keys and values (N, H + 2 K, 1, D) of one layer -> the queries (N, H, 1, D),
         rotated; keys and values take their place.  norms: see `rotate_and_store`."""
-        keys, values = self.own[layer]
-        K = keys.shape[1]
+        K = self.own[layer].shape[2]
         turning, v = heads[:, :-K], heads[:, -K:]
         if norms:
             parts = turning.split((turning.shape[1] - K, K), dim=1)
             parts = [F.rms_norm(x, w.shape, w, eps) for x, (w, eps) in zip(parts, norms)]
             turning = torch.cat(parts, dim=1)
         turning = rotate(turning, *rope)
-        keys[self.rows, :, self.position] = turning[:, -K:, 0].to(keys.dtype)
-        values[self.rows, :, self.position] = v[:, :, 0].to(keys.dtype)
+        self._store(layer, turning[:, -K:], v)
         return turning[:, :-K]
 
     def feed(self, model, x: torch.Tensor) -> torch.Tensor:
@@ -245,11 +246,9 @@ class FusedCache(RowCache):
         self.bias = bias.masked_fill_(hidden, -math.inf)[:, None, None]  # (N, 1, 1, n)
         return self.at[:, None]
 
-    def __call__(self, layer: int, q, k, v) -> torch.Tensor:
-        keys, values = self.own[layer]
-        keys[self.rows, self.at] = k[:, :, 0]
-        values[self.rows, self.at] = v[:, :, 0]
-        return self.attend(layer, q)
+    def _store(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        for own, x in zip(self.own[layer], (k, v)):
+            own[self.rows, self.at] = x[:, :, 0]
 
     def attend(self, layer: int, q: torch.Tensor) -> torch.Tensor:
         """q (N, H, 1, D) -> (N, H, 1, D), where the keys and values of this position are in place.

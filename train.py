@@ -237,6 +237,7 @@ def print_plan(args: argparse.Namespace) -> None:
 
 
 def run_as_rank(args: argparse.Namespace, facts: dict, variant) -> None:
+    """The part of a run that is this rank's."""
     with World(args.device, args.patience) as world, Verifier(workers=WORKERS) as verifier:
         with Run(args, world, verifier, facts) as run:
             if variant:
@@ -254,7 +255,7 @@ def main(argv=None, variant=None) -> None:
             return
         if args.resume:
             args = settings.resumed(args, given, facts)
-        with ranks.several(ranks.fitting(args) if argv is None else 1):
+        with ranks.several(ranks.fitting(args) if argv is None else 1):  # as a program
             run_as_rank(args, facts, variant)
     except OutOfMemoryError as error:
         first_line = f"{str(error).splitlines()[0]:.200}"

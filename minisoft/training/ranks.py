@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from argparse import Namespace
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -63,8 +63,10 @@ def several(count: int):
         torch.set_num_threads(1)
         try:
             yield
-            for other in others:
-                other.wait(LEFT)
+            _wait(others)
+        except SystemExit:  # a signal has stopped all of them, and they save
+            _wait(others)
+            raise
         except RankError:  # then the reason is what another rank has said
             said.seek(0)
             sys.stderr.write(said.read().decode(errors="replace"))
@@ -73,3 +75,9 @@ def several(count: int):
             for other in others:
                 other.kill()
                 other.wait()
+
+
+def _wait(others: list[subprocess.Popen]) -> None:
+    for other in others:
+        with suppress(subprocess.TimeoutExpired):
+            other.wait(LEFT)

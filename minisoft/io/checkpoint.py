@@ -202,7 +202,9 @@ def read_about(folder: Path) -> dict:
             expect(isinstance(value, str), where, "a text", value)
         elif field in ("sigma", "gamma", "tau"):
             expect(is_positive(value), where, "a positive number", value)
-        elif field == "top_k":
+        elif field == "top_p":
+            expect(is_positive(value) and value <= 1, where, "a number above 0, at most 1", value)
+        elif field in ("top_k", "width"):
             whole = value is None or is_positive(value, int)
             expect(whole, where, "a positive integer or null", value)
         elif field == "prompt":

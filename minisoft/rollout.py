@@ -67,7 +67,7 @@ class Rollout:
     entropy: torch.Tensor
     truncated: torch.Tensor
     keys: torch.Tensor
-    softness: torch.Tensor | None = None
+    softness: torch.Tensor
 
     def on_host(self) -> "Rollout":
         """The same with everything that is read as text on the CPU; actions stay where they are."""

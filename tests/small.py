@@ -77,6 +77,7 @@ def unroll(model, kind, n, generator):
         torch.zeros(n, len(ROLES)),
         torch.zeros(n, dtype=torch.bool),
         keys,
+        torch.zeros(n, len(ROLES), 2),
     )
 
 

@@ -1,6 +1,7 @@
 """The estimator by its definition: advantages, eq. 14, and a gradient that is the right one."""
 
 import copy
+from dataclasses import replace
 from statistics import median
 
 import pytest
@@ -14,7 +15,7 @@ from minisoft.followups import Gumbel, TokenGaussian
 from minisoft.kinds import make_kind
 from minisoft.model import Prompt
 from minisoft.reinforce import leave_one_out, log_prob, loss
-from minisoft.rollout import ANSWER, COT, PAD, Decoding, Rollout
+from minisoft.rollout import ANSWER, COT, PAD, Decoding
 from minisoft.soft import Categorical, Gaussian, TopGaussian
 
 BY = pytest.mark.parametrize("by", [reinforce, engine], ids=["plain", "engine"])
@@ -150,17 +151,7 @@ def test_rows_that_end_early_do_not_see_later_positions(model):
     record = unroll(model, kind, 2, torch.Generator().manual_seed(4))
     cut = record.role.clone()
     cut[1, 3:] = PAD
-    short = Rollout(
-        record.prompt,
-        record.samples,
-        record.ids,
-        cut,
-        record.actions,
-        record.log_prob,
-        record.entropy,
-        record.truncated,
-        record.keys,
-    )
+    short = replace(record, role=cut)
     with torch.no_grad():
         scores = log_prob(model, kind, short)
     torch.testing.assert_close(scores[1, :3], record.log_prob[1, :3], rtol=1e-4, atol=1e-4)

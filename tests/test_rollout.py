@@ -122,7 +122,7 @@ def test_taken_actions_are_those_of_their_role_row_by_row():
     role = torch.tensor([[COT, COT, FORCED, ANSWER], [COT, FORCED, ANSWER, PAD]], dtype=torch.int8)
     ids, thoughts = torch.arange(8).view(2, 4), torch.arange(12.0).view(2, 2, 3)
     keys = torch.tensor([8, 9])
-    record = Rollout([0], range(2), ids, role, thoughts, None, None, None, keys)
+    record = Rollout([0], range(2), ids, role, thoughts, None, None, None, keys, None)
     assert torch.equal(
         record.taken(COT), torch.stack((thoughts[0, 0], thoughts[0, 1], thoughts[1, 0]))
     )

@@ -1,6 +1,8 @@
 """The replay: the rollout's log-probabilities, and a gradient that neither micro-batches nor chunks
 nor padding change, in memory that does not grow with V."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import KINDS as TINY_KINDS
@@ -93,11 +95,8 @@ def test_gradient_does_not_depend_on_micro_batches_chunks_or_padding(model, name
 
 def padded(record):
     """The same with three positions more, of role 0, which is PAD."""
-    ids, role, log_prob = (
-        torch.nn.functional.pad(x, (0, 3)) for x in (record.ids, record.role, record.log_prob)
-    )
-    rest = (record.actions, log_prob, record.entropy, record.truncated, record.keys)
-    return Rollout(record.prompt, record.samples, ids, role, *rest)
+    longer = {x: torch.nn.functional.pad(getattr(record, x), (0, 3)) for x in ("ids", "role")}
+    return replace(record, **longer, log_prob=torch.nn.functional.pad(record.log_prob, (0, 3)))
 
 
 def test_rows_without_advantage_send_no_gradient_and_are_not_run(model):
@@ -165,7 +164,7 @@ def replay_peak(model, rows, C, name="soft"):
     noisy = torch.randn(rows, C, 64, generator=generator)
     log_prob, entropy = torch.zeros(rows, S, dtype=torch.float64), torch.zeros(rows, S)
     actions, truncated = ids[:, :C] if name == "hard" else noisy, torch.zeros(rows) > 0
-    rest = (actions, log_prob, entropy, truncated, torch.arange(rows))
+    rest = (actions, log_prob, entropy, truncated, torch.arange(rows), None)
     record = Rollout([1, 2, 3], range(rows), ids, role, *rest)
 
     def replay():

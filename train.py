@@ -6,6 +6,8 @@
     torchrun --nproc-per-node 8 train.py --model FOLDER --data FILE.jsonl     # the same on 8 ranks
     python train.py --out RUN --resume                     # go on with what is in RUN, bit for bit
 
+On a CPU a small model is trained by ranks of one thread, one a core, without torchrun
+(minisoft/training/ranks.py), unless OMP_NUM_THREADS is set.
 Writes RUN/metrics.jsonl (explained in minisoft/training/metrics.py), config.json, last/ and best/
 (Hugging Face folders), state/ and summary.json.  Ctrl-C and SIGTERM save and stop, with exit status
 130 and 0; a second Ctrl-C stops at once.

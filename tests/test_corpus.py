@@ -137,6 +137,12 @@ def test_references_are_right_or_have_one_error():
 
 def test_the_files_are_what_the_code_writes(tmp_path):
     pretrain.write_problems(tmp_path / "new")
+    pretrain.write_sidecar(tmp_path)
+    for name, made in {
+        "minisoft.json": (tmp_path / "minisoft.json").read_text(),
+        "config.json": json.dumps(pretrain.make_config(179, 128), indent=2) + "\n",
+    }.items():
+        assert made == (WEIGHTS / "tiny" / name).read_text(), name
     written = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
     assert written == {path.name: path.read_bytes() for path in (WEIGHTS / "tiny").glob("*.jsonl")}
     assert set(written) == set(datasets.EMBEDDED.values())

@@ -3,6 +3,7 @@
 of corpus.py.
 
     python weights/pretrain.py --out weights/tiny
+    python weights/pretrain.py --out runs/d64 --hidden-size 64       # the same, narrower
 
 The same seed gives the same bytes on the same machine and thread count.  Needs torch >= 2.9
 (torch.optim.Muon).
@@ -52,17 +53,19 @@ def make_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def make_config(vocab_size: int) -> dict:
+def make_config(vocab_size: int, hidden_size: int) -> dict:
+    """Heads of 32, two query heads to one of keys; an MLP 2.75 times as wide."""
+    heads = hidden_size // 32
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_act": "silu",
         "vocab_size": vocab_size,
-        "hidden_size": 128,
-        "intermediate_size": 352,
+        "hidden_size": hidden_size,
+        "intermediate_size": hidden_size * 11 // 4,
         "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // 2,
         "head_dim": 32,
         "max_position_embeddings": 1024,
         "rope_theta": 10000.0,
@@ -128,7 +131,14 @@ def write_sidecar(out: Path) -> None:
                     "steps": 60,
                     "cot": 80,
                     "validate_every": 10,
-                    "lr": {"hard": 1e-4, "soft": 2e-4, "fuzzy": 2e-4},
+                    "lr": {
+                        "hard": 1e-4,
+                        "soft": 2e-4,
+                        "fuzzy": 2e-4,
+                        "multiplex": 1e-4,
+                        "covariance": 1e-4,
+                        "gumbel": 2e-4,
+                    },
                 },
             },
             indent=2,
@@ -159,11 +169,15 @@ def read_flags() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder for config, weights and tokenizer")
+    add("--hidden-size", type=int, default=128, help="d, a multiple of 64 (default 128)")
     add("--steps", type=int, default=4000, help="optimizer steps (default 4000)")
     add("--tokens", type=int, default=4096, help="tokens a step (default 4096)")
     add("--seed", type=int, default=0, help="of the weights and the corpus (default 0)")
     add("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.hidden_size < 64 or args.hidden_size % 64:
+        parser.error(f"--hidden-size: expected a multiple of 64, found {args.hidden_size}")
+    return args
 
 
 def make_optimizers(model: Transformer) -> list[torch.optim.Optimizer]:
@@ -210,7 +224,7 @@ def main() -> None:
     write_sidecar(args.out)
     torch.set_num_threads(args.threads)
     tokenizer = make_tokenizer()
-    raw = make_config(tokenizer.get_vocab_size())
+    raw = make_config(tokenizer.get_vocab_size(), args.hidden_size)
     model = Transformer(read_config(raw))
     initialise(model, args.seed)
     train(model, tokenizer, raw, args)

@@ -129,6 +129,7 @@ def write_sidecar(out: Path) -> None:
                     "data": "tiny",
                     "prompts": 16,
                     "steps": 60,
+                    "warmup": 5,
                     "cot": 80,
                     "validate_every": 10,
                     "lr": {
@@ -136,8 +137,8 @@ def write_sidecar(out: Path) -> None:
                         "soft": 2e-4,
                         "fuzzy": 2e-4,
                         "multiplex": 1e-4,
-                        "covariance": 1e-4,
-                        "gumbel": 2e-4,
+                        "covariance": 2e-4,
+                        "gumbel": 1e-4,
                     },
                 },
             },

@@ -219,13 +219,13 @@ def swept(out: Path) -> dict[str, dict[str, float]]:
 
 def sweep(r: Results) -> str:
     reached, own = swept(r.out), {name for name in TRAININGS if rates(r.out, name)}
-    if not own:
+    if not own and not read_cells(r.out):
         return ""
     tried = [rate for rate in LADDER if any(rate in of for of in reached.values())]
     rows = [["tokens", *tried, "of"]]
     for name, of in reached.items():
         shown = [f"{100 * of[rate]:.1f}" if rate in of else "" for rate in tried]
-        rows.append([name, *shown, "this study" if name in own else "an older study"])
+        rows.append([name, *shown, "this study" if name in own else "an older one"])
     return markdown(rows)
 
 

@@ -11,10 +11,10 @@ the same command continues the study.  Parts, each of which leaves tables of wha
 
     findings   hard, soft and fuzzy tokens (`minisoft.lab.trainings`): the runs of all seeds, all
                their evaluations, checkpoints on the way
-    kinds      the same for the later kinds, and their learning rates
+    kinds      the same for the later kinds
     signal     where the gradient comes from and how soft the tokens are, first seed of each kind
-    sweep      the learning rates of hard, soft and fuzzy again, instead of an older study's; the
-               only part that is not in `all`
+    sweep      the learning rates again, instead of those of an older sweep; the only part that is
+               not in `all`
     ablation   training on the CoT's terms only, on the answer's only
     variance   another shape of a batch, noise on all logits
     fuzzy      higher temperatures, logits rounded to bfloat16
@@ -55,6 +55,7 @@ PARTS = ("findings", "kinds", "signal", "sweep", "ablation", "variance", "fuzzy"
 USUAL = PARTS[:3]
 SWEEP_SEED = 100
 CHECKPOINTS, STEPS = (15, 30, 45, 60), 60
+WARMUP = "20"  # the paper's, as in the sweeps; the embedded model's own default is shorter
 WHOLE = ("--limit", "200", "--samples", "32")  # of eval.py
 BRIEF = ("--limit", "200", "--settings", "hard-greedy,hard-sample", "--samples", "8")
 MINUTES = {"train": 3.5, "test": 2.5, "checkpoints": 0.8, "gradient": 2.0}  # of one core, about
@@ -108,6 +109,7 @@ class Study:
         program = ("-m", "minisoft.lab.variants", *switches, "--") if switches else ("train.py",)
         steps = () if "--steps" in flags else ("--steps", str(STEPS))
         own = (*TRAININGS[kind].flags, "--lr", lr, "--seed", str(seed), *steps, *flags)
+        own = (*own, "--warmup", WARMUP)
         run = self.out / name
         updates = int(own[own.index("--steps") + 1])
         command = (*program, *own, "--show-every", "0", "--out", str(run))
@@ -186,7 +188,7 @@ class Study:
             yield from self.trained(names)
             yield self.tests(self.each(names))
         elif name == "sweep":
-            yield from self.sweep(PAPER, again=True)
+            yield from self.sweep(TRAININGS, again=True)
         elif name == "ablation":
             each = product(("soft", "hard"), ("answer", "cot"), self.seeds())
             yield [

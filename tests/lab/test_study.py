@@ -107,12 +107,14 @@ def test_an_older_sweep_is_taken_unless_a_study_has_begun_its_own(tmp_path):
     study = Study(tmp_path, 1, 1)
     assert [study.best(kind) for kind in PAPER] == ["1e-4", "2e-4", "2e-4"]
     assert next(study.stages(["findings"]))[0].name == "train/hard-s0"
-    first = next(study.stages(["kinds"]))
-    assert {cell.name for cell in first} == {f"sweep/{k}-{lr}" for k in LATER for lr in LADDER[2:4]}
-    assert findings.sweep(findings.Results(tmp_path)) == ""
+    assert next(study.stages(["kinds"]))[0].name == "train/top-5-s0"
+    assert "this study" not in findings.sweep(findings.Results(tmp_path))
+    first = next(study.stages(["sweep"]))
+    later = {f"sweep/{k}-{lr}" for k in LATER for lr in LADDER[2:4]}
+    assert len(first) == 12 + len(later) and later < {cell.name for cell in first}
     validated(tmp_path / "sweep/soft-4e-4", [0.9, 0.9])
     text = findings.sweep(findings.Results(tmp_path))
-    assert study.best("soft") == "4e-4" and "an older study" in text and "this study" in text
+    assert study.best("soft") == "4e-4" and "an older one" in text and "this study" in text
     again = next(study.sweep(["hard"], again=True))
     assert [cell.command[4] for cell in again] == [*LADDER[2:6]]
 
@@ -127,7 +129,7 @@ def test_the_learning_rate_is_chosen_by_hard_greedy_validation(tmp_path):
         ]
         (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert findings.last_validations(tmp_path / "sweep/soft-1e-4") == 0.1
-    assert "| soft   |      | 10.0 | 90.0 |" in findings.sweep(findings.Results(tmp_path))
+    assert "| soft       |      | 10.0 | 90.0 |" in findings.sweep(findings.Results(tmp_path))
 
 
 def validated(run: Path, values: list) -> None:
@@ -160,7 +162,7 @@ def test_the_result_of_another_command_is_not_taken_for_done(tmp_path):
         {
             "cell": "train/x",
             "command": "OMP_NUM_THREADS=1 python train.py --tokens soft --lr 2e-4 "
-            "--seed 0 --steps 60 --show-every 0 --out /elsewhere/train/x",
+            "--seed 0 --steps 60 --warmup 20 --show-every 0 --out /elsewhere/train/x",
         },
     )
     assert run(study, [study.train("train/x", "soft", "2e-4", 0)]) == 0
@@ -492,7 +494,7 @@ def folder(tmp_path) -> Path:
 
 ROWS = (
     """
-sweep | hard | 80.0 |
+sweep | hard | | | 80.0 | | this study
 checkpoints | soft | 1 | 20 | 71.0 | 10.0 | hard-greedy | |
 parity | tiny-test, hard-greedy, pass@1 | base | 1 | 41.0 | | |
 parity | tiny-test, hard-greedy, pass@1 | hard | 3 | 82.0 ± 1.0 | | +41.0 [+38.5, +43.5] |

@@ -215,7 +215,8 @@ def why(cases: dict[str, dict], parts: dict[str, str]):
         for index, (name, row) in enumerate(cases.items()):
             noise, snr = row["noise"][part], row["measured"][part]
             error = noise["measured"] * noise["relative_error"]
-            _against(column[0], noise["predicted"], noise["measured"], error, index, name)
+            if noise["predicted"] is not None:
+                _against(column[0], noise["predicted"], noise["measured"], error, index, name)
             if row["predicted"][part] is not None:
                 _against(column[1], row["predicted"][part], snr["snr"], snr["snr_error"], index)
         for axis, what in zip(column, ("noise / hard tokens'", "signal to noise"), strict=True):

@@ -68,10 +68,6 @@ class Batch:
         whole = [self.gradients["cot", x] + self.gradients["answer", x] for x in ("E", "body")]
         return torch.linalg.vector_norm(torch.cat(whole), dtype=torch.float64).item()
 
-    def cot_norm(self, part: str) -> float:
-        """Of the CoT terms."""
-        return torch.linalg.vector_norm(self.gradients["cot", part], dtype=torch.float64).item()
-
     @property
     def advantage_square(self) -> float:
         """Mean square of the advantages."""
@@ -96,6 +92,16 @@ class Measurement:
         self.kind = self.settings.kind(args.tokens)
         source = args.data or about.get("defaults", {}).get("data") or "tiny"
         self.problems = datasets.load_problems(source)
+
+    def about(self) -> dict:
+        """What is measured, as the results have it."""
+        names = ("model", "data", "template", "cot", "tokens", "logits")
+        names += ("prompts", "group", "batches", "seed")
+        return {
+            **{name: getattr(self.args, name) for name in names},
+            **{name: getattr(self.settings, name) for name in ("sigma", "noise", "top_k")},
+            **{name: getattr(self.kind, name, None) for name in ("tau", *OPTIONS)},
+        }
 
     def batch(self, number: int) -> tuple[Batch, list[Rollout]]:
         args, model, seconds, gradients = self.args, self.model, {}, {}
@@ -138,26 +144,27 @@ def take_gradient(model) -> dict[str, torch.Tensor]:
 
 
 def signal(gram: torch.Tensor) -> dict[str, float]:
-    """Inner products (N, N) of the gradients of N batches -> norm, cosine and snr with their
-    standard errors."""
+    """Inner products (N, N) of the gradients of N batches -> norm, and cosine, snr and variance of
+    a batch with their standard errors (jackknife)."""
     N = len(gram)
     everyone = torch.arange(N)
-    cosine, snr = _cosine_and_snr(gram).tolist()
+    found = _of_batches(gram).tolist()
     others = [everyone[everyone != i] for i in range(N)]
-    without = torch.stack([_cosine_and_snr(gram[some][:, some]) for some in others])  # (N, 2)
+    without = torch.stack([_of_batches(gram[some][:, some]) for some in others])  # (N, 3)
     errors = ((N - 1) / N * (without - without.mean(0)).square().sum(0)).sqrt().tolist()
-    norm = gram.diagonal().mean().sqrt().item()
-    errors = {"cosine_error": errors[0], "snr_error": errors[1]}
-    return {"norm": norm, "cosine": cosine, "snr": snr, **errors}
+    norm, names = gram.diagonal().mean().sqrt().item(), ("cosine", "snr", "variance")
+    errors = {f"{name}_error": error for name, error in zip(names, errors, strict=True)}
+    return {"norm": norm, **dict(zip(names, found, strict=True)), **errors}
 
 
-def _cosine_and_snr(gram: torch.Tensor) -> torch.Tensor:
-    """(2,) of some batches with these inner products."""
+def _of_batches(gram: torch.Tensor) -> torch.Tensor:
+    """Cosine, snr, variance (3,) of some batches with these inner products."""
     off = ~torch.eye(len(gram), dtype=torch.bool)
     norm = gram.diagonal().sqrt().clamp_(min=1e-30)
     both = gram[off].mean()  # estimates |mean gradient|^2
     cosine = (gram / norm[:, None] / norm)[off].mean()
-    return torch.stack((cosine, both / (gram.diagonal().mean() - both).clamp_(min=1e-30)))
+    variance = (gram.diagonal().mean() - both).clamp_(min=1e-30)
+    return torch.stack((cosine, both / variance, variance))
 
 
 def signals(gradients: list[dict]) -> dict:
@@ -221,18 +228,14 @@ def measure(args: argparse.Namespace, verifier) -> dict:
                     softness(rollouts),
                 )
             batches.append(batch)
-    settings, seconds = measurement.settings, batches[0].seconds
-    names = ("model", "tokens", "logits", "prompts", "group", "batches", "seed")
+    seconds = batches[0].seconds
     return {
-        **{name: getattr(args, name) for name in names},
-        **{name: getattr(settings, name) for name in ("sigma", "noise", "top_k")},
-        "tau": measurement.kind.tau,
+        **measurement.about(),
         "reward": fmean(batch.rewards.mean().item() for batch in batches),
         "informative": fmean(batch.informative for batch in batches),
         "seconds_per_batch": {x: fmean(batch.seconds[x] for batch in batches) for x in seconds},
         "signal": signals([batch.gradients for batch in batches]),
         "norms": [batch.norm for batch in batches],
-        "cot_norms": {part: [b.cot_norm(part) for b in batches] for part in ("E", "body")},
         "advantage_square": fmean(batch.advantage_square for batch in batches),
         "cot_length": fmean(batch.cot_length for batch in batches),
         "ties": near,

@@ -21,25 +21,28 @@ where they do not) stand
     predicted SNR    for the same signal: hard's measured one x hard's score variance / the case's
     linear SNR       that x the case's signal / hard's
 
+Nothing is predicted of a case without a signal, as of fuzzy tokens: what score they have is that of
+a few near ties.
+
 Dimensions: P positions, V vocabulary, d width of E, n draws, k tokens of a sparse action.
 """
 
 import argparse
 import os
 from pathlib import Path
-from statistics import fmean, stdev
 
 import torch
 
 from minisoft import data, engine, reinforce
 from minisoft.draws import Draws
 from minisoft.draws import key as draw_key
+from minisoft.errors import InputError
 from minisoft.followups import Covariance, GumbelSoftmax, Multiplex
 from minisoft.io import WEIGHTS
 from minisoft.io.atomic import read_json, write_json, write_text
 from minisoft.lab import command, figures, gradient
 from minisoft.rollout import COT, Decoding, Request
-from minisoft.soft import Hard, LogitNoise, Mixture, Sparse, TopLogitNoise
+from minisoft.soft import Hard, Mixture, Sparse, TopLogitNoise, rms
 from minisoft.training.metrics import markdown
 from minisoft.training.world import as_program, keep_memory
 from minisoft.verifier.process import WORKERS, Verifier
@@ -70,9 +73,17 @@ def token_variance(p: torch.Tensor) -> torch.Tensor:
 
 
 def mean_slope(E: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-    """|C E|^2 (P,): row i of C E is p_i (E_i - p E), the derivative of p E by the logit i."""
+    """|C E|^2 (P,): row i of C E is p_i (E_i - p E), the derivative of p E by the logit i.
+
+    Where one token b has nearly all of p, E_b - p E is what the others move it by; the square
+    written out would round that away.
+    """
     mean = p @ E  # (P, d)
     square = E.square().sum(-1) - 2 * mean @ E.T + mean.square().sum(-1, keepdim=True)
+    best = p.argmax(-1, keepdim=True)  # (P, 1)
+    others = p.scatter(-1, best, 0.0)
+    moved = others @ E - others.sum(-1, keepdim=True) * E[best[:, 0]]  # p E - E_b
+    square = square.scatter(-1, best, moved.square().sum(-1, keepdim=True))
     return (p.square() * square.clamp(min=0)).sum(-1)
 
 
@@ -83,7 +94,7 @@ def score_variance(kind, E: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     multiplex    s = sum of K such
     covariance   s = (w - p) / (sigma^2 tau), Cov(w) = sigma^2 C, sigma^2 = 1 / K: as multiplex
     soft, fuzzy  s = C E epsilon / (tau sigma)
-    (top) logits s = epsilon / sigma, of the k that have noise
+    top logits   s = epsilon / sigma, of the k that have noise
     gumbel       s = f - p sum f, f = 1 - exp(-x) of the n that are kept: Cov(f) = I, since exp(-x)
                  is exponential, so tr (I - p 1^T)(I - 1 p^T) = n - 2 + n sum p^2
     """
@@ -96,8 +107,6 @@ def score_variance(kind, E: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
             return kind.width * token_variance(p) / kind.tau**2
         case TopLogitNoise():
             return torch.full_like(p[:, 0], kind.top / kind.sigma**2)
-        case LogitNoise():
-            return torch.full_like(p[:, 0], logits.shape[-1] / kind.sigma**2)
         case GumbelSoftmax():
             kept = kind.distribution(None, None, logits.float()).mode()[..., 1].double().exp()
             n = (kept > 0).sum(-1)
@@ -132,47 +141,44 @@ def linear_signal(model, kind, logits: torch.Tensor, draws: Draws, n: int) -> to
     return (slope @ model.E[ids[::n]]).double().square().sum((-2, -1))
 
 
-def through_mixture(model, kind, hidden: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+def through_mixture(kind, hidden: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     """What the score's variance in E has besides that through the logits, in units of |hL|^2 (P,).
 
-    The row i of E scores s_i hL, as the head (if it is tied), and p_i epsilon / sigma, as a part of
-    the mixture, if that is what is noisy: |s|^2 |hL|^2 + d sum p^2 / sigma^2 + 2 sum_i p_i
-    <J_i, hL> / sigma^2, J_i = p_i (E_i - p E) / tau, on average.  hidden (P, d).
+    The row i of E scores s_i hL, as the head, and p_i epsilon / sigma, as a part of the mixture, if
+    that is what is noisy: |s|^2 |hL|^2 + d sum p^2 / sigma^2 + 2 sum_i p_i <J_i, hL> / sigma^2,
+    J_i = p_i (E_i - p E) / tau, on average.  hidden (P, d); the head is E.
     """
     if type(kind) is not Mixture:
         return torch.zeros(len(logits), dtype=torch.float64)
     z, square = logits.double(), hidden.double().square().sum(-1)
     p = (z / kind.tau).softmax(-1)
     direct = hidden.shape[1] * p.square().sum(-1)
-    if not model.config.tie_word_embeddings:
-        return direct / kind.sigma**2 / square
     off = z - torch.linalg.vecdot(p, z)[:, None]  # <E_i - p E, hL>
     both = 2 * (p.square() * off).sum(-1) / kind.tau
     return (direct + both) / kind.sigma**2 / square
 
 
 @torch.no_grad()
-def chains(name: str, args: argparse.Namespace) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encodings (P, d) and logits (P, V) at the CoT positions of a case's chains of some
-    problems."""
-    of = gradient.Measurement(case_flags(name, args), None)
+def chains(of: gradient.Measurement, number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encodings (P, d) and logits (P, V) at the CoT positions of a case's chains: 4 of each of a
+    number of problems."""
     requests = []
-    for i in data.batch(len(of.problems), args.chains, args.seed, 0):
+    for i in data.batch(len(of.problems), number, of.args.seed, 0):
         text = data.prompt(of.problems[i].question, of.settings.template)
-        requests.append(Request(of.tokenizer.encode(text), ("why", args.seed, i), range(4)))
+        requests.append(Request(of.tokenizer.encode(text), ("why", of.args.seed, i), range(4)))
     rollouts = engine.rollout(of.model, of.form, of.kind, requests, Decoding(of.settings.cot))
     encoded = (reinforce.encodings(of.model, of.kind, one)[one.role == COT] for one in rollouts)
     hidden = torch.cat(list(encoded))
     return hidden, of.model.logits(hidden)
 
 
-def case_flags(name: str, args: argparse.Namespace) -> argparse.Namespace:
-    """The flags of minisoft.lab.gradient that measure a case."""
+def load(name: str, args: argparse.Namespace) -> gradient.Measurement:
+    """A case as minisoft.lab.gradient measures it."""
     words = [*CASES[name], "--model", args.model, "--device", "cpu"]
     for flag in ("data", "template", "cot", "prompts", "group", "batches", "seed"):
         if getattr(args, flag) is not None:
             words += [f"--{flag}", str(getattr(args, flag))]
-    return gradient.read_flags(words)
+    return gradient.Measurement(gradient.read_flags(words), None)
 
 
 def average(values: torch.Tensor, hesitates: torch.Tensor) -> dict[str, float]:
@@ -182,10 +188,9 @@ def average(values: torch.Tensor, hesitates: torch.Tensor) -> dict[str, float]:
 
 
 @torch.no_grad()
-def formulas(name: str, hidden, logits: torch.Tensor, args: argparse.Namespace) -> dict:
+def formulas(of: gradient.Measurement, hidden, logits: torch.Tensor) -> dict:
     """What the encodings (P, d) and logits (P, V) alone say of a case."""
-    of = gradient.Measurement(case_flags(name, args), None)
-    columns, start = [], draw_key("why", args.seed)
+    columns, start = [], draw_key("why", of.args.seed)
     size = max(1, AT_ONCE // (DRAWN * logits.shape[1]))
     for h, z in zip(hidden.split(size), logits.split(size), strict=True):
         keys = torch.arange(len(z) * DRAWN) + start
@@ -194,10 +199,10 @@ def formulas(name: str, hidden, logits: torch.Tensor, args: argparse.Namespace) 
         moved = displacement(of.model, of.kind, z, draws, DRAWN)
         signal = linear_signal(of.model, of.kind, z, draws, DRAWN)
         variance = score_variance(of.kind, of.model.E, z)
-        mixture = through_mixture(of.model, of.kind, h, z)
+        mixture = through_mixture(of.kind, h, z)
         columns.append(torch.stack((variance, mixture, moved, signal)))
     variance, mixture, moved, signal = torch.cat(columns, 1)
-    hesitates = logits.softmax(-1).amax(-1) < HESITATES
+    hesitates = sure(logits) < HESITATES
     return {
         "score_variance": average(variance, hesitates),
         "through_mixture": average(mixture, hesitates),
@@ -208,41 +213,47 @@ def formulas(name: str, hidden, logits: torch.Tensor, args: argparse.Namespace) 
     }
 
 
-def own_chains(name: str, args: argparse.Namespace) -> dict[str, float]:
+def sure(logits: torch.Tensor) -> torch.Tensor:
+    """p_max (P,) of logits (P, V)."""
+    return logits.softmax(-1).amax(-1)
+
+
+@torch.no_grad()
+def own_chains(of: gradient.Measurement, number: int) -> dict[str, float]:
     """Score variance, through logits and through the mixture, at the positions of a case's own
     chains, and how many of these hesitate."""
-    of, (hidden, logits) = gradient.Measurement(case_flags(name, args), None), chains(name, args)
-    with torch.no_grad():
-        mixture = through_mixture(of.model, of.kind, hidden, logits)
-        return {
-            "score_variance": score_variance(of.kind, of.model.E, logits).mean().item(),
-            "through_mixture": mixture.mean().item(),
-            "hesitates": (logits.softmax(-1).amax(-1) < HESITATES).double().mean().item(),
-        }
+    hidden, logits = chains(of, number)
+    return {
+        "score_variance": score_variance(of.kind, of.model.E, logits).mean().item(),
+        "through_mixture": through_mixture(of.kind, hidden, logits).mean().item(),
+        "hesitates": (sure(logits) < HESITATES).double().mean().item(),
+    }
 
 
-def distances(name: str, logits: torch.Tensor, args: argparse.Namespace) -> dict:
-    """How far apart the two best tokens' embeddings are where the model hesitates, beside what
-    independent rows of E would have."""
-    E = gradient.Measurement(case_flags(name, args), None).model.E.detach().double()
-    best = logits[logits.softmax(-1).amax(-1) < HESITATES].topk(2).indices  # (P, 2)
-    apart = (E[best[:, 0]] - E[best[:, 1]]).square().sum(-1).mean().sqrt().item()
-    independent = (2 * E.shape[1]) ** 0.5 * E.square().mean().sqrt().item()
-    return {"width": E.shape[1], "best_two": apart, "independent": independent}
+def distances(E: torch.Tensor, logits: torch.Tensor) -> dict:
+    """How far apart the two best tokens' embeddings are where the model hesitates (None if it
+    nowhere does), beside what independent rows of E would have."""
+    best = logits[sure(logits) < HESITATES].topk(2).indices  # (P, 2)
+    apart = (E[best[:, 0]] - E[best[:, 1]]).double().square().sum(-1)
+    independent = (2 * E.shape[1]) ** 0.5 * rms(E)
+    best_two = apart.mean().sqrt().item() if len(apart) else None
+    return {"width": E.shape[1], "best_two": best_two, "independent": independent}
 
 
 def predict(rows: dict[str, dict]) -> None:
-    """Adds "predicted" and "linear" SNR and "noise" to each {case: row}, each {part: number};
-    predicted is None where the signal cannot be the same, below SAME of hard's."""
+    """Adds "predicted" and "linear" SNR and "noise" to each {case: row}, each {part: number}; None
+    where the case has less than SAME of hard's signal."""
     hard = rows["hard"]
     for row in rows.values():
-        fewer = hard["score_variance"]["all"] / row["score_variance"]["all"]
+        fewer = hard["score_variance"]["all"] / max(row["score_variance"]["all"], 1e-30)
         more = row["signal"]["all"] / hard["signal"]["all"]
         snr = {part: hard["measured"][part]["snr"] for part in PARTS}
         same = more >= SAME
         row["predicted"] = {part: snr[part] * fewer if same else None for part in PARTS}
-        row["linear"] = {part: snr[part] * fewer * more for part in PARTS}
+        row["linear"] = {part: snr[part] * fewer * more if same else None for part in PARTS}
         row["noise"] = {part: noise(row, hard, part) for part in PARTS}
+        for of_part in row["noise"].values():
+            of_part["predicted"] = of_part["predicted"] if same else None
 
 
 def noise(row: dict, hard: dict, part: str) -> dict[str, float]:
@@ -254,55 +265,58 @@ def noise(row: dict, hard: dict, part: str) -> dict[str, float]:
         if part == "E":
             variance += one["own_chains"]["through_mixture"]
         predicted *= (variance * m["advantage_square"] * m["cot_length"]) ** power
-        measured *= (m[part]["norm"] ** 2 / (1 + m[part]["snr"])) ** power
-    error = sum(one["measured"][part]["square_error"] ** 2 for one in (row, hard)) ** 0.5
+        measured *= m[part]["variance"] ** power
+    errors = [
+        x["measured"][part]["variance_error"] / x["measured"][part]["variance"] for x in (row, hard)
+    ]
+    error = 0.0 if row is hard else sum(x**2 for x in errors) ** 0.5
     return {"predicted": predicted, "measured": measured, "relative_error": error}
 
 
-def square_error(norms: list[float]) -> float:
-    """Relative standard error of the mean square of the norms of batches."""
-    squares = [norm**2 for norm in norms]
-    return stdev(squares) / fmean(squares) / len(squares) ** 0.5
-
-
-def measured(name: str, args: argparse.Namespace, verifier) -> dict:
-    """What minisoft.lab.gradient measures of a case's CoT terms, kept in the folder."""
-    path = args.gradients / f"{name}.json"
+def measured(of: gradient.Measurement, path: Path, verifier) -> dict:
+    """What minisoft.lab.gradient measures of a case's CoT terms, kept in a file.  Raises InputError
+    where the file is of something else."""
     found = read_json(path)
     if not found:
-        found = gradient.measure(case_flags(name, args), verifier)
+        found = gradient.measure(of.args, verifier)
         write_json(path, found)
-    signal = found["signal"]["cot"]
-    parts = {}
-    for part in PARTS:
-        parts[part] = {**signal[part], "square_error": square_error(found["cot_norms"][part])}
-    return {**{x: found[x] for x in MEASURED}, **parts}
+    for name, wanted in of.about().items():
+        if found.get(name) != wanted:
+            what = f"{name}: expected {wanted}, found {found.get(name)}; move the file away"
+            raise InputError(f"{path}: {what}")
+    return {**{x: found[x] for x in MEASURED}, **{x: found["signal"]["cot"][x] for x in PARTS}}
 
 
 def study(args: argparse.Namespace, verifier) -> dict:
     """All that the command writes."""
-    hidden, logits = chains("hard", args)
-    hesitates = (logits.softmax(-1).amax(-1) < HESITATES).double().mean().item()
+    of = load("hard", args)
+    if args.gradients and not of.model.config.tie_word_embeddings:
+        what = "expected a model whose head is E, found one whose head is not"
+        raise InputError(f"{args.model}: tie_word_embeddings: {what}; leave --gradients out")
+    E, (hidden, logits) = of.model.E.detach(), chains(of, args.chains)
     rows = {}
     for name in args.cases:
         print(name, flush=True)
-        rows[name] = formulas(name, hidden, logits, args)
+        of = load(name, args)
+        rows[name] = formulas(of, hidden, logits)
         if args.gradients:
-            rows[name]["own_chains"] = own_chains(name, args)
-            rows[name]["measured"] = measured(name, args, verifier)
+            rows[name]["own_chains"] = own_chains(of, args.chains)
+            rows[name]["measured"] = measured(of, args.gradients / f"{name}.json", verifier)
     if args.gradients:
         predict(rows)
     return {
         "model": Path(args.model).name,
         "positions": len(logits),
-        "hesitates": hesitates,
-        "distance": distances("hard", logits, args),
+        "hesitates": (sure(logits) < HESITATES).double().mean().item(),
+        "distance": distances(E, logits),
         "cases": rows,
     }
 
 
-def number(x: float) -> str:
-    """Two significant digits."""
+def number(x: float | None) -> str:
+    """Two significant digits; a dash for None."""
+    if x is None:
+        return "–"
     if x == 0:
         return "0"
     digits = f"{float(f'{x:.2g}'):.10f}".rstrip("0").rstrip(".")
@@ -323,8 +337,9 @@ def table(found: dict) -> str:
     d, p = found["distance"], found["hesitates"]
     text = (
         f"{found['model']}: {found['positions']} positions of hard chains, {100 * p:.1f} % with "
-        f"p_max < 0.9; d = {d['width']}.\nThe two best tokens' embeddings are {d['best_two']:.2f} "
-        f"apart there; independent ones would be {d['independent']:.2f}.\nDisplacement: where "
+        f"p_max < 0.9; d = {d['width']}.\nThe two best tokens' embeddings are "
+        f"{number(d['best_two'])} apart there; independent ones would be "
+        f"{number(d['independent'])}.\nDisplacement: where "
         "p_max < 0.9; signal, and all noise: in units of hard tokens'."
     )
     return "\n\n".join([text, *map(markdown, (rows, *both))])
@@ -337,20 +352,21 @@ def measured_rows(cases: dict) -> list[list]:
     for part, title in PARTS.items():
         tables.append([[f"SNR in {title}", "same signal", "linear reward", "measured"]])
         for name, row in cases.items():
-            one, same = row["measured"][part], row["predicted"][part]
-            cells = ["–" if same is None else number(same), number(row["linear"][part])]
+            one = row["measured"][part]
+            cells = [number(row["predicted"][part]), number(row["linear"][part])]
             cells.append(f"{number(one['snr'])} ± {number(one['snr_error'])}")
             tables[-1].append([name, *cells])
     for name, row in cases.items():
         cells = []
         for one in row["noise"].values():
-            error = number(one["measured"] * one["relative_error"])
-            cells += [number(one["predicted"]), f"{number(one['measured'])} ± {error}"]
+            error = one["measured"] * one["relative_error"]
+            shown = f"{number(one['measured'])} ± {number(error)}" if error else "1"
+            cells += [number(one["predicted"]), shown]
         tables[0].append([name, *cells])
     return tables
 
 
-NUMBER, WHOLE = {"type": float}, {"type": int}
+WHOLE = {"type": int}
 FLAGS = {
     "what is measured (defaults marked * are the model's)": {
         "--model": (str(WEIGHTS / "tiny"), "folder or hub id"),
@@ -388,7 +404,7 @@ def read_flags(argv=None) -> argparse.Namespace:
 
 def main(argv=None) -> None:
     args = read_flags(argv)
-    with command.one_line("why", resumes=True):
+    with command.one_line("why", resumes=bool(args.gradients)):
         if args.gradients:
             os.makedirs(args.gradients, exist_ok=True)
         keep_memory()

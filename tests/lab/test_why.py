@@ -23,7 +23,7 @@ KINDS = {
     "covariance": make_kind("covariance", 0.3, 0.8),
     "gumbel": make_kind("gumbel", 0.3),
     "top-k": make_kind("soft", 0.3, noise="logits", top_k=3),
-    "logits": make_kind("soft", 0.3, noise="logits"),
+    "fuzzy": make_kind("fuzzy", 0.3, 0.2),
 }
 
 
@@ -71,7 +71,7 @@ def test_score_variance_in_E_is_that_of_exact_gradients(name):
         (score,) = torch.autograd.grad(distribution.score(action, one).sum(), model.E)
         squares.append(score.double().square().sum())
     square, z = torch.stack(squares), (E @ h)[None]
-    found = why.score_variance(kind, E, z) + why.through_mixture(Model(), kind, h[None], z)
+    found = why.score_variance(kind, E, z) + why.through_mixture(kind, h[None], z)
     found = found.item() * h.square().sum().item()
     assert abs(square.mean() - found) < 5 * square.std() / 3000**0.5
 
@@ -86,6 +86,51 @@ def test_two_tokens_soft_score_has_two_d_over_gamma_squared_times_p_1_p_hards():
         hard = why.score_variance(make_kind("hard", 1.0), E, z).item()
         soft = why.score_variance(make_kind("soft", sigma, 1.0), E, z).item()
         assert soft / hard == pytest.approx(2 * d / gamma**2 * p * (1 - p), rel=0.05)
+
+
+def test_a_soft_score_where_one_token_has_all_of_p_is_not_rounding():
+    """Against derivatives in float64 of p E, the differences written out."""
+    z = torch.tensor([[30.0, 0.0, -1.0, 2.0, 0.0, 1.0, 0.0]], dtype=torch.float64)
+    E, p = Model.E.double(), z.softmax(-1)[0]
+    others = p[1:, None] * (E[1:] - E[0])  # E_0 - p E is minus their sum
+    first = p[0] ** 2 * others.sum(0).square().sum()
+    rest = (p[1:, None] * (E[1:] - E[0] - others.sum(0))).square().sum()
+    expected = ((first + rest) / 0.3**2).item()
+    found = why.score_variance(make_kind("soft", 0.3, 1.0), Model.E, z).item()
+    assert expected < 1e-20 and found == pytest.approx(expected, rel=1e-6)
+
+
+def case(variance, signal, advantage=1.0, length=1.0, measured=1.0, snr=1.0, mixture=0.0):
+    one = {"snr": snr, "variance": measured, "variance_error": 0.1 * measured}
+    return {
+        "score_variance": {"all": variance},
+        "signal": {"all": signal},
+        "own_chains": {"score_variance": variance, "through_mixture": mixture},
+        "measured": {
+            **{"advantage_square": advantage, "cot_length": length},
+            **{"E": one, "body": one},
+        },
+    }
+
+
+def test_predictions_on_numbers_made_by_hand():
+    rows = {
+        "hard": case(0.5, 2.0, 3.0, 10.0, measured=4.0, snr=6.0),
+        "soft": case(5.0, 4.0, 6.0, 20.0, measured=80.0, mixture=5.0),
+        "fuzzy": case(0.0, 1e-9),
+    }
+    why.predict(rows)
+    soft, fuzzy = rows["soft"], rows["fuzzy"]
+    assert soft["predicted"] == pytest.approx({"E": 0.6, "body": 0.6})  # 6 x 0.5 / 5
+    assert soft["linear"] == pytest.approx({"E": 1.2, "body": 1.2})  # its signal is twice hard's
+    noise = {part: soft["noise"][part]["predicted"] for part in ("E", "body")}
+    assert noise == pytest.approx({"E": 80.0, "body": 40.0})  # (10 or 5) / 0.5 x 6/3 x 20/10
+    assert soft["noise"]["E"]["measured"] == 20.0
+    assert soft["noise"]["E"]["relative_error"] == pytest.approx(0.1 * 2**0.5)
+    assert rows["hard"]["noise"]["E"] == {"predicted": 1.0, "measured": 1.0, "relative_error": 0.0}
+    nothing = {"E": None, "body": None}
+    assert fuzzy["predicted"] == fuzzy["linear"] == nothing
+    assert fuzzy["noise"]["E"]["predicted"] is None and fuzzy["noise"]["E"]["measured"] == 0.25
 
 
 def test_displacement_of_known_noise():
@@ -110,7 +155,7 @@ def mean_input(kind, z):
     return kind.embed(Model(), action).mean(0)
 
 
-@pytest.mark.parametrize("name", [name for name in KINDS if name != "logits"])
+@pytest.mark.parametrize("name", KINDS)
 def test_linear_signal_is_the_slope_of_the_mean_input(name):
     kind = KINDS[name]
     found = why.linear_signal(Model(), kind, LOGITS[None], draws(64), 64).item()
@@ -137,6 +182,8 @@ def test_the_command_predicts_and_measures(tmp_path, capsys):
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "g").iterdir()}
     why.main(words)  # nothing is measured again
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "g").iterdir()}
+    with pytest.raises(SystemExit, match="hard.json: seed: expected 1, found 0; move the file"):
+        why.main([*words, "--seed", "1"])
     with pytest.raises(SystemExit):
         why.main(["--gradients", str(tmp_path), "--cases", "soft"])
 

@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from minisoft import data, engine, evaluation
 from minisoft.data import Format, Problem
+from minisoft.errors import InputError
 from minisoft.evaluation import Setting, pass_at_k
 from minisoft.io import WEIGHTS, checkpoint, datasets
 from minisoft.io.atomic import write_json, write_text
@@ -92,6 +93,8 @@ def with_noise(of: Model, setting: Setting, other: dict):
 
 def noise(args: argparse.Namespace, world: World, verifier) -> dict:
     """{data: {name: numbers}}."""
+    if len(args.model) > 1:
+        raise InputError(f"--model: expected one, found {len(args.model)}")
     of, results = Model(args.model[0], args.cot), {}
     for source in args.data:
         problems, rows = datasets.load_problems(source)[: args.limit], {}
@@ -114,7 +117,7 @@ def numbers(generations: list[dict], samples: int) -> dict:
     of_problem: dict[int, list[dict]] = {}
     for g in generations:
         of_problem.setdefault(g["problem"], []).append(g)
-    ks = [k for k in (1, 2, 4, 8, 16, 32) if k <= samples]
+    ks = sorted({k for k in (1, 2, 4, 8, 16, 32) if k < samples} | {samples})
     names, values = [*(f"pass@{k}" for k in ks), "entropy", "different"], []
     for some in of_problem.values():
         right = sum(g["reward"] == RIGHT for g in some)
@@ -223,10 +226,10 @@ def thoughts(of: Model, tokens: str, args, problems: list[Problem]) -> list[tupl
 def thought(args: argparse.Namespace, _, verifier) -> dict:
     """{model: {data: numbers}}."""
     found = {}
-    for folder in args.model:
+    for folder, short in names(args.model).items():
         of = Model(folder, args.cot)
         for tokens in args.tokens or [of.tokens]:
-            name = f"{of.name}, {tokens}" if args.tokens else of.name
+            name = f"{short}, {tokens}" if args.tokens else short
             found[name] = {"tokens": tokens, "data": {}}
             for source in args.data:
                 problems = datasets.load_problems(source)[: args.limit]
@@ -299,13 +302,19 @@ def short(path: str) -> str:
     return parts[-2] if parts[-1] in ("best", "last") and len(parts) > 1 else parts[-1]
 
 
+def names(paths: list[str]) -> dict[str, str]:
+    """{path: its short name}; all stay whole if two would become the same."""
+    found = {path: short(path) for path in paths}
+    return found if len(set(found.values())) == len(found) else {path: path for path in found}
+
+
 # ------------------------------------------------------------------- what chooses a checkpoint
 
 
 def selection(args: argparse.Namespace, *_) -> dict:
     """{run: {chosen by: {"step", "own", "hard"}}} of runs whose kind is not hard."""
     found = {}
-    for folder in args.model:
+    for folder, name in names(args.model).items():
         config, rows = read_run(Path(folder))
         scores = {r["step"]: (r["validation"], r["validation_hard"]) for r in rows if told(r)}
         if not scores or config["tokens"] == "hard":
@@ -315,7 +324,7 @@ def selection(args: argparse.Namespace, *_) -> dict:
             step = max(scores, key=lambda step, which=which: (scores[step][which], -step))
             best[by] = {"step": step, "own": scores[step][0], "hard": scores[step][1]}
         of = {x: config.get(x) for x in ("tokens", "seed", "noise", "top_k", "dtype")}
-        found[short(folder)] = {**of, "chosen_by": best, "validations": len(scores)}
+        found[name] = {**of, "chosen_by": best, "validations": len(scores)}
     return {"runs": found}
 
 
@@ -384,10 +393,10 @@ def main(argv=None) -> None:
         keep_memory()
         with World("cpu", 60) as world, Verifier(workers=WORKERS) as verifier:
             found = measure(args, world, verifier)
-        print(show(found))
         if args.out:
             write_json(args.out, found)
             write_text(args.out.with_suffix(".md"), show(found) + "\n")
+        print(show(found))
 
 
 if __name__ == "__main__":

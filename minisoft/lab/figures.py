@@ -40,15 +40,20 @@ PER_ROW, LEAST_TEXT = 24, 0.08  # of `chain`: steps in a row; a piece of a bar t
 SHADES = (".87", ".7", ".8", ".6", ".75", "1")  # of a mixture's tokens, the heaviest first
 
 
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a metrics.jsonl; a last one without an end, cut by a crash or being written, is
+    left out."""
+    text = path.read_text("utf-8")
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
 def read_run(folder: Path) -> tuple[dict, list[dict]]:
-    """A folder of train.py -> (config.json, metrics.jsonl); a last line without an end, cut by a
-    crash, is left out.  Raises InputError."""
+    """A folder of train.py -> (config.json, metrics.jsonl).  Raises InputError."""
     config, path = read_json(folder / "config.json", required=True), folder / "metrics.jsonl"
     with expecting("the fields tokens and seed", folder / "config.json"):
         str(config["tokens"]) + str(config["seed"])
     with expecting("lines with at least step and accuracy", path):
-        text = path.read_text("utf-8")
-        rows = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        rows = read_metrics(path)
         for row in rows or [{}]:
             first = row["step"] == 0  # has validations only
             abs(row["validation"] if first else row["accuracy"])  # an error if it is no number

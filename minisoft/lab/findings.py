@@ -3,7 +3,8 @@ with 95 % intervals over seeds.
 
     python -m minisoft.lab.findings runs/study
 
-± is the standard deviation over seeds.  A difference of two kinds is that of their means over seeds
+± is the standard deviation over seeds; of what minisoft.lab.gradient measures, in cosines, SNR and
+E|g|^2, the standard error.  A difference of two kinds is that of their means over seeds
 with Welch's interval; a difference to the base, which has no seeds, has Student's interval of one
 sample.  Intervals are over seeds only: all models meet the same problems, and what another 200 of
 these would change is not in them (eval.py's intervals have it).
@@ -108,7 +109,8 @@ def seeds(out: Path, run: str, suffix: str) -> dict[int, Path]:
     paths = {}
     for path in out.glob(f"{run}-s*{suffix}"):
         seed = path.relative_to(out).as_posix().removeprefix(f"{run}-s").removesuffix(suffix)
-        paths[int(seed)] = path
+        if seed.isdigit():  # not what was moved away
+            paths[int(seed)] = path
     return dict(sorted(paths.items()))
 
 
@@ -192,14 +194,10 @@ def facts(out: Path) -> str:
     )
 
 
-def read_metrics(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
-
-
 def last_validations(run: Path) -> float:
     """Mean of the last two hard-greedy validations of a run, so that neither a lucky one counts nor
     a run that collapses."""
-    accuracy = figures.greedy_accuracy(read_metrics(run / "metrics.jsonl"))
+    accuracy = figures.greedy_accuracy(figures.read_metrics(run / "metrics.jsonl"))
     return fmean(list(accuracy.values())[-2:])
 
 
@@ -255,10 +253,12 @@ def profile(r: Results) -> str:
 def trajectories(r: Results, kind: str) -> dict[int, list[dict]]:
     """{seed: path}: greedy, sample (pass@1 on tiny-test) and entropy (nats), all of hard inference,
     of the base and a run's checkpoints, in the order of updates; without these, the best only."""
-    on_the_way = seeds(r.out, f"checkpoints/{kind}", ".json")
+    on_the_way, base = seeds(r.out, f"checkpoints/{kind}", ".json"), r.out / "test/base.json"
+    if not base.is_file():
+        return {}
     paths = {}
     for seed, path in (on_the_way or seeds(r.out, f"test/{kind}", ".json")).items():
-        runs = read_json(r.out / "test/base.json").get("runs", []) + read_json(path)["runs"]
+        runs = read_json(base)["runs"] + read_json(path)["runs"]
         settings = [run["settings"] for run in runs if run["data"] == "tiny-test"]
         paths[seed] = [_point(hard["hard-greedy"], hard["hard-sample"]) for hard in settings]
     return paths
@@ -334,7 +334,7 @@ def checkpoints(r: Results) -> str:
     rows = [[*head.split(", "), "hard-greedy there (%)"]]
     for name, training in TRAININGS.items():
         for seed, path in seeds(r.out, f"train/{name}", "/metrics.jsonl").items():
-            metrics = [row for row in read_metrics(path) if "validation" in row]
+            metrics = [row for row in figures.read_metrics(path) if "validation" in row]
             if metrics:
                 best = max(metrics, key=lambda row: row["validation"])  # the first of equals
                 step, validation = best["step"], best["validation"]
@@ -458,8 +458,9 @@ def remedies(r: Results) -> str:
 
 
 def seconds(paths) -> list[float]:
-    """The median seconds of an update of each run."""
-    return [median(row["seconds"] for row in read_metrics(path) if row["step"]) for path in paths]
+    """The median seconds of an update of each run that has made one."""
+    each = [[row["seconds"] for row in figures.read_metrics(path) if row["step"]] for path in paths]
+    return [median(of) for of in each if of]
 
 
 def fuzzy(r: Results) -> str:

@@ -163,8 +163,8 @@ def _of_batches(gram: torch.Tensor) -> torch.Tensor:
     norm = gram.diagonal().sqrt().clamp_(min=1e-30)
     both = gram[off].mean()  # estimates |mean gradient|^2
     cosine = (gram / norm[:, None] / norm)[off].mean()
-    variance = (gram.diagonal().mean() - both).clamp_(min=1e-30)
-    return torch.stack((cosine, both / variance, variance))
+    variance = gram.diagonal().mean() - both
+    return torch.stack((cosine, both / variance.clamp(min=1e-30), variance))
 
 
 def signals(gradients: list[dict]) -> dict:

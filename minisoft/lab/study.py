@@ -9,12 +9,12 @@ A cell is one call of a program in a process of its own with one thread; --jobs 
 Cells that are done are not done again, and one that was interrupted goes on where it stopped, so
 the same command continues the study.  Parts, each of which leaves tables of what is there:
 
+    sweep      the learning rates again, instead of those of an older sweep; the only part that is
+               not in `all`
     findings   hard, soft and fuzzy tokens (`minisoft.lab.trainings`): the runs of all seeds, all
                their evaluations, checkpoints on the way
     kinds      the same for the later kinds
     signal     where the gradient comes from and how soft the tokens are, first seed of each kind
-    sweep      the learning rates again, instead of those of an older sweep; the only part that is
-               not in `all`
     ablation   training on the CoT's terms only, on the answer's only
     variance   another shape of a batch, noise on all logits
     fuzzy      higher temperatures, logits rounded to bfloat16
@@ -51,8 +51,8 @@ from minisoft.lab.trainings import EARLIER, LADDER, LATER, TRAININGS
 from minisoft.training.world import as_program
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = ("findings", "kinds", "signal", "sweep", "ablation", "variance", "fuzzy", "longer")
-USUAL = PARTS[:3]
+PARTS = ("sweep", "findings", "kinds", "signal", "ablation", "variance", "fuzzy", "longer")
+USUAL = PARTS[1:4]
 SWEEP_SEED = 100
 CHECKPOINTS, STEPS = (15, 30, 45, 60), 60
 WARMUP = "20"  # the paper's, as in the sweeps; the embedded model's own default is shorter
@@ -99,9 +99,9 @@ class Study:
         self.failure: str | None = None  # what went wrong first
         self.stopped = 0  # the signal that came
 
-    def seeds(self, name: str = "fuzzy") -> range:
-        """Of the runs of a training; --seeds has the last word."""
-        return range(self.number or TRAININGS[name].seeds)
+    def seeds(self, name: str | None = None) -> range:
+        """Of the runs of a training, of the other parts' runs three; --seeds has the last word."""
+        return range(self.number or (TRAININGS[name].seeds if name else 3))
 
     def train(self, name: str, kind: str, lr: str, seed: int, *flags: str, switches=()) -> Cell:
         """By train.py, or with switches by minisoft.lab.variants; 60 updates if flags say nothing
@@ -390,7 +390,7 @@ def read_flags(argv=None) -> argparse.Namespace:
 
 def plan(study: Study, parts: list[str]) -> str:
     """How many cells and core minutes each part takes, a line each.  How far learning rates will be
-    searched is not known: three of each kind are counted."""
+    searched is not known: the first ones are counted, and one step beyond."""
     lines, cells, total = [], {}, 0.0
     for part in [part for part in PARTS if part in parts]:
         new = {cell.name: cell for stage in study.part(part) for cell in stage}

@@ -1,6 +1,7 @@
 """Controls: the thought that is put in another's place, matching, and the commands."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,10 +24,54 @@ def test_the_thought_decides_the_answer(tmp_path):
         numbers = of_model["data"]["tiny-test"]
         assert numbers["same_as_rollout"] == 1 and numbers["problems"] == 4
         assert numbers["other"] < max(numbers["theirs"], 0.3)
+        assert numbers["none"] == 0  # the box straight after the question
         assert all(0 <= low <= high <= 1 for low, high in numbers["ci95"].values())
     hard = found["tiny, hard"]["data"]["tiny-test"]
     assert hard["own"] == hard["shadow"]  # its embeddings are what was fed
     assert max(map(len, out.with_suffix(".md").read_text().splitlines())) <= 100
+
+
+def test_what_is_put_in_the_thoughts_place(monkeypatch):
+    """Nothing, the embeddings of the shadow tokens, another problem's inputs."""
+    problems = [Problem("a", "1"), Problem("b", "2")]
+    made = [tuple(torch.full((3, 4), float(10 * i + j)) for j in (0, 1)) for i in (1, 2)]
+    made = [(*both, i == 0, "1}") for i, both in enumerate(made)]
+    seen = []
+    of = SimpleNamespace(name="m", request=lambda problem, key: problem.question)
+    monkeypatch.setattr(controls, "answer", lambda *all: seen.append(all[1:]) or "1}")
+    found = controls.use(of, made, problems, SimpleNamespace(score_all=lambda pairs: [0.0] * 2))
+    assert found["problems"] == 2 and found["same_as_rollout"] == 1
+    shown = [(asked, x[:1, :1].flatten().tolist(), len(x), stop) for asked, x, stop in seen]
+    first = [("a", [10.0], 3, True), ("a", [], 0, False), ("a", [11.0], 3, True)]
+    second = [("b", [20.0], 3, False), ("b", [], 0, False), ("b", [21.0], 3, False)]
+    assert shown == [*first, ("a", [20.0], 3, False), *second, ("b", [10.0], 3, True)]
+
+
+def test_noise_of_another_size():
+    of = controls.Model(str(WEIGHTS / "tiny"), 60)
+    soft = controls.Setting("soft", False)
+    sigma = of.settings.sigma
+    assert controls.with_noise(of, soft, {"gamma": 0.66}).sigma == pytest.approx(2 * sigma)
+    assert controls.with_noise(of, soft, {"tau": 0.7}).kind("soft").tau == 0.7
+    assert controls.with_noise(of, soft, {}).sigma == sigma
+
+
+def test_pass_at_any_number_of_samples():
+    made = [
+        {"problem": 0, "reward": 100.0 * (i == 2), "cot": "x", "entropy": 1.0} for i in range(5)
+    ]
+    found = controls.numbers(made, 5)
+    assert found["pass@5"] == 1 and found["pass@1"] == pytest.approx(0.2)
+
+
+def test_models_of_one_name_keep_their_paths():
+    assert controls.names(["a/soft/best", "b/hard/best"]) == {
+        "a/soft/best": "soft",
+        "b/hard/best": "hard",
+    }
+    assert controls.names(["a/x/best", "b/x"]) == {"a/x/best": "a/x/best", "b/x": "b/x"}
+    with pytest.raises(SystemExit, match="--model: expected one, found 2"):
+        controls.main(["noise", "--model", "a", "b"])
 
 
 def test_an_answer_after_no_thought_is_that_of_a_spent_budget():

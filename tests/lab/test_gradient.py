@@ -59,7 +59,9 @@ def test_signal_by_hand():
     )  # inner products 4, 6, 0
     cosines, snrs = [4 / 5, 6 / 10, 0], [4 / (13 - 4), 6 / (14.5 - 6), 0]  # of two batches each
     expected = {"norm": 10**0.5, "cosine": sum(cosines) / 3, "snr": (10 / 3) / (10 - 10 / 3)}
-    for name, without in (("cosine_error", cosines), ("snr_error", snrs)):
+    expected["variance"], variances = 10 - 10 / 3, [13 - 4, 14.5 - 6, 2.5]
+    errors = {"cosine": cosines, "snr": snrs, "variance": variances}
+    for name, without in ((f"{name}_error", of) for name, of in errors.items()):
         expected[name] = (2 / 3 * sum((x - sum(without) / 3) ** 2 for x in without)) ** 0.5
     assert found == pytest.approx(expected)
     same = gradient.signal(gram(torch.tensor([[1.0, 2.0, 2.0]] * 3)))

@@ -353,7 +353,32 @@ def test_the_commands_are_those_of_the_programs(tmp_path):
         **{"ablation": 8, "variance": 4, "fuzzy": 6, "longer": 4, "longer-test": 4},
     }
     assert all(len(study.each([k])) == 2 for k in TRAININGS)
-    assert [Study(tmp_path, None, 1).seeds(k)[-1] + 1 for k in TRAININGS] == [5, 5, 3, 3, 5, 5, 3]
+    study = Study(tmp_path, None, 1)
+    assert [study.seeds(k)[-1] + 1 for k in TRAININGS] == [5, 5, 3, 3, 5, 5, 3]
+    assert len(next(study.stages(["ablation"]))) == 2 * 2 * 3  # three of each, where not said
+
+
+def test_signal_alone_trains_the_first_of_each_kind(tmp_path):
+    first = next(Study(tmp_path, None, 1).stages(["signal"]))
+    assert [cell.name for cell in first] == [f"train/{kind}-s0" for kind in TRAININGS]
+
+
+def test_learning_rates_are_swept_before_they_are_used(tmp_path):
+    first = next(Study(tmp_path, None, 1).stages(["findings", "sweep"]))
+    assert all(cell.name.startswith("sweep/") for cell in first)
+
+
+def test_tables_while_a_run_is_being_written(tmp_path):
+    for seed, text in enumerate(("", '{"step": 0, "validation": 0.3}\n', '{"step": 1, "seco')):
+        run = tmp_path / f"train/soft-s{seed}"
+        run.mkdir(parents=True)
+        (run / "metrics.jsonl").write_text(text)
+    (tmp_path / "train/soft-s0.old").mkdir()  # moved away
+    (tmp_path / "train/soft-s0.old/metrics.jsonl").write_text("{}\n")
+    paths = findings.seeds(tmp_path, "train/soft", "/metrics.jsonl")
+    assert list(paths) == [0, 1, 2] and findings.seconds(paths.values()) == []
+    assert findings.trajectories(findings.Results(tmp_path), "soft") == {}
+    findings.write(tmp_path)
 
 
 def test_how_long_each_part_takes(tmp_path):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from minisoft.draws import Draws
-from minisoft.soft import Distribution, Kind, Sparse, of_sparse, sparse, with_gradient
+from minisoft.soft import Distribution, Kind, Sparse, draw, of_sparse, sparse, with_gradient
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,8 @@ class Independent(Distribution):
     width: int
 
     def sample(self, draws: Draws) -> torch.Tensor:
-        """Token ids (N, width), by inverting the cumulative distribution; logits (N, V)."""
-        cumulative = self.logits.softmax(-1).cumsum_(-1)  # (N, V)
-        level = draws.uniforms(self.width) * cumulative[:, -1:]
-        ids = torch.searchsorted(cumulative, level, right=True)
-        return ids.clamp_(max=self.logits.shape[-1] - 1)
+        """Token ids (N, width); logits (N, V)."""
+        return draw(self.logits, draws.uniforms(self.width))
 
     def mode(self) -> torch.Tensor:
         """The most likely ids (..., width): `width` times the same."""
@@ -93,7 +90,8 @@ class TokenGaussian(Distribution):
     inverse of C is diag(1/p), so that the whole density also has the score
     sum_i ((xi_i - sqrt(p_i) sum sqrt(p) xi)^2 - 1) / 2 dlog p_i: variance 1/2 for *every* token,
     however improbable, about V (1 + sum p^2) / 2 in all.  That drowns the other (embedded model,
-    V = 179, K = 3: 172 a position beside 0.23), so it is left out.
+    V = 179, K = 3: 172 a position beside 0.23), so it is left out.  As a gradient of the expected
+    reward itself, what is left is biased.
     """
 
     logits: torch.Tensor

@@ -53,11 +53,8 @@ class Categorical(Distribution):
     logits: torch.Tensor
 
     def sample(self, draws: Draws) -> torch.Tensor:
-        """Token ids (N,), by inverting the cumulative distribution; logits (N, V)."""
-        cumulative = self.logits.softmax(-1).cumsum_(-1)  # (N, V)
-        level = draws.uniform()[:, None] * cumulative[:, -1:]
-        ids = torch.searchsorted(cumulative, level, right=True)[:, 0]
-        return ids.clamp_(max=self.logits.shape[-1] - 1)
+        """Token ids (N,); logits (N, V)."""
+        return draw(self.logits, draws.uniform()[:, None])[:, 0]
 
     def mode(self) -> torch.Tensor:
         """The most likely ids (...)."""
@@ -132,6 +129,14 @@ class TopGaussian(Gaussian):
         epsilon = draws.normal(self.mean.shape[-1]).gather(-1, ids)
         mean = self.mean.gather(-1, ids)
         return with_gradient(self.log_prob(action), epsilon / self.sigma, mean)
+
+
+def draw(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """Token ids (N, k) from softmax(logits), logits (N, V), by inverting the cumulative
+    distribution at uniform numbers (N, k)."""
+    cumulative = logits.softmax(-1).cumsum_(-1)  # (N, V)
+    ids = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
+    return ids.clamp_(max=logits.shape[-1] - 1)
 
 
 def with_gradient(value, factor: torch.Tensor, of: torch.Tensor) -> torch.Tensor:

@@ -313,13 +313,13 @@ def study(args: argparse.Namespace, verifier) -> dict:
     }
 
 
-def number(x: float | None) -> str:
-    """Two significant digits; a dash for None."""
+def number(x: float | None, digits: int = 2) -> str:
+    """So many significant digits; a dash for None."""
     if x is None:
         return "–"
     if x == 0:
         return "0"
-    digits = f"{float(f'{x:.2g}'):.10f}".rstrip("0").rstrip(".")
+    digits = f"{float(f'{x:.{digits}g}'):.10f}".rstrip("0").rstrip(".")
     return digits if 1e-4 <= abs(x) < 1e5 else f"{x:.1e}"
 
 
@@ -338,8 +338,8 @@ def table(found: dict) -> str:
     text = (
         f"{found['model']}: {found['positions']} positions of hard chains, {100 * p:.1f} % with "
         f"p_max < 0.9; d = {d['width']}.\nThe two best tokens' embeddings are "
-        f"{number(d['best_two'])} apart there; independent ones would be "
-        f"{number(d['independent'])}.\nDisplacement: where "
+        f"{number(d['best_two'], 3)} apart there; independent ones would be "
+        f"{number(d['independent'], 3)}.\nDisplacement: where "
         "p_max < 0.9; signal, and all noise: in units of hard tokens'."
     )
     return "\n\n".join([text, *map(markdown, (rows, *both))])

@@ -319,8 +319,8 @@ def number(x: float | None, digits: int = 2) -> str:
         return "–"
     if x == 0:
         return "0"
-    digits = f"{float(f'{x:.{digits}g}'):.10f}".rstrip("0").rstrip(".")
-    return digits if 1e-4 <= abs(x) < 1e5 else f"{x:.1e}"
+    text = f"{float(f'{x:.{digits}g}'):.10f}".rstrip("0").rstrip(".")
+    return text if 1e-4 <= abs(x) < 1e5 else f"{x:.1e}"
 
 
 def table(found: dict) -> str:

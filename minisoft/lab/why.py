@@ -284,7 +284,10 @@ def measured(of: gradient.Measurement, path: Path, verifier) -> dict:
         if found.get(name) != wanted:
             what = f"{name}: expected {wanted}, found {found.get(name)}; move the file away"
             raise InputError(f"{path}: {what}")
-    return {**{x: found[x] for x in MEASURED}, **{x: found["signal"]["cot"][x] for x in PARTS}}
+    parts = {x: found["signal"]["cot"][x] for x in PARTS}
+    if not all("variance" in part for part in parts.values()):
+        raise InputError(f"{path}: variance: expected it, found an older file; move the file away")
+    return {**{x: found[x] for x in MEASURED}, **parts}
 
 
 def study(args: argparse.Namespace, verifier) -> dict:

@@ -184,6 +184,11 @@ def test_the_command_predicts_and_measures(tmp_path, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "g").iterdir()}
     with pytest.raises(SystemExit, match="hard.json: seed: expected 1, found 0; move the file"):
         why.main([*words, "--seed", "1"])
+    older = json.loads((tmp_path / "g/hard.json").read_text())
+    del older["signal"]["cot"]["E"]["variance"]
+    (tmp_path / "g/hard.json").write_text(json.dumps(older))
+    with pytest.raises(SystemExit, match="hard.json: variance: expected it, found an older file"):
+        why.main(words)
     with pytest.raises(SystemExit):
         why.main(["--gradients", str(tmp_path), "--cases", "soft"])
 

@@ -104,6 +104,11 @@ def filled(rows: list[list[str]]) -> str:
     return markdown(rows) if len(rows) > 1 else ""
 
 
+def titled(title: str, rows: list[list[str]]) -> list[str]:
+    """The table under its title, as a list of one; [] if it has a head only."""
+    return [f"**{title}**\n\n{markdown(rows)}"] if len(rows) > 1 else []
+
+
 def seeds(out: Path, run: str, suffix: str) -> dict[int, Path]:
     """{seed: path} of what is there of a study's runs OUT/RUN-sSEED."""
     paths = {}
@@ -137,13 +142,13 @@ class Results:
         """What minisoft.lab.gradient has measured; "softness" is not in older files."""
         return read_json(self.out / f"gradient/{name}.json")
 
-    def compare(self, title: str, rows, scale: float = 100, digits: int = 1) -> str:
-        """For each (data, part, field) the base and every training, with the differences to hard
-        training and to the base; of own-greedy and own-sample each training's own kind of
+    def compare(self, unit: str, measures, scale: float = 100, digits: int = 1) -> str:
+        """For each (data, part, field) a table of the base and every training, with the differences
+        to hard training and to the base; of own-greedy and own-sample each training's own kind of
         inference, beside hard inference of hard training and of the base."""
-        lines, how = [[title, "tokens", "runs", "value", "- hard", "- base"]], (scale, digits)
-        for data, part, field in rows:
-            name = f"{data}, {part}, {field}".replace("choices, ", "")
+        tables, how = [], (scale, digits)
+        for data, part, field in measures:
+            rows = [["training", "runs", unit, "- hard", "- base"]]
             of_hard, of_base = (
                 self.values(kind, data, part.replace("own", "hard"), field)
                 for kind in ("hard", "base")
@@ -158,8 +163,9 @@ class Results:
                     gaps[1] = show_difference(values, of_base[0], *how)
                 if values:
                     count, mean = str(len(values)), show_mean(values, *how)
-                    lines.append([name, kind, count, mean, *gaps])
-        return filled(lines)
+                    rows.append([kind, count, mean, *gaps])
+            tables += titled(f"{data}, {part}, {field}".replace("choices, ", ""), rows)
+        return "\n\n".join(tables)
 
     def summary(self) -> str:
         """The findings in one table of numbers in % and one of nats."""
@@ -229,25 +235,25 @@ def sweep(r: Results) -> str:
 
 def parity(r: Results) -> str:
     parts = ("hard-greedy", "soft-greedy", "own-greedy")
-    return r.compare("greedy (%)", product(PROBLEMS, parts, ["pass@1"]))
+    return r.compare("%", product(PROBLEMS, parts, ["pass@1"]))
 
 
 def diversity(r: Results) -> str:
     hard = product(PROBLEMS, ["hard-sample"], [f"pass@{k}" for k in (1, 4, 16, 32)])
     own = product(PROBLEMS, ["own-sample"], ("pass@1", "pass@32"))
-    return r.compare("sampled (%)", [*hard, *own])
+    return r.compare("%", [*hard, *own])
 
 
 def likelihood(r: Results) -> str:
-    title = "of the right answer (nats per token)"
-    nll = r.compare(title, product(SKILLS, ["choices"], ["nll"]), 1, 4)
-    accuracy = r.compare("accuracy (%)", product(SKILLS, ["choices"], ["accuracy"]))
+    """NLL is of the right answer."""
+    nll = r.compare("nats a token", product(SKILLS, ["choices"], ["nll"]), 1, 4)
+    accuracy = r.compare("%", product(SKILLS, ["choices"], ["accuracy"]))
     return "\n\n".join(filter(None, (nll, accuracy)))
 
 
 def profile(r: Results) -> str:
     rows = product(PROBLEMS, ["hard-sample"], ["entropy"])
-    return r.compare("of hard-sampled CoTs (nats)", rows, 1, 3)
+    return r.compare("nats", rows, 1, 3)
 
 
 def trajectories(r: Results, kind: str) -> dict[int, list[dict]]:
@@ -281,9 +287,7 @@ def at_accuracy(points: list[dict], how: str, accuracy: float) -> float | None:
 def matched(r: Results) -> str:
     """Entropy of the runs of other kinds where they are most accurate (on these problems), if more
     so than the base, beside that of the hard run of the same seed where it was as accurate."""
-    head = (
-        "tokens, matched by, runs, accuracy (%), entropy (nats), of the hard runs there, difference"
-    )
+    head = "tokens, matched by, runs, accuracy (%), entropy (nats), hard runs', difference"
     rows, hard = [head.split(", ")], trajectories(r, "hard")
     for kind, how in product([*TRAININGS][1:], ("greedy", "sample")):
         runs = {seed: run for seed, run in trajectories(r, kind).items() if seed in hard}
@@ -300,38 +304,38 @@ def matched(r: Results) -> str:
             entropies = [show_mean(own, 1, 3), show_mean(other, 1, 3)]
             difference = show_difference(gaps, 0.0, 1, 3)
             count = f"{len(gaps)} of {len(runs)}"
-            name = f"hard-{how} pass@1"
-            rows.append([kind, name, count, show_mean(accuracy), *entropies, difference])
+            rows.append([kind, f"hard-{how}", count, show_mean(accuracy), *entropies, difference])
     return filled(rows)
 
 
 def inference(r: Results) -> str:
-    """Which inference is best, for each kind of training."""
+    """Which inference is best, for each kind of training: pass@k, and differences of the same
+    runs."""
     tables = []
     for how, field in (("greedy", "pass@1"), ("sample", "pass@1"), ("sample", "pass@32")):
-        shown = Column("", field)
-        head = [f"{how}, {field} (%)", "data", *(f"{kind} inference" for kind in PAPER)]
-        rows = [[*head, "soft - hard", "fuzzy - hard", "own inference", "own - hard"]]
-        for training, data in product(("base", *r.tested), PROBLEMS):
-            own = TRAININGS[training].tokens if training in LATER else None
-            kinds = [*PAPER, own]
-            cells = [number(cell(r.runs, training, data, f"{k}-{how}"), shown) for k in kinds]
-            hard, *others = (r.values(training, data, f"{k}-{how}", field) for k in kinds)
-            gaps = []
-            for other in others:  # differences of the same runs
-                pairs = zip(hard, other) if len(other) == len(hard) else ()
-                gaps.append(show_difference([b - a for a, b in pairs], 0.0))
-            row = ["base" if training == "base" else f"{training} trained", data]
-            rows.append([*row, *cells[:-1], *gaps[:-1], cells[-1], gaps[-1]])
-        tables.append(markdown(rows))
+        for data in PROBLEMS:
+            values = [["training", *(f"{kind} inference" for kind in PAPER), "own inference"]]
+            gaps = [["training", *(f"{kind} - hard" for kind in (*PAPER[1:], "own"))]]
+            for training in ("base", *r.tested):
+                kinds = [*PAPER, TRAININGS[training].tokens if training in LATER else None]
+                parts = [f"{kind}-{how}" for kind in kinds]
+                shown = [number(cell(r.runs, training, data, p), Column("", field)) for p in parts]
+                hard, *others = (r.values(training, data, part, field) for part in parts)
+                pairs = [zip(hard, other) if len(other) == len(hard) else () for other in others]
+                differences = [show_difference([b - a for a, b in pair], 0.0) for pair in pairs]
+                values.append([training, *shown])
+                if any(differences):
+                    gaps.append([training, *differences])
+            title = f"{data}, {how}, {field}"
+            tables += [*titled(f"{title}, %", values), *titled(f"{title}, difference", gaps)]
     return "\n\n".join(tables) if r.runs else ""
 
 
 def checkpoints(r: Results) -> str:
     """Which checkpoint of each run is its best, by what, and how good it was on validation
     problems, then and at the end."""
-    head = "tokens, seed, best at update, validation there (%), at the last update (%), chosen by"
-    rows = [[*head.split(", "), "hard-greedy there (%)"]]
+    head = "tokens, seed, best at, validation (%), at the end (%), chosen by, hard-greedy (%)"
+    rows = [head.split(", ")]
     for name, training in TRAININGS.items():
         for seed, path in seeds(r.out, f"train/{name}", "/metrics.jsonl").items():
             metrics = [row for row in figures.read_metrics(path) if "validation" in row]
@@ -355,41 +359,40 @@ def longer(r: Results) -> str:
 
 
 def softness(r: Results) -> str:
-    """How many tokens positions carry: before training and at its end in the batches of the
-    gradient, and of the best checkpoints on test problems."""
-    head = (
-        "tokens; base: mean; above 1.5 (%); update 60, first seed: median; 99 % are below; "
-        "best: runs; mean; above 1.5 (%); largest weight"
-    )
-    rows = [head.split("; ")]
+    """How many tokens positions carry: of the best checkpoints on test problems, and in the batches
+    of the gradient before training (update 0) and at its end (60, first seed)."""
+    of_best = [["training", "runs", "mean", "above 1.5 (%)", "largest weight"]]
+    head = "training, mean at 0, above 1.5 (%) at 0, median at 60, 99 % are below at 60"
+    of_batches = [head.split(", ")]
     for name, training in TRAININGS.items():
         first, last = (r.gradient(f"{name}-{step}").get("softness") for step in (0, 60))
         part = f"{training.tokens}-sample"
         support, largest, soft = (r.values(name, "tiny-test", part, x) for x in SOFTNESS)
-        base = (
-            [f"{first['support']:.2f}", f"{100 * first['share_soft']:.1f}"] if first else ["", ""]
-        )
-        ends = [f"{last['quantiles']['support'][at]:.4f}" for at in (50, 99)] if last else ["", ""]
-        best = [str(len(support)), show_mean(support, 1, 2), show_mean(soft)]
-        if first or support:
-            rows.append([name, *base, *ends, *best, show_mean(largest, 1, 3)])
-    return filled(rows)
+        if support:
+            shown = [show_mean(support, 1, 2), show_mean(soft), show_mean(largest, 1, 3)]
+            of_best.append([name, str(len(support)), *shown])
+        if first and last:
+            base = [f"{first['support']:.2f}", f"{100 * first['share_soft']:.1f}"]
+            ends = [f"{last['quantiles']['support'][at]:.4f}" for at in (50, 99)]
+            of_batches.append([name, *base, *ends])
+    tables = titled("best checkpoints, tiny-test", of_best)
+    return "\n\n".join(tables + titled("batches of the gradient", of_batches))
 
 
 def published(r: Results) -> str:
     """The paper's numbers about the same thing."""
-    head, *lines = (line.split("\t") for line in PUBLISHED.read_text("utf-8").splitlines())
-    rows = [head]
+    (_, *head), *lines = (line.split("\t") for line in PUBLISHED.read_text("utf-8").splitlines())
+    tables = []
     for measure in dict.fromkeys(line[0] for line in lines) if r.tested else ():
+        rows = [head]
         part, field = measure.split() if " " in measure else ("choices", "nll")
         for data in SKILLS[:3] if part == "choices" else PROBLEMS:
             of_kinds = [r.values(kind, data, part, field) for kind in ("base", *PAPER)]
             how = (1, 4) if part == "choices" else ()
-            rows.append(
-                [measure, f"here, {data}", *(show_mean(values, *how) for values in of_kinds)]
-            )
-        rows += [line for line in lines if line[0] == measure]
-    return filled(rows)
+            rows.append([f"here, {data}", *(show_mean(values, *how) for values in of_kinds)])
+        rows += [line for name, *line in lines if name == measure]
+        tables += titled(measure, rows)
+    return "\n\n".join(tables)
 
 
 def sources(r: Results) -> str:
@@ -437,8 +440,8 @@ def relative_variance(one: dict | None, other: dict | None) -> str:
 
 def remedies(r: Results) -> str:
     head = (
-        "estimator; snr, base; snr, soft's weights at update 30; E|g|^2 / rloo's, base; and at 30; "
-        "hard-greedy after (%); difference; seconds an update"
+        "estimator; snr at 0; soft's at 30; E g^2 / rloo's; at 30; hard-greedy (%); difference; "
+        "s/update"
     )
     rows, rloo = [head.split("; ")], r.after("train/soft")
     known = [(x.name, f"variance/{x.name}", x.same_mean) for x in REMEDIES]

@@ -8,9 +8,9 @@ noise       pass@k of a model with hard tokens at several temperatures and soft 
             amounts of noise, beside the entropy of their CoTs' next tokens (at temperature 1) and
             how many of a problem's CoTs differ in their (shadow) text; and what soft tokens have
             more than hard ones at the same entropy, and at as many different CoTs
-thought     accuracy of the greedy answer after the greedy CoT of the model's own kind, after none,
-            after the embeddings of its shadow tokens, and after the CoT of another problem (also:
-            how often the answer is then the other problem's)
+thought     accuracy of the greedy answer after the greedy (--sampled: a drawn) CoT of the model's
+            own kind, after none, after the embeddings of its shadow tokens, and after the CoT of
+            another problem (also: how often the answer is then the other problem's)
 selection   of runs: what the checkpoints chosen by greedy accuracy of the own kind and by
             hard-greedy accuracy have in both, on the validation problems that choose them
 
@@ -208,11 +208,11 @@ def answer(of: Model, request: Request, thought: torch.Tensor, stopped: bool) ->
 
 
 def thoughts(of: Model, tokens: str, args, problems: list[Problem]) -> list[tuple]:
-    """The greedy CoT of a kind of token for each problem: (inputs (C, d), the shadow tokens'
+    """The CoT of a kind of token for each problem: (inputs (C, d), the shadow tokens'
     embeddings (C, d), did it stop?, the answer that follows)."""
     kind, found = of.settings.kind(tokens), []
     requests = [of.request(problem, ("thought", i)) for i, problem in enumerate(problems)]
-    how = Decoding(of.settings.cot, greedy=True, greedy_answer=True)
+    how = Decoding(of.settings.cot, greedy=not args.sampled, greedy_answer=True)
     for first in range(0, len(requests), args.batch):
         some = requests[first : first + args.batch]
         for one in engine.rollout(of.model, of.form, kind, some, how):
@@ -224,7 +224,7 @@ def thoughts(of: Model, tokens: str, args, problems: list[Problem]) -> list[tupl
 
 
 def thought(args: argparse.Namespace, _, verifier) -> dict:
-    """{model: {data: numbers}}."""
+    """{"sampled", "models": {model: {data: numbers}}}."""
     found = {}
     for folder, short in names(args.model).items():
         of = Model(folder, args.cot)
@@ -235,7 +235,7 @@ def thought(args: argparse.Namespace, _, verifier) -> dict:
                 problems = datasets.load_problems(source)[: args.limit]
                 made = thoughts(of, tokens, args, problems)
                 found[name]["data"][source] = use(of, made, problems, verifier)
-    return {"models": found}
+    return {"sampled": args.sampled, "models": found}
 
 
 def use(of: Model, made: list[tuple], problems: list[Problem], verifier) -> dict:
@@ -282,8 +282,10 @@ def another(problems: list[Problem], i: int) -> int:
 
 def thought_table(found: dict) -> str:
     head = ", ".join(f"{name}: {text}" for name, text in THOUGHTS.items())
+    how = "sampled" if found["sampled"] else "greedy"
     texts = [
-        "Accuracy in % after a CoT; ± the larger half of the 95 % interval over problems.\n"
+        f"Accuracy of the greedy answer in % after a {how} CoT;\n"
+        "± the larger half of the 95 % interval over problems.\n"
         f"{head};\ntheirs: after that one, the share of answers that are the other problem's."
     ]
     fields = (*THOUGHTS, "theirs")
@@ -371,7 +373,8 @@ FLAGS = {
             None,
             "kinds of token (default what the model was trained with)",
             {"nargs": "+", "choices": KINDS},
-        )
+        ),
+        "--sampled": (None, "draw the CoTs as in training", {"action": "store_true"}),
     },
 }
 

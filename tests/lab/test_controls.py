@@ -31,6 +31,27 @@ def test_the_thought_decides_the_answer(tmp_path):
     assert max(map(len, out.with_suffix(".md").read_text().splitlines())) <= 100
 
 
+def test_a_sampled_thought_is_used_like_a_greedy_one(tmp_path):
+    """The answer after its own inputs is the rollout's, for mixtures too; CoTs are other than the
+    greedy ones."""
+    out = tmp_path / "thought.json"
+    kinds = ["--tokens", "multiplex", "covariance"]
+    controls.main(["thought", *FEW, "--sampled", *kinds, "--out", str(out)])
+    found = json.loads(out.read_text())
+    assert found["sampled"] and "after a sampled CoT" in out.with_suffix(".md").read_text()
+    for of_model in found["models"].values():
+        assert of_model["data"]["tiny-test"]["same_as_rollout"] == 1
+    of, problems = (
+        controls.Model(str(WEIGHTS / "tiny"), 60),
+        datasets.load_problems("tiny-test")[:4],
+    )
+    greedy, drawn = (
+        controls.thoughts(of, "covariance", SimpleNamespace(batch=4, sampled=sampled), problems)
+        for sampled in (False, True)
+    )
+    assert all(not torch.equal(a[0], b[0]) for a, b in zip(greedy, drawn, strict=True))
+
+
 def test_what_is_put_in_the_thoughts_place(monkeypatch):
     """Nothing, the embeddings of the shadow tokens, another problem's inputs."""
     problems = [Problem("a", "1"), Problem("b", "2")]

@@ -13,7 +13,7 @@ from minisoft import kinds
 
 ROOT = Path(__file__).resolve().parents[1]
 WALK = ROOT / "minisoft" / "README.md"
-WRITTEN = {ROOT / "weights" / "tiny" / "study" / "study.md"}  # by a program
+WRITTEN = {ROOT / f"weights/tiny/study/{name}.md" for name in ("study", "older")}  # by a program
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")

@@ -168,7 +168,7 @@ class Results:
         return "\n\n".join(tables)
 
     def summary(self) -> str:
-        """The findings in one table of numbers in % and one of nats."""
+        """The findings: numbers in %, then nats."""
         if not self.tested:
             return ""
         parts = [("hard-greedy", 1), ("soft-greedy", 1), ("hard-sample", 1), ("hard-sample", 32)]
@@ -245,7 +245,6 @@ def diversity(r: Results) -> str:
 
 
 def likelihood(r: Results) -> str:
-    """NLL is of the right answer."""
     nll = r.compare("nats a token", product(SKILLS, ["choices"], ["nll"]), 1, 4)
     accuracy = r.compare("%", product(SKILLS, ["choices"], ["accuracy"]))
     return "\n\n".join(filter(None, (nll, accuracy)))
@@ -496,7 +495,7 @@ SECTIONS = (
     ("Best checkpoints, which are what is tested", checkpoints),
     ("Finding 1: greedy pass@1", parity),
     ("Finding 2: pass@k under hard-sample inference", diversity),
-    ("Finding 3: likelihood out of domain", likelihood),
+    ("Finding 3: likelihood of the right answer, out of domain", likelihood),
     ("Finding 4: entropy", profile),
     ("Finding 4 at matched accuracy", matched),
     ("Finding 5: the best inference", inference),

@@ -13,19 +13,18 @@ from minisoft import kinds
 
 ROOT = Path(__file__).resolve().parents[1]
 WALK = ROOT / "minisoft" / "README.md"
-WRITTEN = {ROOT / f"weights/tiny/study/{name}.md" for name in ("study", "older")}  # by a program
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 
 def pages():
-    """Every Markdown page of the repository that people have written."""
+    """Every Markdown page of the repository."""
     folders = (ROOT, *(ROOT / name for name in ("minisoft", "tests", "weights")))
     names = {page for folder in folders[1:] for page in folder.rglob("*.md")} | set(
         ROOT.glob("*.md")
     )
-    return sorted(names - WRITTEN)
+    return sorted(names)
 
 
 def walk():

@@ -195,7 +195,7 @@ def facts(out: Path) -> str:
     commits = ", ".join(dict.fromkeys(line["commit"] for line in lines))
     return (
         f"{len({line['cell'] for line in lines})} cells of one thread, {minutes:.0f} minutes in "
-        f"all (two at a time; those done again included), commits {commits}; "
+        f"all (two at a time; those done again\nincluded), commits {commits}; "
         f"{os.cpu_count()} x {cpu}, torch {torch.__version__.split('+')[0]}"
     )
 
@@ -286,25 +286,28 @@ def at_accuracy(points: list[dict], how: str, accuracy: float) -> float | None:
 def matched(r: Results) -> str:
     """Entropy of the runs of other kinds where they are most accurate (on these problems), if more
     so than the base, beside that of the hard run of the same seed where it was as accurate."""
-    head = "tokens, matched by, runs, accuracy (%), entropy (nats), hard runs', difference"
-    rows, hard = [head.split(", ")], trajectories(r, "hard")
-    for kind, how in product([*TRAININGS][1:], ("greedy", "sample")):
-        runs = {seed: run for seed, run in trajectories(r, kind).items() if seed in hard}
-        accuracy, own, other, gaps = [], [], [], []
-        for seed, (base, *points) in runs.items():
-            best = max(points, key=lambda point: point[how])
-            entropy = at_accuracy(hard[seed], how, best[how])
-            if entropy is not None and best[how] > base[how]:
-                accuracy.append(best[how])
-                own.append(best["entropy"])
-                other.append(entropy)
-                gaps.append(best["entropy"] - entropy)
-        if gaps:
-            entropies = [show_mean(own, 1, 3), show_mean(other, 1, 3)]
-            difference = show_difference(gaps, 0.0, 1, 3)
-            count = f"{len(gaps)} of {len(runs)}"
-            rows.append([kind, f"hard-{how}", count, show_mean(accuracy), *entropies, difference])
-    return filled(rows)
+    head = "tokens, runs, accuracy (%), entropy (nats), hard runs', difference"
+    tables, hard = [], trajectories(r, "hard")
+    for how in ("greedy", "sample"):
+        rows = [head.split(", ")]
+        for kind in [*TRAININGS][1:]:
+            runs = {seed: run for seed, run in trajectories(r, kind).items() if seed in hard}
+            accuracy, own, other, gaps = [], [], [], []
+            for seed, (base, *points) in runs.items():
+                best = max(points, key=lambda point: point[how])
+                entropy = at_accuracy(hard[seed], how, best[how])
+                if entropy is not None and best[how] > base[how]:
+                    accuracy.append(best[how])
+                    own.append(best["entropy"])
+                    other.append(entropy)
+                    gaps.append(best["entropy"] - entropy)
+            if gaps:
+                entropies = [show_mean(own, 1, 3), show_mean(other, 1, 3)]
+                difference = show_difference(gaps, 0.0, 1, 3)
+                count = f"{len(gaps)} of {len(runs)}"
+                rows.append([kind, count, show_mean(accuracy), *entropies, difference])
+        tables += titled(f"at equal hard-{how} pass@1", rows)
+    return "\n\n".join(tables)
 
 
 def inference(r: Results) -> str:
@@ -333,7 +336,7 @@ def inference(r: Results) -> str:
 def checkpoints(r: Results) -> str:
     """Which checkpoint of each run is its best, by what, and how good it was on validation
     problems, then and at the end."""
-    head = "tokens, seed, best at, validation (%), at the end (%), chosen by, hard-greedy (%)"
+    head = "tokens, seed, best at, best (%), last (%), chosen by, hard-greedy there (%)"
     rows = [head.split(", ")]
     for name, training in TRAININGS.items():
         for seed, path in seeds(r.out, f"train/{name}", "/metrics.jsonl").items():
@@ -395,22 +398,24 @@ def published(r: Results) -> str:
 
 
 def sources(r: Results) -> str:
-    head = (
-        "tokens, update, batches, terms, norm in E, norm in the body, cosine in E, "
-        "cosine in the body"
-    )
-    rows = [[*head.split(", "), "snr, all"]]
+    """Of the CoT's terms and of the answer's; the rest is of the weights."""
+    head = "tokens, update, norm in E, in rest, cosine in E, in rest, snr of all"
     places = [(kind, f"{kind}-{step}", step) for kind, step in product(TRAININGS, (0, 30, 60))]
-    places.append(("soft, noise on all logits", "logits-0", 0))
-    for (name, file, step), term in product(places, ("cot", "answer")):
-        measured = r.gradient(file)
-        if measured:
-            E, body, whole = (measured["signal"][term][part] for part in ("E", "body", "all"))
-            row = [name, str(step), str(measured["batches"]), term]
-            row += [f"{E['norm']:.3g}", f"{body['norm']:.3g}"]
-            cosines = [show_error(E, "cosine"), show_error(body, "cosine")]
-            rows.append([*row, *cosines, show_error(whole, "snr")])
-    return filled(rows)
+    places.append(("all logits", "logits-0", 0))
+    tables = []
+    for shown, term in (("CoT", "cot"), ("answer", "answer")):
+        rows, batches = [head.split(", ")], set()
+        for name, file, step in places:
+            measured = r.gradient(file)
+            if measured:
+                batches.add(measured["batches"])
+                E, rest, whole = (measured["signal"][term][part] for part in ("E", "body", "all"))
+                norms = [f"{part['norm']:.3g}" for part in (E, rest)]
+                cosines = [show_error(part, "cosine") for part in (E, rest)]
+                rows.append([name, str(step), *norms, *cosines, show_error(whole, "snr")])
+        count = " or ".join(map(str, sorted(batches)))
+        tables += titled(f"terms of the {shown}, {count} batches", rows)
+    return "\n\n".join(tables)
 
 
 def ablation(r: Results) -> str:
@@ -438,25 +443,25 @@ def relative_variance(one: dict | None, other: dict | None) -> str:
 
 
 def remedies(r: Results) -> str:
-    head = (
-        "estimator; snr at 0; soft's at 30; E g^2 / rloo's; at 30; hard-greedy (%); difference; "
-        "s/update"
-    )
-    rows, rloo = [head.split("; ")], r.after("train/soft")
+    """Before training and with soft tokens' weights of update 30; variance: in units of rloo's."""
+    rows = [["estimator", "snr at 0", "at 30", "variance at 0", "at 30"]]
+    trained = [["estimator", "hard-greedy after (%)", "difference", "seconds an update"]]
+    rloo = r.after("train/soft")
     known = [(x.name, f"variance/{x.name}", x.same_mean) for x in REMEDIES]
     for name, run, same_mean in [("rloo", "train/soft", False), *known]:
         if name in TRAININGS and not seeds(r.out, run, "/summary.json"):
             run = f"train/{name}"  # older studies had it among the remedies
         plain = [r.gradient(f"soft-{step}") for step in (0, 30)]
         own = plain if name == "rloo" else [r.gradient(f"{name}-{step}") for step in (0, 30)]
-        snr = [show_error(one["signal"]["both"]["all"], "snr", 4) if one else "" for one in own]
+        snr = [show_error(one["signal"]["both"]["all"], "snr") if one else "" for one in own]
         ratios = list(map(relative_variance, own, plain)) if same_mean else ["", ""]
         after = r.after(run)
         gap = show_difference(after, rloo) if name != "rloo" else ""
         took = show_mean(seconds(seeds(r.out, run, "/metrics.jsonl").values()), 1, 2)
         if name == "rloo" or after or any(snr):
-            rows.append([name, *snr, *ratios, show_mean(after), gap, took])
-    return markdown(rows) if len(rows) > 2 else ""
+            rows.append([name, *snr, *ratios])
+            trained.append([name, show_mean(after), gap, took])
+    return "\n\n".join(map(markdown, (rows, trained))) if len(rows) > 2 else ""
 
 
 def seconds(paths) -> list[float]:
@@ -466,17 +471,17 @@ def seconds(paths) -> list[float]:
 
 
 def fuzzy(r: Results) -> str:
-    head = (
-        "fuzzy tokens, CoT positions that still move, tied in bfloat16, CoT norm in E, CoT norm in "
-        "the body, cosine in E, cosine in the body, hard-greedy after (%), difference to tau 0.0001"
-    )
+    """Positions that still move, and that tie in bfloat16; the gradient of the CoT's terms; what
+    was learnt, and the difference to tau 0.0001."""
+    head = "tokens, moving, tied, norm in E, in rest, cosine in E, in rest"
+    trained = [["tokens", "hard-greedy after (%)", "difference"]]
     rows, paper = [head.split(", ")], r.after("train/fuzzy")
     for name, gradient, run in (
         ("tau 0.0001", "fuzzy-0", "train/fuzzy"),
         ("tau 0.01", "fuzzy-tau-0.01", "fuzzy/tau-0.01"),
         ("tau 0.1", "fuzzy-tau-0.1", "fuzzy/tau-0.1"),
         ("soft, tau 0.5", "soft-0", "train/soft"),
-        ("tau 0.0001, logits in bfloat16", "fuzzy-bfloat16", "fuzzy/bfloat16"),
+        ("tau 0.0001, bfloat16", "fuzzy-bfloat16", "fuzzy/bfloat16"),
     ):
         measured = r.gradient(gradient)
         if measured:
@@ -486,8 +491,9 @@ def fuzzy(r: Results) -> str:
             cosines = [show_error(part, "cosine") for part in (E, body)]
             after = r.after(run)
             gap = show_difference(after, paper) if len(rows) > 1 else ""
-            rows.append([name, *shares, *norms, *cosines, show_mean(after), gap])
-    return markdown(rows) if len(rows) > 2 else ""
+            rows.append([name, *shares, *norms, *cosines])
+            trained.append([name, show_mean(after), gap])
+    return "\n\n".join(map(markdown, (rows, trained))) if len(rows) > 2 else ""
 
 
 SECTIONS = (

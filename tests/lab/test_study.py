@@ -536,24 +536,27 @@ profile | tiny-test, hard-sample, entropy | hard | 3 | 0.150 ± 0.000 | | +0.000
 published | hard-greedy pass@1 | here, tiny-test | 41.0 | 82.0 ± 1.0 | 72.0 ± 1.0 | 42.0 ± 1.0 |
 published | hard-greedy pass@1 | Llama-3.2-3B, GSM8K | 71.4 | 75.9 ± 1.3 | 77.2 ± 0.9 | 76.7 ± 1.8 |
 published | NLL | here, tiny-sorting | 0.6000 | 0.1900 ± 0.0100 | 0.2900 ± 0.0100 |
-matched | soft | hard-greedy | 3 of 3 | 72.0 ± 1.0 | 0.139 ± 0.001 | 0.129 ± 0.001 | \
-+0.010 (no spread) |
-matched | top-5 | hard-greedy | 3 of 3 | 77.0 ± 1.0 | 0.150 ± 0.000 | 0.124 ± 0.001 | \
-+0.026 [+0.024, +0.028] |
-matched | fuzzy | hard-sample | 2 of 3 | 42.5 ± 0.7 | 0.178
+matched | at equal hard-greedy pass@1 | soft | 3 of 3 | 72.0 ± 1.0 | 0.139 ± 0.001 | \
+0.129 ± 0.001 | +0.010 (no spread) |
+matched | at equal hard-greedy pass@1 | top-5 | 3 of 3 | 77.0 ± 1.0 | 0.150 ± 0.000 | \
+0.124 ± 0.001 | +0.026 [+0.024, +0.028] |
+matched | at equal hard-sample pass@1 | fuzzy | 2 of 3 | 42.5 ± 0.7 | 0.178
 inference | tiny-test, greedy, pass@1, % | soft | 72.0 ± 1.0 | 74.0 ± 1.0 | 71.0 ± 1.0 | |
 inference | tiny-test, greedy, pass@1, difference | soft | +2.0 (no spread) | -1.0 (no spread) | |
 inference | tiny-long, greedy, pass@1, % | base | 41.0 | 43.0 | 40.0 |
 longer | tiny-test, hard-greedy, pass@1 | soft | 3 | 77.0 ± 1.0 | -10.0 [-12.3, -7.7] |
-sources | soft | 30 | 24 | answer | 9.2 | 11.5 | 0.009 ± 0.020 | 0.011 ± 0.020 | 0.138 ± 0.030 |
+sources | terms of the answer, 24 batches | soft | 30 | 9.2 | 11.5 | 0.009 ± 0.020 | \
+0.011 ± 0.020 | 0.138 ± 0.030 |
 ablation | soft | 71.0 ± 1.0 | 61.0 ± 1.0 | 41.0 ± 1.0 | -10.0 [-12.3, -7.7] | \
 -30.0 [-32.3, -27.7] |
-remedies | rloo | 0.1800 ± 0.0300 | 0.2070 ± 0.0300 | | | 71.0 ± 1.0 | | 2.50 ± 0.00 |
-remedies | 64x8 | 0.3600 ± 0.0300 | | 4.00 ± 0.00 | | 91.0 ± 1.0 | +20.0 [+17.7, +22.3] | \
-2.50 ± 0.00 |
-fuzzy | tau 0.0001 | 3.00% | 1.00% | 3 | 6 | 0.003 ± 0.020 | 0.006 ± 0.020 | 41.0 ± 1.0 | |
-fuzzy | tau 0.1 | 5.00% | 1.00% | 5 | 10 | 0.005 ± 0.020 | 0.010 ± 0.020 | 71.0 ± 1.0 | \
-+30.0 [+27.7, +32.3] |
+remedies | rloo | 0.180 ± 0.030 | 0.207 ± 0.030 | | |
+remedies | rloo | 71.0 ± 1.0 | | 2.50 ± 0.00 |
+remedies | 64x8 | 0.360 ± 0.030 | | 4.00 ± 0.00 | |
+remedies | 64x8 | 91.0 ± 1.0 | +20.0 [+17.7, +22.3] | 2.50 ± 0.00 |
+fuzzy | tau 0.0001 | 3.00% | 1.00% | 3 | 6 | 0.003 ± 0.020 | 0.006 ± 0.020 |
+fuzzy | tau 0.0001 | 41.0 ± 1.0 | |
+fuzzy | tau 0.1 | 5.00% | 1.00% | 5 | 10 | 0.005 ± 0.020 | 0.010 ± 0.020 |
+fuzzy | tau 0.1 | 71.0 ± 1.0 | +30.0 [+27.7, +32.3] |
 """.replace("\\\n", "")
     .strip()
     .splitlines()
@@ -568,12 +571,13 @@ inference | tiny-test, greedy, pass@1, % | multiplex | 81.0 ± 0.7 | 83.0 ± 0.7
 91.0 ± 0.7 |
 inference | tiny-test, greedy, pass@1, difference | multiplex | +2.0 (no spread) | \
 -1.0 (no spread) | +10.0 (no spread) |
-matched | multiplex | hard-greedy | 2 of 2 | 81.0 ± 0.7 |
+matched | at equal hard-greedy pass@1 | multiplex | 2 of 2 | 81.0 ± 0.7 |
 softness | batches of the gradient | hard | 1.00 | 0.0 | 1.0000 | 1.0000 |
 softness | batches of the gradient | multiplex | 1.30 | 10.0 | 1.0000 | 2.9000 |
 softness | best checkpoints, tiny-test | multiplex | 2 | 1.20 ± 0.00 | 5.0 ± 0.0 | 0.950 ± 0.000 |
-sources | multiplex | 60 | 24 | cot | 1 | 2 |
-remedies | top-5 | 0.0900 ± 0.0300 | | | | 95.0 ± 0.0 | +24.0 [
+sources | terms of the CoT, 24 batches | multiplex | 60 | 1 | 2 |
+remedies | top-5 | 0.090 ± 0.030 | | | |
+remedies | top-5 | 95.0 ± 0.0 | +24.0 [
 """.replace("\\\n", "")
     .strip()
     .splitlines()

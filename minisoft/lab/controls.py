@@ -208,8 +208,8 @@ def answer(of: Model, request: Request, thought: torch.Tensor, stopped: bool) ->
 
 
 def thoughts(of: Model, tokens: str, args, problems: list[Problem]) -> list[tuple]:
-    """The CoT of a kind of token for each problem: (inputs (C, d), the shadow tokens'
-    embeddings (C, d), did it stop?, the answer that follows)."""
+    """The CoT of a kind of token for each problem, greedy or drawn: (inputs (C, d), the shadow
+    tokens' embeddings (C, d), did it stop?, the greedy answer that follows)."""
     kind, found = of.settings.kind(tokens), []
     requests = [of.request(problem, ("thought", i)) for i, problem in enumerate(problems)]
     how = Decoding(of.settings.cot, greedy=not args.sampled, greedy_answer=True)

@@ -6,6 +6,7 @@ Where rows are read from is the business of `minisoft.io.rows`.
 import re
 import string
 import sys
+from collections import Counter, defaultdict
 from decimal import Decimal
 from pathlib import Path
 
@@ -16,9 +17,36 @@ from minisoft.io.rows import EMBEDDED, HUB  # noqa: F401 (the names that program
 
 QUESTIONS = ("question", "problem", "input", "Question", "Problem")
 BEFORE_IT = ("context", "Body", "body")  # of OlympiadBench, SVAMP: the question's first part
-ANSWERS = ("answer", "target", "final_answer", "Answer", "result")
+ANSWERS = ("answer", "target", "final_answer", "Answer", "result", "final_ans", "ground_truth")
+ANSWERS += ("expected_answer", "gold_answer", "answer_number", "numerical_answer", "gt_answer")
+NUMBERS = ("Numbers", "numbers", "num_list")  # what stands for the question's placeholders
 OPTIONS = ("endings", "choices", "options")
-NOT_READ = ("passage", "article", "table", "image", "images")  # what a question may be about
+_IMAGE = "image|img|figure|picture|diagram"
+# MAWPS has N_00, ASDiv number0, Math23K temp_a, others NUM_1 or [NUM].
+_PLACEHOLDER = r"\b(?:N_0\d|number_?\d+|temp_[a-z]|NUM_?\d+|num_\d+)\b|[\[<](?:NUM|num)\d*[\]>]"
+_UNUSABLE = {  # why a row is left out -> what a field of it looks like, as name=value
+    "with an empty answer": "gold=",
+    "without an answer": "(label|answerKey)=",  # test splits that keep it secret
+    # NuminaMath, proofs, GSM-Plus, and null as several programs spell it
+    "with a word for no answer (proof, none, ...)": r"gold=(\W*(text\W*)?(proof|proved|not ?found|"
+    r"no answer|none|null|nan|n/a|omitted|see (the )?(solution|proof|figure))\W*|[-?]+)",
+    "about a figure, table or passage": rf"(passage|article|table|((decoded|question|problem)_)?"
+    rf"({_IMAGE})s?(_path|_url)?_?\d*)=.+|(question|problem|input|choices|options)="
+    rf".*(!\[[^]]*\]\(|\[img|\\includegraphics|<\|?({_IMAGE})[ _\d>|/]).*",
+    "with placeholders for numbers": f"asked=.*(?-i:{_PLACEHOLDER}).*",
+    # NuminaMath-1.5; OpenMathInstruct and others; MMLU-Redux; PlatinumBench
+    "that their own set calls wrong": r"(problem|solution)_is_valid=(?!yes$).+|(is_)?(valid|"
+    r"correct|answerable)=(false|no)|error_type=(?!ok$).+|cleaning_status=rejected",
+}
+# What many rows of a set that nobody has seen may have: words that look like placeholders, figures,
+# the same word as gold.  Not looked at: formulas, questions whose figure is a text.
+_FORMULA = re.compile(r"(?s).*\[asy\].*|\$\$.*?\$\$|\$.*?\$|\\\[.*?\\\]|\\\(.*?\\\)")
+_SUSPECT = re.compile(
+    rf"(?<![\w\\}}])[\[<{{]+[a-z_]{{2,}}\d*[\]>}}]+|\b[a-z]+_?\d+\b|\b(?:{_IMAGE}) (?:above|below|"
+    rf"shows?)\b|\bin the (?:{_IMAGE})\b|(?<=\n)gold [a-z][a-z ,.'/()-]*$"
+)
+_BOX = re.compile(r"\\(?:boxed|fbox)(\s*\{|\s)")
+_AND = re.compile(r"(\s|[$,;]|and|\\text\{ ?(and|,)? ?\}|\\q?quad|\\[()\[\]]|\b[a-z]\s*=)*")
 # Options in dialects that are not read: in one field, or each in a field of its own.
 _TOGETHER = {"option", "options", "choices", "endings", "candidates", "distractors"}
 _TOGETHER |= {"incorrect_answers", "mc1_targets", "mc2_targets"}
@@ -32,16 +60,16 @@ def load(source: str | Path) -> list[Problem] | list[Choice]:
     Raises InputError as these do, so also for a row of the other kind.
     """
     rows = sources.read(source)
-    return _choices(rows) if _is_choice(rows[0][1]) else _problems(rows, source)
+    return _usable(_choice if _is_choice(rows[0][1]) else _problem, rows, source)
 
 
 def load_problems(source: str | Path) -> list[Problem]:
     """Problems with a free answer, in the formats of `_problem`.
 
-    Rows with an empty answer are left out and named on stderr.  Raises InputError for any other row
+    Rows that are _UNUSABLE are left out and named on stderr.  Raises InputError for any other row
     that is no problem.
     """
-    return _problems(sources.read(source), source)
+    return _usable(_problem, sources.read(source), source)
 
 
 def load_choices(source: str | Path) -> list[Choice]:
@@ -54,11 +82,10 @@ def load_choices(source: str | Path) -> list[Choice]:
         MMLU-Pro     question, options (texts), answer (a letter from A on), answer_index
 
     HellaSwag's and ARC's contexts and texts are those of lm-evaluation-harness.  The other two have
-    ARC's context, and their options are scored by their text, not by their letter.  Rows without
-    the right option's label (test splits that keep it secret) are left out and named on stderr.
-    Raises InputError for any other row.
+    ARC's context, and their options are scored by their text, not by their letter.  Rows that
+    are _UNUSABLE are left out and named on stderr.  Raises InputError for any other row.
     """
-    return _choices(sources.read(source))
+    return _usable(_choice, sources.read(source), source)
 
 
 def read_prompt(path: str | Path) -> str:
@@ -77,14 +104,44 @@ def read_prompt(path: str | Path) -> str:
 # ---------------------------------------------------------------- rows
 
 
-def _leave_out(rows: list[tuple], where: list[str], what: str, source) -> list[tuple]:
-    """The other (where, row); those left out are named on stderr."""
-    if where:
-        print(f"{len(where)} rows {what} are left out: {', '.join(where[:5])}", file=sys.stderr)
-    if len(where) == len(rows):
-        raise InputError(f"{source}: expected at least one row with an answer, found none")
-    left_out = set(where)
-    return [row for row in rows if row[0] not in left_out]
+class _LeftOut(Exception):
+    """Why a row is not used."""
+
+
+def _usable(parse, rows: list[tuple], source) -> list:
+    """What `parse` makes of the rows; those that it leaves out are counted and named on stderr."""
+    items, left_out = [], defaultdict(list)
+    for where, row in rows:
+        try:
+            items.append(parse(row, where))
+        except _LeftOut as why:
+            left_out[str(why)].append(where)
+    if not items:
+        found = f"only rows {', and '.join(left_out)}"
+        raise InputError(f"{source}: expected at least one row with an answer, found {found}")
+    for why, places in left_out.items():
+        print(f"{len(places)} rows {why} are left out: {', '.join(places[:5])}", file=sys.stderr)
+    _say_suspect(items, source)
+    return items
+
+
+def _check_usable(fields: dict) -> None:
+    """Raises _LeftOut for a row that is _UNUSABLE."""
+    texts = [f"{name}={value}" for name, value in fields.items() if value not in (None, [])]
+    for why, form in _UNUSABLE.items():
+        if any(re.fullmatch(form, text, re.I | re.S) for text in texts):
+            raise _LeftOut(why)
+
+
+def _say_suspect(items: list[Problem] | list[Choice], source) -> None:
+    """One line on stderr with what of _SUSPECT more than 1 % of the rows have."""
+    counts = Counter()
+    for item in items:
+        text = item.context if isinstance(item, Choice) else f"{item.question}\ngold {item.answer}"
+        counts.update({*_SUSPECT.findall(_FORMULA.sub(" ", text).lower())})
+    many = [f"{n} {what!r:.60}" for what, n in counts.most_common(10) if n > len(items) / 100]
+    if many:
+        print(f"{source}: of {len(items)} rows, look at {', '.join(many)}", file=sys.stderr)
 
 
 def _fields(row: dict) -> str:
@@ -104,14 +161,6 @@ def _has_other_options(row: dict) -> bool:
     return len(apart) > 1 or any(name.lower() in _TOGETHER for name in filled)
 
 
-def _refuse(row: dict, names: tuple[str, ...], where: str) -> None:
-    """Refuses a question that is about something in another field."""
-    for name in names:
-        if _filled(row.get(name)):
-            expected = "a question that stands alone (this field is not read)"
-            expect(False, f"{where}: {name}", expected, row[name])
-
-
 def _encodable(text: str, where: str) -> str:
     """The text.  Raises InputError for half a surrogate pair, which no tokenizer takes."""
     half = re.search(r"[\ud800-\udfff]", text)
@@ -124,13 +173,6 @@ def _encodable(text: str, where: str) -> str:
 # ---------------------------------------------------------------- problems
 
 
-def _problems(rows: list[tuple[str, dict]], source: str | Path) -> list[Problem]:
-    problems = [(where, _problem(row, where)) for where, row in rows]
-    empty = [where for where, problem in problems if not problem.answer]
-    problems = _leave_out(problems, empty, "with an empty answer", source)
-    return [problem for _, problem in problems]
-
-
 def _problem(row, where: str) -> Problem:
     """A row of GSM8K, MATH, MATH-500, DeepScaleR, OlympiadBench, MAWPS or SVAMP, or a plain one."""
     if not isinstance(row, dict):
@@ -138,39 +180,59 @@ def _problem(row, where: str) -> Problem:
     if _is_choice(row) or _has_other_options(row):
         expected = "a problem with a free answer"
         raise InputError(f"{where}: expected {expected}, found multiple choice ({_fields(row)})")
-    _refuse(row, NOT_READ, where)
-    questions = [row.get(name) for name in QUESTIONS]
-    question = next((text for text in questions if isinstance(text, str)), "").strip()
+    _check_usable(row)
+    texts = [row.get(name) for name in QUESTIONS]
+    question = next((text for text in texts if isinstance(text, str)), "").strip()
     answer = _answer(row, where)
     if not question or answer is None:
         raise InputError(
             f"{where}: expected question, problem or input, and answer, final_answer, target or a "
             f"solution with \\boxed{{}}; found {_fields(row)}"
         )
-    before = [row.get(name) for name in BEFORE_IT]
-    before = [text.strip() for text in before if isinstance(text, str) and text.strip()]
-    question = _encodable(" ".join([*before, question]), f"{where}: question")
+    texts = [*map(row.get, BEFORE_IT), question]
+    question = " ".join(text.strip() for text in texts if isinstance(text, str) and text.strip())
+    question = _put_in(row, _encodable(question, f"{where}: question"))
+    _check_usable({"asked": question, "gold": answer})
     return Problem(question, _encodable(answer, f"{where}: answer"))
+
+
+def _put_in(row: dict, question: str) -> str:
+    """The question with its numbers in the places that it has for them, if it has as many."""
+    places = sorted({*re.findall(_PLACEHOLDER, question)}, key=lambda place: (len(place), place))
+    numbers = next(filter(_filled, map(row.get, NUMBERS)), "")
+    text = numbers if isinstance(numbers, str) else " ".join(map(str, numbers))
+    numbers = re.sub(r"\.0+(?!\d)", "", text).split()
+    of_place = dict(zip(places, numbers if len(numbers) == len(places) else places))
+    return re.sub(_PLACEHOLDER, lambda match: of_place[match[0]], question)
 
 
 def _answer(row: dict, where: str) -> str | None:
     """The gold answer, "" where the row leaves it empty, None where it has no place for one."""
-    answers = row.get("final_answer")
-    if isinstance(answers, list):  # OlympiadBench
-        texts = [_answer_text(answer, f"{where}: final_answer") for answer in answers]
-        return ", ".join(text.strip().strip("$") for text in texts)
     for name in ANSWERS:
-        if row.get(name) is not None:
-            text = _answer_text(row[name], f"{where}: {name}")
-            return text.rsplit("####", 1)[-1].strip()  # GSM8K: the gold follows ####
+        value = row.get(name)
+        if isinstance(value, list) and name == "final_answer":  # OlympiadBench
+            texts = [_answer_text(answer, f"{where}: {name}") for answer in value]
+            text = ", ".join(text.strip().strip("$") for text in texts)
+        else:
+            text = "" if value is None else _answer_text(value, f"{where}: {name}")
+        if text := text.rsplit("####", 1)[-1].strip():  # GSM8K: the gold follows ####
+            return _boxes(text) or text
     solution = row.get("solution")  # MATH as first published
-    if isinstance(solution, str) and (boxes := list(re.finditer(r"\\boxed(\s*\{|\s)", solution))):
-        text = solution[boxes[-1].end() :]
-        if boxes[-1][1].endswith("{"):
-            return boxed(text)
-        return re.split(r"\$|\\\)|\\\]", text)[0].strip()  # $\boxed 5$ holds all of the formula
-    places = set(ANSWERS) - {"final_answer"}  # which proofs of OlympiadBench have empty
-    return "" if places & row.keys() else None
+    gold = _boxes(solution) if isinstance(solution, str) else None
+    return "" if gold is None and row.keys() & ANSWERS else gold
+
+
+def _boxes(text: str) -> str | None:
+    """What the last box holds, with those that it is listed with (2 and 3); None without a box."""
+    golds, end = [], 0
+    for box in _BOX.finditer(text):
+        if not _AND.fullmatch(text, end, box.start()):
+            golds = []
+        rest = text[box.end() :]
+        formula = re.split(r"\$|\\\)|\\\]", rest)[0]  # $\boxed 5$ holds all of it
+        golds.append(boxed(rest) if box[1].endswith("{") else formula.strip())
+        end = box.end() + len(golds[-1] or "") + 1
+    return ", ".join(dict.fromkeys(golds)) if golds and None not in golds else None
 
 
 def _answer_text(value, where: str) -> str:
@@ -191,20 +253,6 @@ def _answer_text(value, where: str) -> str:
 # ---------------------------------------------------------------- multiple choice
 
 
-def _choices(rows: list[tuple[str, dict]]) -> list[Choice]:
-    labels = [
-        (where, row.get("label"), row.get("answerKey")) for where, row in rows if _is_choice(row)
-    ]
-    secret = [where for where, *names in labels if "" in names]
-    rows = _leave_out(rows, secret, "without an answer", rows[0][0])
-    choices = [(where, _choice(row, where)) for where, row in rows]
-    for where, choice in choices:
-        _encodable(choice.context, f"{where}: question")
-        for option in choice.options:
-            _encodable(option, f"{where}: option")
-    return [choice for _, choice in choices]
-
-
 def _is_choice(row) -> bool:
     """Does it have options where they are looked for?  Parquet has null where a row has none."""
     return isinstance(row, dict) and any(_filled(row.get(name)) for name in OPTIONS)
@@ -217,15 +265,15 @@ def _choice(row, where: str) -> Choice:
         raise InputError(
             f"{where}: expected multiple choice (field endings, choices or options), found {kind}"
         )
+    _check_usable({**row, "passage": row.get("passage") or row.get("context")})
     if _filled(row.get("endings")):  # HellaSwag
         options = _options(row["endings"], f"{where}: endings", _clean)
         context = _hellaswag_context(row, where)
         return Choice(context, options, _index(row, "label", range(len(options)), where))
-    _refuse(row, (*NOT_READ, *BEFORE_IT), where)
     question, choices = row.get("question"), row.get("choices")
     good = isinstance(question, str) and question.strip()
     expect(good, f"{where}: question", "a text", question)
-    context = f"Question: {question}\nAnswer:"
+    context = f"Question: {_encodable(question, f'{where}: question')}\nAnswer:"
     if not _filled(choices):  # MMLU-Pro
         options = _options(row["options"], f"{where}: options")
         return Choice(context, options, _letter_and_index(row, len(options), where))
@@ -259,7 +307,7 @@ def _options(texts, where: str, clean=str) -> tuple[str, ...]:
     for text in texts:
         good = isinstance(text, str) and clean(text).strip()
         expect(good, where, "texts that are not empty", text)
-    return tuple(clean(text) for text in texts)
+    return tuple(_encodable(clean(text), where) for text in texts)
 
 
 def _index(row: dict, field: str, labels, where: str) -> int:
@@ -276,7 +324,7 @@ def _hellaswag_context(row: dict, where: str) -> str:
         context = f"{parts[0]}: {parts[1]} {parts[2].capitalize()}"
     good = isinstance(context, str) and _clean(context).strip()
     expect(good, f"{where}: ctx", "a text", context)
-    return _clean(context)
+    return _encodable(_clean(context), f"{where}: ctx")
 
 
 def _clean(text: str) -> str:

@@ -31,7 +31,13 @@ _NAMES = ("test", "long", "hard", "facts", "sorting", "drills", "references")
 EMBEDDED = {"tiny": "train.jsonl", **{f"tiny-{name}": f"{name}.jsonl" for name in _NAMES}}
 
 _SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
-_SPLIT = re.compile(r"(?<![a-z])(train|test|validation|valid|val|dev|eval)(?![a-z])")
+_SPLIT = (
+    re.compile(  # also in one word: trainset, GSM8KTest; but not in constraint, contest, latest
+        r"(?<!s)train|(?<!con)(?<!la)test|valid|(?<![a-z])(val|dev|eval)(?:set|uation)?(?![a-z])|"
+        r"held[-_]?out|math[-_]?500"
+    )
+)
+_DIGITS = re.compile("([0-9]+)")
 _SPACE = re.compile(r"\s*")
 _EXTRA = "need the extra `data`: pip install 'minisoft[data]'"
 
@@ -72,19 +78,15 @@ def _files(folder: Path) -> list[Path]:
 
     Raises InputError where they are of several splits: together, test problems would be trained on.
     """
-    found = []
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        if name.endswith(_SUFFIXES) and path.is_file() and not re.search(r"(^|/)\.", name):
-            parts = re.split(r"([0-9]+)", name)  # text, number, text, ...
-            found.append(([int(part) if i % 2 else part for i, part in enumerate(parts)], name))
-    if not found:
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    names = [name for name in names if name.endswith(_SUFFIXES) and not re.search(r"(^|/)\.", name)]
+    if not names:
         raise InputError(f"{folder}: expected a {', '.join(_SUFFIXES)} file in it, found none")
-    names = [name for _, name in sorted(found)]
+    names.sort(key=lambda name: [int(x) if i % 2 else x for i, x in enumerate(_DIGITS.split(name))])
     firsts = {}  # (Parquet or JSON, split) -> the first file of these
     for name in names:
         split = _SPLIT.search(name.lower())
-        firsts.setdefault((name.endswith(".parquet"), split and split[1]), name)
+        firsts.setdefault((name.endswith(".parquet"), split and split[0]), name)
     if len(firsts) > 1:
         first, second = list(firsts.values())[:2]
         raise InputError(
@@ -133,11 +135,15 @@ def _parse(text: str, path: Path) -> list[tuple[str, object]]:
 
 def _read_parquet(raw: bytes, path: Path) -> list[tuple[str, dict]]:
     try:
-        from pyarrow import parquet
+        from pyarrow import float32, parquet
     except ImportError:
         raise InputError(f"{path}: Parquet files {_EXTRA}") from None
     with expecting("a Parquet file", path), parquet.ParquetFile(io.BytesIO(raw)) as file:
-        rows = file.read().to_pylist()
+        table = file.read()
+        for i, name in enumerate(table.column_names):
+            if table.schema.types[i] == float32():  # 0.1 is no 0.10000000149011612
+                table = table.set_column(i, name, table[i].cast("string").cast("double"))
+        rows = table.to_pylist()
     return [(f"{path}: row {i}", row) for i, row in enumerate(rows, 1)]
 
 

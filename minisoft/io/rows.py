@@ -31,12 +31,8 @@ _NAMES = ("test", "long", "hard", "facts", "sorting", "drills", "references")
 EMBEDDED = {"tiny": "train.jsonl", **{f"tiny-{name}": f"{name}.jsonl" for name in _NAMES}}
 
 _SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
-_SPLIT = (
-    re.compile(  # also in one word: trainset, GSM8KTest; but not in constraint, contest, latest
-        r"(?<!s)train|(?<!con)(?<!la)test|valid|(?<![a-z])(val|dev|eval)(?:set|uation)?(?![a-z])|"
-        r"held[-_]?out|math[-_]?500"
-    )
-)
+# Also in one word (trainset, GSM8KTest), but not in constraint, contest and latest.
+_SPLIT = r"(?<!s)train|(?<!con)(?<!la)test|valid|(?<![a-z])(val|dev|eval)(?![a-rt-z])|math[-_]?500"
 _DIGITS = re.compile("([0-9]+)")
 _SPACE = re.compile(r"\s*")
 _EXTRA = "need the extra `data`: pip install 'minisoft[data]'"
@@ -85,7 +81,7 @@ def _files(folder: Path) -> list[Path]:
     names.sort(key=lambda name: [int(x) if i % 2 else x for i, x in enumerate(_DIGITS.split(name))])
     firsts = {}  # (Parquet or JSON, split) -> the first file of these
     for name in names:
-        split = _SPLIT.search(name.lower())
+        split = re.search(_SPLIT, name.lower())
         firsts.setdefault((name.endswith(".parquet"), split and split[0]), name)
     if len(firsts) > 1:
         first, second = list(firsts.values())[:2]

@@ -24,25 +24,24 @@ OPTIONS = ("endings", "choices", "options")
 _IMAGE = "image|img|figure|picture|diagram"
 # MAWPS has N_00, ASDiv number0, Math23K temp_a, others NUM_1 or [NUM].
 _PLACEHOLDER = r"(?a:\b(?:(?:N_0|number_?|NUM_?|num_)\d+|temp_[a-z])\b|[\[<](?:NUM|num)\d*[\]>])"
-_UNUSABLE = {  # why a row is left out -> what a field of it looks like, as name=value
-    "with an empty answer": "gold=",
-    "without an answer": "(label|answerKey)=",  # test splits that keep it secret
-    "with a word for no answer (proof, none, ...)": r"gold=(\W*(text\W*)?(proof|proved|not ?found|"
-    r"no answer|none|null|nan|n/a|omitted|see (the )?(solution|proof|figure))\W*|[-?]+)",
+_UNUSABLE = {  # why a row is left out -> what a field, or what is read, looks like: name=value
+    "with an empty answer": "the gold=",
+    "with a word for no answer (proof, none, ...)": r"the gold=(\W*(text\W*)?(proof|proved|none|"
+    r"not ?found|no answer|null|nan|n/a|omitted|see (the )?(solution|proof|figure))\W*|[-?]+)",
     "about a figure, table or passage": rf"(passage|article|table|((decoded|question|problem)_)?"
-    rf"({_IMAGE})s?(_path|_url)?_?\d*)=.+|(asked|question|choices|options)="
-    rf".*(!\[[^]]*\]\(|\[img|\\includegraphics|<\|?({_IMAGE})[ _\d>|/]).*",
-    "with placeholders for numbers": f"asked=.*(?-i:{_PLACEHOLDER}).*",
+    rf"({_IMAGE})s?(_path|_url)?_?\d*)=.+|((the )?question|choices|options)="
+    rf".*(!\[[^]]*\]\([^)]*[./:]|\[img|\\includegraphics|<\|?({_IMAGE})[ _\d>|/]).*",
+    "with placeholders for numbers": f"the question=.*(?-i:{_PLACEHOLDER}).*",
     # NuminaMath-1.5; OpenMathInstruct and others; MMLU-Redux; PlatinumBench
     "that their own set calls wrong": r"(problem|solution)_is_valid=(?!yes$).+|(is_)?(valid|"
     r"correct|answerable)=(false|no)|error_type=(?!ok$).+|cleaning_status=rejected",
 }
 _UNUSABLE = {why: re.compile(form, re.I | re.S) for why, form in _UNUSABLE.items()}
-# In sets that nobody has seen: what looks like a placeholder or a figure (none in [asy]), word golds.
+# In sets not seen yet: what looks like a placeholder, a figure (none in [asy]), or a word gold.
 _FORMULA = re.compile(r"(?s)\A.*\[asy\].*|\$\$.*?\$\$|\$.*?\$|\\\[.*?\\\]|\\\(.*?\\\)")
 _SUSPECT = re.compile(
-    r"(?<![\w\\}])[\[<{]{1,2}[a-z_]{2,}\d*[\]>}]|\b[a-z]+_?\d+\b|(?<=\n)gold (?:\\text\{)?[a-z][a-z ,"
-    rf".'/()-]*\}}?$|\b(?:{_IMAGE}) (?:above|below|shows?)\b|\bin the (?:{_IMAGE})\b"
+    r"(?<![\w\\}])[\[<{]{1,2}[a-z_]{2,}\d*[\]>}]|\b[a-z]+_?\d+\b|(?<=\n)gold (?:\\text\{)?[a-z]"
+    rf"[a-z ,.'/()-]*\}}?$|\b(?:{_IMAGE}) (?:above|below|shows?)\b|\bin the (?:{_IMAGE})\b"
 )
 _BOX = re.compile(r"\\(?:boxed|fbox)(\s*\{|\s)")
 _AND = re.compile(r"(\s|[$,;]|and|\\text\{ ?(and|,)? ?\}|\\q?quad|\\[()\[\]]|\b[a-z]\s*=)*")
@@ -137,7 +136,7 @@ def _say_suspect(items: list[Problem] | list[Choice], source) -> None:
         counts.update({*_SUSPECT.findall(_FORMULA.sub(" ", text).lower())})
     many = [f"{what!r:.60} ({n})" for what, n in counts.items() if n > max(1, len(items) / 100)]
     if many:
-        print(f"{source}: more than 1 % of the rows have {', '.join(many[:20])}", file=sys.stderr)
+        print(f"{source}: many of {len(items)} rows have {', '.join(many[:20])}", file=sys.stderr)
 
 
 def _fields(row: dict) -> str:
@@ -186,7 +185,7 @@ def _problem(row, where: str) -> Problem:
     texts = [*map(row.get, BEFORE_IT), question]
     question = " ".join(text.strip() for text in texts if isinstance(text, str) and text.strip())
     question = _put_in(row, _encodable(question, f"{where}: question"))
-    _check_usable({"asked": question, "gold": answer})
+    _check_usable({"the question": question, "the gold": answer})
     return Problem(question, _encodable(answer, f"{where}: answer"))
 
 
@@ -258,6 +257,8 @@ def _choice(row, where: str) -> Choice:
         raise InputError(
             f"{where}: expected multiple choice (field endings, choices or options), found {kind}"
         )
+    if "" in (row.get("label"), row.get("answerKey")):  # test splits that keep it secret
+        raise _LeftOut("without an answer")
     _check_usable({**row, "passage": row.get("passage") or row.get("context")})
     if _filled(row.get("endings")):  # HellaSwag
         options = _options(row["endings"], f"{where}: endings", _clean)

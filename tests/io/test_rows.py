@@ -76,7 +76,7 @@ def test_what_is_not_utf8_is_named_with_its_line(tmp_path):
         (b'{"question": "q", "context": "\\udc00", "answer": "2"}', "question"),
         (b'{"question": "q", "answer": "2\\ude00"}', "answer"),
         (b'{"question": "q", "final_answer": ["1", "\\ud83d"]}', "answer"),
-        (b'{"question": "q", "choices": ["a", "\\ud83d"], "answer": 0}', "option"),
+        (b'{"question": "q", "choices": ["a", "\\ud83d"], "answer": 0}', "choices"),
         (b'{"question": "\\ud83d", "choices": ["a", "b"], "answer": 0}', "question"),
     ],
 )
@@ -158,6 +158,21 @@ def test_parquet_with_numbers_and_nulls(tmp_path):
     refuses("a.parquet: row 2: answer: expected a finite number.*nan", tmp_path / "a.parquet")
 
 
+def test_parquet_with_numbers_of_32_bits_has_their_digits(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    numbers = [0.1, 5.0, 3.14, 1e-7, 16777216.0, -0.75]
+    table = pyarrow.table(
+        {
+            "question": ["q"] * len(numbers),
+            "answer": pyarrow.array(numbers, pyarrow.float32()),
+            "level": pyarrow.array(numbers, pyarrow.float32()),
+        }
+    )
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "a.parquet")
+    golds = [problem.answer for problem in load(tmp_path / "a.parquet")]
+    assert golds == ["0.1", "5", "3.14", "0.0000001", "16777216", "-0.75"]
+
+
 def test_parquet_of_multiple_choice(tmp_path):
     arc = {"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"}
     write(tmp_path, **{"a.parquet": parquet([arc])})
@@ -204,6 +219,31 @@ def test_a_folder_is_of_one_split(second, tmp_path):
         return
     refuses("MATH: expected data files of one format and one split, found ", tmp_path / "MATH")
     refuses(name, tmp_path / "MATH")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("trainset", "testset", "validset"),
+        ("training", "testing"),
+        ("GSM8KTrain", "GSM8KTest"),
+        ("gsm8ktrain", "gsm8ktest"),
+        ("trainset_nodup", "testset_nodup"),
+        ("train", "devset"),
+        ("train_math", "test_math"),
+        ("MATH", "MATH500"),
+    ],
+    ids="-".join,
+)
+def test_a_split_in_one_word_with_others_is_a_split(names, tmp_path):
+    write(tmp_path, **{f"{name}.jsonl": LINE for name in names})
+    refuses("expected data files of one format and one split, found ", tmp_path)
+
+
+def test_words_that_hold_the_name_of_a_split_are_none(tmp_path):
+    names = ("contest", "latest", "constraints", "evaluations", "intervals", "devices")
+    write(tmp_path, **{f"{name}.jsonl": LINE for name in names})
+    assert load(tmp_path) == [PROBLEM] * len(names)
 
 
 def test_a_folder_is_of_one_format(tmp_path):

@@ -3,6 +3,7 @@
 As transformers 5 reads them, so that ids are the same.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,14 +41,14 @@ def read_added(
     folder: Path,
     special: dict[str, str | None],
     others: list[AddedToken] | None,
-    present: list[AddedToken],
+    present: Iterable[str],
 ) -> Added:
     """Added tokens of tokenizer_config.json, special_tokens_map.json, added_tokens.json and
     tokenizer.json.
 
     `special`: the tokens with a role where no file names one; `others`: further special tokens
     where no file lists "extra" ones (None: the "additional" ones of special_tokens_map.json);
-    `present`: those that the vocabulary already has.  Raises InputError.
+    `present`: texts that were added before.  Raises InputError.
     """
     path, beside = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
     config, roles = read_json(path), {}
@@ -59,7 +60,10 @@ def read_added(
         roles = read_json(beside)
         named |= _read_names(roles, beside)
     extra = [*_read_list(config, path), *_read_list({**roles, ADDITIONAL: None}, beside)]
-    known = {token.content for token in [*named.values(), *extra] if token}
+    known = {token.content for token in extra}
+    for role in NAMED:  # transformers does not look into the objects of tokenizer_config.json
+        if named.get(role) and (role in roles or isinstance(config[role], str)):
+            known.add(named[role].content)
     numbered, stated = _read_numbered(folder, decoder, known)
     if not any(field in config for field in (EXTRA, ADDITIONAL)) and EXTRA not in roles:
         extra = _read_list(roles, beside) if others is None else others
@@ -67,13 +71,12 @@ def read_added(
     names = defaults | named
     order = [*NAMED, *(role for role in names if role not in NAMED)]
     named = [names[role] for role in order if names.get(role)]
-    tokens = [token for token in numbered if repr(token) not in map(repr, present)]
-    known = {token.content for token in (*present, *tokens)}
-    for token in tokens:
+    for token in numbered:
         token.special |= token.content in {role.content for role in named}
-    tokens += [token for token in (*named, *extra) if token.content not in known]
+    known = {*present, *(token.content for token in numbered)}
+    more = {repr(token): token for token in (*named, *extra) if token.content not in known}
     texts = [token.content for token in (*named, *extra)]
-    return Added(tokens, stated, names, texts)
+    return Added([*numbered, *more.values()], stated, names, texts)
 
 
 def token_of(value, where) -> AddedToken:

@@ -21,7 +21,7 @@ GENERIC = ("PreTrainedTokenizer", "PythonBackend", "TokenizersBackend")  # witho
 END_OF_TEXT = dict.fromkeys(NAMED[:3], "<|endoftext|>")
 SPECIAL = {  # the named tokens of a class where its files name none
     **dict.fromkeys(GENERIC, {}),
-    "GPT2Tokenizer": END_OF_TEXT,
+    "GPT2Tokenizer": {**END_OF_TEXT, "pad_token": None},
     "Qwen2Tokenizer": {**END_OF_TEXT, "bos_token": None, "pad_token": "<|endoftext|>"},
     "LlamaTokenizer": dict(zip(NAMED, ("<s>", "</s>", "<unk>"))),
 }
@@ -44,7 +44,7 @@ class Codec:
         self.codec.no_truncation()
         self.codec.no_padding()
         vocabulary = self.codec.get_vocab_size()
-        present = [*self.codec.get_added_tokens_decoder().values()]
+        present = [token.content for token in self.codec.get_added_tokens_decoder().values()]
         added = read_added(folder, {**padding, **SPECIAL[name]}, listed, present)
         self.codec.add_tokens(added.tokens)
         if name == "Qwen2Tokenizer":  # which gives these no flags, whatever the files say
@@ -90,47 +90,44 @@ def _class_of(folder: Path) -> str:
 
 
 def _open(folder: Path, name: str) -> tuple[Tokenizer, list[AddedToken] | None]:
-    """(the tokenizer of a class before others add tokens, those that tokenizer.model itself has)."""
-    whole, listed, fits = {}, None, True
+    """(the tokenizer of a class before files add tokens, what tokenizer.model itself adds)."""
+    fits, rest, listed = SPECIAL, None, None
     if (path := folder / "tokenizer.json").is_file():
         with expecting("a tokenizer of the tokenizers library", path):
             if name in GENERIC:
                 return Tokenizer.from_file(str(path)), None
-            whole = read_json(path)
-            vocabulary, merges = _take_bpe(whole)
+            vocabulary, merges, rest = _take_apart(read_json(path))
     elif (path := folder / "tokenizer.model").is_file():
-        fits = name == "LlamaTokenizer"
+        fits = ["LlamaTokenizer"]
         with expecting("a SentencePiece model", path):
             vocabulary, merges, listed = _read_pieces(path.read_bytes())
     elif (path := folder / "vocab.json").is_file():
-        fits = name in ("GPT2Tokenizer", "Qwen2Tokenizer")
-        with expecting("a vocabulary and merges.txt", path):
-            vocabulary, merges = models.BPE.read_file(str(path), str(folder / "merges.txt"))
+        fits, beside = ["Qwen2Tokenizer", "GPT2Tokenizer"], folder / "merges.txt"
+        with expecting("a byte-level BPE vocabulary", f"{path}, {beside}"):
+            vocabulary, merges = models.BPE.read_file(str(path), str(beside))
     else:
         expected = "tokenizer.json or tokenizer.model, or vocab.json and merges.txt"
         raise InputError(f"{folder}: expected {expected}, found none")
     where = folder / "tokenizer_config.json: tokenizer_class"
-    expect(fits, where, f"one that reads {path}", name)
-    codec = _build(folder, name)
+    expect(name in fits, where, f"{' or '.join(fits)} for {path.name}", name)
+    codec, llama = _build(folder, name), name == "LlamaTokenizer"
     with expecting("a BPE vocabulary", path):
-        llama = name == "LlamaTokenizer"
         codec.model = models.BPE(vocabulary, merges, fuse_unk=llama, byte_fallback=llama)
-        if whole:
-            rest = Tokenizer.from_str(json.dumps(whole))
-            codec.post_processor = rest.post_processor
-            if rest.padding:
-                codec.enable_padding(**rest.padding)
+    if rest:
+        codec.post_processor = rest.post_processor
+        if rest.padding:
+            codec.enable_padding(**rest.padding)
     return codec, listed
 
 
-def _take_bpe(whole: dict) -> tuple[dict, list]:
-    """Vocabulary and merges of a tokenizer.json, which keeps all but the tokens."""
+def _take_apart(whole: dict) -> tuple[dict, list, Tokenizer]:
+    """(vocabulary, merges, all else but the tokens) of a tokenizer.json."""
     model = whole["model"]
     if model.get("type", "BPE") != "BPE":
         raise ValueError(f"a model of type {model['type']}")
     merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
-    whole |= {"added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
-    return model["vocab"], merges
+    empty = {"added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
+    return model["vocab"], merges, Tokenizer.from_str(json.dumps({**whole, **empty}))
 
 
 def _build(folder: Path, name: str) -> Tokenizer:
@@ -138,7 +135,7 @@ def _build(folder: Path, name: str) -> Tokenizer:
     path = folder / "tokenizer_config.json"
     config, codec, llama = read_json(path), Tokenizer(models.BPE()), name == "LlamaTokenizer"
     space = read_flag(config, "add_prefix_space", path, llama)
-    if name == "LlamaTokenizer":
+    if llama:
         each = "always" if read_flag(config, "legacy", path) else "first"
         codec.pre_tokenizer = Metaspace("▁", each if space else "never", split=False)
         steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]

@@ -28,6 +28,7 @@ class Tokenizer:
         self.folder = Path(folder)
         self._codec = Codec(self.folder)
         self.size = self._codec.size  # number of ids, added tokens included that a file numbers
+        self.added_ids = self._codec.codec.get_added_tokens_decoder().keys()
         self.eos_ids = self._read_eos()
         whole, bare = (self._codec.encode("a", special) for special in (True, False))
         self._bos = whole[: len(whole) - len(bare)]

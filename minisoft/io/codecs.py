@@ -72,15 +72,16 @@ def _class_of(folder: Path) -> str:
     """The class that AutoTokenizer takes, without the "Fast" at its end."""
     path, vocabulary = folder / "tokenizer_config.json", folder / "tokenizer.json"
     config, model = read_json(path), read_json(folder / "config.json")
-    for field in ("auto_map", "fast_tokenizer_files"):
-        expect(not config.get(field), f"{path}: {field}", "none", config.get(field))
+    files, code = config.get("fast_tokenizer_files"), config.get("auto_map")
+    expect(not files, f"{path}: fast_tokenizer_files", "none", files)
+    code = code.get("AutoTokenizer") if isinstance(code, dict) else code  # never run, but it counts
     architecture = model.get("model_type")
     default = "Qwen2Tokenizer" if architecture in ("qwen2", "qwen3") else GENERIC[0]
     named = config.get("tokenizer_class") or model.get("tokenizer_class") or default
     name = str(named).removesuffix("Fast")
-    if architecture == "qwen2":  # whose folders it does not trust
+    if architecture == "qwen2" and not code:  # whose folders it does not trust
         name = default
-    elif name == "LlamaTokenizer" and vocabulary.is_file():
+    elif name == "LlamaTokenizer" and not code and vocabulary.is_file():
         with expecting("a tokenizer of the tokenizers library", vocabulary):
             byte_level = '"ByteLevel"' in vocabulary.read_text("utf-8")
         name = GENERIC[0] if byte_level else name  # Llama 3, R1-Distill

@@ -235,9 +235,9 @@ def test_add_prefix_space_is_that_of_transformers(prefix, folder):
     "options",
     [
         {},
-        {"model_type": "unigram"},
-        {"user_defined_symbols": [*"0123456789", "<|im_start|>"], "byte_fallback": False},
-        {"control_symbols": ["<|im_start|>"], "add_dummy_prefix": False},
+        {"model_type": "unigram", "vocab_size": 360},
+        {"user_defined_symbols": [*"0123456789", "<|im_start|>"], "vocab_size": 385},
+        {"control_symbols": ["<|im_start|>"], "byte_fallback": False, "vocab_size": 200},
     ],
 )
 def test_any_tokenizer_model_is_what_its_class_makes_of_it(options, folder):
@@ -309,15 +309,15 @@ def own_object(text):
     return {"__type": "AddedToken", "content": text, **FLAGS, "normalized": True}
 
 
-def of_file(path, **flags):
-    """The added_tokens_decoder that is saved beside this tokenizer.json, with three tokens more."""
-    tokens = read_json(path / "tokenizer.json")["added_tokens"]
-    decoder = {token.pop("id"): {**token, **flags} for token in tokens}
-    more = ("<think>", "</think>", "<|later|>")
-    first = len(of_transformers(path, ""))
-    for i, text in enumerate(more):
-        decoder[first + i] = {"content": text, **FLAGS, "special": text == "<|later|>"}
-    return decoder
+def of_file(path):
+    """(added_tokens_decoder as it is saved beside a tokenizer.json, with three more; their first
+    id)"""
+    value = read_json(path / "tokenizer.json")
+    decoder = {token.pop("id"): token for token in value["added_tokens"]}
+    first = max(*value["model"]["vocab"].values(), *decoder) + 1
+    for i, text in enumerate(("<think>", "</think>", "<|later|>"), first):
+        decoder[i] = {"content": text, **FLAGS, "special": text == "<|later|>"}
+    return decoder, first
 
 
 def digits_and_spaces(path):
@@ -368,14 +368,13 @@ PUBLISHED = {  # name: (files, model_type, what tokenizer_config.json has beside
             "bos_token": own_object("<|begin_of_text|>"),
             "eos_token": own_object("<|end_of_text|>"),
             "add_bos_token": True,
-            "added_tokens_decoder": DROP,
         },
         None,
     ),
     "R1-Distill-Llama": (
         "llama3",
         "llama",
-        {"tokenizer_class": "LlamaTokenizer", "legacy": True, "added_tokens_decoder": DROP},
+        {"tokenizer_class": "LlamaTokenizer", "legacy": True},
         None,
     ),
     "SmolLM2": ("qwen", "llama", {"tokenizer_class": "GPT2Tokenizer"}, digits_and_spaces),
@@ -408,9 +407,10 @@ def test_ids_of_published_models_are_those_of_transformers(model, folder):
         change(path)
     write_json(path / "config.json", {"model_type": architecture})
     texts = [*TEXTS, *SPACED, *ADDED, "<think>\n3 </think>\n4<|later|>", "12 345.6 12,3"]
+    decoder, first = of_file(path)
     same(folder_with(path, fields), texts)
-    same(folder_with(path, {"added_tokens_decoder": of_file(path), **fields}), texts)
-    write_json(path / "added_tokens.json", {"<think>": len(of_transformers(path, ""))})
+    same(folder_with(path, {"added_tokens_decoder": decoder}), texts)
+    write_json(path / "added_tokens.json", {"<think>": first})
     same(folder_with(path, {"added_tokens_decoder": DROP}), texts)
 
 
@@ -621,7 +621,6 @@ def test_added_ids_that_do_not_follow_are_named(kind, ids, token, folder):
         ("llama2_chat", "tokenizer_class", DROP),
         ("qwen_slow", "tokenizer_class", "LlamaTokenizer"),
         ("llama3", "tokenizer_class", "RobertaTokenizer"),
-        ("llama3", "auto_map", {"AutoTokenizer": ["code.Own", None]}),
         ("llama3", "fast_tokenizer_files", ["tokenizer.4.0.0.json"]),
         ("llama3", "extra_special_tokens", {"image_token": "<image>"}),
     ],

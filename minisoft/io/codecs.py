@@ -54,7 +54,7 @@ class Codec:
         self.size, self.eos = added.size(vocabulary), added.eos
         if not (folder / "tokenizer.json").is_file() and (bos := read_bos(folder, added)):
             self.codec.post_processor = processors.TemplateProcessing(
-                single=f"{bos}:0 $A:0", special_tokens=[(bos, self.token_id(bos))]
+                single=[f"{bos}:0", "$A:0"], special_tokens=[(bos, self.token_id(bos))]
             )
         self.codec.encode_special_tokens = read_flag(config, "split_special_tokens", path)
 
@@ -165,11 +165,10 @@ def _read_pieces(data: bytes) -> tuple[dict, list, list[AddedToken]]:
         raise ValueError("no pieces" if not texts else "the same piece twice")
     cuts = ((text[:k], text[k:]) for text in texts for k in range(1, len(text)))
     merges = [(a, b) for a, b in cuts if a in vocabulary and b in vocabulary]
-    types = {text: piece.get(3) for text, piece in zip(texts, pieces)}
     listed = [
-        AddedToken(text, normalized=False, special=kind == CONTROL)
-        for text, kind in types.items()
-        if kind in (CONTROL, USER_DEFINED)
+        AddedToken(text, normalized=False, special=piece[3] == CONTROL)
+        for text, piece in zip(texts, pieces)
+        if piece.get(3) in (CONTROL, USER_DEFINED)
     ]
     return vocabulary, merges, listed
 

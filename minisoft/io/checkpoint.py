@@ -115,10 +115,11 @@ def _locate(index: Path, files: dict[str, Path], shapes: dict[str, tuple]) -> di
         if name not in files:
             hint = "; with tie_word_embeddings true it is the embedding's" if name == HEAD else ""
             raise InputError(f"{index}: {name}: expected {shape}, found no such tensor{hint}")
-    for name in sorted(set(files) - set(shapes)):
-        if name.startswith("v_head."):
-            print(f"{index}: {name} is left out: a value head of TRL", file=sys.stderr)
-        elif not name.endswith(".rotary_emb.inv_freq"):  # recomputed, but once saved
+    others = sorted(set(files) - set(shapes))
+    if heads := [name for name in others if name.startswith("v_head.")]:
+        print(f"{index}: left out, a value head of TRL: {', '.join(heads)}", file=sys.stderr)
+    for name in others:
+        if name not in heads and not name.endswith(".rotary_emb.inv_freq"):  # once saved
             raise InputError(
                 f"{index}: {name}: expected no such tensor for this config.json, found one"
             )

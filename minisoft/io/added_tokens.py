@@ -3,6 +3,7 @@
 As transformers 5 reads them, so that ids are the same.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from minisoft.errors import expect
 from minisoft.io.atomic import read_json
 
 NAMED = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
+EXTRA, ADDITIONAL = "extra_special_tokens", "additional_special_tokens"
 FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 
 
@@ -36,37 +38,45 @@ class Added:
 
 
 def read_added(
-    folder: Path, special: dict[str, str | None], others: list[AddedToken] | None = None
+    folder: Path,
+    special: dict[str, str | None],
+    others: list[AddedToken] | None,
+    present: Iterable[str],
 ) -> Added:
-    """Added tokens of tokenizer_config.json, special_tokens_map.json and added_tokens.json.
+    """Added tokens of tokenizer_config.json, special_tokens_map.json, added_tokens.json and
+    tokenizer.json.
 
     `special`: the tokens with a role where no file names one; `others`: further special tokens
-    where tokenizer_config.json lists none (None: those of special_tokens_map.json).  Raises
-    InputError.
+    where no file lists "extra" ones (None: the "additional" ones of special_tokens_map.json);
+    `present`: texts that were added before.  Raises InputError.
     """
     path, beside = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
-    config, listed = read_json(path), others or []
+    config, roles = read_json(path), {}
+    if config.get(EXTRA) == {}:
+        del config[EXTRA]
     named = _read_names(config, path)
     decoder = config.get("added_tokens_decoder")
     if decoder is None:  # else transformers opens no other file
         roles = read_json(beside)
         named |= _read_names(roles, beside)
-        listed = _read_list(roles, beside) if others is None else others
-    if any(field in config for field in ("extra_special_tokens", "additional_special_tokens")):
-        listed = _read_list(config, path)
-    known = {token.content for token in [*named.values(), *listed] if token}
+    extra = [*_read_list(config, path), *_read_list({**roles, ADDITIONAL: None}, beside)]
+    known = {token.content for token in extra}
+    for role in NAMED:  # transformers does not look into the objects of tokenizer_config.json
+        if named.get(role) and (role in roles or isinstance(config[role], str)):
+            known.add(named[role].content)
     numbered, stated = _read_numbered(folder, decoder, known)
+    if not any(field in config for field in (EXTRA, ADDITIONAL)) and EXTRA not in roles:
+        extra = _read_list(roles, beside) if others is None else others
     defaults = {role: token and token_of(token, path) for role, token in special.items()}
     names = defaults | named
     order = [*NAMED, *(role for role in names if role not in NAMED)]
-    roles = [names[role] for role in order if names.get(role)]
+    named = [names[role] for role in order if names.get(role)]
     for token in numbered:
-        token.special |= token.content in {role.content for role in roles}
-    tokens = {}
-    for token in [*numbered, *roles, *listed]:
-        tokens.setdefault(token.content, token)  # the flags of the first
-    texts = [token.content for token in (*roles, *listed)]
-    return Added(list(tokens.values()), stated, names, texts)
+        token.special |= token.content in {role.content for role in named}
+    known = {*present, *(token.content for token in numbered)}
+    more = {repr(token): token for token in (*named, *extra) if token.content not in known}
+    texts = [token.content for token in (*named, *extra)]
+    return Added([*numbered, *more.values()], stated, names, texts)
 
 
 def token_of(value, where) -> AddedToken:
@@ -84,7 +94,7 @@ def _read_names(values: dict, path: Path) -> dict[str, AddedToken | None]:
     """The tokens with a role: bos_token, eos_token, ..., and those of other models' own roles."""
     names = {}
     for role, value in values.items():
-        own = role.endswith("_token") and isinstance(value, str)  # not add_bos_token
+        own = role.endswith("_token") and isinstance(value, str | dict)  # not add_bos_token
         if role in NAMED or own:
             names[role] = None if value is None else token_of(value, f"{path}: {role}")
             if names[role]:
@@ -93,9 +103,8 @@ def _read_names(values: dict, path: Path) -> dict[str, AddedToken | None]:
 
 
 def _read_list(values: dict, path: Path) -> list[AddedToken]:
-    listed = values.get("extra_special_tokens") or values.get("additional_special_tokens") or []
-    listed = [*listed.values()] if isinstance(listed, dict) else listed
-    where = f"{path}: additional_special_tokens"
+    listed = values.get(EXTRA) or values.get(ADDITIONAL) or []
+    where = f"{path}: {ADDITIONAL}"
     expect(isinstance(listed, list), where, "a list", listed)
     return [token_of(value, where) for value in listed]
 
@@ -104,7 +113,8 @@ def _read_numbered(
     folder: Path, decoder: dict | None, known: set[str]
 ) -> tuple[list[AddedToken], list[tuple[str, str, int]]]:
     """(tokens, what is stated of them), by their ids in `decoder`, the added_tokens_decoder of
-    tokenizer_config.json, else in added_tokens.json; special there if `known`."""
+    tokenizer_config.json, else in added_tokens.json (special there if `known`) and tokenizer.json.
+    """
     tokens = {}
     if decoder is not None:
         path = folder / "tokenizer_config.json: added_tokens_decoder"
@@ -112,14 +122,18 @@ def _read_numbered(
         for i, value in decoder.items():
             expect(i.isdecimal(), path, "ids", i)
             expect(isinstance(value, dict), f"{path}: {i}", "an object", value)
-            tokens[int(i)] = token_of(value, f"{path}: {i}")
+            tokens[int(i)] = path, token_of(value, f"{path}: {i}")
     else:
         path = folder / "added_tokens.json"
         for text, i in read_json(path).items():
             expect(type(i) is int and i not in tokens, f"{path}: {text}", "an id of its own", i)
-            tokens[i] = AddedToken(text, normalized=text not in known, special=text in known)
-    tokens = dict(sorted(tokens.items()))
-    return list(tokens.values()), [(str(path), t.content, i) for i, t in tokens.items()]
+            tokens[i] = path, AddedToken(text, normalized=text not in known, special=text in known)
+        path = folder / "tokenizer.json"
+        for value in read_json(path).get("added_tokens") or []:
+            tokens[value["id"]] = path, token_of(value, path)
+    tokens = sorted(tokens.items())
+    stated = [(str(path), token.content, i) for i, (path, token) in tokens]
+    return [token for _, (_, token) in tokens], stated
 
 
 def check_ids(added: Added, id_of) -> None:

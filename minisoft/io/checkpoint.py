@@ -1,6 +1,7 @@
 """A Hugging Face folder <-> the model."""
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,26 +34,14 @@ def load(folder: str | Path, device="cpu", dtype=None) -> tuple[Transformer, Tok
     tokenizer = Tokenizer(folder)
     size = model.config.vocab_size
     if tokenizer.size > size:
-        needed = tokenizer.size - sum(i >= size for i in _added_ids(folder))
+        needed = tokenizer.size - sum(size <= i < tokenizer.size for i in tokenizer.added_ids)
         expect(needed <= size, f"{folder}: tokenizer", f"at most vocab_size={size} ids", needed)
     return model, tokenizer
 
 
-def _added_ids(folder: Path) -> set[int]:
-    """Ids of the tokens that were added to a vocabulary, by any of the files that can say so."""
-    ids = [*read_json(folder / "added_tokens.json").values()]
-    ids += [token["id"] for token in read_json(folder / "tokenizer.json").get("added_tokens") or []]
-    decoder = read_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}
-    ids += [int(i) for i in decoder if i.isdecimal()]
-    return {i for i in ids if type(i) is int}
-
-
 def outline(folder: Path) -> Transformer:
     """The model of a folder's config.json on the meta device: shapes without weights, float32."""
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file():
-        hint = "merge it into its base (peft: merge_and_unload) and save that"
-        raise InputError(f"{adapter}: expected a whole model, found an adapter; {hint}")
+    _refuse_what_is_no_model(folder)
     path = folder / "config.json"
     raw = read_json(path, required=True)
     try:
@@ -61,6 +50,25 @@ def outline(folder: Path) -> Transformer:
         raise InputError(f"{path}: {error}") from None
     with torch.device("meta"):
         return Transformer(config)
+
+
+def _refuse_what_is_no_model(folder: Path) -> None:
+    adapter, snapshots = folder / "adapter_config.json", sorted(folder.glob("snapshots/*"))
+    if snapshots and not (folder / "config.json").is_file():
+        hint = f"give its snapshot {snapshots[-1]}"
+        raise InputError(f"{folder}: expected a model folder, found the hub's cache of one; {hint}")
+    if adapter.is_file():  # for which transformers loads the base, whatever weights are beside it
+        hint = "merge it into its base (peft: merge_and_unload) and save that"
+        if (folder / SINGLE).is_file() or (folder / INDEX).is_file():
+            hint = f"if the weights beside it are merged, remove {adapter.name}, else {hint}"
+        raise InputError(f"{adapter}: expected a whole model, found an adapter; {hint}")
+    for path in sorted(folder.glob("*.*")):
+        if path.suffix in (".json", ".model", ".safetensors", ".txt") and path.is_file():
+            with path.open("rb") as file:
+                start = file.read(23)
+            if start == b"version https://git-lfs":
+                found = "found a pointer to one; run git lfs pull"
+                raise InputError(f"{path}: expected a model's file, {found}")
 
 
 def load_model(folder: Path, device="cpu", dtype: torch.dtype | None = None) -> Transformer:
@@ -94,6 +102,8 @@ def _find_weights(folder: Path) -> tuple[Path, dict[str, Path]]:
     if not single.is_file():
         others = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
         hint = f"{others[0]}; save it with safetensors" if others else "no such file"
+        if shards := sorted(path.name for path in folder.glob("model-*.safetensors")):
+            hint = f"{shards[0]} without {INDEX}; fetch that too"
         raise InputError(f"{single}: expected a safetensors file, found {hint}")
     with _open(single) as file:
         return single, dict.fromkeys(file.keys(), single)
@@ -103,9 +113,13 @@ def _locate(index: Path, files: dict[str, Path], shapes: dict[str, tuple]) -> di
     """File -> names of its tensors.  Raises InputError for a missing or an unexpected one."""
     for name, shape in shapes.items():
         if name not in files:
-            raise InputError(f"{index}: {name}: expected {shape}, found no such tensor")
-    for name in sorted(set(files) - set(shapes)):
-        if not _is_recomputed(name):
+            hint = "; with tie_word_embeddings true it is the embedding's" if name == HEAD else ""
+            raise InputError(f"{index}: {name}: expected {shape}, found no such tensor{hint}")
+    others = sorted(set(files) - set(shapes))
+    if heads := [name for name in others if name.startswith("v_head.")]:
+        print(f"{index}: left out, a value head of TRL: {', '.join(heads)}", file=sys.stderr)
+    for name in others:
+        if name not in heads and not name.endswith(".rotary_emb.inv_freq"):  # once saved
             raise InputError(
                 f"{index}: {name}: expected no such tensor for this config.json, found one"
             )
@@ -113,11 +127,6 @@ def _locate(index: Path, files: dict[str, Path], shapes: dict[str, tuple]) -> di
     for name in shapes:
         places[files[name]].append(name)
     return places
-
-
-def _is_recomputed(name: str) -> bool:
-    """Rotary frequencies, which were once saved."""
-    return name.endswith(".rotary_emb.inv_freq")
 
 
 def _tie(weights: dict[str, torch.Tensor], index: Path) -> None:
@@ -131,7 +140,8 @@ def _tie(weights: dict[str, torch.Tensor], index: Path) -> None:
 
 
 def _read_index(index: Path) -> dict[str, Path]:
-    """Tensor name -> file, all of them in the folder of `index`."""
+    """Tensor name -> file, all of them in the folder of `index`; as transformers reads them, with
+    the tensors of these files that it does not name."""
     names = read_json(index).get("weight_map")
     good = isinstance(names, dict) and all(isinstance(file, str) for file in names.values())
     expect(good, f"{index}: weight_map", "an object of file names", names)
@@ -141,8 +151,7 @@ def _read_index(index: Path) -> dict[str, Path]:
     for file in sorted(set(names.values())):
         with _open(index.parent / file) as shard:
             for name in shard.keys():
-                if name not in names and not _is_recomputed(name):
-                    raise InputError(f"{index}: {name}: expected its file, found it only in {file}")
+                names.setdefault(name, file)
     return {name: index.parent / file for name, file in names.items()}
 
 
@@ -228,25 +237,23 @@ def _are_defaults(value) -> bool:
 
 
 def find(model: str) -> Path:
-    """A folder, or a hub id "owner/name", fetched into weights/owner--name.  Raises InputError."""
+    """A folder, or a hub id "owner/name": weights/owner--name, else the hub's own cache, where it
+    is fetched into unless HF_HUB_OFFLINE is set.  Raises InputError."""
     folder = Path(model)
     if folder.is_dir():
         return folder
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
         expected = "a model folder or a hub id owner/name"
         raise InputError(f"{model}: expected {expected}, found no such folder")
-    target = WEIGHTS / model.replace("/", "--")  # as the hub's own cache has it
+    target = WEIGHTS / model.replace("/", "--")
     if (target / "config.json").is_file():
         return target
     from huggingface_hub import snapshot_download
 
-    print(f"fetching {model} into {target}")
-    part = target.with_name(target.name + ".part")  # an interrupted download goes on there
     patterns = ["*.safetensors", "*.json", "tokenizer.model", "merges.txt", "*.jinja"]
     hint = f". Where the hub can be reached, type: hf download {model} --local-dir {target}"
     with expecting("a folder or a model of the hub", model, hint):
-        snapshot_download(model, local_dir=part, allow_patterns=patterns)
-    return part.rename(target)
+        return Path(snapshot_download(model, allow_patterns=patterns))
 
 
 def save_model(folder: Path, model: Transformer, source: Path, sidecar: dict) -> None:

@@ -1,101 +1,62 @@
-"""Text <-> ids as each kind of tokenizer file has it.
+"""Text <-> ids as transformers 5 has them: which files of a folder it reads, and what it makes of
+them.
 
-Ids are those of transformers 5: added tokens (special ones such as <|im_end|>, and others) are
-found in a text first, and what lies between them is encoded by the vocabulary.
+The class decides.  A generic one takes tokenizer.json as it is.  The others build their own pieces
+around the vocabulary and the merges of tokenizer.json, of tokenizer.model, or of vocab.json and
+merges.txt.  Then come the tokens that the files beside it add.
 """
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
-import tokenizers
-from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
+from tokenizers.pre_tokenizers import ByteLevel, Metaspace, Sequence, Split
 
 from minisoft.errors import InputError, expect, expecting
-from minisoft.io.added_tokens import NAMED, check_ids, read_added, read_bos, read_flag, token_of
+from minisoft.io.added_tokens import NAMED, check_ids, read_added, read_bos, read_flag
 from minisoft.io.atomic import read_json
 
+GENERIC = ("PreTrainedTokenizer", "PythonBackend", "TokenizersBackend")  # without "Fast"
 END_OF_TEXT = dict.fromkeys(NAMED[:3], "<|endoftext|>")
 SPECIAL = {  # the named tokens of a class where its files name none
-    "GPT2Tokenizer": END_OF_TEXT,
+    **dict.fromkeys(GENERIC, {}),
+    "GPT2Tokenizer": {**END_OF_TEXT, "pad_token": None},
     "Qwen2Tokenizer": {**END_OF_TEXT, "bos_token": None, "pad_token": "<|endoftext|>"},
     "LlamaTokenizer": dict(zip(NAMED, ("<s>", "</s>", "<unk>"))),
 }
-ANY_CLASS = ("PreTrainedTokenizer", "TokenizersBackend")  # as the files say
 QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Fields of a SentencePiece model's normalizer_spec.  Protocol buffers are merged by joining them,
-# and the last value counts: these bytes behind a model change its settings.
-NO_CHARSMAP, PREFIX, NO_PREFIX, KEEP_SPACES = b"\x12\x00", b"\x18\x01", b"\x18\x00", b"\x20\x00"
+CONTROL, USER_DEFINED = 3, 4  # types of pieces of a tokenizer.model
 
 
-def open_codec(folder: Path):
-    """The codec of a folder: tokenizer.json, else tokenizer.model, else vocab.json + merges.txt.
+class Codec:
+    """The tokenizer of a folder.  Raises InputError where there is none, or one that cannot be read
+    or is not supported."""
 
-    Raises InputError where there is none of them, or one that cannot be read or is not supported.
-    """
-    if (folder / "tokenizer.json").is_file():
-        with expecting("a tokenizer of the tokenizers library", folder / "tokenizer.json"):
-            codec = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-        return Bpe(codec, codec.get_vocab_size(with_added_tokens=True))
-    if (folder / "tokenizer.model").is_file():
-        return SentencePiece(folder)
-    if (folder / "vocab.json").is_file():
-        return _read_vocabulary(folder)
-    expected = "tokenizer.json or tokenizer.model, or vocab.json and merges.txt"
-    raise InputError(f"{folder}: expected {expected}, found none")
-
-
-def _class_of(config: dict) -> str:
-    """The tokenizer_class of a tokenizer_config.json, without the "Fast" at its end."""
-    return str(config.get("tokenizer_class") or ANY_CLASS[0]).removesuffix("Fast")
-
-
-# ---------------------------------------------------------------- tokenizer.json, vocab.json
-
-
-def _read_vocabulary(folder: Path) -> "Bpe":
-    """vocab.json and merges.txt with the pieces of code that their class has in transformers."""
-    path, merges = folder / "tokenizer_config.json", folder / "merges.txt"
-    config, model = read_json(path), read_json(folder / "config.json").get("model_type")
-    name = _class_of(config)
-    if model == "qwen2" or (model == "qwen3" and "tokenizer_class" not in config):
-        name = "Qwen2Tokenizer"  # transformers does not trust the class of a Qwen2 folder
-    supported = name in ("GPT2Tokenizer", "Qwen2Tokenizer")
-    expected = "GPT2Tokenizer or Qwen2Tokenizer for vocab.json and merges.txt"
-    expect(supported, f"{path}: tokenizer_class", expected, config.get("tokenizer_class"))
-    expect(merges.is_file(), merges, "the merges of vocab.json", "no such file")
-    with expecting("a byte-level BPE vocabulary", f"{folder / 'vocab.json'}, {merges}"):
-        codec = tokenizers.Tokenizer(models.BPE.from_file(str(folder / "vocab.json"), str(merges)))
-    space = read_flag(config, "add_prefix_space", path)
-    if name == "Qwen2Tokenizer":
-        codec.normalizer = normalizers.NFC()
-        split = pre_tokenizers.Split(Regex(QWEN2_SPLIT), "isolated")
-        of_bytes = pre_tokenizers.ByteLevel(add_prefix_space=space, use_regex=False)
-        codec.pre_tokenizer = pre_tokenizers.Sequence([split, of_bytes])
-    else:
-        codec.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
-    codec.decoder = decoders.ByteLevel()
-    vocabulary, added = codec.get_vocab_size(), read_added(folder, SPECIAL[name])
-    codec.add_tokens(added.tokens)
-    if name == "Qwen2Tokenizer":  # which gives these no flags, whatever the files say
-        codec.add_tokens([AddedToken(text, special=True) for text in added.unnumbered])
-    check_ids(added, codec.token_to_id)
-    if bos := read_bos(folder, added):
-        codec.post_processor = processors.TemplateProcessing(
-            single=f"{bos}:0 $A:0", special_tokens=[(bos, codec.token_to_id(bos))]
-        )
-    return Bpe(codec, added.size(vocabulary), added.eos)
-
-
-class Bpe:
-    """A tokenizer of the tokenizers library; `eos`: the text of the EOS that its class gives it."""
-
-    def __init__(self, codec: tokenizers.Tokenizer, size: int, eos: str | None = None):
-        self.codec, self.size, self.eos = codec, size, eos
+    def __init__(self, folder: Path):
+        path = folder / "tokenizer_config.json"
+        config, name = read_json(path), _class_of(folder)
+        self.codec, listed = _open(folder, name)
+        padding = {"pad_token": self.codec.padding["pad_token"]} if self.codec.padding else {}
         self.codec.no_truncation()
         self.codec.no_padding()
+        vocabulary = self.codec.get_vocab_size()
+        present = [token.content for token in self.codec.get_added_tokens_decoder().values()]
+        added = read_added(folder, {**padding, **SPECIAL[name]}, listed, present)
+        self.codec.add_tokens(added.tokens)
+        if name == "Qwen2Tokenizer":  # which gives these no flags, whatever the files say
+            self.codec.add_tokens([AddedToken(text, special=True) for text in added.unnumbered])
         self.token_id = self.codec.token_to_id
+        check_ids(added, self.token_id)
+        self.size, self.eos = added.size(vocabulary), added.eos
+        if not (folder / "tokenizer.json").is_file() and (bos := read_bos(folder, added)):
+            self.codec.post_processor = processors.TemplateProcessing(
+                single=[f"{bos}:0", "$A:0"], special_tokens=[(bos, self.token_id(bos))]
+            )
+        self.codec.encode_special_tokens = read_flag(config, "split_special_tokens", path)
 
     def encode(self, text: str, special: bool) -> list[int]:
         return self.codec.encode(text, add_special_tokens=special).ids
@@ -107,95 +68,133 @@ class Bpe:
         return [(i, token) for token, i in self.codec.get_vocab(with_added_tokens=True).items()]
 
 
+def _class_of(folder: Path) -> str:
+    """The class that AutoTokenizer takes, without the "Fast" at its end."""
+    path, vocabulary = folder / "tokenizer_config.json", folder / "tokenizer.json"
+    config, model = read_json(path), read_json(folder / "config.json")
+    files, code = config.get("fast_tokenizer_files"), config.get("auto_map")
+    expect(not files, f"{path}: fast_tokenizer_files", "none", files)
+    code = code.get("AutoTokenizer") if isinstance(code, dict) else code  # never run, but it counts
+    architecture = model.get("model_type")
+    default = "Qwen2Tokenizer" if architecture in ("qwen2", "qwen3") else GENERIC[0]
+    named = config.get("tokenizer_class") or model.get("tokenizer_class") or default
+    name = str(named).removesuffix("Fast")
+    if architecture == "qwen2" and not code:  # whose folders it does not trust
+        name = default
+    elif name == "LlamaTokenizer" and not code and vocabulary.is_file():
+        with expecting("a tokenizer of the tokenizers library", vocabulary):
+            byte_level = '"ByteLevel"' in vocabulary.read_text("utf-8")
+        name = GENERIC[0] if byte_level else name  # Llama 3, R1-Distill
+    known = ", ".join(name for name in SPECIAL if name not in GENERIC[:2])
+    expect(name in SPECIAL, f"{path}: tokenizer_class", known, named)
+    return name
+
+
+def _open(folder: Path, name: str) -> tuple[Tokenizer, list[AddedToken] | None]:
+    """(the tokenizer of a class before files add tokens, what tokenizer.model itself adds)."""
+    fits, rest, listed = SPECIAL, None, None
+    if (path := folder / "tokenizer.json").is_file():
+        with expecting("a tokenizer of the tokenizers library", path):
+            if name in GENERIC:
+                return Tokenizer.from_file(str(path)), None
+            vocabulary, merges, rest = _take_apart(read_json(path))
+    elif (path := folder / "tokenizer.model").is_file():
+        fits = ["LlamaTokenizer"]
+        with expecting("a SentencePiece model", path):
+            vocabulary, merges, listed = _read_pieces(path.read_bytes())
+    elif (path := folder / "vocab.json").is_file():
+        fits, beside = ["Qwen2Tokenizer", "GPT2Tokenizer"], folder / "merges.txt"
+        with expecting("a byte-level BPE vocabulary", f"{path}, {beside}"):
+            vocabulary, merges = models.BPE.read_file(str(path), str(beside))
+    else:
+        expected = "tokenizer.json or tokenizer.model, or vocab.json and merges.txt"
+        raise InputError(f"{folder}: expected {expected}, found none")
+    where = folder / "tokenizer_config.json: tokenizer_class"
+    expect(name in fits, where, f"{' or '.join(fits)} for {path.name}", name)
+    codec, llama = _build(folder, name), name == "LlamaTokenizer"
+    with expecting("a BPE vocabulary", path):
+        codec.model = models.BPE(vocabulary, merges, fuse_unk=llama, byte_fallback=llama)
+    if rest:
+        codec.post_processor = rest.post_processor
+        if rest.padding:
+            codec.enable_padding(**rest.padding)
+    return codec, listed
+
+
+def _take_apart(whole: dict) -> tuple[dict, list, Tokenizer]:
+    """(vocabulary, merges, all else but the tokens) of a tokenizer.json."""
+    model = whole["model"]
+    if model.get("type", "BPE") != "BPE":
+        raise ValueError(f"a model of type {model['type']}")
+    merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model["merges"]]
+    empty = {"added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
+    return model["vocab"], merges, Tokenizer.from_str(json.dumps({**whole, **empty}))
+
+
+def _build(folder: Path, name: str) -> Tokenizer:
+    """A class of transformers without its vocabulary."""
+    path = folder / "tokenizer_config.json"
+    config, codec, llama = read_json(path), Tokenizer(models.BPE()), name == "LlamaTokenizer"
+    space = read_flag(config, "add_prefix_space", path, llama)
+    if llama:
+        each = "always" if read_flag(config, "legacy", path) else "first"
+        codec.pre_tokenizer = Metaspace("▁", each if space else "never", split=False)
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        strip = [decoders.Strip(" ", 1, 0)] if space else []
+        codec.decoder = decoders.Sequence([*steps, *strip])
+        return codec
+    codec.pre_tokenizer = ByteLevel(add_prefix_space=space)
+    codec.decoder = decoders.ByteLevel()
+    if name == "Qwen2Tokenizer":
+        codec.normalizer = normalizers.NFC()
+        split = Split(Regex(QWEN2_SPLIT), "isolated")
+        codec.pre_tokenizer = Sequence([split, ByteLevel(add_prefix_space=space, use_regex=False)])
+    return codec
+
+
 # ---------------------------------------------------------------- tokenizer.model
 
 
-class SentencePiece:
-    """A tokenizer.model, and the tokens added to it.
-
-    The model puts a space before a text, and behind an added token only in the `legacy` behaviour,
-    which is that of no class and no longer LlamaTokenizer's own.  A space that a text itself begins
-    with comes on top, as in sentencepiece, so that decoding gives the text back; transformers'
-    LlamaTokenizer drops one of the two.
-    """
-
-    def __init__(self, folder: Path):
-        path = folder / "tokenizer_config.json"
-        config = read_json(path)
-        name = _class_of(config)
-        self.llama = name == "LlamaTokenizer"
-        expected = "LlamaTokenizer or PreTrainedTokenizerFast for tokenizer.model"
-        supported = self.llama or name in ANY_CLASS
-        expect(supported, f"{path}: tokenizer_class", expected, config.get("tokenizer_class"))
-        self.legacy = read_flag(config, "legacy", path, not self.llama)
-        prefix = PREFIX if read_flag(config, "add_prefix_space", path, True) else NO_PREFIX
-        # LlamaTokenizer does not ask the model how a text is normalised
-        own = NO_CHARSMAP + prefix + KEEP_SPACES if self.llama else b""
-        self.codec = _open_model(folder / "tokenizer.model", own)
-        self.bare = _open_model(folder / "tokenizer.model", own + NO_PREFIX + KEEP_SPACES)
-        self.spaces = self.codec.encode("a") != self.bare.encode("a")  # puts one before a text
-        self.pieces = [self.codec.id_to_piece(i) for i in range(self.codec.get_piece_size())]
-        self.ids = {piece: i for i, piece in enumerate(self.pieces)}
-        self._add(folder, SPECIAL[name] if self.llama else self._roles())
-
-    def _roles(self) -> dict[str, str]:
-        roles = zip(NAMED, (self.codec.bos_id(), self.codec.eos_id(), self.codec.unk_id()))
-        return {role: self.pieces[i] for role, i in roles if i >= 0}
-
-    def _add(self, folder: Path, special: dict[str, str | None]) -> None:
-        control = [i for i in range(len(self.pieces)) if self.codec.is_control(i)]
-        added = read_added(folder, special, [token_of(self.pieces[i], folder) for i in control])
-        for token in added.tokens:
-            if token.content not in self.ids:
-                self.ids[token.content] = len(self.pieces)
-                self.pieces.append(token.content)
-        check_ids(added, self.ids.get)
-        self.size = added.size(self.codec.get_piece_size())
-        self.token_id, self.eos = self.ids.get, added.eos
-        self.added = {self.ids[token.content]: token.special for token in added.tokens}
-        bos = read_bos(folder, added)
-        self.bos = [self.ids[bos]] if bos else []
-        # To this tokenizer all that is no added token is one unknown word
-        self.cut = tokenizers.Tokenizer(models.WordLevel({"": 0}, unk_token=""))
-        self.cut.add_tokens(added.tokens)
-
-    def encode(self, text: str, special: bool) -> list[int]:
-        ids = self.bos.copy() if special else []
-        cut = self.cut.encode(text, add_special_tokens=False)
-        for i, (start, end) in zip(cut.ids, cut.offsets):
-            if i > 0:
-                ids.append(self.ids[self.cut.id_to_token(i)])
-            else:
-                ids += self._encode_between(text[start:end], start == 0)
-        return ids
-
-    def _encode_between(self, text: str, first: bool) -> list[int]:
-        """Text without added tokens -> ids; `first`: nothing stands before it."""
-        has_space = self.llama and text.startswith((" ", "▁"))
-        spaced = first or (self.legacy and not has_space)
-        return (self.codec if spaced else self.bare).encode(text)
-
-    def decode(self, ids: list[int]) -> str:
-        text, run = "", []
-        for i in [*ids, None]:
-            if i is not None and i < self.codec.get_piece_size() and i not in self.added:
-                run.append(i)
-                continue
-            text, run = text + self.bare.decode(run), []
-            if self.added.get(i) is False:  # not a special one
-                text += self.pieces[i]
-        return text.removeprefix(" ") if self.spaces else text
-
-    def tokens(self) -> list[tuple[int, str]]:
-        return list(enumerate(self.pieces))
+def _read_pieces(data: bytes) -> tuple[dict, list, list[AddedToken]]:
+    """(vocabulary, merges, added tokens) of a SentencePiece model of any type, as LlamaTokenizer
+    takes it: each way to cut a piece in two is a merge, those of the first pieces first."""
+    pieces = [dict(_fields(value)) for field, value in _fields(data) if field == 1]
+    texts = [piece[1].decode() for piece in pieces]
+    vocabulary = {text: i for i, text in enumerate(texts)}
+    if not vocabulary or len(vocabulary) < len(texts):
+        raise ValueError("no pieces" if not texts else "the same piece twice")
+    cuts = ((text[:k], text[k:]) for text in texts for k in range(1, len(text)))
+    merges = [(a, b) for a, b in cuts if a in vocabulary and b in vocabulary]
+    listed = [
+        AddedToken(text, normalized=False, special=piece[3] == CONTROL)
+        for text, piece in zip(texts, pieces)
+        if piece.get(3) in (CONTROL, USER_DEFINED)
+    ]
+    return vocabulary, merges, listed
 
 
-def _open_model(path: Path, normalizer: bytes):
-    """The model with these fields of its normalizer_spec (field 3) changed."""
-    import sentencepiece
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """(number, value) of the fields of a protocol buffer."""
+    place = 0
 
-    with expecting("a SentencePiece model", path):
-        changed = path.read_bytes() + bytes([0x1A, len(normalizer)]) + normalizer
-        model = sentencepiece.SentencePieceProcessor(model_proto=changed)
-    expect(model.get_piece_size(), path, "a SentencePiece model", "no pieces")
-    return model
+    def varint() -> int:
+        nonlocal place
+        value = shift = 0
+        while True:
+            byte = data[place]
+            place += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while place < len(data):
+        number, wire = divmod(varint(), 8)
+        if wire == 0:
+            yield number, varint()
+            continue
+        size = varint() if wire == 2 else {1: 8, 5: 4}[wire]
+        place += size
+        yield number, data[place - size : place]
+    if place > len(data):
+        raise ValueError("a file that is cut off")

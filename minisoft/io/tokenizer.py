@@ -4,7 +4,7 @@ from pathlib import Path
 
 from minisoft.errors import expect
 from minisoft.io.atomic import read_json
-from minisoft.io.codecs import open_codec
+from minisoft.io.codecs import Codec
 
 FILES = (  # carried over when a model is saved
     "tokenizer.json",
@@ -21,23 +21,26 @@ FILES = (  # carried over when a model is saved
 class Tokenizer:
     """The tokenizer of a Hugging Face folder; ids equal transformers', but for a second BOS.
 
-    Raises InputError when the folder has none of the files that `codecs.open_codec` knows, or one
-    that cannot be read.
+    Raises InputError where `codecs.Codec` does, and where something follows every text.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self._codec = open_codec(self.folder)
+        self._codec = Codec(self.folder)
         self.size = self._codec.size  # number of ids, added tokens included that a file numbers
+        self.added_ids = self._codec.codec.get_added_tokens_decoder().keys()
         self.eos_ids = self._read_eos()
-        start = self._codec.encode("a", True)[:1]
-        self._bos = start if start != self._codec.encode("a", False)[:1] else []
+        whole, bare = (self._codec.encode("a", special) for special in (True, False))
+        self._bos = whole[: len(whole) - len(bare)]
+        where = f"{self.folder}: what follows a text"
+        expect(whole == self._bos + bare, where, "nothing, since prompts go on", whole)
 
     def encode(self, text: str) -> list[int]:
         """Text -> ids, with BOS where the tokenizer adds one and the text does not begin with it,
         as what a chat template writes does."""
         ids = self._codec.encode(text, True)
-        return ids[1:] if self._bos and ids[:2] == 2 * self._bos else ids
+        start = len(self._bos)
+        return ids[start:] if ids[start : 2 * start] == self._bos else ids
 
     def decode(self, ids: list[int]) -> str:
         """Ids -> text; special tokens (BOS, EOS, padding) are left out."""

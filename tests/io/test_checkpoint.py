@@ -185,7 +185,7 @@ def test_an_unexpected_tensor(model_folder):
 def test_a_missing_untied_head(saved, tmp_path):
     shutil.copytree(saved("llama-gqa")[1], tmp_path, dirs_exist_ok=True)
     rewrite(tmp_path, lambda t: t.pop("lm_head.weight"))
-    refuses(tmp_path, tmp_path / WEIGHTS, "lm_head.weight", (512, 32))
+    refuses(tmp_path, tmp_path / WEIGHTS, "lm_head.weight", (512, 32), "tie_word_embeddings")
 
 
 def test_a_wrong_shape(model_folder):
@@ -230,7 +230,9 @@ def test_weights_of_another_format(model_folder):
 
 def test_an_adapter(model_folder):
     write_json(model_folder / "adapter_config.json", {"peft_type": "LORA"})
-    refuses(model_folder, model_folder / "adapter_config.json", "merge")
+    refuses(model_folder, model_folder / "adapter_config.json", "merge", "remove")
+    (model_folder / WEIGHTS).unlink()
+    assert "remove" not in refuses(model_folder, model_folder / "adapter_config.json", "merge")
 
 
 def test_a_tensor_that_the_index_forgets(saved, tmp_path):
@@ -238,7 +240,10 @@ def test_a_tensor_that_the_index_forgets(saved, tmp_path):
     saved("llama-tied")[0].save_pretrained(tmp_path, max_shard_size="40KB")
     shard = sorted(tmp_path.glob("*.safetensors"))[0]
     save_file({**load_file(shard), "lm_head.weight": torch.ones(512, 32)}, shard, {"format": "pt"})
-    refuses(tmp_path, tmp_path / INDEX, "lm_head.weight", shard.name)
+    refuses(tmp_path, tmp_path / INDEX, "lm_head.weight", "tie_word_embeddings")
+    head = load_file(shard)["model.embed_tokens.weight"].clone()
+    save_file({**load_file(shard), "lm_head.weight": head}, shard, {"format": "pt"})
+    assert torch.equal(load_model(tmp_path).E, head)
 
 
 def test_a_missing_shard(sharded):
@@ -247,9 +252,34 @@ def test_a_missing_shard(sharded):
     refuses(sharded, gone)
 
 
-def test_an_index_that_lacks_a_tensor(sharded):
+def test_an_index_that_lacks_a_tensor_of_its_shards(both, sharded):
+    """It is read as transformers does, unless no tensor of its shard is named."""
+    places = json.loads((sharded / INDEX).read_text())["weight_map"]
     edit_json(sharded / INDEX, lambda index: index["weight_map"].pop(NAME))
-    refuses(sharded, sharded / INDEX, NAME)
+    assert torch.equal(logits_of(load_model(sharded)), logits_of(both("llama-gqa")[1]))
+    kept = {name: file for name, file in places.items() if file != places[NAME]}
+    write_json(sharded / INDEX, {"weight_map": kept})
+    refuses(sharded, sharded / INDEX, "found no such tensor")
+
+
+def test_shards_without_an_index(sharded):
+    (sharded / INDEX).unlink()
+    refuses(sharded, sharded / WEIGHTS, "model-00001-of", INDEX)
+
+
+def test_the_value_head_of_trl_is_left_out(model_folder, capsys):
+    whole = load_model(model_folder)
+    head = {"v_head.summary.weight": torch.ones(1, 32), "v_head.summary.bias": torch.ones(1)}
+    rewrite(model_folder, lambda t: t.update(head))
+    assert torch.equal(logits_of(load_model(model_folder)), logits_of(whole))
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(model_folder / WEIGHTS) in line and all(name in line for name in head)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", WEIGHTS])
+def test_a_pointer_of_git_lfs(model_folder, name):
+    (model_folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\n")
+    refuses(model_folder, model_folder / name, "git lfs pull", load=minisoft.load)
 
 
 def test_an_index_naming_a_tensor_that_the_shard_lacks(sharded):
@@ -352,18 +382,21 @@ def test_a_hub_id_that_cannot_be_reached(monkeypatch, tmp_path):
     assert find("nobody/model") == target
 
 
-def test_models_of_one_name_by_two_owners_have_a_folder_each(monkeypatch, tmp_path):
-    import huggingface_hub
+def test_a_hub_id_is_found_in_the_cache_of_the_hub_without_a_network(model_folder, monkeypatch):
+    import huggingface_hub.constants
 
-    def fetch(model, local_dir, allow_patterns):
-        local_dir.mkdir(parents=True)
-        write_json(local_dir / "config.json", {"of": model})
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
-    monkeypatch.setattr(checkpoint, "WEIGHTS", tmp_path)
-    names = ("alice/model", "bob/model", "alice/model")
-    folders = [find(name) for name in names]
-    assert [read_json(folder / "config.json")["of"] for folder in folders] == list(names)
+    cache = model_folder.parent / "cache"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(checkpoint, "WEIGHTS", cache)
+    for owner in ("alice", "bob"):
+        root, commit = cache / f"models--{owner}--model", owner[0] * 40
+        (root / "refs").mkdir(parents=True)
+        (root / "refs" / "main").write_text(commit)
+        shutil.copytree(model_folder, root / "snapshots" / commit)
+        assert find(f"{owner}/model").samefile(root / "snapshots" / commit)
+        refuses(root, root, root / "snapshots" / commit)
+        assert torch.equal(load_model(find(f"{owner}/model")).E, load_model(model_folder).E)
 
 
 # ---------------------------------------------------------------- writing

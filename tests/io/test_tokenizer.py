@@ -30,12 +30,7 @@ TEXTS = SENTENCES + [
     "a" * 300,
     "quotes \"double\" and 'single' — dashes – and …",
 ]
-SPACED = [
-    " leading",
-    "  two",
-    "\n start",
-    " ",
-]  # here transformers leaves sentencepiece's conventions
+SPACED = [" leading", "  two", "\n start", " "]  # transformers drops a space in SENTENCEPIECE
 SPECIAL = {"llama3": "<|eot_id|>", "qwen": "<|im_end|>", "llama2_json": "</s>"}
 SPECIAL |= {"qwen_slow": "<|im_end|>", "llama2_model": "</s>", "llama2_chat": "<|im_start|>"}
 DROP = ...  # a field that is to be absent
@@ -80,7 +75,7 @@ def of_transformers(folder, name):
 
 def test_ids_equal_those_of_transformers(name, ours, tokenizer_folders):
     theirs = of_transformers(tokenizer_folders[name], name)
-    for text in TEXTS + (SPACED if name not in SENTENCEPIECE else []):
+    for text in TEXTS + SPACED:
         assert ours.encode(text) == list(theirs.encode(text)), repr(text)
 
 
@@ -100,12 +95,10 @@ def test_ids_equal_those_of_sentencepiece(tokenizer_folders):
     pieces = sentencepiece.SentencePieceProcessor(
         model_file=str(tokenizer_folders["llama2_model"] / "tokenizer.model")
     )
-    for text in TEXTS + SPACED:
-        for name in ("llama2_model", "llama2_json"):
-            assert Tokenizer(tokenizer_folders[name]).encode(text) == [1, *pieces.encode(text)], (
-                name,
-                text,
-            )
+    for name, texts in (("llama2_model", TEXTS), ("llama2_json", TEXTS + SPACED)):
+        tokenizer = Tokenizer(tokenizer_folders[name])
+        for text in texts:
+            assert tokenizer.encode(text) == [1, *pieces.encode(text)], (name, text)
 
 
 @pytest.mark.parametrize("name, bos", [("llama3", "<|begin_of_text|>"), ("llama2_json", "<s>")])
@@ -190,11 +183,6 @@ def test_a_space_behind_an_added_token_in_both_behaviours(class_name, legacy, fo
     same(folder("llama2_chat", tokenizer_class=class_name, legacy=legacy))
 
 
-@pytest.mark.parametrize("class_name", ["PreTrainedTokenizerFast", DROP])
-def test_a_tokenizer_model_of_no_class(class_name, folder):
-    same(folder("llama2_chat", tokenizer_class=class_name, legacy=DROP))
-
-
 @pytest.mark.parametrize("flag", [None, *FLAGS])
 @pytest.mark.parametrize("kind", ["qwen_slow", "llama2_chat"])
 def test_flags_of_added_tokens_are_those_of_transformers(kind, flag, folder):
@@ -235,29 +223,39 @@ def test_what_is_not_special_stays_in_the_text(folder):
 
 @pytest.mark.parametrize("prefix", [True, False])
 def test_add_prefix_space_is_that_of_transformers(prefix, folder):
-    for kind in ("qwen_slow", "llama2_chat"):
-        same(folder(kind, add_prefix_space=prefix), [CHAT, "Mia has"])
+    for kind in TOKENIZERS:
+        for named in (DROP, "Qwen2Tokenizer", "GPT2Tokenizer", "LlamaTokenizer"):
+            fits = {"qwen_slow": named != "LlamaTokenizer"}.get(kind, named == "LlamaTokenizer")
+            if fits and named != DROP or kind not in ("qwen_slow", *SENTENCEPIECE):
+                path = folder(kind, add_prefix_space=prefix, tokenizer_class=named)
+                same(path, [CHAT, "Mia has"])
 
 
-def test_a_model_that_normalises_does_so_where_transformers_lets_it(folder):
-    """LlamaTokenizer takes a text as it is, whatever normalizer_spec the model was trained with."""
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"model_type": "unigram", "vocab_size": 360},
+        {"user_defined_symbols": [*"0123456789", "<|im_start|>"], "vocab_size": 385},
+        {"control_symbols": ["<|im_start|>"], "byte_fallback": False, "vocab_size": 200},
+    ],
+)
+def test_any_tokenizer_model_is_what_its_class_makes_of_it(options, folder):
+    """LlamaTokenizer takes the pieces and nothing else: it merges whatever the type of the model,
+    and leaves a text as it is, whatever normalizer_spec the model was trained with."""
     import sentencepiece
 
     path = folder("llama2_model")
     sentences = path / "sentences"
     sentences.write_text("\n".join(SENTENCES * 20), "utf-8")
+    defaults = {"vocab_size": 400, "model_type": "bpe", "byte_fallback": True, "minloglevel": 2}
     sentencepiece.SentencePieceTrainer.train(
-        input=str(sentences),
-        model_prefix=str(path / "tokenizer"),
-        vocab_size=400,
-        model_type="bpe",
-        byte_fallback=True,
-        minloglevel=2,
+        input=str(sentences), model_prefix=str(path / "tokenizer"), **defaults | options
     )
-    texts = ["two  spaces ", "\uff11 \u2460 \ufb01ne", "a\nb\t c"]
+    texts = ["two  spaces ", "\uff11 \u2460 \ufb01ne", "a\nb\t c", *ADDED, *SENTENCES]
     same(path, texts)
-    ids = Tokenizer(path).encode(texts[0])
-    assert Tokenizer(path).decode(ids) == texts[0]
+    if not options:
+        assert Tokenizer(path).decode(Tokenizer(path).encode(texts[0])) == texts[0]
 
 
 def test_without_a_prefix_space_decoding_takes_none_away(folder):
@@ -304,11 +302,156 @@ def test_the_files_that_an_export_copies_are_the_whole_tokenizer(name, ours, fol
         assert copied.encode(text) == ours.encode(text)
 
 
+# ---------------------------------------------------------------- tokenizer.json is not alone
+
+
+def own_object(text):
+    return {"__type": "AddedToken", "content": text, **FLAGS, "normalized": True}
+
+
+def of_file(path):
+    """(added_tokens_decoder as it is saved beside a tokenizer.json, with three more; their first
+    id)"""
+    value = read_json(path / "tokenizer.json")
+    decoder = {token.pop("id"): token for token in value["added_tokens"]}
+    first = max(*value["model"]["vocab"].values(), *decoder) + 1
+    for i, text in enumerate(("<think>", "</think>", "<|later|>"), first):
+        decoder[i] = {"content": text, **FLAGS, "special": text == "<|later|>"}
+    return decoder, first
+
+
+def digits_and_spaces(path):
+    """SmolLM2's tokenizer.json, whose class drops the digits' own pre-tokenizer."""
+    value = read_json(path / "tokenizer.json")
+    value["normalizer"] = None
+    value["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [
+            {"type": "Digits", "individual_digits": True},
+            {
+                "type": "ByteLevel",
+                "add_prefix_space": False,
+                "trim_offsets": True,
+                "use_regex": True,
+            },
+        ],
+    }
+    write_json(path / "tokenizer.json", value)
+
+
+def digits_added(path):
+    """Yi's tokenizer.json: no BOS, and digits, stops and chat markers that are added tokens."""
+    value = read_json(path / "tokenizer.json")
+    flags = {**FLAGS, "special": False}
+    texts = [*"0123456789", ".", "<|im_start|>", "<|im_end|>"]
+    for text in texts:
+        i = value["model"]["vocab"].setdefault(text, len(value["model"]["vocab"]))
+        value["added_tokens"].append({"id": i, "content": text, **flags})
+    value["post_processor"] = None
+    write_json(path / "tokenizer.json", value)
+
+
+PUBLISHED = {  # name: (files, model_type, what tokenizer_config.json has besides, change of files)
+    "Llama 3": ("llama3", "llama", {}, None),
+    "Qwen2.5, -Math, -Coder": (
+        "qwen",
+        "qwen2",
+        {"additional_special_tokens": ["<|im_start|>", "<|later|>"], "extra_special_tokens": {}},
+        None,
+    ),
+    "Qwen3": ("qwen", "qwen3", {"split_special_tokens": False}, None),
+    "R1-Distill-Qwen": (
+        "llama3",
+        "qwen2",
+        {
+            "tokenizer_class": "LlamaTokenizerFast",
+            "bos_token": own_object("<|begin_of_text|>"),
+            "eos_token": own_object("<|end_of_text|>"),
+            "add_bos_token": True,
+        },
+        None,
+    ),
+    "R1-Distill-Llama": (
+        "llama3",
+        "llama",
+        {"tokenizer_class": "LlamaTokenizer", "legacy": True},
+        None,
+    ),
+    "SmolLM2": ("qwen", "llama", {"tokenizer_class": "GPT2Tokenizer"}, digits_and_spaces),
+    "TinyLlama, Llama 2": (
+        "llama2_json",
+        "llama",
+        {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True},
+        None,
+    ),
+    "Yi 1.5": (
+        "llama2_json",
+        "llama",
+        {
+            "tokenizer_class": "LlamaTokenizer",
+            "legacy": True,
+            "add_prefix_space": True,
+            "eos_token": "<|im_end|>",
+        },
+        digits_added,
+    ),
+}
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_ids_of_published_models_are_those_of_transformers(model, folder):
+    """The structure of their files, and the same as a fine-tune leaves them: with more tokens."""
+    kind, architecture, fields, change = PUBLISHED[model]
+    path = folder(kind)
+    if change:
+        change(path)
+    write_json(path / "config.json", {"model_type": architecture})
+    texts = [*TEXTS, *SPACED, *ADDED, "<think>\n3 </think>\n4<|later|>", "12 345.6 12,3"]
+    decoder, first = of_file(path)
+    same(folder_with(path, fields), texts)
+    same(folder_with(path, {"added_tokens_decoder": decoder}), texts)
+    write_json(path / "added_tokens.json", {"<think>": first})
+    same(folder_with(path, {"added_tokens_decoder": DROP}), texts)
+
+
+def folder_with(path, fields):
+    file = path / "tokenizer_config.json"
+    kept = {**read_json(file), **fields}
+    write_json(file, {key: value for key, value in kept.items() if value is not DROP})
+    return path
+
+
+@pytest.mark.parametrize(
+    "named, token", [("Qwen2Tokenizer", "<|endoftext|>"), ("LlamaTokenizer", "</s>")]
+)
+def test_the_eos_of_a_class_counts_where_no_file_names_one(named, token, folder):
+    kind = "qwen" if named == "Qwen2Tokenizer" else "llama2_json"
+    path = folder(kind, tokenizer_class=named, eos_token=DROP)
+    same(path)
+    assert Tokenizer(path).eos_ids == {Tokenizer(path)._codec.token_id(token)}
+
+
+def test_special_tokens_are_split_where_the_files_say_so(folder):
+    same(folder("llama3", split_special_tokens=True), ["one<|eot_id|> two"])
+
+
+def test_an_eos_behind_every_text_is_refused(folder):
+    from tokenizers import Tokenizer as Codec
+    from tokenizers.processors import TemplateProcessing
+
+    path = folder("llama2_json")
+    codec = Codec.from_file(str(path / "tokenizer.json"))
+    tokens = [("<s>", 1), ("</s>", 2)]
+    codec.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=tokens)
+    codec.save(str(path / "tokenizer.json"))
+    refuses(path, path, "prompts go on")
+
+
 # ---------------------------------------------------------------- text
 
 
 def test_decoding_gives_the_text_back(name, ours):
-    for text in TEXTS + SPACED + corpus():
+    for text in TEXTS + corpus() + (SPACED if name not in SENTENCEPIECE else []):
         if name.startswith("qwen") and "\u0301" in text:
             continue  # Qwen normalises to NFC
         ids = ours.encode(text)
@@ -471,6 +614,22 @@ def test_added_ids_that_do_not_follow_are_named(kind, ids, token, folder):
     refuses(path, path / f"added_tokens.json: {token}:")
 
 
+@pytest.mark.parametrize(
+    "kind, field, value",
+    [
+        ("llama2_chat", "tokenizer_class", "PreTrainedTokenizerFast"),
+        ("llama2_chat", "tokenizer_class", DROP),
+        ("qwen_slow", "tokenizer_class", "LlamaTokenizer"),
+        ("llama3", "tokenizer_class", "RobertaTokenizer"),
+        ("llama3", "fast_tokenizer_files", ["tokenizer.4.0.0.json"]),
+        ("llama3", "extra_special_tokens", {"image_token": "<image>"}),
+    ],
+)
+def test_what_transformers_would_read_otherwise_is_refused(kind, field, value, folder):
+    path = folder(kind, **{field: value})
+    refuses(path, path / "tokenizer_config.json", "special_tokens" if "extra" in field else field)
+
+
 @pytest.mark.parametrize("kind", ["qwen_slow", "llama2_chat"])
 @pytest.mark.parametrize(
     "field, value",
@@ -512,7 +671,16 @@ def test_a_broken_vocabulary(name, folder):
 )
 def test_a_broken_tokenizer_file(name, content, tmp_path):
     (tmp_path / name).write_bytes(content)
-    refuses(tmp_path, tmp_path / name)
+    for named in ("PreTrainedTokenizerFast", "LlamaTokenizer"):
+        if named == "LlamaTokenizer" or name == "tokenizer.json":
+            write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": named})
+            refuses(tmp_path, tmp_path / name)
+
+
+def test_a_tokenizer_model_that_is_cut_off(folder):
+    path = folder("llama2_model") / "tokenizer.model"
+    path.write_bytes(path.read_bytes()[:-1])
+    refuses(path.parent, path)
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json", "config.json"])

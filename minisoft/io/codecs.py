@@ -7,7 +7,6 @@ merges.txt.  Then come the tokens that the files beside it add.
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
@@ -29,7 +28,6 @@ QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-CONTROL, USER_DEFINED = 3, 4  # types of pieces of a tokenizer.model
 
 
 class Codec:
@@ -158,43 +156,18 @@ def _build(folder: Path, name: str) -> Tokenizer:
 def _read_pieces(data: bytes) -> tuple[dict, list, list[AddedToken]]:
     """(vocabulary, merges, added tokens) of a SentencePiece model of any type, as LlamaTokenizer
     takes it: each way to cut a piece in two is a merge, those of the first pieces first."""
-    pieces = [dict(_fields(value)) for field, value in _fields(data) if field == 1]
-    texts = [piece[1].decode() for piece in pieces]
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+    pieces = ModelProto.FromString(data).pieces
+    texts = [piece.piece for piece in pieces]
     vocabulary = {text: i for i, text in enumerate(texts)}
     if not vocabulary or len(vocabulary) < len(texts):
         raise ValueError("no pieces" if not texts else "the same piece twice")
     cuts = ((text[:k], text[k:]) for text in texts for k in range(1, len(text)))
     merges = [(a, b) for a, b in cuts if a in vocabulary and b in vocabulary]
     listed = [
-        AddedToken(text, normalized=False, special=piece[3] == CONTROL)
-        for text, piece in zip(texts, pieces)
-        if piece.get(3) in (CONTROL, USER_DEFINED)
+        AddedToken(piece.piece, normalized=False, special=piece.type == piece.CONTROL)
+        for piece in pieces
+        if piece.type in (piece.CONTROL, piece.USER_DEFINED)
     ]
     return vocabulary, merges, listed
-
-
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of the fields of a protocol buffer."""
-    place = 0
-
-    def varint() -> int:
-        nonlocal place
-        value = shift = 0
-        while True:
-            byte = data[place]
-            place += 1
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-
-    while place < len(data):
-        number, wire = divmod(varint(), 8)
-        if wire == 0:
-            yield number, varint()
-            continue
-        size = varint() if wire == 2 else {1: 8, 5: 4}[wire]
-        place += size
-        yield number, data[place - size : place]
-    if place > len(data):
-        raise ValueError("a file that is cut off")

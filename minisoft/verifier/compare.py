@@ -37,21 +37,27 @@ class Comparison:
 
     def _same(self, gold: str, answer: str) -> bool:
         gold, answer = spelling.peel(gold), spelling.peel(answer)
-        interval = spelling.as_interval(gold)
-        if re.match(r"[A-Za-z] ?\\in(?![a-z])", interval):  # (1,2) may be a pair, this is none
-            gold, answer = interval, spelling.as_interval(answer)
+        is_set = spelling.is_set(spelling.as_set(gold))
+        if is_set:
+            gold, answer = spelling.as_set(gold), spelling.as_set(answer)
         gold, answer = spelling.unnamed(gold, answer), spelling.unnamed(answer, gold)
-        if spelling.tight(gold) == spelling.tight(answer):
+        if spelling.tight(gold) == spelling.tight(answer) or self._same_parts(gold, answer):
             return True
+        return is_set and may_ask(gold, answer, _SET) and self.ask(gold, answer)
+
+    def _same_parts(self, gold: str, answer: str) -> bool:
         (shape, golds), (answer_shape, answers) = spelling.parts(gold), spelling.parts(answer)
         if not shape or number(unit(gold)[0]) is not None:  # 1,450,000 is no list
             return self._same_formula(gold, answer)
+        gold_names, names = ([spelling.name(part) for part in some] for some in (golds, answers))
+        if shape == "()" and answer_shape == "," and sorted({*names} - {""}) == names:
+            answer_shape = "()"  # x=2, y=5 is (2, 5)
         if shape != answer_shape or len(golds) != len(answers):
             return False
         if shape not in (",", "∪") or "..." in gold:
             return all(map(self._same, golds, answers))
-        gold_names, names = ({spelling.name(part) for part in some} for some in (golds, answers))
-        if max(len(gold_names - {""}), len(names - {""})) > 1 and gold_names != names:
+        gold_names, names = {*gold_names} - {""}, {*names} - {""}
+        if max(len(gold_names), len(names)) > 1 and gold_names != names:
             return False  # x=2, y=5 is not 2, 5
         for member in golds:  # in any order, each once
             match = next((other for other in answers if self._same(member, other)), None)
@@ -65,47 +71,62 @@ class Comparison:
         expected, value = number(gold), number(answer)
         # a whole number wants a literal one: whoever answers 6 x 7 has not said 42
         whole = expected is not None and expected.denominator == 1
-        is_share = answer_unit == "percent" and not gold_unit and not whole  # 50% is 0.5, not 50
-        if answer_unit not in ("", gold_unit) and not is_share:
+        is_percent = answer_unit == "percent" and not gold_unit
+        if answer_unit not in ("", gold_unit) and not is_percent:
             if gold_unit or not is_known(answer_unit):
                 return False
         if expected is None or value is None:
-            return not (whole or is_share) and may_ask(gold, answer) and self.ask(gold, answer)
+            return not (whole or is_percent) and may_ask(gold, answer) and self.ask(gold, answer)
         self.used_numbers = True
         if gold_unit == "percent" and not answer_unit and value * 100 == expected:  # 0.1 is 10%
             return True
-        return value == (expected * 100 if is_share else expected)
+        if is_percent and not whole and value == expected * 100:  # 50% is 0.5
+            return True
+        # The gold 25 or 12.5 may have dropped its sign; 3/2 and 0.5 have not.
+        dropped = whole or (abs(expected) > 1 and not re.match(r"-?\\frac", gold))
+        return value == expected and (dropped or not is_percent)
 
 
-# What Math-Verify may see: plain formulas, but nothing like 52_8, 3 2, 3\frac{1}{2}, words, AB.
-_FORMULA = re.compile(
-    r"(?!.*(?:\d ?_|\d \d|\d ?\\frac\{\d+\}\{\d+\}|(?<!\\)\b[A-Za-z]{3,})|[A-Z]{2,}$)"
-    r"(?:[\w +\-*/^=<>().{}\[\]|!]|\\(?:frac|sqrt|binom|cdot|times|pi|alpha|beta|theta|sin|cos|tan"
-    r"|cot|sec|csc|log|ln|[lg]e(?:q|qslant)?|[lr](?:floor|ceil))(?![A-Za-z]))+",
+# Math-Verify may see plain formulas, but nothing like 52_8, 3 2, 3\frac{1}{2}, words, AB.
+_UNCLEAR = r"(?!.*(?:\d ?_|\d \d|\d ?\\frac\{\d+\}\{\d+\}|(?<!\\)\b[A-Za-z]{3,})|[A-Z]{2,}$)"
+_SYMBOL = (
+    r"[\w +\-*/^=<>().{}\[\]|!]|\\(?:frac|sqrt|binom|cdot|times|pi|alpha|beta|theta"
+    r"|(?:arc)?(?:sin|cos|tan)|cot|sec|csc|log|ln|exp|[lg]e(?:q|qslant)?|[lr](?:floor|ceil))(?![A-Za-z])"
+)
+_FORMULA = re.compile(rf"{_UNCLEAR}(?:{_SYMBOL})+", re.ASCII)
+_SET = re.compile(  # sets too, but none that holds infinity
+    rf"{_UNCLEAR}(?!.*(?:\\infty ?\]|\[ ?-\\infty))"
+    rf"(?:{_SYMBOL}|[,∪]|\\[{{}}]|\\(?:cap|setminus|infty)(?![A-Za-z]))+",
     re.ASCII,
 )
-
-
 _SOLVED = re.compile("[A-Za-z] ?=[^A-Zabcdfghj-z=]*")
 
 
-def may_ask(gold: str, answer: str) -> bool:
-    """Whether two texts are formulas in the same letters that are fit for Math-Verify."""
-    if not (_FORMULA.fullmatch(gold) and _FORMULA.fullmatch(answer)):
+def may_ask(gold: str, answer: str, form: re.Pattern = _FORMULA) -> bool:
+    """Whether two texts of a form have the same letters and are fit for Math-Verify."""
+    if not (form.fullmatch(gold) and form.fullmatch(answer)):
         return False
-    known, used = (set(re.sub(r"\\[A-Za-z]+|[^A-Za-z]", "", text)) for text in (gold, answer))
+    if form is _SET and not (
+        spelling.is_set(answer) and answer.count("∪") <= max(1, gold.count("∪"))
+    ):
+        return False
     if _SOLVED.fullmatch(re.sub(r"\\[A-Za-z]+", "", gold)):  # x-5=0 is not x=5
         return False
-    if used != known or not gold.count("=") == answer.count("=") <= 1:
+    if spelling.letters(gold) != spelling.letters(answer):
+        return False
+    if not gold.count("=") == answer.count("=") <= 1:
         return False
     return not _is_heavy(answer, gold)
 
 
-_FUNCTION = re.compile(r"\\(?:sqrt|sin|cos|tan|cot|sec|csc|log|ln)")
+_FUNCTION = re.compile(r"\\(?:sqrt|(?:arc)?(?:sin|cos|tan)|cot|sec|csc|log|ln|exp)")
 _GROUP = re.compile(r"[({\[]([^(){}\[\]]*)[)}\]]")  # an innermost bracket
-_TOWER = re.compile(
-    r"\^ ?-?[%@#]|\^ ?[~\w] ?[\^!]|#[~%@#]* ?\^|[%@#][~%@#]* ?!|! ?[\^!]"
-    r"|(?:\||r(?:floor|ceil)) ?[\^!]|binom ?~? ?[%@#]"
+# What could make Math-Verify hang.  @: a number above 12 or a bracket with such a number, a product
+# or a power.  #: a bracket with a factorial or a bracket's power.  ~: any other bracket.
+_HEAVY = re.compile(
+    r"\^ ?-?[@#]|\^ ?[~\w] ?[\^!]"  # a power of it, x^y^z
+    r"|#[~@#]* ?\^|[@#][~@#]* ?!|! ?[\^!]"  # its power, its factorial
+    r"|(?:\||r(?:floor|ceil)) ?[\^!]|binom ?~? ?[@#]"
 )
 
 
@@ -120,23 +141,17 @@ def _is_heavy(text: str, gold: str) -> bool:
     harmless = set(re.findall(r"\d+", gold))
     text = re.sub(r"\d+", lambda n: "1" if n[0] in harmless or int(n[0]) < 13 else "@", text)
     for _ in range(6):
-        if _TOWER.search(text):
+        if _HEAVY.search(text):
             return True
         text = _GROUP.sub(_mark, text).replace(r"\frac~~", "~")
     return bool(_GROUP.search(text))
 
 
 def _mark(group: re.Match) -> str:
-    """What becomes of a bracket.
-
-    # if it holds a factorial or a bracket's power, % if another power, @ if a large number or a
-    product, ~ if nothing of these.
-    """
-    if re.search(r"[~%@#] ?\^|[!#]|binom", group[1]):
+    """What becomes of a bracket: #, @ or ~."""
+    if re.search(r"[~@#] ?\^|[!#]|binom", group[1]):
         return "#"
-    if re.search(r"[\^%]", group[1]):
-        return "%"
-    return "@" if re.search(r"[@*]|cdot|times|[\d~] ?~", group[1]) else "~"
+    return "@" if re.search(r"[\^@*]|cdot|times|[\d~] ?~", group[1]) else "~"
 
 
 @lru_cache(10_000)  # many problems have the same gold, a small number
@@ -153,4 +168,4 @@ def only_as_text(gold: str) -> bool:
     value = unit(text)[0]
     if number(value) is not None or _FORMULA.fullmatch(value):
         return False
-    return not re.fullmatch(r"[A-Za-z ,.'-]+|\\text\{[^{}\\]*\}|-? ?\\infty", text)
+    return not re.fullmatch(r"[A-Za-z ,.'-]+|\\text\{[^{}\\]*\}|-? ?\\infty|∅", text)

@@ -24,7 +24,7 @@ from minisoft.data import boxed
 from minisoft.errors import expect
 from minisoft.reward import reward
 from minisoft.verifier.compare import Comparison
-from minisoft.verifier.spelling import as_fractions
+from minisoft.verifier.spelling import exact
 
 _SAID = os.environ.get("LOCAL_WORLD_SIZE", "")  # of ranks on this machine; World refuses odd ones
 _RANKS = int(_SAID) if _SAID.isdecimal() and int(_SAID) else 1
@@ -111,7 +111,7 @@ class Judge:
             return False
         if self.child is None or self.child.poll() is not None:
             self._start_child()
-        question = json.dumps([as_fractions(gold), as_fractions(answer)])
+        question = json.dumps([exact(gold), exact(answer)])
         began = time.monotonic()
         reply = self.ask_child(question.encode() + b"\n", self._seconds_left)
         self._seconds_left -= time.monotonic() - began

@@ -43,7 +43,13 @@ class Comparison:
         gold, answer = spelling.unnamed(gold, answer), spelling.unnamed(answer, gold)
         if spelling.tight(gold) == spelling.tight(answer) or self._same_parts(gold, answer):
             return True
-        return is_set and may_ask(gold, answer, _SET) and self.ask(gold, answer)
+        return is_set and self._same_set(gold, answer)
+
+    def _same_set(self, gold: str, answer: str) -> bool:
+        """One in more pieces than its gold is not simplified."""
+        if answer.count("∪") > gold.count("∪") and r"\setminus" not in gold:
+            return False
+        return spelling.is_set(answer) and may_ask(gold, answer, _SET) and self.ask(gold, answer)
 
     def _same_parts(self, gold: str, answer: str) -> bool:
         (shape, golds), (answer_shape, answers) = spelling.parts(gold), spelling.parts(answer)
@@ -106,52 +112,39 @@ def may_ask(gold: str, answer: str, form: re.Pattern = _FORMULA) -> bool:
     """Whether two texts of a form have the same letters and are fit for Math-Verify."""
     if not (form.fullmatch(gold) and form.fullmatch(answer)):
         return False
-    if form is _SET and not (
-        spelling.is_set(answer) and answer.count("∪") <= max(1, gold.count("∪"))
-    ):
-        return False
     if _SOLVED.fullmatch(re.sub(r"\\[A-Za-z]+", "", gold)):  # x-5=0 is not x=5
         return False
     if spelling.letters(gold) != spelling.letters(answer):
         return False
-    if not gold.count("=") == answer.count("=") <= 1:
-        return False
-    return not _is_heavy(answer, gold)
+    return gold.count("=") == answer.count("=") <= 1 and not _is_heavy(answer, gold)
 
 
 _FUNCTION = re.compile(r"\\(?:sqrt|(?:arc)?(?:sin|cos|tan)|cot|sec|csc|log|ln|exp)")
-_GROUP = re.compile(r"[({\[]([^(){}\[\]]*)[)}\]]")  # an innermost bracket
-# What could make Math-Verify hang.  @: a number above 12 or a bracket with such a number, a product
-# or a power.  #: a bracket with a factorial or a bracket's power.  ~: any other bracket.
+# What could make Math-Verify hang.  @ is a number above 12 that the gold does not have.
 _HEAVY = re.compile(
-    r"\^ ?-?[@#]|\^ ?[~\w] ?[\^!]"  # a power of it, x^y^z
-    r"|#[~@#]* ?\^|[@#][~@#]* ?!|! ?[\^!]"  # its power, its factorial
-    r"|(?:\||r(?:floor|ceil)) ?[\^!]|binom ?~? ?[@#]"
+    r"\^(?:\{[^{}]*[\^!@{]| ?-?@| ?\w ?[\^!])"  # a power or a large number in an exponent
+    r"|(?:[!^*@\\][^()]*[)}]|@|!) ?!|! ?\^"  # the factorial of one, or of a product
+    r"|(?:\||r(?:floor|ceil)) ?[\^!]"
+    r"|binom.*(?:@|binom)|@.*binom"
 )
+_BRACKETS_POWER = re.compile(r"[)}\]] ?\^")
 
 
 def _is_heavy(text: str, gold: str) -> bool:
-    """Whether Math-Verify could hang on `text`, as a rule of thumb.
+    """Whether Math-Verify could hang on a text, as a rule of thumb.
 
-    It is much longer than its gold, nests brackets more than five deep, has many functions, or has
-    a power or factorial of another or of a number above 12 not in the gold.
+    It is much longer than its gold, nests brackets deep, has many functions or powers of brackets,
+    or has a power or factorial of another or of a large number.
     """
     if len(text) > 2 * len(gold) + 50 or len(_FUNCTION.findall(text)) > 5:
         return True
+    powers = (len(_BRACKETS_POWER.findall(formula)) for formula in (text, gold))
+    if max(spelling.depths(text)) > 5 or next(powers) > max(2, next(powers)):
+        return True
     harmless = set(re.findall(r"\d+", gold))
+    text = re.sub(r"\\frac\{(\w+)\}\{(\w+)\}", r"\1/\2", text)
     text = re.sub(r"\d+", lambda n: "1" if n[0] in harmless or int(n[0]) < 13 else "@", text)
-    for _ in range(6):
-        if _HEAVY.search(text):
-            return True
-        text = _GROUP.sub(_mark, text).replace(r"\frac~~", "~")
-    return bool(_GROUP.search(text))
-
-
-def _mark(group: re.Match) -> str:
-    """What becomes of a bracket: #, @ or ~."""
-    if re.search(r"[~@#] ?\^|[!#]|binom", group[1]):
-        return "#"
-    return "@" if re.search(r"[\^@*]|cdot|times|[\d~] ?~", group[1]) else "~"
+    return bool(_HEAVY.search(text))
 
 
 @lru_cache(10_000)  # many problems have the same gold, a small number

@@ -6,24 +6,25 @@ from itertools import accumulate
 
 # Characters and commands that are the same; the first of each group takes the place of all.
 _SAME = r"""
-- − –, \sqrt √, \pi π, \infty ∞, \times ×, \cdot ·, / ÷ div, ± pm, ∪ cup, ∨ vee lor, ∅ emptyset
-∅ varnothing, < lt, > gt, \le ≤ leq leqslant, \ge ≥ geq geqslant, \ne ≠ neq, \in ∈, ... … dots ldots
-... cdots, ^\circ °, ^2 ², ^3 ³, \frac dfrac tfrac cfrac, \setminus ∖ smallsetminus backslash
-\frac{1}{2} ½, \frac{1}{3} ⅓, \frac{2}{3} ⅔, \frac{1}{4} ¼, \frac{3}{4} ¾, \frac{1}{5} ⅕
-\frac{1}{6} ⅙, \frac{1}{8} ⅛, 0 zero, 1 one, 2 two, 3 three, 4 four, 5 five, 6 six, 7 seven
-8 eight, 9 nine, 10 ten, 11 eleven, 12 twelve, 13 thirteen, 14 fourteen, 15 fifteen, 16 sixteen
-17 seventeen, 18 eighteen, 19 nineteen, 20 twenty, 30 thirty, 40 forty, 50 fifty, 60 sixty
-70 seventy, 80 eighty, 90 ninety
+- − –, \sqrt √, \pi π, \infty ∞, \times ×, \cdot ·, / ÷ div, ± pm, ∪ cup, ∨ vee lor, \mathbb{R} ℝ
+∅ emptyset varnothing, < lt, > gt, \le ≤ leq leqslant <=, \ge ≥ geq geqslant >=, \ne ≠ neq, \in ∈
+... … dots ldots cdots, ^\circ °, ^2 ², ^3 ³, \frac dfrac tfrac cfrac, \; quad qquad displaystyle
+\setminus ∖ smallsetminus backslash, \\ cr, \frac{1}{2} ½, \frac{1}{3} ⅓, \frac{2}{3} ⅔
+\frac{1}{4} ¼, \frac{3}{4} ¾, \frac{1}{5} ⅕, \frac{1}{6} ⅙, \frac{1}{8} ⅛, 0 zero, 1 one, 2 two
+3 three, 4 four, 5 five, 6 six, 7 seven, 8 eight, 9 nine, 10 ten, 11 eleven, 12 twelve, 13 thirteen
+14 fourteen, 15 fifteen, 16 sixteen, 17 seventeen, 18 eighteen, 19 nineteen, 20 twenty, 30 thirty
+40 forty, 50 fifty, 60 sixty, 70 seventy, 80 eighty, 90 ninety
 """
 _GROUPS = [group.split() for group in re.split(", |\n", _SAME.strip())]
 _FIRST = {name: group[0] for group in _GROUPS for name in group[1:]}
+_WORD = "|".join(name for name, first in _FIRST.items() if first.isdigit())
 
 
 def _first(match: re.Match) -> str:
-    """What takes the place of a command or a character; a command ends with a space."""
+    r"""The first of the group of a command or character, so that \leq x stays apart: \le x."""
     first = _FIRST.get(match[1] or match[0], match[0])
-    is_open = re.search(r"\\[a-z]+$", first) and match.string[match.end() :][:1].isalpha()
-    return first + " " if is_open and first != match[0] else first
+    is_glued = first[-1].isalpha() and match.string[match.end() : match.end() + 1].isalpha()
+    return first + " " if is_glued else first
 
 
 def _in_digits(match: re.Match) -> str:
@@ -38,81 +39,53 @@ def _as_fraction(match: re.Match) -> str:
     return rf"\frac{{{top}}}{{{'9' * len(period)}{'0' * len(fixed)}}}"
 
 
-_WORD = "|".join(name for name in _FIRST if _FIRST[name].isdigit())
-_END = r"(?![A-Za-z])"  # of a command
 _AMOUNT = r"((?<![\d.,])[\d.,]*\d)"
-_RULES = [  # what is respelled, pattern, what takes its place; applied in this order
-    ("commands, characters", r"\\([A-Za-z]+)|[^\x00-\x7f]", _first),
+_RULES = [  # what is respelled, its pattern, what takes its place; in this order
+    ("commands, characters", r"\\([A-Za-z]+)|[^\x00-\x7f]|[<>]=", _first),
     # What only marks up leaves a space, so that it joins no digits: $1$8 is not 18.
     ("**18**", r'(?<![^\s$])(\*\*|__|[*`"])(?=\S)([^*`"]*\S)\1(?![\w*])', r" \2 "),
-    (r"\(18\)", r"(?<!\\)\\[()\[\]]", " "),
-    (r"\left( \right)", r"(?<!\\)\\(?:left|right) ?(?=[()\[\]{}|.\\])|\\!\s*", ""),
-    (r"1{,}000 1\,000", r"\{,\}|(?<=\d)\\,(?=\d{3}(?!\d))", ","),
-    ("spaces", rf"(?<!\\)\\(?:[,:;> ]|(?:q?quad|displaystyle){_END}|hspace\*?\{{[^{{}}]*\}})", " "),
-    ("more spaces", r"~|\s+", " "),
-    (
-        r"\mathrm{cm}",
-        r"\\(?:text(?:bf|it|rm|normal)?|[mf]box|underline|math(?:rm|bf|it|sf)|boldsymbol) ?\{",
-        r"\\text{",
-    ),
-    ("km over h", r"\\frac ?\{(\\text\{[^{}]*\})\} ?\{(\\text\{[^{}]*\})\}", r"\1/\2"),
+    ("1,000", r"\{,\}|(?<=\d)\\,(?=\d{3}(?!\d))", ","),
+    (r"\left(", r"(?<!\\)\\(?:left|right) ?(?=[()\[\]{}|.\\])|\\!\s*", ""),
+    (r"\(18\)\,", r"~|\s+|(?<!\\)\\(?:[()\[\],:;> ]|hspace\*?\{[^{}]*\})", " "),
+    ("{ 18 }", r"(?<=[{^_]) +| +(?=[{}^_])", ""),
+    (r"\mathrm", r"\\(?:text\w*|[mf]box|underline|math(?:rm|bf|it|sf)|boldsymbol)\{", r"\\text{"),
+    ("km over h", r"\\frac\{(\\text\{[^{}]*\})\}\{(\\text\{[^{}]*\})\}", r"\1/\2"),
     (r"5\text{ cm.}", r"(?<!\.)\.\}$", "}"),
     ("sq. ft", r"\b(sq|cu)\. ?", r"\1 "),
-    (r"11_{\text{2}}", r"_ ?\{ ?\\text\{ ?(\d+) ?\} ?\}", r"_{\1}"),
-    ("2 or 3", r",? ?\\text\{,? ?or,? ?\} ?|,? or ", "∨"),
-    ("2; 3, not (2; 3)", r",? ?\\text\{,? ?and,? ?\} ?|,? and |;(?![^(\[]*[)\]])", ","),
-    ("$5", rf"(?:\bUSD|\\text\{{ ?USD ?\}}|(?:US)?\\\$|US\$) ?{_AMOUNT}", r"\1 dollars"),
-    ("5$", rf"{_AMOUNT} ?(?:\\\$|USD\b|\\text\{{ ?USD ?\}})", r"\1 dollars"),
+    ("two", rf"(?i)(?:^|(?<=text\{{))({_WORD})(?:(?<=ty)[ -]({_WORD}))?(?= |\}}|$)", _in_digits),
+    (r"11_{\text{2}}", r"_\{\\text\{(\d+)\}\}", r"_{\1}"),
+    ("2 or 3", r",? ?\\text\{,? ?or,?\} ?|,? or ", "∨"),
+    ("2 and 3; not (2; 3)", r",? ?\\text\{,? ?and,?\} ?|,? and |;(?![^(\[]*[)\]])", ","),
+    ("$5", rf"(?:\bUSD|\\text\{{USD\}}|(?:US)?\\\$|US\$) ?{_AMOUNT}", r"\1 dollars"),
+    ("5 USD", rf"{_AMOUNT} ?(?:\\\$|USD\b|\\text\{{USD\}})", r"\1 dollars"),
     ("5€", rf"€ ?{_AMOUNT}|{_AMOUNT} ?€", r"\1\2 euros"),
     ("£5", rf"£ ?{_AMOUNT}", r"\1 pounds"),
     ("$x$", r"\\?\$", " "),
-    ("5%", r" ?\\?%| (?:per ?cent(?:age)?|pct)\b|\\text\{ ?per ?cent(?:age)? ?\}", " percent "),
-    ("30°", r"\^ ?(?:\{ ?\\circ ?\}|\\circ)", " degrees "),
+    ("5%", r" ?\\?%| (?:per ?cent(?:age)?|pct)\b|\\text\{per ?cent(?:age)?\}", " percent "),
+    ("30°", r"\^(?:\{\\circ ?\}|\\circ)", " degrees "),
     ("angle", r"(\\(?:sin|cos|tan|cot|sec|csc)[^,]*?)([\d.]+) degrees", r"\1\\frac{\2\\pi}{180}"),
-    ("no answer", r"^(?:\\text ?\{ ?)?[Nn]o (?:real )?solutions?(?: ?\})?$|\\\{ ?\\\}", "∅"),
-    ("ℝ", r"\\mathbb ?\{? ?R ?\}?|(?:\\text ?\{ ?)?[Aa]ll real(?: number)?s(?: ?\})?", "ℝ"),
-    (r"ℝ - \{2\}", r"ℝ ?- ?(?=\\\{)", r"ℝ\\setminus "),
-    ("ℝ as an interval", "ℝ", r"(-\\infty,\\infty)"),
-    ("<=", "<=", r"\\le "),
-    (">=", ">=", r"\\ge "),
-    (r"\not=", r"\\not ?=", r"\\ne "),
+    ("no answer", r"^(?:\\text\{)?[Nn]o (?:real )?solutions?\}?$|\\\{ ?\\\}", "∅"),
+    ("ℝ - {2}", r"(\\mathbb\{R\}) ?- ?(?=\\\{)", r"\1\\setminus"),
+    ("ℝ", r"\\mathbb\{?R\}?|(?:\\text\{)?[Aa]ll real(?: number)?s\}?", r"(-\\infty,\\infty)"),
+    ("not =", r"\\not ?=", r"\\ne "),
     (r"+\infty", r"(?<![^,([]) ?\+ ?(?=\\infty)", ""),
-    (
-        r"2 \over 3",
-        rf"(?:\{{|^) ?([^{{}}]*\S) ?\\over{_END} ?([^{{}}]*)(?:\}}|$)",
-        r"\\frac{\1}{\2}",
-    ),
-    ("sqrt(3)", rf"(?<![A-Za-z\\])(sqrt|pi|sin|cos|tan|log|ln){_END}", r"\\\1"),
+    (r"2 \over 3", r"(?:\{|^)([^{}]*\S) ?\\over(?![A-Za-z]) ?([^{}]*)(?:\}|$)", r"\\frac{\1}{\2}"),
+    ("sqrt(3)", r"(?<![A-Za-z\\])(sqrt|pi|sin|cos|tan|log|ln)(?![A-Za-z])", r"\\\1"),
     (r"\sqrt13, x^10", r"(\\sqrt|\^) ?(?:\(([^()]*)\)|(-?\d+(?:\.\d+)?))", r"\1{\2\3}"),
-    (r"\log_2", r"\\log ?_ ?(\w)", r"\\log_{\1}"),
-    (
-        r"\log_2 3",
-        r"(\\log ?_ ?\{\w+\}) ?(?:\{(\w+)\}|(\d+|[A-Za-z]))(?! ?[\w^(!{\\]|[.,]\d)",
-        r"\1(\2\3)",
-    ),
-    (r"\frac12: the 1", r"\\(frac|sqrt) ?([\dA-Za-z]|\\[a-z]+)", r"\\\1{\2}"),
-    (
-        r"\frac12: the 2",
-        r"(\\frac\{(?:[^{}]|\{[^{}]*\})*\}) ?(\d(?!\d)|[A-Za-z]|\\[a-z]+)",
-        r"\1{\2}",
-    ),
-    (r"x^\frac12", r"\^ ?(\\frac\{[^{}]*\}\{[^{}]*\})", r"^{\1}"),
-    (
-        r"16.\overline{6}",
-        r"(?<![\d,.])(\d*)\.(\d*)\\(?:overline|bar|dot) ?\{?(\d+)\}?",
-        _as_fraction,
-    ),
+    (r"\log_2", r"\\log_(\w)", r"\\log_{\1}"),
+    (r"\frac12", r"\\(frac|sqrt) ?([\dA-Za-z]|\\[a-z]+)", r"\\\1{\2}"),
+    (r"\frac{1}2", r"(\\frac\{(?:[^{}]|\{[^{}]*\})*\}) ?(\d(?!\d)|[A-Za-z]|\\[a-z]+)", r"\1{\2}"),
+    (r"x^\frac12", r"\^(\\frac\{[^{}]*\}\{[^{}]*\})", r"^{\1}"),
+    ("0.666...", r"(?<![\d,.])(\d*)\.(\d*)\\(?:overline|bar|dot)\{?(\d+)\}?", _as_fraction),
     ("2/3", r"(?<![\d.,^_/])(\d+) ?/ ?(\d+)(?![\d.!^/])", r"\\frac{\1}{\2}"),
-    ("spaces again", r" {2,}", " "),
-    ("a row's end", rf"\\cr{_END}|\\\\ ?\[[^\[\]]*\]", r"\\\\"),
-    ("two hours", rf"(?i)^({_WORD})(?:(?<=ty)[ -]({_WORD}))?(?= |$)", _in_digits),
+    (r"\\[2mm]", r"\\\\ ?\[[^\[\]]*\]", r"\\\\"),
 ]
 
 
 def tidy(text: str) -> str:
     """The same text in one spelling."""
     for _, pattern, spelling in _RULES:
-        text = re.sub(pattern, spelling, text, flags=re.ASCII)
+        text = re.sub(" {2,}", " ", re.sub(pattern, spelling, text, flags=re.ASCII))
     text = text.strip()
     return text if text.endswith("..") else text.rstrip(" .,")  # "6, ..." goes on
 
@@ -214,11 +187,10 @@ def unnamed(text: str, other: str) -> str:
 def is_set(text: str) -> bool:
     """Whether a text is a set of numbers for sure; (1,2) may be a pair."""
     shape, members = parts(text)
-    if len(members) == 2 and (shape in ("[)", "(]", "[]") or (shape == "()" and r"\infty" in text)):
+    is_pair = shape == "()" and r"\infty" not in text
+    if len(members) == 2 and shape in ("()", "[)", "(]", "[]") and not is_pair:
         return True
-    return bool(
-        re.match(r"[A-Za-z] ?\\in(?![a-z])", text) or re.search(r"∪|\\cap|\\setminus", text)
-    )
+    return bool(re.search(r"^[A-Za-z] ?\\in(?![a-z])|∪|\\cap|\\setminus", text))
 
 
 def as_set(text: str) -> str:
@@ -227,12 +199,11 @@ def as_set(text: str) -> str:
     sign, joint = ("∨", "∪") if "∨" in text else (",", r" \cap ")
     pieces = [_letter_and_set(piece.strip()) for piece in split(condition, sign)]
     letters = {letter for letter, _ in pieces}
-    if not pieces or not all(piece for _, piece in pieces) or len(letters - {""}) > 1:
-        return text
-    if len(pieces) > 1 and sign == "," and "" in letters:  # pairs
+    names = letters - {""}
+    if len(names) > 1 or not all(piece for _, piece in pieces) or (sign == "," and "" in letters):
         return text
     whole = joint.join(piece for _, piece in pieces)
-    return rf"{max(letters)} \in {whole}" if any(letters) else whole
+    return rf"{names.pop()} \in {whole}" if names else whole or text
 
 
 _MIRRORED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
@@ -240,10 +211,9 @@ _MIRRORED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
 
 def _letter_and_set(text: str) -> tuple[str, str]:
     r"""`2 < x \le 3` is (x, (2,3]), `x \ne 2` is (x, ℝ without 2), [2,3) has no letter."""
-    if match := re.fullmatch(r"([A-Za-z]) ?\\ne ?([^=<>,]+)", text):
-        return match[1], rf"(-\infty,\infty)\setminus\{{{match[2]}\}}"
-    if match := re.fullmatch(r"([A-Za-z]) ?\\in ?(.*)", text):
-        return match.groups()
+    if match := re.fullmatch(r"([A-Za-z]) ?\\(in|ne)(?![a-z]) ?([^=<>]+)", text):
+        letter, link, value = match.groups()
+        return letter, value if link == "in" else rf"(-\infty,\infty)\setminus\{{{value}\}}"
     chain = re.split(r" ?(<|>|\\[lg]e(?![a-z])) ?", text)
     if len(chain) > 1 and chain[1] in (">", r"\ge"):
         chain = [_MIRRORED.get(link, link) for link in reversed(chain)]

@@ -10,26 +10,13 @@ _SAME = r"""
 ∅ emptyset varnothing, < lt, > gt, \le ≤ leq leqslant <=, \ge ≥ geq geqslant >=, \ne ≠ neq, \in ∈
 ... … dots ldots cdots, ^\circ °, ^2 ², ^3 ³, \frac dfrac tfrac cfrac, \; quad qquad displaystyle
 \setminus ∖ smallsetminus backslash, \\ cr, \frac{1}{2} ½, \frac{1}{3} ⅓, \frac{2}{3} ⅔
-\frac{1}{4} ¼, \frac{3}{4} ¾, \frac{1}{5} ⅕, \frac{1}{6} ⅙, \frac{1}{8} ⅛, 0 zero, 1 one, 2 two
-3 three, 4 four, 5 five, 6 six, 7 seven, 8 eight, 9 nine, 10 ten, 11 eleven, 12 twelve, 13 thirteen
-14 fourteen, 15 fifteen, 16 sixteen, 17 seventeen, 18 eighteen, 19 nineteen, 20 twenty, 30 thirty
-40 forty, 50 fifty, 60 sixty, 70 seventy, 80 eighty, 90 ninety
+\frac{1}{4} ¼, \frac{3}{4} ¾, \frac{1}{5} ⅕, \frac{1}{6} ⅙, \frac{1}{8} ⅛,
+0 zero, 1 one, 2 two, 3 three, 4 four, 5 five, 6 six, 7 seven, 8 eight, 9 nine, 10 ten, 11 eleven
+12 twelve, 20 twenty, \text{euros} €, \text{pounds} £
 """
-_GROUPS = [group.split() for group in re.split(", |\n", _SAME.strip())]
-_FIRST = {name: group[0] for group in _GROUPS for name in group[1:]}
+_GROUPS = [re.sub(r"(\\[a-z]+) ", r"\1_ ", group).split() for group in re.split(", |,?\n", _SAME)]
+_FIRST = {name: group[0].replace("_", " ") for group in _GROUPS for name in group[1:]}
 _WORD = "|".join(name for name, first in _FIRST.items() if first.isdigit())
-
-
-def _first(match: re.Match) -> str:
-    r"""The first of the group of a command or character, so that \leq x stays apart: \le x."""
-    first = _FIRST.get(match[1] or match[0], match[0])
-    is_glued = first[-1].isalpha() and match.string[match.end() : match.end() + 1].isalpha()
-    return first + " " if is_glued else first
-
-
-def _in_digits(match: re.Match) -> str:
-    """`twenty-one` becomes 21."""
-    return str(sum(int(_FIRST[word.lower()]) for word in match.groups("zero")))
 
 
 def _as_fraction(match: re.Match) -> str:
@@ -41,7 +28,11 @@ def _as_fraction(match: re.Match) -> str:
 
 _AMOUNT = r"((?<![\d.,])[\d.,]*\d)"
 _RULES = [  # what is respelled, its pattern, what takes its place; in this order
-    ("commands, characters", r"\\([A-Za-z]+)|[^\x00-\x7f]|[<>]=", _first),
+    (
+        "commands, characters",
+        r"\\([A-Za-z]+)|[^\x00-\x7f]|[<>]=",
+        lambda it: _FIRST.get(it[1] or it[0], it[0]),
+    ),
     # What only marks up leaves a space, so that it joins no digits: $1$8 is not 18.
     ("**18**", r'(?<![^\s$])(\*\*|__|[*`"])(?=\S)([^*`"]*\S)\1(?![\w*])', r" \2 "),
     ("1,000", r"\{,\}|(?<=\d)\\,(?=\d{3}(?!\d))", ","),
@@ -52,14 +43,13 @@ _RULES = [  # what is respelled, its pattern, what takes its place; in this orde
     ("km over h", r"\\frac\{(\\text\{[^{}]*\})\}\{(\\text\{[^{}]*\})\}", r"\1/\2"),
     (r"5\text{ cm.}", r"(?<!\.)\.\}$", "}"),
     ("sq. ft", r"\b(sq|cu)\. ?", r"\1 "),
-    ("two", rf"(?i)(?:^|(?<=text\{{))({_WORD})(?:(?<=ty)[ -]({_WORD}))?(?= |\}}|$)", _in_digits),
+    ("two", rf"(?i)(?:^|(?<=text\{{))(?:{_WORD})(?= |\}}|$)", lambda it: _FIRST[it[0].lower()]),
     (r"11_{\text{2}}", r"_\{\\text\{(\d+)\}\}", r"_{\1}"),
     ("2 or 3", r",? ?\\text\{,? ?or,?\} ?|,? or ", "∨"),
     ("2 and 3; not (2; 3)", r",? ?\\text\{,? ?and,?\} ?|,? and |;(?![^(\[]*[)\]])", ","),
     ("$5", rf"(?:\bUSD|\\text\{{USD\}}|(?:US)?\\\$|US\$) ?{_AMOUNT}", r"\1 dollars"),
-    ("5 USD", rf"{_AMOUNT} ?(?:\\\$|USD\b|\\text\{{USD\}})", r"\1 dollars"),
-    ("5€", rf"€ ?{_AMOUNT}|{_AMOUNT} ?€", r"\1\2 euros"),
-    ("£5", rf"£ ?{_AMOUNT}", r"\1 pounds"),
+    (r"5\$", rf"{_AMOUNT} ?\\\$", r"\1 dollars"),
+    ("€5", rf"(\\text\{{(?:euro|pound)s\}}) ?{_AMOUNT}", r"\2\1"),
     ("$x$", r"\\?\$", " "),
     ("5%", r" ?\\?%| (?:per ?cent(?:age)?|pct)\b|\\text\{per ?cent(?:age)?\}", " percent "),
     ("30°", r"\^(?:\{\\circ ?\}|\\circ)", " degrees "),
@@ -184,13 +174,10 @@ def unnamed(text: str, other: str) -> str:
     return text if re.search(_EQUALS, other) or set(other) & symbols else peel(value)
 
 
-def is_set(text: str) -> bool:
-    """Whether a text is a set of numbers for sure; (1,2) may be a pair."""
-    shape, members = parts(text)
-    is_pair = shape == "()" and r"\infty" not in text
-    if len(members) == 2 and shape in ("()", "[)", "(]", "[]") and not is_pair:
-        return True
-    return bool(re.search(r"^[A-Za-z] ?\\in(?![a-z])|∪|\\cap|\\setminus", text))
+SET = re.compile(  # for sure; (1,2) may be a pair
+    r"[A-Za-z] ?\\in(?![a-z]).*|.*(?:∪|\\cap|\\setminus).*"
+    r"|\[[^()\[\]]*,[^()\[\]]*[)\]]|\([^()\[\]]*,[^()\[\]]*\]|\((?: ?-\\infty ?,.*|.*, ?\\infty ?)\)"
+)
 
 
 def as_set(text: str) -> str:
@@ -217,12 +204,11 @@ def _letter_and_set(text: str) -> tuple[str, str]:
     chain = re.split(r" ?(<|>|\\[lg]e(?![a-z])) ?", text)
     if len(chain) > 1 and chain[1] in (">", r"\ge"):
         chain = [_MIRRORED.get(link, link) for link in reversed(chain)]
-    if re.fullmatch("[A-Za-z]", chain[0]):
-        chain = [r"-\infty", "<", *chain]
-    if re.fullmatch("[A-Za-z]", chain[-1]):
-        chain = [*chain, "<", r"\infty"]
+    if len(chain) == 3:
+        is_above = re.fullmatch("[A-Za-z]", chain[-1])
+        chain = [*chain, "<", r"\infty"] if is_above else [r"-\infty", "<", *chain]
     if len(chain) != 5 or not re.fullmatch("[A-Za-z]", chain[2]) or {">", r"\ge"} & set(chain):
-        return "", text if is_set(text) else ""
+        return "", text if SET.fullmatch(text) else ""
     low, over, letter, under, high = chain
     left, right = "(" if over == "<" else "[", ")" if under == "<" else "]"
     return letter, f"{left}{low},{high}{right}"
@@ -262,6 +248,7 @@ def exact(text: str) -> str:
     """Decimals become fractions, so that nothing rounds; i is the root of -1 if it stands alone."""
     if letters(text) == {"i"}:
         text = re.sub(r"(?<![\\A-Za-z])i", r"\\sqrt{-1}", text)
-    template = r"\frac{{{0.numerator}}}{{{0.denominator}}}"
-    text = re.sub(r"\d*\.\d+", lambda decimal: template.format(Fraction(decimal[0])), text)
+    text = re.sub(
+        r"\d*\.\d+", lambda it: r"\frac{%d}{%d}" % Fraction(it[0]).as_integer_ratio(), text
+    )
     return text.replace("∪", r"\cup ")

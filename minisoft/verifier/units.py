@@ -9,7 +9,7 @@ _UNITS = """
 mm millimeter millimetre, cm centimeter centimetre, m meter metre, km kilometer kilometre
 in inch, ft foot feet, yard yd, mile mi, mg milligram, g gram, kg kilogram, pound lb, ounce oz
 ton tonne, ml milliliter millilitre, L l liter litre, gallon gal, cup, s second sec, min minute
-h hour hr, day, week, month, year yr, mile/h mph, km/h kph kmh, dollar, cent, euro, degree deg, unit
+h hour hr, day, week, month, year yr, mile/h mph, km/h kph kmh, dollar usd, cent, euro, degree deg, unit
 egg, apple, orange, book, coin, student, people person, child children, man men, woman women
 page, point, way
 """

@@ -1,7 +1,7 @@
 """Is an answer the same as its gold: as text, as exact numbers, or as a formula to Math-Verify?
 
-Nothing rounds.  Math-Verify sees one plain formula at a time, never a list, tuple, union or matrix,
-and none that could make it hang, like a tower of powers.
+Nothing rounds.  Math-Verify sees one formula or set of numbers at a time, never a list, tuple or
+matrix, and none that could make it hang, like a tower of powers.
 """
 
 import re
@@ -12,11 +12,10 @@ from minisoft.verifier import spelling
 from minisoft.verifier.spelling import number
 from minisoft.verifier.units import is_known, unit
 
-MAX_CHARS, MAX_DEPTH = 1000, 20  # a longer or deeper text is not looked into
-
 
 def is_small(text: str) -> bool:
-    return len(text) <= MAX_CHARS and max(spelling.depths(text)) <= MAX_DEPTH
+    """A longer or deeper text is not looked into."""
+    return len(text) <= 1000 and max(spelling.depths(text)) <= 20
 
 
 class Comparison:
@@ -46,7 +45,7 @@ class Comparison:
         # one in more pieces than its gold is not simplified
         is_simple = answer.count("∪") <= gold.count("∪") or r"\setminus" in gold
         is_set = is_simple and is_set and spelling.SET.fullmatch(answer)
-        return bool(is_set) and may_ask(gold, answer, _SET) and self.ask(gold, answer)
+        return bool(is_set) and may_ask(gold, answer) and self.ask(gold, answer)
 
     def _same_parts(self, gold: str, answer: str) -> bool:
         (shape, golds), (answer_shape, answers) = spelling.parts(gold), spelling.parts(answer)
@@ -75,39 +74,37 @@ class Comparison:
         # a whole number wants a literal one: whoever answers 6 x 7 has not said 42
         whole = expected is not None and expected.denominator == 1
         is_percent = answer_unit == "percent" and not gold_unit
-        if answer_unit not in ("", gold_unit) and not is_percent:
-            if gold_unit or not is_known(answer_unit):
-                return False
+        is_other = answer_unit not in ("", gold_unit) and not is_percent
+        if is_other and (gold_unit or not is_known(answer_unit)):
+            return False
         if expected is None or value is None:
             return not (whole or is_percent) and may_ask(gold, answer) and self.ask(gold, answer)
         self.used_numbers = True
-        if gold_unit == "percent" and not answer_unit and value * 100 == expected:  # 0.1 is 10%
-            return True
-        if is_percent and not whole and value == expected * 100:  # 50% is 0.5
-            return True
-        # The gold 25 or 12.5 may have dropped its sign; 3/2 and 0.5 have not.
+        if gold_unit == "percent" and not answer_unit:  # 0.1 is 10%
+            return value in (expected, expected / 100)
+        if not is_percent:
+            return value == expected
+        # The gold 25 or 12.5 may have dropped its sign; 3/2 and 0.5 have not: they are 150%, 50%.
         dropped = whole or (abs(expected) > 1 and not re.match(r"-?\\frac", gold))
-        return value == expected and (dropped or not is_percent)
+        return (dropped and value == expected) or (not whole and value == expected * 100)
 
 
-# Math-Verify may see plain formulas, but nothing like 52_8, 3 2, 3\frac{1}{2}, words, AB.
-_UNCLEAR = r"(?!.*(?:\d ?_|\d \d|\d ?\\frac\{\d+\}\{\d+\}|(?<!\\)\b[A-Za-z]{3,})|[A-Z]{2,}$)"
-_SYMBOL = (
-    r"[\w +\-*/^=<>().{}\[\]|!]|\\(?:frac|sqrt|binom|cdot|times|pi|alpha|beta|theta"
-    r"|(?:arc)?(?:sin|cos|tan)|cot|sec|csc|log|ln|exp|[lg]e(?:q|qslant)?|[lr](?:floor|ceil))(?![A-Za-z])"
-)
-_FORMULA = re.compile(rf"{_UNCLEAR}(?:{_SYMBOL})+", re.ASCII)
-_SET = re.compile(  # sets too, but none that holds infinity
-    rf"{_UNCLEAR}(?!.*(?:\\infty ?\]|\[ ?-\\infty))"
-    rf"(?:{_SYMBOL}|[,∪]|\\[{{}}]|\\(?:cap|setminus|infty)(?![A-Za-z]))+",
+# Math-Verify may see formulas and sets, but nothing like 52_8, 3 2, 3\frac{1}{2}, words, AB; and
+# infinity only as the open end of an interval.
+_FORMULA = re.compile(
+    r"(?!.*(?:\d ?_|\d \d|\d ?\\frac\{\d+\}\{\d+\}|(?<!\\)\b[A-Za-z]{3,})|[A-Z]{2,}$"
+    r"|.*\\infty ?(?:[^,) ]|$)|.*\[ ?-\\infty)"
+    r"(?:[\w +\-*/^=<>().,∪{}\[\]|!]|\\[{}]|\\(?:frac|sqrt|binom|cdot|times|pi|alpha|beta|theta"
+    r"|(?:arc)?(?:sin|cos|tan)|cot|sec|csc|log|ln|exp|[lg]e(?:q|qslant)?|[lr](?:floor|ceil)|infty"
+    r"|cap|setminus)(?![A-Za-z]))+",
     re.ASCII,
 )
 _SOLVED = re.compile("[A-Za-z] ?=[^A-Zabcdfghj-z=]*")
 
 
-def may_ask(gold: str, answer: str, form: re.Pattern = _FORMULA) -> bool:
-    """Whether two texts of a form have the same letters and are fit for Math-Verify."""
-    if not (form.fullmatch(gold) and form.fullmatch(answer)):
+def may_ask(gold: str, answer: str) -> bool:
+    """Whether two texts are formulas that have the same letters and are fit for Math-Verify."""
+    if not (_FORMULA.fullmatch(gold) and _FORMULA.fullmatch(answer)):
         return False
     is_solved = _SOLVED.fullmatch(re.sub(r"\\[A-Za-z]+", "", gold))  # x-5=0 is not x=5
     if is_solved or spelling.letters(gold) != spelling.letters(answer):
@@ -115,35 +112,29 @@ def may_ask(gold: str, answer: str, form: re.Pattern = _FORMULA) -> bool:
     return gold.count("=") == answer.count("=") <= 1 and not _is_heavy(answer, gold)
 
 
-# What could make Math-Verify hang.  @ is a number above 12 that the gold does not have.
+# What could make Math-Verify hang.  @ is a digit of a number above 12 not in the gold.
 _HEAVY = re.compile(
     r"\^(?:\{[^{}]*[\^!@{]| ?-?@| ?\w ?[\^!])"  # a power or a large number in an exponent
     r"|[)}\]] ?\^.*[)}\]]{2} ?\^"  # the power of a bracket in another
     r"|(?:[!^*@\\][^()]*[)}]|@|!) ?!|! ?\^|(?:\||r(?:floor|ceil)) ?[\^!]"  # of a product: (9*9)!
-    r"|binom\{(?:[^{}]*\}\{)?[^{}]*[!@({]"
+    r"|@{13}|binom\{(?:[^{}]*\}\{)?[^{}]*[!@({]"
     r"|(?:\\(?:sqrt|(?:arc)?(?:sin|cos|tan)|cot|sec|csc|log|ln|exp).*){6}"
 )
 
 
 def _is_heavy(text: str, gold: str) -> bool:
-    """Whether Math-Verify could hang on a text, as a rule of thumb.
-
-    It is much longer than its gold, nests brackets more than five deep, has many functions, or has
-    a power or factorial of another or of a large number.
-    """
+    """Whether Math-Verify could hang on a text, as a rule of thumb."""
     harmless = set(re.findall(r"\d+", gold))
     text = re.sub(r"\\frac\{(\w+)\}\{(\w+)\}", r"\1/\2", text)
-    text = re.sub(r"\d+", lambda n: "1" if n[0] in harmless or int(n[0]) < 13 else "@", text)
+    harmless.update(map(str, range(13)))
+    text = re.sub(r"\d+", lambda n: "1" if n[0] in harmless else "@" * len(n[0]), text)
     is_long = len(text) > 2 * len(gold) + 50
     return is_long or max(spelling.depths(text)) > 5 or bool(_HEAVY.search(text))
 
 
 @lru_cache(10_000)  # many problems have the same gold, a small number
 def only_as_text(gold: str) -> bool:
-    """Whether a gold has a part that is neither a number nor a formula nor words.
-
-    Then only the same text is right.
-    """
+    """Whether only its own text is right: a part is neither a number nor a formula nor words."""
     if not is_small(gold):
         return True
     text = spelling.peel(spelling.tidy(gold))

@@ -4,17 +4,18 @@ import re
 from fractions import Fraction
 from itertools import accumulate
 
-# Characters and commands that are the same; the first of each group takes the place of all.
+# Characters and commands that are the same; the first of each group takes the place of all,
+# a command with a space behind it.
 _SAME = r"""
 - − –, \sqrt √, \pi π, \infty ∞, \times ×, \cdot ·, / ÷ div, ± pm, ∪ cup, ∨ vee lor, \mathbb{R} ℝ
 ∅ emptyset varnothing, < lt, > gt, \le ≤ leq leqslant <=, \ge ≥ geq geqslant >=, \ne ≠ neq, \in ∈
 ... … dots ldots cdots, ^\circ °, ^2 ², ^3 ³, \frac dfrac tfrac cfrac, \; quad qquad displaystyle
 \setminus ∖ smallsetminus backslash, \\ cr, \frac{1}{2} ½, \frac{1}{3} ⅓, \frac{2}{3} ⅔
-\frac{1}{4} ¼, \frac{3}{4} ¾, \frac{1}{5} ⅕, \frac{1}{6} ⅙, \frac{1}{8} ⅛,
-0 zero, 1 one, 2 two, 3 three, 4 four, 5 five, 6 six, 7 seven, 8 eight, 9 nine, 10 ten, 11 eleven
-12 twelve, 20 twenty, \text{euros} €, \text{pounds} £
+\frac{1}{4} ¼, \frac{3}{4} ¾, \frac{1}{5} ⅕, \frac{1}{6} ⅙, \frac{1}{8} ⅛, 0 zero, 1 one, 2 two
+3 three, 4 four, 5 five, 6 six, 7 seven, 8 eight, 9 nine, 10 ten, 11 eleven, 12 twelve, 20 twenty
+\text{euros} €, \text{pounds} £
 """
-_GROUPS = [re.sub(r"(\\[a-z]+) ", r"\1_ ", group).split() for group in re.split(", |,?\n", _SAME)]
+_GROUPS = [re.sub(r"(\\[a-z]+) ", r"\1_ ", group).split() for group in re.split(", |\n", _SAME)]
 _FIRST = {name: group[0].replace("_", " ") for group in _GROUPS for name in group[1:]}
 _WORD = "|".join(name for name, first in _FIRST.items() if first.isdigit())
 
@@ -28,11 +29,7 @@ def _as_fraction(match: re.Match) -> str:
 
 _AMOUNT = r"((?<![\d.,])[\d.,]*\d)"
 _RULES = [  # what is respelled, its pattern, what takes its place; in this order
-    (
-        "commands, characters",
-        r"\\([A-Za-z]+)|[^\x00-\x7f]|[<>]=",
-        lambda it: _FIRST.get(it[1] or it[0], it[0]),
-    ),
+    (r"\leq, ≤", r"\\([A-Za-z]+)|[^\x00-\x7f]|[<>]=", lambda it: _FIRST.get(it[1] or it[0], it[0])),
     # What only marks up leaves a space, so that it joins no digits: $1$8 is not 18.
     ("**18**", r'(?<![^\s$])(\*\*|__|[*`"])(?=\S)([^*`"]*\S)\1(?![\w*])', r" \2 "),
     ("1,000", r"\{,\}|(?<=\d)\\,(?=\d{3}(?!\d))", ","),
@@ -127,10 +124,7 @@ _MATRIX = re.compile(  # with or without an empty last row
 
 
 def parts(text: str) -> tuple[str, list[str]]:
-    r"""(shape, members) of a matrix, tuple, interval, list or union; ("", []) of a formula.
-
-    A member a \pm b is two.
-    """
+    r"""(shape, members) of a matrix, tuple, list, union; ("", []) of a formula; a \pm b is two."""
     text = text.replace("∨", ",")
     if matrix := _MATRIX.fullmatch(text):
         separators = re.findall(r"&|\\\\", matrix[1])
@@ -161,10 +155,7 @@ def name(text: str) -> str:
 
 
 def unnamed(text: str, other: str) -> str:
-    r"""`x = 5`, `f(x) = 5`, `x \in [0, 5]` or `(x, y) = (0, 5)` without the name.
-
-    Only if the other text has the same name, or none and is no equation.
-    """
+    """`x = 5`, `(x, y) = (0, 5)` without a name that the other has too, or if it is no equation."""
     if not (match := _NAMED.fullmatch(text)):
         return text
     name, letter, letters, value = match.groups()
@@ -174,9 +165,10 @@ def unnamed(text: str, other: str) -> str:
     return text if re.search(_EQUALS, other) or set(other) & symbols else peel(value)
 
 
+_SIDE = r"[^()\[\]]+"  # of an interval
 SET = re.compile(  # for sure; (1,2) may be a pair
-    r"[A-Za-z] ?\\in(?![a-z]).*|.*(?:∪|\\cap|\\setminus).*"
-    r"|\[[^()\[\]]*,[^()\[\]]*[)\]]|\([^()\[\]]*,[^()\[\]]*\]|\((?: ?-\\infty ?,.*|.*, ?\\infty ?)\)"
+    rf"\[{_SIDE},{_SIDE}[\])]|\({_SIDE},{_SIDE}\]|\( ?-\\infty ?,{_SIDE}\)|\({_SIDE}, ?\\infty ?\)"
+    r"|[A-Za-z] ?\\in(?![a-z]).*|.*(?:∪|\\cap|\\setminus).*"
 )
 
 
@@ -185,9 +177,8 @@ def as_set(text: str) -> str:
     condition = re.sub(r"^([A-Za-z]) ?(?:\\mid|[|:])(?=.*\1)", "", text)  # of {x | x > 2}
     sign, joint = ("∨", "∪") if "∨" in text else (",", r" \cap ")
     pieces = [_letter_and_set(piece.strip()) for piece in split(condition, sign)]
-    letters = {letter for letter, _ in pieces}
-    names = letters - {""}
-    if len(names) > 1 or not all(piece for _, piece in pieces) or (sign == "," and "" in letters):
+    names = {letter for letter, _ in pieces} - ({""} if sign == "∨" else set())
+    if len(names) > 1 or not all(piece for _, piece in pieces) or "" in names:
         return text
     whole = joint.join(piece for _, piece in pieces)
     return rf"{names.pop()} \in {whole}" if names else whole or text
@@ -248,7 +239,5 @@ def exact(text: str) -> str:
     """Decimals become fractions, so that nothing rounds; i is the root of -1 if it stands alone."""
     if letters(text) == {"i"}:
         text = re.sub(r"(?<![\\A-Za-z])i", r"\\sqrt{-1}", text)
-    text = re.sub(
-        r"\d*\.\d+", lambda it: r"\frac{%d}{%d}" % Fraction(it[0]).as_integer_ratio(), text
-    )
+    text = re.sub(r"\d*\.\d+", lambda decimal: f"({Fraction(decimal[0])})", text)
     return text.replace("∪", r"\cup ")

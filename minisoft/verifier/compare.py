@@ -19,10 +19,7 @@ def is_small(text: str) -> bool:
 
 
 class Comparison:
-    """Of one answer with its gold; `ask(gold, answer)` decides about two formulas.
-
-    `used_numbers` tells afterwards whether numbers were compared.
-    """
+    """Of an answer with its gold; `ask` decides about formulas, `used_numbers` tells of numbers."""
 
     def __init__(self, ask: Callable[[str, str], bool]):
         self.ask = ask
@@ -52,8 +49,9 @@ class Comparison:
         if not shape or number(unit(gold)[0]) is not None:  # 1,450,000 is no list
             return self._same_formula(gold, answer)
         gold_names, names = ([spelling.name(part) for part in some] for some in (golds, answers))
-        if shape == "()" and answer_shape == "," and sorted({*names} - {""}) == names:
-            answer_shape = "()"  # x=2, y=5 is (2, 5)
+        named = gold_names if shape == "," else names
+        if {shape, answer_shape} == {"()", ","} and sorted({*named} - {""}) == named:
+            shape = answer_shape = "()"  # x=2, y=5 is (2, 5)
         if shape != answer_shape or len(golds) != len(answers):
             return False
         if shape not in (",", "∪") or "..." in gold:
@@ -124,9 +122,8 @@ _HEAVY = re.compile(
 
 def _is_heavy(text: str, gold: str) -> bool:
     """Whether Math-Verify could hang on a text, as a rule of thumb."""
-    harmless = set(re.findall(r"\d+", gold))
     text = re.sub(r"\\frac\{(\w+)\}\{(\w+)\}", r"\1/\2", text)
-    harmless.update(map(str, range(13)))
+    harmless = {*re.findall(r"\d+", gold), *map(str, range(13))}
     text = re.sub(r"\d+", lambda n: "1" if n[0] in harmless else "@" * len(n[0]), text)
     is_long = len(text) > 2 * len(gold) + 50
     return is_long or max(spelling.depths(text)) > 5 or bool(_HEAVY.search(text))
@@ -141,6 +138,6 @@ def only_as_text(gold: str) -> bool:
     if members := spelling.parts(text)[1]:
         return any(map(only_as_text, members))
     value = unit(text)[0]
-    if number(value) is not None or _FORMULA.fullmatch(value):
-        return False
-    return not re.fullmatch(r"[A-Za-z ,.'-]+|\\text\{[^{}\\]*\}|-? ?\\infty|∅", text)
+    is_read = number(value) is not None or _FORMULA.fullmatch(value)
+    is_words = re.fullmatch(r"[A-Za-z ,.'-]+|\\text\{[^{}\\]*\}|-? ?\\infty|∅", text)
+    return not (is_read or is_words)

@@ -12,8 +12,9 @@ _SAME = r"""
 ... … dots ldots cdots, ^\circ °, ^2 ², ^3 ³, \frac dfrac tfrac cfrac, \; quad qquad displaystyle
 \setminus ∖ smallsetminus backslash, \\ cr, \frac{1}{2} ½, \frac{1}{3} ⅓, \frac{2}{3} ⅔
 \frac{1}{4} ¼, \frac{3}{4} ¾, \frac{1}{5} ⅕, \frac{1}{6} ⅙, \frac{1}{8} ⅛, 0 zero, 1 one, 2 two
-3 three, 4 four, 5 five, 6 six, 7 seven, 8 eight, 9 nine, 10 ten, 11 eleven, 12 twelve, 20 twenty
-\text{euros} €, \text{pounds} £
+3 three, 4 four, 5 five, 6 six, 7 seven, 8 eight, 9 nine, 10 ten, 11 eleven, 12 twelve, 13 thirteen
+14 fourteen, 15 fifteen, 16 sixteen, 17 seventeen, 18 eighteen, 19 nineteen, 20 twenty, 30 thirty
+40 forty, 50 fifty, 60 sixty, 70 seventy, 80 eighty, 90 ninety, \text{euros} €, \text{pounds} £
 """
 _GROUPS = [re.sub(r"(\\[a-z]+) ", r"\1_ ", group).split() for group in re.split(", |\n", _SAME)]
 _FIRST = {name: group[0].replace("_", " ") for group in _GROUPS for name in group[1:]}
@@ -48,12 +49,12 @@ _RULES = [  # what is respelled, its pattern, what takes its place; in this orde
     (r"5\$", rf"{_AMOUNT} ?\\\$", r"\1 dollars"),
     ("€5", rf"(\\text\{{(?:euro|pound)s\}}) ?{_AMOUNT}", r"\2\1"),
     ("$x$", r"\\?\$", " "),
-    ("5%", r" ?\\?%| (?:per ?cent(?:age)?|pct)\b|\\text\{per ?cent(?:age)?\}", " percent "),
+    ("5%", r" ?\\?%| ?(\\text\{)?\bp(?:er ?)?c(?:en)?t(?:age)?(?(1)\}|\b)", " percent "),
     ("30°", r"\^(?:\{\\circ ?\}|\\circ)", " degrees "),
     ("angle", r"(\\(?:sin|cos|tan|cot|sec|csc)[^,]*?)([\d.]+) degrees", r"\1\\frac{\2\\pi}{180}"),
-    ("no answer", r"^(?:\\text\{)?[Nn]o (?:real )?solutions?\}?$|\\\{ ?\\\}", "∅"),
-    ("ℝ - {2}", r"(\\mathbb\{R\}) ?- ?(?=\\\{)", r"\1\\setminus"),
-    ("ℝ", r"\\mathbb\{?R\}?|(?:\\text\{)?[Aa]ll real(?: number)?s\}?", r"(-\\infty,\\infty)"),
+    ("no answer", r"(?i)^(?:\\text\{)?(?:no (?:real )?solutions?|empty set)\}?$|\\\{ ?\\\}", "∅"),
+    ("ℝ - {2}", r"(\\mathbb ?\{?R\}?) ?- ?(?=\\\{)", r"\1\\setminus"),
+    ("ℝ", r"\\mathbb ?\{?R\}?|(?:\\text\{)?[Aa]ll real(?: number)?s\}?", r"(-\\infty,\\infty)"),
     ("not =", r"\\not ?=", r"\\ne "),
     (r"+\infty", r"(?<![^,([]) ?\+ ?(?=\\infty)", ""),
     (r"2 \over 3", r"(?:\{|^)([^{}]*\S) ?\\over(?![A-Za-z]) ?([^{}]*)(?:\}|$)", r"\\frac{\1}{\2}"),
@@ -158,11 +159,11 @@ def unnamed(text: str, other: str) -> str:
     """`x = 5`, `(x, y) = (0, 5)` without a name that the other has too, or if it is no equation."""
     if not (match := _NAMED.fullmatch(text)):
         return text
-    name, letter, letters, value = match.groups()
+    name, letter, several, value = match.groups()
     if re.match(re.escape(name) + _EQUALS, other):
         return peel(value)
-    symbols = set(letter or letters) - {",", " "}
-    return text if re.search(_EQUALS, other) or set(other) & symbols else peel(value)
+    symbols = set(letter or several) - {",", " "}
+    return text if re.search(_EQUALS, other) or letters(other) & symbols else peel(value)
 
 
 _SIDE = r"[^()\[\]]+"  # of an interval
@@ -174,9 +175,9 @@ SET = re.compile(  # for sure; (1,2) may be a pair
 
 def as_set(text: str) -> str:
     r"""`x < 2 ∨ x \ge 3` becomes `x \in (-\infty,2)∪[3,\infty)`; what is no set stays as it is."""
-    condition = re.sub(r"^([A-Za-z]) ?(?:\\mid|[|:])(?=.*\1)", "", text)  # of {x | x > 2}
+    builder = r"^([A-Za-z])(?: ?\\in ?\(-\\infty,\\infty\))? ?(?:\\mid|[|:])(?=.*\1)"  # {x | x > 2}
     sign, joint = ("∨", "∪") if "∨" in text else (",", r" \cap ")
-    pieces = [_letter_and_set(piece.strip()) for piece in split(condition, sign)]
+    pieces = [_letter_and_set(piece.strip()) for piece in split(re.sub(builder, "", text), sign)]
     names = {letter for letter, _ in pieces} - ({""} if sign == "∨" else set())
     if len(names) > 1 or not all(piece for _, piece in pieces) or "" in names:
         return text

@@ -50,7 +50,8 @@ class Comparison:
             return self._same_formula(gold, answer)
         gold_names, names = ([spelling.name(part) for part in some] for some in (golds, answers))
         named = gold_names if shape == "," else names
-        if {shape, answer_shape} == {"()", ","} and sorted({*named} - {""}) == named:
+        is_pair = {shape, answer_shape} == {"()", ","} and "∨" not in gold + answer
+        if is_pair and sorted({*named} - {""}) == named:
             shape = answer_shape = "()"  # x=2, y=5 is (2, 5)
         if shape != answer_shape or len(golds) != len(answers):
             return False

@@ -110,7 +110,7 @@ def split(text: str, separator: str = ",") -> list[str]:
 def peel(text: str) -> str:
     r"""Without wrappers around the whole: \boxed{5}, \text{5}, {5}, \{5, 6\}, (5); (5, 6) stays."""
     text = text.strip()
-    wrapped = re.fullmatch(r"(?:\\boxed ?|\\text)?\{(.*)\}|\\\{(.*)\\\}|\((.*)\)", text)
+    wrapped = re.fullmatch(r"(?:\\boxed ?|\\text)?\{(.*)\}|\\\{([^∅]*)\\\}|\((.*)\)", text)
     if not wrapped:
         return text
     inside, is_round = wrapped[wrapped.lastindex], wrapped.lastindex == 3

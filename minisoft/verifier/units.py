@@ -11,7 +11,6 @@ ft foot feet, yard yd, mile mi, mg milligram, g gram, kg kilogram, pound lb, oun
 ml milliliter millilitre, L l liter litre, gallon gal, cup, s second sec, min minute, h hour hr, day
 week, month, year yr, mile/h mph, km/h kph kmh, dollar usd, cent, euro, degree deg, unit, egg, apple
 orange, book, coin, student, people person, child children, man men, woman women, page, point, way
-sq square, cu cubic
 """
 _NAMES = [names.split() for names in re.split("[,\n]", _UNITS)]
 _UNIT = {name: names[0] for names in _NAMES for name in names}
@@ -49,7 +48,7 @@ def _stands_bare(words: str, is_spaced: bool) -> bool:
     names = re.findall("[A-Za-z]+", words)
     if max(map(len, names), default=0) < 2:
         return words == "L" or "/" in words
-    return all(len(name) > 2 or name in _UNIT for name in names)
+    return all(len(name) > 2 or name in _UNIT or name in ("sq", "cu") for name in names)
 
 
 def _one_name(words: str) -> str:

@@ -327,17 +327,17 @@ S = (0, 2) :: S = (0, 2.5)
 (2,\infty) :: x \ge 2 ;; x < 2 ;; x ;; \infty ;; 2 ;; (2,\infty),(3,\infty) ;; x > 2, x > 3
 (1,2),(3,4) :: (1,2)\cup(3,4) ;; 1<x<2 or 3<x<4
 \mathbb{R} :: (0,\infty) ;; \mathbb{R}^2 ;; \text{all real numbers except }0 ;; R
-\emptyset :: 0 ;; \{0\} ;; \text{solution} ;; (0,1)
+\emptyset :: 0 ;; \{\emptyset\} ;; \{0\} ;; \text{solution} ;; (0,1)
 \infty :: 2\infty ;; \infty+1 ;; -\infty ;; (1,\infty)
 \frac{2}{3} :: 0.6 ;; 0.66 ;; 0.\overline{66}7 ;; 6.\overline{6} ;; 3 \over 2
 \frac{2}{3} :: 0.\overline{67} ;; 0.6\overline{7}
 7 :: eight ;; seventy ;; seven or eight ;; seven million ;; seven hundred
 7 :: \text{seven}1 ;; seven halves
-40 :: 40 sq ft or so ;; 40 \div 1 + 1 ;; 40 \over 2
+40 :: 40 sq ft or so ;; 40 sq ;; 40 \div 1 + 1 ;; 40 \over 2
 \cos x :: \sin(90-x) ;; \sin(80^\circ - x)
 3+2i :: i(2+3i) ;; 2+3i ;; 3-2i
 1,-2 :: x_1 = 1, y_1 = -2 ;; x_1 = 1 ;; x_1 = 1, x_2 = 2
-(2,-3) :: x = -3, y = 2 ;; y = 2, x = -3 ;; x = 2 ;; x = 2, x = -3
+(2,-3) :: x = -3, y = 2 ;; x = 2 or y = -3 ;; y = 2, x = -3 ;; x = 2 ;; x = 2, x = -3
 x^2+1 :: x ;; x^2+1, x ;; (x^2+1)^1x
 """
 # Right answers that are refused, as ambiguous or not worth a rule.

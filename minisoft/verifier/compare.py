@@ -1,7 +1,7 @@
 """Is an answer the same as its gold: as text, as exact numbers, or as a formula to Math-Verify?
 
-Nothing rounds.  Math-Verify sees one plain formula at a time, never a list, tuple, union or matrix,
-and none that could make it hang, like a tower of powers.
+Nothing rounds.  Math-Verify sees one formula or set of numbers at a time, never a list, tuple or
+matrix, and none that could make it hang, like a tower of powers.
 """
 
 import re
@@ -12,18 +12,14 @@ from minisoft.verifier import spelling
 from minisoft.verifier.spelling import number
 from minisoft.verifier.units import is_known, unit
 
-MAX_CHARS, MAX_DEPTH = 1000, 20  # a longer or deeper text is not looked into
-
 
 def is_small(text: str) -> bool:
-    return len(text) <= MAX_CHARS and max(spelling.depths(text)) <= MAX_DEPTH
+    """A longer or deeper text is not looked into."""
+    return len(text) <= 1000 and max(spelling.depths(text)) <= 20
 
 
 class Comparison:
-    """Of one answer with its gold; `ask(gold, answer)` decides about two formulas.
-
-    `used_numbers` tells afterwards whether numbers were compared.
-    """
+    """Of an answer with its gold; `ask` decides about formulas, `used_numbers` tells of numbers."""
 
     def __init__(self, ask: Callable[[str, str], bool]):
         self.ask = ask
@@ -37,21 +33,32 @@ class Comparison:
 
     def _same(self, gold: str, answer: str) -> bool:
         gold, answer = spelling.peel(gold), spelling.peel(answer)
-        interval = spelling.as_interval(gold)
-        if re.match(r"[A-Za-z] ?\\in(?![a-z])", interval):  # (1,2) may be a pair, this is none
-            gold, answer = interval, spelling.as_interval(answer)
+        is_set = spelling.SET.fullmatch(spelling.as_set(gold))
+        if is_set:
+            gold, answer = spelling.as_set(gold), spelling.as_set(answer)
         gold, answer = spelling.unnamed(gold, answer), spelling.unnamed(answer, gold)
-        if spelling.tight(gold) == spelling.tight(answer):
+        if spelling.tight(gold) == spelling.tight(answer) or self._same_parts(gold, answer):
             return True
+        # one in more pieces than its gold is not simplified
+        is_simple = answer.count("∪") <= gold.count("∪") or r"\setminus" in gold
+        is_set = is_simple and is_set and spelling.SET.fullmatch(answer)
+        return bool(is_set) and may_ask(gold, answer) and self.ask(gold, answer)
+
+    def _same_parts(self, gold: str, answer: str) -> bool:
         (shape, golds), (answer_shape, answers) = spelling.parts(gold), spelling.parts(answer)
         if not shape or number(unit(gold)[0]) is not None:  # 1,450,000 is no list
             return self._same_formula(gold, answer)
+        gold_names, names = ([spelling.name(part) for part in some] for some in (golds, answers))
+        named = gold_names if shape == "," else names
+        is_pair = {shape, answer_shape} == {"()", ","} and "∨" not in gold + answer
+        if is_pair and sorted({*named} - {""}) == named:
+            shape = answer_shape = "()"  # x=2, y=5 is (2, 5)
         if shape != answer_shape or len(golds) != len(answers):
             return False
         if shape not in (",", "∪") or "..." in gold:
             return all(map(self._same, golds, answers))
-        gold_names, names = ({spelling.name(part) for part in some} for some in (golds, answers))
-        if max(len(gold_names - {""}), len(names - {""})) > 1 and gold_names != names:
+        gold_names, names = {*gold_names} - {""}, {*names} - {""}
+        if max(len(gold_names), len(names)) > 1 and gold_names != names:
             return False  # x=2, y=5 is not 2, 5
         for member in golds:  # in any order, each once
             match = next((other for other in answers if self._same(member, other)), None)
@@ -65,92 +72,73 @@ class Comparison:
         expected, value = number(gold), number(answer)
         # a whole number wants a literal one: whoever answers 6 x 7 has not said 42
         whole = expected is not None and expected.denominator == 1
-        is_share = answer_unit == "percent" and not gold_unit and not whole  # 50% is 0.5, not 50
-        if answer_unit not in ("", gold_unit) and not is_share:
-            if gold_unit or not is_known(answer_unit):
-                return False
+        is_percent = answer_unit == "percent" and not gold_unit
+        is_other = answer_unit not in ("", gold_unit) and not is_percent
+        if is_other and (gold_unit or not is_known(answer_unit)):
+            return False
         if expected is None or value is None:
-            return not (whole or is_share) and may_ask(gold, answer) and self.ask(gold, answer)
+            return not (whole or is_percent) and may_ask(gold, answer) and self.ask(gold, answer)
         self.used_numbers = True
-        if gold_unit == "percent" and not answer_unit and value * 100 == expected:  # 0.1 is 10%
-            return True
-        return value == (expected * 100 if is_share else expected)
+        if gold_unit == "percent" and not answer_unit:  # 0.1 is 10%
+            return value in (expected, expected / 100)
+        if not is_percent:
+            return value == expected
+        # The gold 25 or 12.5 may have dropped its sign; 3/2 and 0.5 have not: they are 150%, 50%.
+        dropped = whole or (abs(expected) > 1 and not re.match(r"-?\\frac", gold))
+        return (dropped and value == expected) or (not whole and value == expected * 100)
 
 
-# What Math-Verify may see: plain formulas, but nothing like 52_8, 3 2, 3\frac{1}{2}, words, AB.
+# Math-Verify may see formulas and sets, but nothing like 52_8, 3 2, 3\frac{1}{2}, words, AB; and
+# infinity only as the open end of an interval.
 _FORMULA = re.compile(
-    r"(?!.*(?:\d ?_|\d \d|\d ?\\frac\{\d+\}\{\d+\}|(?<!\\)\b[A-Za-z]{3,})|[A-Z]{2,}$)"
-    r"(?:[\w +\-*/^=<>().{}\[\]|!]|\\(?:frac|sqrt|binom|cdot|times|pi|alpha|beta|theta|sin|cos|tan"
-    r"|cot|sec|csc|log|ln|[lg]e(?:q|qslant)?|[lr](?:floor|ceil))(?![A-Za-z]))+",
+    r"(?!.*(?:\d ?_|\d \d|\d ?\\frac\{\d+\}\{\d+\}|(?<!\\)\b[A-Za-z]{3,})|[A-Z]{2,}$"
+    r"|.*\\infty ?(?:[^,) ]|$)|.*\[ ?-\\infty)"
+    r"(?:[\w +\-*/^=<>().,∪{}\[\]|!]|\\[{}]|\\(?:frac|sqrt|binom|cdot|times|pi|alpha|beta|theta"
+    r"|(?:arc)?(?:sin|cos|tan)|cot|sec|csc|log|ln|exp|[lg]e(?:q|qslant)?|[lr](?:floor|ceil)|infty"
+    r"|cap|setminus)(?![A-Za-z]))+",
     re.ASCII,
 )
-
-
 _SOLVED = re.compile("[A-Za-z] ?=[^A-Zabcdfghj-z=]*")
 
 
 def may_ask(gold: str, answer: str) -> bool:
-    """Whether two texts are formulas in the same letters that are fit for Math-Verify."""
+    """Whether two texts are formulas that have the same letters and are fit for Math-Verify."""
     if not (_FORMULA.fullmatch(gold) and _FORMULA.fullmatch(answer)):
         return False
-    known, used = (set(re.sub(r"\\[A-Za-z]+|[^A-Za-z]", "", text)) for text in (gold, answer))
-    if _SOLVED.fullmatch(re.sub(r"\\[A-Za-z]+", "", gold)):  # x-5=0 is not x=5
+    is_solved = _SOLVED.fullmatch(re.sub(r"\\[A-Za-z]+", "", gold))  # x-5=0 is not x=5
+    if is_solved or spelling.letters(gold) != spelling.letters(answer):
         return False
-    if used != known or not gold.count("=") == answer.count("=") <= 1:
-        return False
-    return not _is_heavy(answer, gold)
+    return gold.count("=") == answer.count("=") <= 1 and not _is_heavy(answer, gold)
 
 
-_FUNCTION = re.compile(r"\\(?:sqrt|sin|cos|tan|cot|sec|csc|log|ln)")
-_GROUP = re.compile(r"[({\[]([^(){}\[\]]*)[)}\]]")  # an innermost bracket
-_TOWER = re.compile(
-    r"\^ ?-?[%@#]|\^ ?[~\w] ?[\^!]|#[~%@#]* ?\^|[%@#][~%@#]* ?!|! ?[\^!]"
-    r"|(?:\||r(?:floor|ceil)) ?[\^!]|binom ?~? ?[%@#]"
+# What could make Math-Verify hang.  @ is a digit of a number above 12 not in the gold.
+_HEAVY = re.compile(
+    r"\^(?:\{[^{}]*[\^!@{]| ?-?@| ?\w ?[\^!])"  # a power or a large number in an exponent
+    r"|[)}\]] ?\^.*[)}\]]{2} ?\^"  # the power of a bracket in another
+    r"|(?:[!^*@\\][^()]*[)}]|@|!) ?!|! ?\^|(?:\||r(?:floor|ceil)) ?[\^!]"  # of a product: (9*9)!
+    r"|@{13}|binom\{(?:[^{}]*\}\{)?[^{}]*[!@({]"
+    r"|(?:\\(?:sqrt|(?:arc)?(?:sin|cos|tan)|cot|sec|csc|log|ln|exp).*){6}"
 )
 
 
 def _is_heavy(text: str, gold: str) -> bool:
-    """Whether Math-Verify could hang on `text`, as a rule of thumb.
-
-    It is much longer than its gold, nests brackets more than five deep, has many functions, or has
-    a power or factorial of another or of a number above 12 not in the gold.
-    """
-    if len(text) > 2 * len(gold) + 50 or len(_FUNCTION.findall(text)) > 5:
-        return True
-    harmless = set(re.findall(r"\d+", gold))
-    text = re.sub(r"\d+", lambda n: "1" if n[0] in harmless or int(n[0]) < 13 else "@", text)
-    for _ in range(6):
-        if _TOWER.search(text):
-            return True
-        text = _GROUP.sub(_mark, text).replace(r"\frac~~", "~")
-    return bool(_GROUP.search(text))
-
-
-def _mark(group: re.Match) -> str:
-    """What becomes of a bracket.
-
-    # if it holds a factorial or a bracket's power, % if another power, @ if a large number or a
-    product, ~ if nothing of these.
-    """
-    if re.search(r"[~%@#] ?\^|[!#]|binom", group[1]):
-        return "#"
-    if re.search(r"[\^%]", group[1]):
-        return "%"
-    return "@" if re.search(r"[@*]|cdot|times|[\d~] ?~", group[1]) else "~"
+    """Whether Math-Verify could hang on a text, as a rule of thumb."""
+    text = re.sub(r"\\frac\{(\w+)\}\{(\w+)\}", r"\1/\2", text)
+    harmless = {*re.findall(r"\d+", gold), *map(str, range(13))}
+    text = re.sub(r"\d+", lambda n: "1" if n[0] in harmless else "@" * len(n[0]), text)
+    is_long = len(text) > 2 * len(gold) + 50
+    return is_long or max(spelling.depths(text)) > 5 or bool(_HEAVY.search(text))
 
 
 @lru_cache(10_000)  # many problems have the same gold, a small number
 def only_as_text(gold: str) -> bool:
-    """Whether a gold has a part that is neither a number nor a formula nor words.
-
-    Then only the same text is right.
-    """
+    """Whether only its own text is right: a part is neither a number nor a formula nor words."""
     if not is_small(gold):
         return True
     text = spelling.peel(spelling.tidy(gold))
     if members := spelling.parts(text)[1]:
         return any(map(only_as_text, members))
     value = unit(text)[0]
-    if number(value) is not None or _FORMULA.fullmatch(value):
-        return False
-    return not re.fullmatch(r"[A-Za-z ,.'-]+|\\text\{[^{}\\]*\}|-? ?\\infty", text)
+    is_read = number(value) is not None or _FORMULA.fullmatch(value)
+    is_words = re.fullmatch(r"[A-Za-z ,.'-]+|\\text\{[^{}\\]*\}|-? ?\\infty|∅", text)
+    return not (is_read or is_words)

@@ -24,11 +24,12 @@ from minisoft.data import boxed
 from minisoft.errors import expect
 from minisoft.reward import reward
 from minisoft.verifier.compare import Comparison
-from minisoft.verifier.spelling import as_fractions
+from minisoft.verifier.spelling import exact
 
 _SAID = os.environ.get("LOCAL_WORLD_SIZE", "")  # of ranks on this machine; World refuses odd ones
 _RANKS = int(_SAID) if _SAID.isdecimal() and int(_SAID) else 1
 WORKERS = max(1, min(4, (os.cpu_count() or 1) // _RANKS))  # children that pay, for each rank
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 STARTUP_S = 120.0  # importing sympy from a cold network disk is slow
 
 
@@ -57,10 +58,7 @@ class Verifier(AbstractContextManager):
     __exit__ = close
 
     def score(self, answer_text: str, gold: str) -> int:
-        r"""100, 10 or 0 (eq. 11) for the text after the prefilled `\boxed{`.
-
-        Raises InputError if Math-Verify is missing.
-        """
+        r"""100, 10 or 0 (eq. 11) for what follows `\boxed{`; InputError without Math-Verify."""
         score, costliest = self.judges[0].judge(answer_text, gold)
         self.counts[costliest] += 1
         return score
@@ -95,9 +93,7 @@ class Judge:
     def judge(self, answer_text: str, gold: str) -> tuple[int, str]:
         """(reward, for what it is to be counted)."""
         answer = boxed(answer_text)
-        if not (answer and answer.strip()) or re.search(
-            r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", answer
-        ):
+        if not (answer and answer.strip()) or _CONTROL.search(answer):
             return reward(boxed=False, right=False), "unboxed"
         self._seconds_left, self._asked = self.deadline_s, None
         comparison = Comparison(self._ask)
@@ -111,7 +107,7 @@ class Judge:
             return False
         if self.child is None or self.child.poll() is not None:
             self._start_child()
-        question = json.dumps([as_fractions(gold), as_fractions(answer)])
+        question = json.dumps([exact(gold), exact(answer)])
         began = time.monotonic()
         reply = self.ask_child(question.encode() + b"\n", self._seconds_left)
         self._seconds_left -= time.monotonic() - began
@@ -141,9 +137,7 @@ class Judge:
         reply = self.ask_child(b"", STARTUP_S)
         if reply != b"ready\n":
             self.end_child()
-            expect(
-                False, "Math-Verify (pip install math-verify)", "it to start", reply or "no reply"
-            )
+            expect(False, "Math-Verify (pip install math-verify)", "its start", reply or "no reply")
 
     def end_child(self):
         if self.child:

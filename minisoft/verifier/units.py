@@ -6,12 +6,11 @@ from minisoft.verifier.spelling import number
 
 # What may follow a number that its gold says nothing about; a unit's first name stands for all.
 _UNITS = """
-mm millimeter millimetre, cm centimeter centimetre, m meter metre, km kilometer kilometre
-in inch, ft foot feet, yard yd, mile mi, mg milligram, g gram, kg kilogram, pound lb, ounce oz
-ton tonne, ml milliliter millilitre, L l liter litre, gallon gal, cup, s second sec, min minute
-h hour hr, day, week, month, year yr, mile/h mph, km/h kph kmh, dollar, cent, euro, degree deg, unit
-egg, apple, orange, book, coin, student, people person, child children, man men, woman women
-page, point, way
+mm millimeter millimetre, cm centimeter centimetre, m meter metre, km kilometer kilometre, in inch
+ft foot feet, yard yd, mile mi, mg milligram, g gram, kg kilogram, pound lb, ounce oz, ton tonne
+ml milliliter millilitre, L l liter litre, gallon gal, cup, s second sec, min minute, h hour hr, day
+week, month, year yr, mile/h mph, km/h kph kmh, dollar usd, cent, euro, degree deg, unit, egg, apple
+orange, book, coin, student, people person, child children, man men, woman women, page, point, way
 """
 _NAMES = [names.split() for names in re.split("[,\n]", _UNITS)]
 _UNIT = {name: names[0] for names in _NAMES for name in names}
@@ -21,14 +20,12 @@ _NEVER = set(  # these change the number
 )
 _WORD = r"[A-Za-z]+(?: ?\^ ?\{?[23]\}?)?"
 _WORDS = rf"{_WORD}(?:(?: ?/ ?| ?\\cdot ?| ){_WORD}){{0,3}}"
+_BARE = re.compile(rf"(.*?)( ?)((?<![A-Za-z]){_WORDS}|)", re.DOTALL)
 _GLUED = re.compile(r"(?:[cmk]m|in|ft|kg|mph)(?![A-Za-z])")  # 5cm, but 5m and 5kN may be formulas
 
 
 def unit(text: str) -> tuple[str, str]:
-    r"""`5\text{ square miles}` -> ("5", "mile^2"), `52_8` -> ("52", "8"), `5x` -> ("5x", "").
-
-    Bare words are a unit only after a number.
-    """
+    r"""`5\text{ square miles}` -> ("5", "mile^2"), `52_8` -> ("52", "8"), `5x` -> ("5x", "")."""
     if base := re.fullmatch(r"(.*\S)_\{?(\d+)\}?", text, re.ASCII):
         return base.groups()
     if r"\text{" in text:
@@ -36,9 +33,7 @@ def unit(text: str) -> tuple[str, str]:
         words = re.sub(r"\\text\{|(?<!\d)\}", " ", words)
         is_unit = bool(value.strip())
     else:
-        value, gap, words = re.fullmatch(
-            rf"(.*?)( ?)((?<![A-Za-z]){_WORDS}|)", text, re.DOTALL
-        ).groups()
+        value, gap, words = _BARE.fullmatch(text).groups()  # only after a number
         is_unit = number(value) is not None and _stands_bare(words, bool(gap))
     words = re.sub(r" +", " ", words).strip()
     if not (is_unit and re.fullmatch(_WORDS, words)) or _NEVER & set(words.lower().split()):
@@ -53,7 +48,7 @@ def _stands_bare(words: str, is_spaced: bool) -> bool:
     names = re.findall("[A-Za-z]+", words)
     if max(map(len, names), default=0) < 2:
         return words == "L" or "/" in words
-    return all(len(name) > 2 or name in _UNIT for name in names)
+    return all(len(name) > 2 or name in _UNIT or name in ("sq", "cu") for name in names)
 
 
 def _one_name(words: str) -> str:

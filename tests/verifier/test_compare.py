@@ -142,6 +142,35 @@ x \ge 3 :: x >= 3
 \begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix} :: \begin{pmatrix} 1 & 2 \\ 3 & 4 \\ \end{pmatrix}
 \log_2 3 :: \log_2(3)
 60 :: 60 \text{ km/h} ;; 60 miles/hour ;; 60 \text{ L}
+50 :: 50\% ;; 50 percent ;; 50 pct ;; 50 percentage ;; \text{50}
+12.5 :: 12.5\% ;; 12.5 percent
+[0,1) :: 0 \le x < 1 ;; 1 > t \ge 0 ;; \{x \mid 0 \le x < 1\}
+(-\infty,4] :: x \le 4 ;; 4 \ge x ;; \{ x : x \leqslant 4 \}
+\{x | x > 2\} :: (2,\infty) ;; x>2
+(-\infty,1)\cup[3,\infty) :: x<1 or x \ge 3 ;; x < 1 \lor 3 \le x
+(-\infty,1)\cup[3,\infty) :: x \in (-\infty,1) \text{ or } [3,\infty)
+(-\infty,1)\cup[3,\infty) :: \mathbb{R} \setminus [1,3) ;; [\sqrt{9},\infty) \cup (-\infty,1)
+(-\infty,0)\cup(0,\infty) :: \{x \in \mathbb{R} \mid x \ne 0\} ;; x \in \mathbb{R}, x \neq 0
+(-\infty,2)\cup(2,\infty) :: x \neq 2 ;; \mathbb{R}\setminus\{2\} ;; ℝ ∖ \{2\} ;; \mathbb R - \{2\}
+\mathbb{R}\setminus\{1,2\} :: (-\infty,1)\cup(1,2)\cup(2,\infty)
+(0,1)\cup(1,\infty) :: x>0, x \ne 1 ;; x > 0 \text{ and } x \ne 1
+\mathbb{R} :: (-\infty,\infty) ;; \text{all real numbers} ;; x \in \mathbb{R} ;; All reals
+\emptyset :: \varnothing ;; \{\} ;; \text{no solution} ;; No real solutions ;; ∅
+\frac{2}{3} :: 2 \div 3 ;; 2 \over 3 ;; 0.\overline{6} ;; 0.\dot{6} ;; 0.6\overline{6} ;; 2 ÷ 3
+\frac{50}{9} :: 5.\overline{5} ;; 5.\bar{5}
+\frac{\pi}{6}+\frac{1}{3} :: \pi \div 6 + 1 \div 3
+\sqrt{x} :: x^\frac12 ;; x^½ ;; x^{\frac{1}{2}}
+7 :: seven ;; \text{Seven} ;; seven apples ;; "7" ;; \fbox{7} ;; \underline{7}
+\text{two} :: 2 ;; Two
+40 :: 40 sq ft ;; 40 sq. ft ;; 40\text{ sq. in.} ;; 40 USD
+\cos x :: \sin(90^\circ - x)
+\sin 60^\circ :: \frac{\sqrt{3}}{2} ;; \sin(\pi/3)
+3+2i :: i(2-3i) ;; 3+2i
+1,-2 :: x_1 = 1, x_2 = -2 ;; x_{1} = -2 \text{ and } x_{2} = 1
+(2,-3) :: x = 2, y = -3 ;; a = 2 \text{ and } b = -3
+\frac{5}{4} :: {5 \over 4}
+\arctan 2 :: \tan^{-1} 2
+a_n = 2n - 1 :: 2n-1 ;; a_n = 2(n-1)+1
 """
 WRONG = r"""
 18 :: 19 ;; 18x ;; 18i ;; 18\pi ;; 1 8 ;; 18 million ;; 18\text{ thousand} ;; 18 or 19
@@ -163,7 +192,7 @@ WRONG = r"""
 7 :: \begin{pmatrix} 7 \end{pmatrix} ;; 111_2 ;; \pm 7 ;; 6+1=7 ;; 7\text{ dozen} ;; 7% of 3 ;; 7^1
 7 :: 7 8
 1450 :: 1,45,0 ;; 1, 450
-50 :: 0.5 ;; 50\% ;; 50 percent
+50 :: 0.5 ;; 5000\% ;; 0.5\% ;; \frac{1}{2}
 50\% :: 50 cm
 0.5 :: 0.5\%
 0.25 :: 0.25\% ;; 25 ;; 0.2500001 ;; \frac{1}{4}, \frac{1}{2}
@@ -174,7 +203,7 @@ WRONG = r"""
 \pi :: 3.14 ;; 3.141592653589793 ;; \frac{22}{7}
 \sqrt{51} :: 7.141428 ;; \sqrt{51.0000000001} ;; \sqrt{51}, \sqrt{52} ;; 51 ;; \sqrt{51}x
 (1,2) :: (2,1) ;; [1,2] ;; \{1,2\} ;; (1,2,3) ;; (1,2),(2,1) ;; (1,2]
-[0,1) :: [0,1] ;; (0,1) ;; 0,1 ;; 0 \le x < 1
+[0,1) :: [0,1] ;; (0,1) ;; 0,1 ;; 0 \le x \le 1 ;; 0 < x < 1
 1,-2 :: (1,-2) ;; 1 ;; 1,-2,3 ;; 1,2
 1,1 :: 1
 1,2,2 :: 1,1,2
@@ -270,7 +299,7 @@ x^{10} :: 10^x
 3\text{ m/s}^2 :: 3\text{ m/s}
 \text{Yes} :: y ;; No ;; yes? no
 70\% :: 7\% ;; 0.7\% ;; 70 degrees ;; 70\text{ cents}
-1 :: 100\% ;; 1\%
+1 :: 100\%
 0.7 :: 0.7\% ;; 7\% ;; 70
 \pi :: 3.14\text{ cm} ;; \pi^\circ\% ;; 180^\circ
 3,4,5,\ldots :: 3,4,5 ;; 5,4,3,\ldots ;; 3,4,\ldots
@@ -288,18 +317,40 @@ y \in (0,1) :: x \in (0,1)
 6 :: 6, ... ;; 6, 7, ... ;; 6\text{...}
 3.14 :: 3.14...
 S = (0, 2) :: S = (0, 2.5)
+25 :: 2500\% ;; 0.25\% ;; 25\% or 26\% ;; 26 pct
+12.5 :: 0.125\% ;; 0.125
+(-\infty,1)\cup[3,\infty) :: x<1, x \ge 3 ;; x<1 and x \ge 3 ;; x \le 1 or x \ge 3 ;; 1 \le x < 3
+(-\infty,1)\cup[3,\infty) :: x<1 or y \ge 3 ;; x<1 ;; x < 1 or 3 ;; \mathbb{R}
+(-\infty,1)\cup[3,\infty) :: \mathbb{R} \setminus [1,3]
+(-\infty,1)\cup[3,\infty) :: (-\infty,1) or 3 ;; [-\infty,1) \cup [3,\infty] ;; \{1,3\}
+(-\infty,2)\cup(2,\infty) :: x = 2 ;; \mathbb{R} ;; \mathbb{R}\setminus\{-2\} ;; x \ne 2, 3 ;; 2
+(2,\infty) :: x \ge 2 ;; x < 2 ;; x ;; \infty ;; 2 ;; (2,\infty),(3,\infty) ;; x > 2, x > 3
+(1,2),(3,4) :: (1,2)\cup(3,4) ;; 1<x<2 or 3<x<4
+\mathbb{R} :: (0,\infty) ;; \mathbb{R}^2 ;; \text{all real numbers except }0 ;; R
+\emptyset :: 0 ;; \{\emptyset\} ;; \{0\} ;; \text{solution} ;; (0,1)
+\infty :: 2\infty ;; \infty+1 ;; -\infty ;; (1,\infty)
+\frac{2}{3} :: 0.6 ;; 0.66 ;; 0.\overline{66}7 ;; 6.\overline{6} ;; 3 \over 2
+\frac{2}{3} :: 0.\overline{67} ;; 0.6\overline{7}
+7 :: eight ;; seventy ;; seven or eight ;; seven million ;; seven hundred
+7 :: \text{seven}1 ;; seven halves
+40 :: 40 sq ft or so ;; 40 sq ;; 40 \div 1 + 1 ;; 40 \over 2
+\cos x :: \sin(90-x) ;; \sin(80^\circ - x)
+3+2i :: i(2+3i) ;; 2+3i ;; 3-2i
+1,-2 :: x_1 = 1, y_1 = -2 ;; x_1 = 1 ;; x_1 = 1, x_2 = 2
+(2,-3) :: x = -3, y = 2 ;; x = 2 or y = -3 ;; y = 2, x = -3 ;; x = 2 ;; x = 2, x = -3
+x^2+1 :: x ;; x^2+1, x ;; (x^2+1)^1x
 """
 # Right answers that are refused, as ambiguous or not worth a rule.
 KNOWN_MISSES = r"""
 7 :: 7m ;; 7 m
 12\text{ inches} :: 12"
-101_2 :: 101_{\text{two}}
 \ln 2 :: \log 2
 e^{2x} :: \exp(2x)
 4-i :: 4 - 1i
 3^{30} :: 9^{15}
-\sqrt{x} :: x^½
-\frac{3}{2} :: 3 \over 2
+21 :: twenty-one
+(-3,5) :: -3 < x < 5
+3:4 :: \frac{3}{4}
 4\begin{pmatrix} 1 \\ 2 \end{pmatrix} :: 4\begin{pmatrix}1\\2\\\end{pmatrix}
 """
 # What follows the prefilled "\boxed{", the gold, the reward.

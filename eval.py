@@ -31,7 +31,14 @@ from minisoft.lab import tables
 from minisoft.lab.show import show
 from minisoft.soft import GAMMA
 from minisoft.training.settings import DTYPE, EVAL_COT, flag
-from minisoft.training.subjects import Subject, as_rows, check_alike, check_output, open_journal
+from minisoft.training.subjects import (
+    Subject,
+    alone,
+    as_rows,
+    check_alike,
+    check_output,
+    open_journal,
+)
 from minisoft.training.world import RankError, World, as_program
 from minisoft.verifier.process import WORKERS, Verifier
 
@@ -189,8 +196,10 @@ def run_all(args, subjects: list[Subject], sources: dict, common: tuple, file) -
 
 
 def write_lines(file, run: int, setting: str, generations: list[dict]) -> None:
-    for generation in generations:
-        file.write(json.dumps({"run": run, "setting": setting, **generation}) + "\n")
+    with atomic.writing(file.name):
+        for generation in generations:
+            file.write(json.dumps({"run": run, "setting": setting, **generation}) + "\n")
+        file.flush()
 
 
 def evaluate(args: argparse.Namespace, world: World, verifier) -> None:
@@ -207,18 +216,18 @@ def evaluate(args: argparse.Namespace, world: World, verifier) -> None:
     journal = open_journal(args, subjects, sources, world)
     common = (verifier, world, journal, args.batch, args.plain)
     writes = args.out and world.main
-    new = args.out.with_suffix(".jsonl.new") if writes else Path(os.devnull)
+    new = atomic.beside(args.out.with_suffix(".jsonl"))[1] if writes else Path(os.devnull)
     try:
         with new.open("w", encoding="utf-8") as file:
             results = run_all(args, subjects, sources, common, file)
     except BaseException:
         if writes:
-            new.unlink()  # the journal has it all
+            new.unlink(missing_ok=True)  # the journal has it all
         raise
     text = tables.tables(results)
     world.say(text)
     if writes:
-        os.replace(new, args.out.with_suffix(".jsonl"))
+        os.replace(new, new.with_suffix(""))
         atomic.write_text(args.out.with_suffix(".md"), text + "\n")
         whole = results[0] if len(results) == 1 else {"runs": results}
         atomic.write_text(args.out, json.dumps(whole, indent=2) + "\n")
@@ -236,7 +245,8 @@ def main(argv=None) -> None:
         patience = 24 * 60  # minutes: ranks meet after a whole setting
         with World(args.device, patience) as world, Verifier(workers=WORKERS) as verifier:
             args.dtype = args.dtype or DTYPE[world.device.type]
-            (evaluate if args.show is None else show)(args, world, verifier)
+            with alone(args.out, world):
+                (evaluate if args.show is None else show)(args, world, verifier)
     except (InputError, OSError, RankError) as error:
         sys.exit(f"eval.py: error: {error}")
     except KeyboardInterrupt:

@@ -13,35 +13,64 @@ import os
 import shutil
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
 from minisoft.errors import InputError
-from minisoft.io.atomic import read_json, save_tensors, sync, write_json
+from minisoft.io.atomic import NEW, read_json, save_tensors, sync, write_json, writing
+
+MARK, VERSION = "minisoft_run", 1  # a field of RUN/config.json, and what it holds
 
 
-def lock(run: Path):
-    """Take the folder RUN until this process ends, however it ends; keep what is returned.
+def is_run(folder: Path) -> bool:
+    """Whether a folder says of itself that it is a run of train.py."""
+    with suppress(InputError):
+        return MARK in read_json(folder / "config.json")
+    return False
 
-    Raises InputError where another process has it.
+
+def read_config(run: Path) -> dict:
+    """RUN/config.json.  Raises InputError, which says what a folder is that is no run."""
+    config = read_json(run / "config.json")
+    if config.get(MARK) == VERSION:
+        return config
+    above = [path for path in Path(os.path.abspath(run)).parents[:2] if is_run(path)]
+    if MARK in config:
+        found = f"one of another version, {MARK} {config[MARK]}"
+    elif above:
+        found = f"a part of one; give --out {above[0]}"
+    elif config:
+        found = f"the config.json of something else (no field {MARK})"
+    else:
+        found = "no config.json" if run.is_dir() else "no such folder"
+    raise InputError(f"{run}: --resume: expected a run to go on with, found {found}")
+
+
+def lock(path: Path):
+    """Take the file `path`, until this process ends, however it ends; keep what is returned.
+
+    Raises InputError where another process has it, or where it is a file of something else.
     """
-    file = (run / "lock").open("a+")
+    file = path.open("a+", errors="replace")
+    file.seek(0)
+    holder = file.read(200).strip()
+    if holder and not holder.startswith("process "):
+        raise InputError(f"{path}: expected no such file or a lock of ours, found another file")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.seek(0)
-        raise InputError(
-            f"{run}: expected a run of this process alone, found another one at work in it: "
-            f"{file.read().strip()}"
-        ) from None
+        expected = "expected no other process, found another one at work in it"
+        raise InputError(f"{path}: {expected}: {holder}") from None
     except OSError as error:
         warning = f"its file system has no locks ({error.strerror}): start no second process in it"
-        print(f"{run}: {warning}", file=sys.stderr)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+        print(f"{path}: {warning}", file=sys.stderr)
+    with writing(path):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
     return file
 
 
@@ -61,7 +90,7 @@ def save(folder: Path, facts: dict, tensors: dict, pieces: int, world, keep: int
     OSError on all of them, the earlier states as before, if one cannot write.
     """
     target = folder / f"step-{facts['step']:06d}"
-    new = target.with_name(target.name + ".new")
+    new = target.with_name(target.name + NEW)
     manifest = {}  # file name -> digest
 
     def begin() -> None:

@@ -7,6 +7,7 @@ RUN/ holds config.json, metrics.jsonl, best/, last/ (Hugging Face folders), stat
 
 import hashlib
 import math
+import os
 import signal
 import sys
 from argparse import Namespace
@@ -27,7 +28,6 @@ from minisoft.errors import InputError
 from minisoft.evaluation import SOFTNESS, Setting
 from minisoft.io import atomic, checkpoint, datasets, state
 from minisoft.io.journal import Journal
-from minisoft.io.tokenizer import FILES
 from minisoft.kinds import OPTIONS
 from minisoft.reinforce import Mismatch
 from minisoft.reward import BOXED, RIGHT
@@ -58,20 +58,18 @@ class Run:
             self._claim()
         self.source = world.in_turn(lambda: checkpoint.find(args.model))
         self.folder = world.all_or_none(lambda: checkpoint.read_about(self.source))
+        self.files = world.all_or_none(lambda: checkpoint.read_files(self.source))
         fill(args, self.folder, world.device.type)
         args.out = Path(world.from_main(lambda: str(args.out)))  # clocks of ranks may differ
-        if not args.resume and any(
-            (args.out / name).exists() for name in ("best", "last", "state")
-        ):
-            expected = "expected an unused folder, found a run; add --resume to go on with it"
-            raise InputError(f"{args.out}: {expected}")
+        if not args.resume:
+            world.from_main(lambda: check_unused(args))
         self._read()
-        saved = state.newest(args.out / "state", world) if args.resume else None
+        saved = self._saved() if args.resume else None
         self._begin(saved)
         self._choose_micro_batch()
         if not args.resume:
             self._claim()
-        config = self._config()
+        config = self._config(self.step if saved else None)
         self.metrics = world.from_main(lambda: self._begin_files(config))
         self.tracker = None
         if world.main and args.track != "none":
@@ -90,11 +88,12 @@ class Run:
                 return
             out = self.args.out
             out.mkdir(parents=True, exist_ok=True)
-            self.lock = state.lock(out)
-            if self.args.resume:  # a new RUN may be a folder with files of the user's
-                half_written = [new.with_suffix("") for new in (out / "state").glob("step-*.new")]
-                for path in [*(out / name for name in WRITES), *half_written]:
-                    atomic.recover(path)
+            self.lock = state.lock(out / "lock")
+            if not self.args.resume:
+                return check_unused(self.args)  # once more, since now nobody else comes
+            begun = [new.with_suffix("") for new in (out / "state").glob(f"step-*{atomic.NEW}")]
+            for path in [*(out / name for name in WRITES), *begun]:
+                atomic.recover(path)
 
         self.world.all_or_none(take)
 
@@ -137,10 +136,25 @@ class Run:
     def _hashes(self, problems: list[Problem]) -> dict[str, str]:
         """SHA-256 of all that decides what is learnt from, but for the weights."""
         content = {"--data": repr(problems).encode(), "--template": self.settings.template.encode()}
-        for name in ("config.json", "generation_config.json", *FILES):
-            if (self.source / name).is_file():
-                content[name] = (self.source / name).read_bytes()
+        content |= self.files
         return {name: hashlib.sha256(text).hexdigest() for name, text in content.items()}
+
+    def _saved(self) -> state.State | None:
+        """The newest state; None where none was ever saved.  Raises InputError where all are
+        gone."""
+        out, world = self.args.out, self.world
+        found = state.newest(out / "state", world)
+        step = world.from_main(lambda: state.read_config(out).get("saved"))
+        if found is None and step is not None:
+            models = [out / name for name in ("last", "best") if (out / name).is_dir()]
+            new = (
+                f"; its weights can be trained on: --model {models[0]} --out NEW" if models else ""
+            )
+            expected = f"expected the state saved after update {step}, found none"
+            raise InputError(f"{out / 'state'}: --resume: {expected}{new}")
+        if found is None:
+            world.say(f"{out}: no state was saved: the run begins again")
+        return found
 
     def _begin(self, saved: state.State | None) -> None:
         """Where the run stands: at its beginning, or where a saved state left it."""
@@ -165,12 +179,6 @@ class Run:
         if saved:
             self.optimizer.load(saved.read, self.step)
             self._check_steps(schedule)
-        if saved and "chosen_by" not in facts and args.tokens != "hard":
-            self.best = -1.0
-            self.world.say(
-                "RUN/best was chosen by hard-greedy validation so far; from now on by "
-                f"{args.tokens}-greedy, and by what comes"
-            )
 
     def _check_steps(self, schedule: Schedule) -> None:
         """Says what another number of updates does to a run that goes on.  Raises InputError where
@@ -189,8 +197,6 @@ class Run:
 
     def _check_sources(self, before: dict) -> None:
         """Raises InputError where what the run had read has changed."""
-        if "--prompt" in before:  # as earlier versions called it
-            before["--template"] = before.pop("--prompt")
         names = sorted({*before, *self.sources})
         changed = [name for name in names if before.get(name) != self.sources.get(name)]
         if changed:
@@ -214,15 +220,15 @@ class Run:
         if self.args.micro_batch is None:
             self.args.micro_batch = rows
 
-    def _config(self) -> dict:
-        """RUN/config.json."""
+    def _config(self, saved: int | None) -> dict:
+        """RUN/config.json; saved: the update after which the newest state was saved."""
         config = {
             name: anywhere(name, str(value) if isinstance(value, Path) else value)
             for name, value in vars(self.args).items()
             if name != "resume"
         }
         extra = {"sigma": self.settings.sigma, "world": self.world.size, "variant": self.variant}
-        return config | extra
+        return {state.MARK: state.VERSION, **config, **extra, "saved": saved}
 
     def _begin_files(self, config: dict) -> metrics.MetricsFile:
         atomic.write_json(self.args.out / "config.json", config)
@@ -237,9 +243,10 @@ class Run:
         return {
             **kept,
             "prompt": settings.template,
-            "base": self.source.resolve().name,
+            "base": self.folder.get("base", self.source.resolve().name),  # of all its trainings
             "data": Path(self.args.data).stem,
             "tokens": self.args.tokens,
+            "step": self.step,
             "sigma": settings.sigma,
             "gamma": settings.gamma,
             "tau": self.kind.tau,
@@ -278,6 +285,14 @@ class Run:
         if self.before is None:
             self.before = self.evaluate(self.samples.test)
             self.keep_best()  # the untrained model is a candidate
+        elif (there := world.from_main(self._step_of_best)) != self.best_step:
+            world.say(
+                f"{args.out / 'best'}: expected the model after update {self.best_step}, found "
+                f"{'none' if there is None else there}: the best is chosen among what comes, and "
+                f"the model after update {self.step}"
+            )
+            self.best, self.best_step = -1.0, None
+            self.keep_best()
         with tqdm(
             total=args.steps, initial=self.step, disable=not world.main, unit="step"
         ) as self.bar:
@@ -309,8 +324,8 @@ class Run:
 
     def finish(self) -> None:
         """Test the best model, write RUN/summary.json, print the table before/after."""
-        best = self.args.out / "best"
-        if best.is_dir():
+        best = self.args.out / ("last" if self.best_step is None else "best")
+        if self.best_step is not None:
             self.model.board = None  # the memory of its rollouts
             self.model = checkpoint.load_model(best, self.world.device, self.model.E.dtype)
             if not self.args.plain:
@@ -324,17 +339,19 @@ class Run:
             "validation": self.best if self.samples.validation else None,
             "best_step": self.best_step,
         }
-        self._by_main(lambda: atomic.write_json(self.args.out / "summary.json", summary))
         rows = [["greedy accuracy", "before", "after"]]
         for setting in after:
             passed = [metrics.percent(of[setting]["pass@1"]) for of in (self.before, after)]
             rows.append([setting, *passed])
-        self.world.say(
-            f"\n{len(self.samples.test)} test problems, {self.args.tokens} tokens, "
-            f"{self.step} updates in {self.seconds:.0f} s\n"
-            f"{metrics.markdown(rows) if after else ''}\n"
-            f"model: {best if best.is_dir() else self.args.out / 'last'}"
-        )
+        try:
+            self._by_main(lambda: atomic.write_json(self.args.out / "summary.json", summary))
+        finally:
+            self.world.say(
+                f"\n{len(self.samples.test)} test problems, {self.args.tokens} tokens, "
+                f"{self.step} updates in {self.seconds:.0f} s\n"
+                f"{metrics.markdown(rows) if after else ''}\n"
+                f"model: {best}"
+            )
 
     # ------------------------------------------------------------------- the parts of a step
 
@@ -484,6 +501,12 @@ class Run:
             self.save_model("best")
         return {"validation": own, "validation_hard": passed["hard-greedy"]}
 
+    def _step_of_best(self) -> int | None:
+        """The updates after which the model in RUN/best was made, None without one."""
+        best = self.args.out / "best"
+        whole = (best / checkpoint.SINGLE).is_file()
+        return checkpoint.read_about(best).get("step") if whole else None
+
     def save_model(self, name: str) -> None:
         """RUN/best or RUN/last, by the main rank.  Raises FloatingPointError rather than replace
         good weights by NaN."""
@@ -495,7 +518,7 @@ class Run:
                 "resumed"
             )
         folder = self.args.out / name
-        self._by_main(lambda: checkpoint.save_model(folder, self.model, self.source, self.sidecar))
+        self._by_main(lambda: checkpoint.save_model(folder, self.model, self.files, self.sidecar))
 
     def save(self) -> None:
         """RUN/last, then RUN/state, which is what --resume goes on from; after checking that all
@@ -506,7 +529,6 @@ class Run:
         facts = {
             "best": self.best,
             "best_step": self.best_step,
-            "chosen_by": f"{self.args.tokens}-greedy",
             "before": self.before,
             "seconds": self.seconds,
             "sigma": self.settings.sigma,
@@ -515,10 +537,27 @@ class Run:
         }
         folder, pieces = self.args.out / "state", self.optimizer.pieces
         state.save(folder, facts, self.optimizer.state(), pieces, self.world, self.args.keep)
+        config = self._config(self.step)
+        self._by_main(lambda: atomic.write_json(self.args.out / "config.json", config))
 
     def _by_main(self, write) -> None:
         """write() by the main rank; its OSError is that of all."""
         self.world.all_or_none(lambda: self.world.main and write())
+
+
+def check_unused(args: Namespace) -> None:
+    """Raises InputError where a new run would write over what it did not write."""
+    out = args.out
+    if state.is_run(out):
+        raise InputError(f"{out}: expected an unused folder, found a run; add --resume to go on")
+    found = [name for name in (*WRITES, "state") if os.path.lexists(out / name)]
+    if anywhere("data", args.data) == os.path.abspath(out):
+        found = ["the problems"]
+    if found:
+        names = ", ".join(found)
+        raise InputError(
+            f"{out}: --out: expected a folder without what a run writes, found {names}"
+        )
 
 
 def over_ranks(mismatch: Mismatch, world: World) -> Mismatch:

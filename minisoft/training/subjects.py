@@ -1,7 +1,10 @@
 """The models that eval.py compares: where each comes from, its settings, its row in the tables."""
 
 import hashlib
+import os
+import re
 from argparse import Namespace
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os.path import commonprefix
 from pathlib import Path
@@ -9,7 +12,7 @@ from pathlib import Path
 from minisoft import engine
 from minisoft.data import Format
 from minisoft.errors import InputError
-from minisoft.io import checkpoint, datasets
+from minisoft.io import checkpoint, datasets, state
 from minisoft.io.journal import Journal
 from minisoft.io.tokenizer import Tokenizer
 from minisoft.kinds import OPTIONS
@@ -27,6 +30,13 @@ USUAL = {  # what minisoft.json says of an ordinary training
     "terms": "both",
     "frozen": "nothing",
 }
+BEGINS = {  # what eval.py and minisoft.lab.tables write
+    ".json": rb'\{\s*("runs": \[\s*\{\s*)?"model": .*\s*"label": .*\s*"named": ',
+    ".jsonl": rb'\{"run": \d+, "setting": ',
+    ".md": rb"\*\*(\w+ inference\*\*: pass@k|Multiple choice\*\*: accuracy)",
+    ".png": rb"(?s)\x89PNG.*minisoft",
+}
+MARK = {"Source": "minisoft"}  # in a PNG
 DECIDE = "samples cot seed tau noise top_k gamma sigma width top_p dtype limit".split()  # flags
 
 
@@ -76,8 +86,9 @@ class Subject:
         return Evaluator(model, tokenizer, settings, *common)
 
     def identity(self) -> list:
-        """Changes when a file of the folder does."""
-        files = [(path, path.stat()) for path in self.folder.iterdir() if path.is_file()]
+        """Changes when a file of the model does; others may come, such as an evaluation's."""
+        paths = [*map(self.folder.joinpath, checkpoint.NAMES), *self.folder.glob("*.safetensors*")]
+        files = [(path, path.stat()) for path in paths if path.is_file()]
         return [self.given, *sorted([p.name, s.st_size, s.st_mtime_ns] for p, s in files)]
 
     def default_data(self) -> list[str]:
@@ -158,12 +169,39 @@ def check_alike(subjects: list[Subject], args: Namespace) -> None:
 
 
 def check_output(out: Path, inputs: list[str]) -> None:
-    """Raises InputError where a file that is read would be written over."""
-    outputs = {out.with_suffix(end).resolve() for end in (".json", ".jsonl", ".md")}
+    """Raises InputError where a file that is read, or that eval.py did not write, would be written
+    over, or lie in a folder of problems."""
+    outputs = [out.with_suffix(end) for end in (".json", ".jsonl", ".md")]
     for path in inputs:
-        if Path(path).resolve() in outputs:
+        if Path(path).resolve() in [out.resolve().parent, *(path.resolve() for path in outputs)]:
             written = f"{path} is read and {out.stem}.* is written"
             raise InputError(f"--out: expected another name, since {written}")
+    for path in outputs:
+        check_written(path)
+
+
+def check_written(path: Path) -> None:
+    """Raises InputError where a file is there that is neither empty nor begins as those of its
+    ending do that eval.py and `minisoft.lab.tables` write."""
+    if os.path.lexists(path):
+        with path.open("rb") as file:
+            head = file.read(2**14)
+        if head and not re.match(BEGINS[path.suffix], head):
+            expected = "expected no such file, or one that was written here"
+            raise InputError(f"{path}: {expected}, found another; give another --out")
+
+
+@contextmanager
+def alone(out: Path | None, world: World):
+    """Inside, no other process evaluates into `out`.  Raises InputError where one does."""
+    path = world.main and out and out.with_name(f"{out.name}.lock")
+    held = world.all_or_none(lambda: path and state.lock(path))
+    try:
+        yield
+    finally:
+        if held:
+            path.unlink(missing_ok=True)
+            held.close()
 
 
 def open_journal(args: Namespace, subjects: list[Subject], sources: dict, world: World) -> Journal:

@@ -1,6 +1,7 @@
 """What is finished of a long piece of work is written down, so that it goes on after a kill."""
 
 import json
+import re
 from pathlib import Path
 
 from minisoft.errors import InputError, expecting
@@ -57,9 +58,8 @@ class Journal:
     def _parts(self) -> list[Path]:
         if self.path is None:
             return []
-        prefix = f"{self.path.name}.part-"
-        paths = sorted(self.path.parent.iterdir())
-        return [path for path in paths if path.name.removeprefix(prefix).isdecimal()]
+        part = re.compile(re.escape(f"{self.path.name}.part-") + "[0-9]+")
+        return sorted(path for path in self.path.parent.iterdir() if part.fullmatch(path.name))
 
     def _read(self, part: Path) -> None:
         with expecting("UTF-8 text", part):

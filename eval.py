@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from minisoft import evaluation
@@ -31,14 +32,7 @@ from minisoft.lab import tables
 from minisoft.lab.show import show
 from minisoft.soft import GAMMA
 from minisoft.training.settings import DTYPE, EVAL_COT, flag
-from minisoft.training.subjects import (
-    Subject,
-    alone,
-    as_rows,
-    check_alike,
-    check_output,
-    open_journal,
-)
+from minisoft.training.subjects import Subject, as_rows, check_alike, open_journal, output
 from minisoft.training.world import RankError, World, as_program
 from minisoft.verifier.process import WORKERS, Verifier
 
@@ -143,6 +137,8 @@ def read_flags(argv=None) -> argparse.Namespace:
         given = getattr(args, name) or []
         if len(set(given)) < len(given):
             parser.error(f"--{name}: expected each once, found {' '.join(map(str, given))}")
+    if args.show is not None:
+        args.out = args.out or Path(f"show-{args.show}.png")
     args.settings = evaluation.read_settings(args.settings)
     args.tau = dict(read_tau(text) for text in args.tau)
     return args
@@ -206,9 +202,6 @@ def evaluate(args: argparse.Namespace, world: World, verifier) -> None:
     """The numbers, every generation and the tables, printed and, with --out, written."""
     subjects = as_rows(world.in_turn(lambda: [Subject.find(text) for text in args.model]))
     check_alike(subjects, args)
-    if args.out:
-        template = [args.template] if args.template else []
-        check_output(args.out, [*(args.data or []), *template])
     names = args.data or subjects[0].default_data()
     sources = world.in_turn(lambda: {name: datasets.load(name)[: args.limit] for name in names})
     for subject in subjects:
@@ -245,7 +238,7 @@ def main(argv=None) -> None:
         patience = 24 * 60  # minutes: ranks meet after a whole setting
         with World(args.device, patience) as world, Verifier(workers=WORKERS) as verifier:
             args.dtype = args.dtype or DTYPE[world.device.type]
-            with alone(args.out, world):
+            with output(args, world) if args.out else nullcontext():
                 (evaluate if args.show is None else show)(args, world, verifier)
     except (InputError, OSError, RankError) as error:
         sys.exit(f"eval.py: error: {error}")

@@ -24,7 +24,7 @@ from minisoft.io.journal import Journal
 from minisoft.reward import score
 from minisoft.soft import noise_scale
 from minisoft.training import evaluate
-from minisoft.training.subjects import Subject, alone
+from minisoft.training.subjects import Subject, output
 from minisoft.training.world import World
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -456,8 +456,8 @@ def test_results_among_the_problems_are_refused(tmp_path):
 
 def test_two_evaluations_into_one_file_are_refused(tmp_path):
     out = tmp_path / "r.json"
-    with alone(out, World("cpu")):
-        with pytest.raises(SystemExit, match=f"found another one .*process {os.getpid()} "):
+    with output(evaluation_script.read_flags(["--out", str(out)]), World("cpu")):
+        with pytest.raises(SystemExit, match=f"expected no other .*process {os.getpid()} "):
             run(out)
     assert not [*tmp_path.iterdir()]
 

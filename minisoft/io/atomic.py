@@ -14,38 +14,35 @@ from safetensors.torch import save_file
 
 from minisoft.errors import InputError, expecting
 
-NEW, OLD = ".being-written", ".being-replaced"  # behind the name of what is written
-UNABLE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)  # of a file system that has no such call
+NEW, OLD = ".being-written", ".being-replaced"  # no file of a user ends so by chance
 
 
 @contextmanager
 def writing(path: Path):
-    """An OSError of the block names a path, this one if it has none."""
+    """An OSError of the block names a path: this one, where the system gave none."""
     try:
         yield
     except OSError as error:
-        if error.filename or error.errno is None:
-            raise
-        raise OSError(error.errno, error.strerror, str(path)) from None
+        if error.errno and not error.filename:
+            error.filename = str(path)
+        raise
 
 
 def sync(path: Path) -> None:
-    """Return when a file's bytes, or a folder's list of names, have reached the disk; at once
-    where the file system cannot tell."""
+    """Return when a file's bytes, or a folder's names, are on the disk, as far as one can know."""
     handle = os.open(path, os.O_RDONLY)
     try:
         with writing(path):
             os.fsync(handle)
     except OSError as error:
-        if error.errno not in UNABLE:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # it has no such call
             raise
     finally:
         os.close(handle)
 
 
 def beside(path: Path) -> tuple[Path, Path, Path]:
-    """(what is to be replaced, itself where `path` is a link to it; its names while it is being
-    written and being replaced), which no file of a user has by chance."""
+    """(what `path` is or links to, its name while it is being written, while it is replaced)."""
     path = Path(os.path.realpath(path))
     return path, path.with_name(path.name + NEW), path.with_name(path.name + OLD)
 
@@ -82,17 +79,14 @@ def write_json(path: Path, value: dict) -> None:
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata=None) -> None:
-    """A safetensors file, with the mode that any other file has (`save_file` gives 600).  Raises
-    OSError where it cannot be written."""
-    path.touch()
-    mode = path.stat().st_mode
+    """A safetensors file.  Raises OSError where it cannot be written."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     try:
         save_file(tensors, path, metadata)
     except SafetensorError as error:
         raise OSError(f"{path}: cannot be written: {error}") from None
     with suppress(OSError):  # of a file system without modes
-        path.chmod(mode)
+        path.chmod(path.parent.stat().st_mode & 0o666)  # save_file makes it 600
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:

@@ -13,23 +13,15 @@ import os
 import shutil
 import socket
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 
-from minisoft.errors import InputError
+from minisoft.errors import InputError, expect
 from minisoft.io.atomic import NEW, read_json, save_tensors, sync, write_json, writing
 
 MARK, VERSION = "minisoft_run", 1  # a field of RUN/config.json, and what it holds
-
-
-def is_run(folder: Path) -> bool:
-    """Whether a folder says of itself that it is a run of train.py."""
-    with suppress(InputError):
-        return MARK in read_json(folder / "config.json")
-    return False
 
 
 def read_config(run: Path) -> dict:
@@ -37,15 +29,10 @@ def read_config(run: Path) -> dict:
     config = read_json(run / "config.json")
     if config.get(MARK) == VERSION:
         return config
-    above = [path for path in Path(os.path.abspath(run)).parents[:2] if is_run(path)]
-    if MARK in config:
-        found = f"one of another version, {MARK} {config[MARK]}"
-    elif above:
-        found = f"a part of one; give --out {above[0]}"
-    elif config:
-        found = f"the config.json of something else (no field {MARK})"
-    else:
-        found = "no config.json" if run.is_dir() else "no such folder"
+    found = f"a config.json without {MARK} {VERSION}" if config else "no config.json"
+    for above in Path(os.path.abspath(run)).parents[:2]:
+        if MARK in read_json(above / "config.json"):
+            found = f"a part of one; give --out {above}"
     raise InputError(f"{run}: --resume: expected a run to go on with, found {found}")
 
 
@@ -57,13 +44,12 @@ def lock(path: Path):
     file = path.open("a+", errors="replace")
     file.seek(0)
     holder = file.read(200).strip()
-    if holder and not holder.startswith("process "):
-        raise InputError(f"{path}: expected no such file or a lock of ours, found another file")
+    ours = not holder or holder.startswith("process ")
+    expect(ours, path, "no such file, or the lock of an earlier process", holder)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        expected = "expected no other process, found another one at work in it"
-        raise InputError(f"{path}: {expected}: {holder}") from None
+        raise InputError(f"{path}: expected no other process at work, found {holder}") from None
     except OSError as error:
         warning = f"its file system has no locks ({error.strerror}): start no second process in it"
         print(f"{path}: {warning}", file=sys.stderr)
@@ -100,8 +86,12 @@ def save(folder: Path, facts: dict, tensors: dict, pieces: int, world, keep: int
             sync(folder.parent)
 
     def write() -> dict[str, list]:
+        if world.rank >= pieces:
+            return {}
         path = _piece(new, world.rank, pieces)
-        return _write_piece(path, tensors) if world.rank < pieces else {}
+        save_tensors(path, tensors)
+        sync(path)
+        return {path.name: digest(path)}
 
     def end() -> None:
         if world.main:
@@ -126,12 +116,6 @@ def save(folder: Path, facts: dict, tensors: dict, pieces: int, world, keep: int
 
 def _piece(state: Path, rank: int, pieces: int) -> Path:
     return state / f"piece-{rank}-of-{pieces}.safetensors"
-
-
-def _write_piece(path: Path, tensors: dict) -> dict[str, list]:
-    save_tensors(path, tensors)
-    sync(path)
-    return {path.name: digest(path)}
 
 
 def _saved(folder: Path) -> list[Path]:
@@ -171,10 +155,10 @@ def _problems(path: Path, world) -> list[str]:
     return problems
 
 
-def newest(folder: Path, world) -> "State | None":
+def newest(folder: Path, world, saved: int | None = None) -> "State | None":
     """The newest whole state in a folder, None if there never was one; names those passed over.
 
-    Raises InputError if none is whole.
+    saved: the update of one that there was.  Raises InputError if none is whole.
     """
     paths = world.from_main(lambda: _saved(folder))
     for path in paths:
@@ -185,7 +169,10 @@ def newest(folder: Path, world) -> "State | None":
     if paths:
         none_whole = f"{len(paths)} and none whole: {problems[0]}"
         raise InputError(f"{folder}: expected a whole state, found {none_whole}")
-    return None
+    if saved is not None:
+        hint = f"what it learnt can be trained on: --model {folder.parent / 'last'} --out NEW"
+        raise InputError(f"{folder}: expected the state of update {saved}, found none; {hint}")
+    world.say(f"{folder}: no state was saved yet: the run begins again")
 
 
 class State:

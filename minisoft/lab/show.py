@@ -1,7 +1,6 @@
 """eval.py --show: a look inside the chain of thought of one problem."""
 
 from argparse import Namespace
-from pathlib import Path
 
 from minisoft import data, evaluation, rollout
 from minisoft.data import Format
@@ -10,7 +9,7 @@ from minisoft.io import datasets
 from minisoft.io.atomic import writing
 from minisoft.lab import figures, inside
 from minisoft.rollout import Decoding, Request
-from minisoft.training.subjects import MARK, Subject, check_written
+from minisoft.training.subjects import MARK, Subject
 from minisoft.training.world import World
 
 
@@ -19,8 +18,6 @@ def show(args: Namespace, world: World, verifier) -> None:
     if len(args.model) > 1 or len(args.data or []) > 1 or world.size > 1:
         raise InputError("--show: expected one model, one data set and one process, found more")
     args.plain = True
-    picture = args.out or Path(f"show-{args.show}.png")
-    check_written(picture)
     subject = Subject.find(args.model[0])
     problems = datasets.load_problems((args.data or subject.default_data())[0])
     if not 0 <= args.show < len(problems):
@@ -40,8 +37,8 @@ def show(args: Namespace, world: World, verifier) -> None:
         chains.append(inside.look(model, form, kind, record, setting, generation))
         print(inside.as_text(chains[-1]))
     try:
-        with writing(picture):
-            figures.chain(chains).savefig(picture, dpi=160, metadata=MARK)
-        print(f"written: {picture}")
+        with writing(args.out):
+            figures.chain(chains).savefig(args.out, dpi=160, metadata=MARK)
+        print(f"written: {args.out}")
     except ImportError as error:
         print(f"the picture needs the extra `plot`: pip install matplotlib ({error})")

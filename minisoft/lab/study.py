@@ -172,8 +172,7 @@ class Study:
                     p.copy_(saved.read(f"weight/{name}", 0, p.numel()).view_as(p))
             folder.parent.mkdir(parents=True, exist_ok=True)
             about = checkpoint.read_about(run / "last")
-            files = checkpoint.read_files(run / "last")
-            checkpoint.save_model(folder, model, files, about)
+            checkpoint.save_model(folder, model, checkpoint.read_files(run / "last"), about)
         return folder
 
     def stages(self, parts) -> Iterator[list[Cell]]:

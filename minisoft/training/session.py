@@ -41,7 +41,7 @@ from minisoft.training.samples import COLUMNS, Part, Samples, Scores
 from minisoft.training.settings import Flags, anywhere, fill, resolve
 from minisoft.training.world import World
 
-WRITES = ("best", "last", "config.json", "metrics.jsonl", "summary.json")  # besides state/, lock
+WRITES = ("best", "last", "state", "config.json", "metrics.jsonl", "summary.json")  # and lock
 
 
 class Run:
@@ -64,13 +64,14 @@ class Run:
         if not args.resume:
             world.from_main(lambda: check_unused(args))
         self._read()
-        saved = self._saved() if args.resume else None
+        saved = state.newest(args.out / "state", world, args.saved) if args.resume else None
         self._begin(saved)
         self._choose_micro_batch()
         if not args.resume:
             self._claim()
-        config = self._config(self.step if saved else None)
-        self.metrics = world.from_main(lambda: self._begin_files(config))
+        config = world.from_main(self._write_config)
+        path = args.out / "metrics.jsonl"
+        self.metrics = world.from_main(lambda: metrics.MetricsFile(path, self.step))
         self.tracker = None
         if world.main and args.track != "none":
             self.tracker = track.tracker(args.track, args.out, config, self.step + 1, world.say)
@@ -135,26 +136,9 @@ class Run:
 
     def _hashes(self, problems: list[Problem]) -> dict[str, str]:
         """SHA-256 of all that decides what is learnt from, but for the weights."""
-        content = {"--data": repr(problems).encode(), "--template": self.settings.template.encode()}
-        content |= self.files
+        read = {"--data": repr(problems).encode(), "--template": self.settings.template.encode()}
+        content = read | self.files
         return {name: hashlib.sha256(text).hexdigest() for name, text in content.items()}
-
-    def _saved(self) -> state.State | None:
-        """The newest state; None where none was ever saved.  Raises InputError where all are
-        gone."""
-        out, world = self.args.out, self.world
-        found = state.newest(out / "state", world)
-        step = world.from_main(lambda: state.read_config(out).get("saved"))
-        if found is None and step is not None:
-            models = [out / name for name in ("last", "best") if (out / name).is_dir()]
-            new = (
-                f"; its weights can be trained on: --model {models[0]} --out NEW" if models else ""
-            )
-            expected = f"expected the state saved after update {step}, found none"
-            raise InputError(f"{out / 'state'}: --resume: {expected}{new}")
-        if found is None:
-            world.say(f"{out}: no state was saved: the run begins again")
-        return found
 
     def _begin(self, saved: state.State | None) -> None:
         """Where the run stands: at its beginning, or where a saved state left it."""
@@ -177,6 +161,7 @@ class Run:
         self.before = facts.get("before")  # the table's first column, None if not yet measured
         self.seconds = facts.get("seconds", 0.0)
         if saved:
+            args.saved = self.step
             self.optimizer.load(saved.read, self.step)
             self._check_steps(schedule)
 
@@ -220,25 +205,23 @@ class Run:
         if self.args.micro_batch is None:
             self.args.micro_batch = rows
 
-    def _config(self, saved: int | None) -> dict:
-        """RUN/config.json; saved: the update after which the newest state was saved."""
+    def _write_config(self) -> dict:
+        """RUN/config.json, and what it holds."""
         config = {
             name: anywhere(name, str(value) if isinstance(value, Path) else value)
             for name, value in vars(self.args).items()
             if name != "resume"
         }
         extra = {"sigma": self.settings.sigma, "world": self.world.size, "variant": self.variant}
-        return {state.MARK: state.VERSION, **config, **extra, "saved": saved}
-
-    def _begin_files(self, config: dict) -> metrics.MetricsFile:
+        config = {state.MARK: state.VERSION, **config, **extra}
         atomic.write_json(self.args.out / "config.json", config)
-        return metrics.MetricsFile(self.args.out / "metrics.jsonl", self.step)
+        return config
 
     @property
     def sidecar(self) -> dict:
         """minisoft.json of what is saved: how the model is to be used."""
         settings = self.settings
-        variant = ("logits", "estimator", "terms", "frozen")  # that the weights came from
+        variant = ("logits", "terms", "frozen")  # that the weights came from
         kept = {name: x for name, x in self.folder.items() if name not in (*variant, *OPTIONS)}
         return {
             **kept,
@@ -285,13 +268,11 @@ class Run:
         if self.before is None:
             self.before = self.evaluate(self.samples.test)
             self.keep_best()  # the untrained model is a candidate
-        elif (there := world.from_main(self._step_of_best)) != self.best_step:
-            world.say(
-                f"{args.out / 'best'}: expected the model after update {self.best_step}, found "
-                f"{'none' if there is None else there}: the best is chosen among what comes, and "
-                f"the model after update {self.step}"
-            )
-            self.best, self.best_step = -1.0, None
+        there = world.from_main(lambda: checkpoint.read_about(args.out / "best").get("step"))
+        if there != self.best_step:  # it is lost, or of updates that a kill has undone
+            expected = f"expected the model after update {self.best_step}, found {there}"
+            world.say(f"{args.out / 'best'}: {expected}: it is chosen anew from here on")
+            self.best = -1.0
             self.keep_best()
         with tqdm(
             total=args.steps, initial=self.step, disable=not world.main, unit="step"
@@ -501,12 +482,6 @@ class Run:
             self.save_model("best")
         return {"validation": own, "validation_hard": passed["hard-greedy"]}
 
-    def _step_of_best(self) -> int | None:
-        """The updates after which the model in RUN/best was made, None without one."""
-        best = self.args.out / "best"
-        whole = (best / checkpoint.SINGLE).is_file()
-        return checkpoint.read_about(best).get("step") if whole else None
-
     def save_model(self, name: str) -> None:
         """RUN/best or RUN/last, by the main rank.  Raises FloatingPointError rather than replace
         good weights by NaN."""
@@ -537,8 +512,8 @@ class Run:
         }
         folder, pieces = self.args.out / "state", self.optimizer.pieces
         state.save(folder, facts, self.optimizer.state(), pieces, self.world, self.args.keep)
-        config = self._config(self.step)
-        self._by_main(lambda: atomic.write_json(self.args.out / "config.json", config))
+        self.args.saved = self.step
+        self._by_main(self._write_config)
 
     def _by_main(self, write) -> None:
         """write() by the main rank; its OSError is that of all."""
@@ -547,17 +522,13 @@ class Run:
 
 def check_unused(args: Namespace) -> None:
     """Raises InputError where a new run would write over what it did not write."""
-    out = args.out
-    if state.is_run(out):
-        raise InputError(f"{out}: expected an unused folder, found a run; add --resume to go on")
-    found = [name for name in (*WRITES, "state") if os.path.lexists(out / name)]
-    if anywhere("data", args.data) == os.path.abspath(out):
+    found = [name for name in WRITES if os.path.lexists(args.out / name)]
+    if state.MARK in atomic.read_json(args.out / "config.json"):
+        found = ["a run; add --resume to go on with it"]
+    elif anywhere("data", args.data) == os.path.abspath(args.out):
         found = ["the problems"]
     if found:
-        names = ", ".join(found)
-        raise InputError(
-            f"{out}: --out: expected a folder without what a run writes, found {names}"
-        )
+        raise InputError(f"{args.out}: expected an unused folder, found {', '.join(found)}")
 
 
 def over_ranks(mismatch: Mismatch, world: World) -> Mismatch:

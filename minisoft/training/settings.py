@@ -47,7 +47,7 @@ MAY_CHANGE = set(  # flags that may differ when a run goes on
     "steps validate_every save_every keep show_every micro_batch eval_batch device shard patience "
     "out resume plain track".split()
 )
-MOVED = {"model", "data", "template"}  # these too, where what they name is as it was
+MOVED = {"model", "data", "template"}  # these too, if a saved state has what they must hold
 
 
 @dataclass(frozen=True)
@@ -202,8 +202,7 @@ def flag(name: str) -> str:
 
 def resumed(args: Namespace, given: set[str], variant: dict) -> Namespace:
     """The flags of the run in args.out, with those that may change taken from the command line.
-    given: names of the flags that the user gave; variant: see `minisoft.lab.variants`.  Whether
-    MOVED name what they did is for `session.Run` to say, by what a saved state holds."""
+    given: names of the flags that the user gave; variant: see `minisoft.lab.variants`."""
     if "out" not in given:
         raise InputError("--resume: expected --out RUN with the run to go on with, found no --out")
     config = read_config(args.out)

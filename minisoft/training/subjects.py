@@ -1,7 +1,6 @@
 """The models that eval.py compares: where each comes from, its settings, its row in the tables."""
 
 import hashlib
-import os
 import re
 from argparse import Namespace
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from minisoft import engine
 from minisoft.data import Format
-from minisoft.errors import InputError
+from minisoft.errors import InputError, expect
 from minisoft.io import checkpoint, datasets, state
 from minisoft.io.journal import Journal
 from minisoft.io.tokenizer import Tokenizer
@@ -26,7 +25,6 @@ USUAL = {  # what minisoft.json says of an ordinary training
     "noise": "embedding",
     "top_k": None,
     "logits": "float32",
-    "estimator": "rloo",
     "terms": "both",
     "frozen": "nothing",
 }
@@ -168,40 +166,34 @@ def check_alike(subjects: list[Subject], args: Namespace) -> None:
             )
 
 
-def check_output(out: Path, inputs: list[str]) -> None:
-    """Raises InputError where a file that is read, or that eval.py did not write, would be written
-    over, or lie in a folder of problems."""
-    outputs = [out.with_suffix(end) for end in (".json", ".jsonl", ".md")]
-    for path in inputs:
-        if Path(path).resolve() in [out.resolve().parent, *(path.resolve() for path in outputs)]:
-            written = f"{path} is read and {out.stem}.* is written"
+@contextmanager
+def output(args: Namespace, world: World):
+    """Inside, --out is of this process alone.  Raises InputError where another one has it, where
+    what is read or not ours would be written over, and in a folder of problems."""
+    ends = (".json", ".jsonl", ".md") if args.show is None else (".png",)
+    outputs = [args.out.with_suffix(end) for end in ends]
+    for path in filter(None, [*(args.data or []), args.template]):
+        if Path(path).resolve() in [args.out.resolve().parent, *map(Path.resolve, outputs)]:
+            written = f"{path} is read and {args.out.stem}.* is written"
             raise InputError(f"--out: expected another name, since {written}")
     for path in outputs:
         check_written(path)
-
-
-def check_written(path: Path) -> None:
-    """Raises InputError where a file is there that is neither empty nor begins as those of its
-    ending do that eval.py and `minisoft.lab.tables` write."""
-    if os.path.lexists(path):
-        with path.open("rb") as file:
-            head = file.read(2**14)
-        if head and not re.match(BEGINS[path.suffix], head):
-            expected = "expected no such file, or one that was written here"
-            raise InputError(f"{path}: {expected}, found another; give another --out")
-
-
-@contextmanager
-def alone(out: Path | None, world: World):
-    """Inside, no other process evaluates into `out`.  Raises InputError where one does."""
-    path = world.main and out and out.with_name(f"{out.name}.lock")
-    held = world.all_or_none(lambda: path and state.lock(path))
+    lock = args.out.with_name(f"{args.out.name}.lock")
+    held = world.all_or_none(lambda: world.main and state.lock(lock))
     try:
         yield
     finally:
         if held:
-            path.unlink(missing_ok=True)
-            held.close()
+            lock.unlink(missing_ok=True)
+
+
+def check_written(path: Path) -> None:
+    """Raises InputError where a file is there that is neither empty nor one of ours (BEGINS)."""
+    if path.exists():
+        with path.open("rb") as file:
+            head = file.read(2**14)
+        ours = not head or re.match(BEGINS[path.suffix], head)
+        expect(ours, path, "no such file, or one of an earlier call", head[:40])
 
 
 def open_journal(args: Namespace, subjects: list[Subject], sources: dict, world: World) -> Journal:

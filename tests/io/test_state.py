@@ -161,7 +161,7 @@ def test_a_folder_has_one_process(tmp_path):
     )
     assert other.stdout.readline() == "held\n"
     with pytest.raises(
-        InputError, match=f"found another one at work in it: process {other.pid} on "
+        InputError, match=f"lock: expected no other process at work, found process {other.pid} on "
     ):
         state.lock(tmp_path / "lock")
     other.kill()  # SIGKILL: the lock goes with the process

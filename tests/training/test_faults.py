@@ -282,7 +282,7 @@ def test_a_new_run_writes_over_nothing(tmp_path, name):
 
 def test_a_new_run_in_the_folder_of_its_problems_is_refused(tmp_path):
     shutil.copy(checkpoint.WEIGHTS / "tiny/train.jsonl", tmp_path)
-    with pytest.raises(SystemExit, match="--out: expected .* found the problems"):
+    with pytest.raises(SystemExit, match="expected an unused folder, found the problems"):
         run(tmp_path, *ONE, "--data", str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
 
@@ -321,14 +321,14 @@ def test_resume_at_what_is_no_run_changes_nothing(tmp_path, name):
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("gone, names", [([], "last"), (["last"], "best")])
-def test_a_run_whose_states_are_gone_does_not_begin_again(begun, tmp_path, gone, names):
+@pytest.mark.parametrize("gone", [[], ["last"], ["last", "best"]])
+def test_a_run_whose_states_are_gone_does_not_begin_again(begun, tmp_path, gone):
     out = tmp_path / "run"
     shutil.copytree(begun, out)
     for name in ("state", *gone):
         shutil.rmtree(out / name)
     before = tree(out)
-    expected = f"state: --resume: expected the state saved after update 1, .*--model {out / names} "
+    expected = f"state: expected the state of update 1, found none; .*--model {out / 'last'} "
     with pytest.raises(SystemExit, match=expected):
         resume(out, "--steps", "2")
     assert tree(out) == before
@@ -345,7 +345,7 @@ def test_a_run_without_the_best_that_it_remembers_chooses_anew(begun, tmp_path, 
         path = out / "best/minisoft.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"step": 3}))
     resume(out)
-    found = "none" if best == "is gone" else "3"
+    found = "None" if best == "is gone" else "3"
     assert f"expected the model after update 0, found {found}: " in capsys.readouterr().out
     assert summary(out)["best_step"] == 1
     assert json.loads((out / "best/minisoft.json").read_text())["step"] == 1

@@ -10,9 +10,9 @@
 The answer is always decoded greedily.  A greedy setting has one sample a problem.  Rows of a
 multiple-choice file (HellaSwag, ARC, MMLU) are scored instead: accuracy, and NLL per token of the
 correct answer.  --out FILE.json gets the numbers, FILE.jsonl beside it every generation, FILE.md
-the tables; a call that was killed goes on where it stopped.  Neither --batch nor the number of
-ranks changes a result.  A default marked * may be replaced by the model folder's minisoft.json.
-`python -m minisoft.lab.tables` merges result files and draws figures.
+the tables; only what an earlier call wrote is written over; a call that was killed goes on.
+Neither --batch nor the number of ranks changes a result.  A default marked * may be replaced by the
+model folder's minisoft.json.  `python -m minisoft.lab.tables` merges result files, draws figures.
 """
 
 import argparse

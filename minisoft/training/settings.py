@@ -47,7 +47,6 @@ MAY_CHANGE = set(  # flags that may differ when a run goes on
     "steps validate_every save_every keep show_every micro_batch eval_batch device shard patience "
     "out resume plain track".split()
 )
-MOVED = {"model", "data", "template"}  # these too, if a saved state has what they must hold
 
 
 @dataclass(frozen=True)
@@ -206,20 +205,20 @@ def resumed(args: Namespace, given: set[str], variant: dict) -> Namespace:
     if "out" not in given:
         raise InputError("--resume: expected --out RUN with the run to go on with, found no --out")
     config = read_config(args.out)
-    may_change = MAY_CHANGE | (MOVED if config.get("saved") is not None else set())
+    moved = {"model", "data", "template"} if config.get("saved") else set()  # its state has hashes
     if config.get("variant", {}) != variant:
         found = f"{variant or 'none'}"
         expected = f"the run's variant {config.get('variant') or 'none'}"
         raise InputError(f"{args.out}: --resume: expected {expected}, found {found}")
     changed = []
-    for name in sorted(given - may_change):
+    for name in sorted(given - MAY_CHANGE - moved):
         before, now = config.get(name), getattr(args, name)
         if str(before) not in (str(now), anywhere(name, now)):
             changed.append(f"{name} (was {before}, now {now})")
     if changed:
         expected = "expected the flags of the run, found other values for"
         raise InputError(f"{args.out}: --resume: {expected} {', '.join(changed)}")
-    for name in set(vars(args)) - {"out", "resume"} - (given & may_change):
+    for name in set(vars(args)) - {"out", "resume"} - (given & (MAY_CHANGE | moved)):
         setattr(args, name, config.get(name, getattr(args, name)))
     return args
 

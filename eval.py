@@ -10,15 +10,16 @@
 The answer is always decoded greedily.  A greedy setting has one sample a problem.  Rows of a
 multiple-choice file (HellaSwag, ARC, MMLU) are scored instead: accuracy, and NLL per token of the
 correct answer.  --out FILE.json gets the numbers, FILE.jsonl beside it every generation, FILE.md
-the tables; a call that was killed goes on where it stopped.  Neither --batch nor the number of
-ranks changes a result.  A default marked * may be replaced by the model folder's minisoft.json.
-`python -m minisoft.lab.tables` merges result files and draws figures.
+the tables; only what an earlier call wrote is written over; a call that was killed goes on.
+Neither --batch nor the number of ranks changes a result.  A default marked * may be replaced by the
+model folder's minisoft.json.  `python -m minisoft.lab.tables` merges result files, draws figures.
 """
 
 import argparse
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from minisoft import evaluation
@@ -31,7 +32,7 @@ from minisoft.lab import tables
 from minisoft.lab.show import show
 from minisoft.soft import GAMMA
 from minisoft.training.settings import DTYPE, EVAL_COT, flag
-from minisoft.training.subjects import Subject, as_rows, check_alike, check_output, open_journal
+from minisoft.training.subjects import Subject, as_rows, check_alike, open_journal, output
 from minisoft.training.world import RankError, World, as_program
 from minisoft.verifier.process import WORKERS, Verifier
 
@@ -136,6 +137,8 @@ def read_flags(argv=None) -> argparse.Namespace:
         given = getattr(args, name) or []
         if len(set(given)) < len(given):
             parser.error(f"--{name}: expected each once, found {' '.join(map(str, given))}")
+    if args.show is not None:
+        args.out = args.out or Path(f"show-{args.show}.png")
     args.settings = evaluation.read_settings(args.settings)
     args.tau = dict(read_tau(text) for text in args.tau)
     return args
@@ -189,17 +192,16 @@ def run_all(args, subjects: list[Subject], sources: dict, common: tuple, file) -
 
 
 def write_lines(file, run: int, setting: str, generations: list[dict]) -> None:
-    for generation in generations:
-        file.write(json.dumps({"run": run, "setting": setting, **generation}) + "\n")
+    with atomic.writing(file.name):
+        for generation in generations:
+            file.write(json.dumps({"run": run, "setting": setting, **generation}) + "\n")
+        file.flush()
 
 
 def evaluate(args: argparse.Namespace, world: World, verifier) -> None:
     """The numbers, every generation and the tables, printed and, with --out, written."""
     subjects = as_rows(world.in_turn(lambda: [Subject.find(text) for text in args.model]))
     check_alike(subjects, args)
-    if args.out:
-        template = [args.template] if args.template else []
-        check_output(args.out, [*(args.data or []), *template])
     names = args.data or subjects[0].default_data()
     sources = world.in_turn(lambda: {name: datasets.load(name)[: args.limit] for name in names})
     for subject in subjects:
@@ -207,18 +209,18 @@ def evaluate(args: argparse.Namespace, world: World, verifier) -> None:
     journal = open_journal(args, subjects, sources, world)
     common = (verifier, world, journal, args.batch, args.plain)
     writes = args.out and world.main
-    new = args.out.with_suffix(".jsonl.new") if writes else Path(os.devnull)
+    new = atomic.beside(args.out.with_suffix(".jsonl"))[1] if writes else Path(os.devnull)
     try:
         with new.open("w", encoding="utf-8") as file:
             results = run_all(args, subjects, sources, common, file)
     except BaseException:
         if writes:
-            new.unlink()  # the journal has it all
+            new.unlink(missing_ok=True)  # the journal has it all
         raise
     text = tables.tables(results)
     world.say(text)
     if writes:
-        os.replace(new, args.out.with_suffix(".jsonl"))
+        os.replace(new, new.with_suffix(""))
         atomic.write_text(args.out.with_suffix(".md"), text + "\n")
         whole = results[0] if len(results) == 1 else {"runs": results}
         atomic.write_text(args.out, json.dumps(whole, indent=2) + "\n")
@@ -236,7 +238,8 @@ def main(argv=None) -> None:
         patience = 24 * 60  # minutes: ranks meet after a whole setting
         with World(args.device, patience) as world, Verifier(workers=WORKERS) as verifier:
             args.dtype = args.dtype or DTYPE[world.device.type]
-            (evaluate if args.show is None else show)(args, world, verifier)
+            with output(args, world) if args.out else nullcontext():
+                (evaluate if args.show is None else show)(args, world, verifier)
     except (InputError, OSError, RankError) as error:
         sys.exit(f"eval.py: error: {error}")
     except KeyboardInterrupt:

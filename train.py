@@ -69,6 +69,7 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
             shown = "" if default is None or how.get("action") else f" (default {default})"
             group.add_argument(name, default=default, help=text.replace("%", "%%") + shown, **how)
     args = parser.parse_args(argv)
+    args.saved = None  # the update after which RUN/state was saved, in a run that goes on
     for action in parser._actions:  # a second look, without defaults: which flags were given?
         action.default = argparse.SUPPRESS
     return args, set(vars(parser.parse_args(argv)))

@@ -24,7 +24,8 @@ from minisoft.io.journal import Journal
 from minisoft.reward import score
 from minisoft.soft import noise_scale
 from minisoft.training import evaluate
-from minisoft.training.subjects import Subject
+from minisoft.training.subjects import Subject, output
+from minisoft.training.world import World
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["--device", "cpu", "--limit", "5", "--samples", "4", "--cot", "60"]
@@ -339,6 +340,17 @@ def test_a_look_inside(tmp_path, capsys, monkeypatch):
     assert " 0.00 " in line and "1.000" in line  # fuzzy: one token; without noise the nearest
     pytest.importorskip("matplotlib")
     assert picture.read_bytes().startswith(b"\x89PNG")
+    evaluation_script.main(show)  # over its own picture
+
+
+@pytest.mark.parametrize("flags", [["--out", "chain.png"], []])
+def test_a_picture_of_the_users_is_not_written_over(tmp_path, monkeypatch, flags):
+    monkeypatch.chdir(tmp_path)
+    picture = tmp_path / ("chain.png" if flags else "show-0.png")
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n a photo")
+    with pytest.raises(SystemExit, match=f"{picture.name}: expected"):
+        evaluation_script.main(["--show", "0", "--device", "cpu", "--cot", "8", *flags])
+    assert picture.read_bytes().endswith(b"photo") and [*tmp_path.iterdir()] == [picture]
 
 
 def test_a_look_inside_without_matplotlib_is_the_text(tmp_path, capsys, monkeypatch):
@@ -404,6 +416,80 @@ def test_input_is_not_overwritten(tmp_path, name):
     with pytest.raises(SystemExit, match="--out: expected another name"):
         run(tmp_path / "r.json", "--data", str(problems))
     assert problems.read_text().startswith('{"question"')
+
+
+@pytest.mark.parametrize(
+    "name", ["r.json", "r.jsonl", "r.md", "r.json.lock", "r.json.part-0", "r.json.part-3"]
+)
+@pytest.mark.parametrize("content", ['{"results": {"acc": 0.5}}', '{"a": 1}\n{"b": 2}\n', "# My\n"])
+def test_a_file_that_eval_did_not_write_is_refused_and_stays(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(SystemExit, match=f"{tmp_path / name}: .*expected .*found") as stop:
+        run(tmp_path / "r.json")
+    assert "\n" not in stop.value.code
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == content
+
+
+def test_own_results_are_written_over_and_what_only_looks_like_a_part_stays(tmp_path):
+    """Of one run and of two, empty files, and results behind a link."""
+    out, disk = tmp_path / "r.json", tmp_path / "disk.json"
+    names = ("r.json.part-0.bak", "r.jsonl.new", "1")
+    for name in names:
+        (tmp_path / name).write_text("mine")
+    out.symlink_to(disk)
+    disk.touch()
+    for seeds in (["0"], ["0", "1"], ["2"]):
+        result, _ = run(out, "--seed", *seeds, "--settings", "hard-sample", "--limit", "1")
+    assert result["seed"] == 2 and out.is_symlink()
+    assert all((tmp_path / name).read_text() == "mine" for name in names)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"r.json", "disk.json", "r.jsonl", "r.md", *names}
+
+
+def test_results_among_the_problems_are_refused(tmp_path):
+    (tmp_path / "test.jsonl").write_text('{"question": "Zoe has 5 tiles.", "answer": "5"}\n')
+    with pytest.raises(SystemExit, match="--out: expected another name"):
+        run(tmp_path / "r.json", "--data", str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["test.jsonl"]
+
+
+def test_two_evaluations_into_one_file_are_refused(tmp_path):
+    out = tmp_path / "r.json"
+    with output(evaluation_script.read_flags(["--out", str(out)]), World("cpu")):
+        with pytest.raises(SystemExit, match=f"expected no other .*process {os.getpid()} "):
+            run(out)
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("written", ["r.jsonl", "r.md", "r.json"])
+def test_a_disk_that_is_full_at_the_end_loses_nothing(tmp_path, monkeypatch, written):
+    """One line with the path; the same call goes on and makes nothing again."""
+    real, made, add = os.replace, [], Journal.add
+
+    def replace(source, target):
+        if Path(target).name == written:
+            raise OSError(28, os.strerror(28), str(target))
+        real(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match=f"No space.*{written}"):
+        patch.setattr(os, "replace", replace)
+        run(tmp_path / "r.json")
+    monkeypatch.setattr(Journal, "add", lambda *entry: (made.append(entry), add(*entry)))
+    result, _ = run(tmp_path / "r.json")
+    assert result["problems"] == 5 and not made
+
+
+def test_an_interrupted_call_with_its_result_in_the_models_folder_goes_on(tmp_path, monkeypatch):
+    folder = tmp_path / "tiny"
+    shutil.copytree(WEIGHTS / "tiny", folder)
+    flags = ["--model", str(folder), "--data", "tiny-test"]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit, match="interrupted"):
+        patch.setattr(evaluate.tqdm, "update", lambda *_: signal.raise_signal(signal.SIGINT))
+        run(folder / "r.json", *flags)
+    assert (folder / "r.json.part-0").is_file()
+    (folder / "r.jsonl.new").write_text("as an earlier version left it")
+    assert run(folder / "r.json", *flags)[0]["problems"] == 5
 
 
 TRAINED = {

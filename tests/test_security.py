@@ -85,6 +85,6 @@ def test_code_and_templates_of_a_model_folder_are_not_run(folder, tmp_path):
     ):
         (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **new}))
     model, tokenizer = checkpoint.load(folder)
-    checkpoint.save_model(tmp_path / "out", model, folder, {})
+    checkpoint.save_model(tmp_path / "out", model, checkpoint.read_files(folder), {})
     assert tokenizer.encode("3 + 4") and not (tmp_path / "exploded").exists()
     assert not list((tmp_path / "out").glob("*.py"))

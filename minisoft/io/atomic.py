@@ -1,9 +1,11 @@
 """Files and folders that are there whole or not at all, whatever happens while they are written."""
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -12,14 +14,37 @@ from safetensors.torch import save_file
 
 from minisoft.errors import InputError, expecting
 
+NEW, OLD = ".being-written", ".being-replaced"  # no file of a user ends so by chance
+
+
+@contextmanager
+def writing(path: Path):
+    """An OSError of the block names a path: this one, where the system gave none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno and not error.filename:
+            error.filename = str(path)
+        raise
+
 
 def sync(path: Path) -> None:
-    """Return when a file's bytes, or a folder's list of names, have reached the disk."""
+    """Return when a file's bytes, or a folder's names, are on the disk, as far as one can know."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with writing(path):
+            os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # it has no such call
+            raise
     finally:
         os.close(handle)
+
+
+def beside(path: Path) -> tuple[Path, Path, Path]:
+    """(what `path` is or links to, its name while it is being written, while it is replaced)."""
+    path = Path(os.path.realpath(path))
+    return path, path.with_name(path.name + NEW), path.with_name(path.name + OLD)
 
 
 def read_json(path: Path, required: bool = False) -> dict:
@@ -37,9 +62,10 @@ def read_json(path: Path, required: bool = False) -> dict:
 
 def write_text(path: Path, text: str) -> None:
     """Put a text in the place of the file `path`."""
-    new = path.with_name(path.name + ".new")
+    path, new, _ = beside(path)
     try:
-        new.write_text(text, "utf-8")
+        with writing(new):
+            new.write_text(text, "utf-8")
         sync(new)
     except BaseException:
         new.unlink(missing_ok=True)
@@ -59,36 +85,47 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata=None) ->
         save_file(tensors, path, metadata)
     except SafetensorError as error:
         raise OSError(f"{path}: cannot be written: {error}") from None
+    with suppress(OSError):  # of a file system without modes
+        path.chmod(path.parent.stat().st_mode & 0o666)  # save_file makes it 600
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Put what write(new folder) writes in the place of `folder`.
+    """Put what write(new folder) writes in the place of `folder`; what else lies there stays.
 
-    A kill between the two renames leaves it under the name FOLDER.old: see `recover`.
+    A kill between the two renames leaves it under another name: see `recover`.
     """
-    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    folder, new, old = beside(folder)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
     try:
-        write(new)
+        with writing(new):
+            write(new)
         for path in (*new.iterdir(), new):
             sync(path)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)  # a full disk gets its room back
         raise
     if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
+        _merge(old, folder)
         folder.rename(old)
     new.rename(folder)
     sync(folder.parent)
+    _merge(old, folder)
+
+
+def _merge(old: Path, folder: Path) -> None:
+    """What only the old folder has, a user's notes, is moved into the new one; the rest goes."""
+    for path in old.iterdir() if old.is_dir() else []:
+        if not os.path.lexists(folder / path.name):
+            path.rename(folder / path.name)
     shutil.rmtree(old, ignore_errors=True)
 
 
 def recover(path: Path) -> None:
     """Undo a kill while a file or folder was written: halfway, or between the two renames."""
-    old, new = path.with_name(path.name + ".old"), path.with_name(path.name + ".new")
+    path, new, old = beside(path)
     if path.exists():
-        shutil.rmtree(old, ignore_errors=True)
+        _merge(old, path)
     elif old.exists():
         old.rename(path)
     if new.is_dir():

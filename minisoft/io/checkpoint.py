@@ -1,6 +1,6 @@
 """A Hugging Face folder <-> the model."""
 
-import shutil
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +17,7 @@ from minisoft.model import Transformer
 
 SIDECAR = "minisoft.json"  # how a model is to be used: prompt, sigma, defaults; only ours have it
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+NAMES = ("config.json", "generation_config.json", SIDECAR, *FILES)  # what is not weights
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -256,22 +257,26 @@ def find(model: str) -> Path:
         return Path(snapshot_download(model, allow_patterns=patterns))
 
 
-def save_model(folder: Path, model: Transformer, source: Path, sidecar: dict) -> None:
+def read_files(folder: Path) -> dict[str, bytes]:
+    """{name: content} of what decides how a model is read and used, but for its weights."""
+    return {name: (folder / name).read_bytes() for name in NAMES if (folder / name).is_file()}
+
+
+def save_model(folder: Path, model: Transformer, files: dict[str, bytes], sidecar: dict) -> None:
     """Write a folder that transformers and vLLM load, whole or not at all.
 
-    The weights in their own dtype, config and tokenizer files carried over from `source`, and
+    The weights in their own dtype, config and tokenizer files as `read_files` has read them, and
     the sidecar.  Raises OSError.
     """
-    config = read_json(source / "config.json")
+    config = json.loads(files["config.json"])
     for name in ("torch_dtype", "dtype"):
         config.pop(name, None)
     config["torch_dtype"] = str(model.E.dtype).removeprefix("torch.")
 
     def write(new: Path) -> None:
         save_tensors(new / "model.safetensors", model.state_dict(), {"format": "pt"})
-        for name in (*FILES, "generation_config.json"):
-            if (source / name).is_file():
-                shutil.copyfile(source / name, new / name)
+        for name, content in files.items():
+            (new / name).write_bytes(content)
         write_json(new / "config.json", config)
         write_json(new / SIDECAR, sidecar)
 

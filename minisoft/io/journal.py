@@ -1,9 +1,11 @@
 """What is finished of a long piece of work is written down, so that it goes on after a kill."""
 
 import json
+import re
 from pathlib import Path
 
 from minisoft.errors import InputError, expecting
+from minisoft.io.atomic import writing
 
 
 class Journal:
@@ -56,13 +58,13 @@ class Journal:
     def _parts(self) -> list[Path]:
         if self.path is None:
             return []
-        prefix = f"{self.path.name}.part-"
-        return sorted(path for path in self.path.parent.iterdir() if path.name.startswith(prefix))
+        part = re.compile(re.escape(f"{self.path.name}.part-") + "[0-9]+")
+        return sorted(path for path in self.path.parent.iterdir() if part.fullmatch(path.name))
 
     def _read(self, part: Path) -> None:
         with expecting("UTF-8 text", part):
             lines = part.read_text("utf-8", errors="replace").split("\n")
-        if len(lines) == 1:
+        if len(lines) == 1 and json.dumps(self.facts).startswith(lines[0]):
             return  # killed before its first line was whole
         with expecting("JSON", f"{part}: line 1"):
             facts = dict(json.loads(lines[0]))
@@ -92,5 +94,6 @@ class Journal:
             goes_on = part.is_file() and b"\n" in part.read_bytes()
             self.file = part.open("ab" if goes_on else "wb")
             self.file.write(b"\n" if goes_on else json.dumps(self.facts).encode() + b"\n")
-        self.file.write(json.dumps(entry).encode() + b"\n")
-        self.file.flush()
+        with writing(self.path):
+            self.file.write(json.dumps(entry).encode() + b"\n")
+            self.file.flush()

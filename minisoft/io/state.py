@@ -18,30 +18,45 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from minisoft.errors import InputError
-from minisoft.io.atomic import read_json, save_tensors, sync, write_json
+from minisoft.errors import InputError, expect
+from minisoft.io.atomic import NEW, read_json, save_tensors, sync, write_json, writing
+
+MARK, VERSION = "minisoft_run", 1  # a field of RUN/config.json, and what it holds
 
 
-def lock(run: Path):
-    """Take the folder RUN until this process ends, however it ends; keep what is returned.
+def read_config(run: Path) -> dict:
+    """RUN/config.json.  Raises InputError, which says what a folder is that is no run."""
+    config = read_json(run / "config.json")
+    if config.get(MARK) == VERSION:
+        return config
+    found = f"a config.json without {MARK} {VERSION}" if config else "no config.json"
+    for above in Path(os.path.abspath(run)).parents[:2]:
+        if MARK in read_json(above / "config.json"):
+            found = f"a part of one; give --out {above}"
+    raise InputError(f"{run}: --resume: expected a run to go on with, found {found}")
 
-    Raises InputError where another process has it.
+
+def lock(path: Path):
+    """Take the file `path`, until this process ends, however it ends; keep what is returned.
+
+    Raises InputError where another process has it, or where it is a file of something else.
     """
-    file = (run / "lock").open("a+")
+    file = path.open("a+", errors="replace")
+    file.seek(0)
+    holder = file.read(200).strip()
+    ours = not holder or holder.startswith("process ")
+    expect(ours, path, "no such file, or the lock of an earlier process", holder)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.seek(0)
-        raise InputError(
-            f"{run}: expected a run of this process alone, found another one at work in it: "
-            f"{file.read().strip()}"
-        ) from None
+        raise InputError(f"{path}: expected no other process at work, found {holder}") from None
     except OSError as error:
         warning = f"its file system has no locks ({error.strerror}): start no second process in it"
-        print(f"{run}: {warning}", file=sys.stderr)
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+        print(f"{path}: {warning}", file=sys.stderr)
+    with writing(path):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
     return file
 
 
@@ -61,7 +76,7 @@ def save(folder: Path, facts: dict, tensors: dict, pieces: int, world, keep: int
     OSError on all of them, the earlier states as before, if one cannot write.
     """
     target = folder / f"step-{facts['step']:06d}"
-    new = target.with_name(target.name + ".new")
+    new = target.with_name(target.name + NEW)
     manifest = {}  # file name -> digest
 
     def begin() -> None:
@@ -71,8 +86,12 @@ def save(folder: Path, facts: dict, tensors: dict, pieces: int, world, keep: int
             sync(folder.parent)
 
     def write() -> dict[str, list]:
+        if world.rank >= pieces:
+            return {}
         path = _piece(new, world.rank, pieces)
-        return _write_piece(path, tensors) if world.rank < pieces else {}
+        save_tensors(path, tensors)
+        sync(path)
+        return {path.name: digest(path)}
 
     def end() -> None:
         if world.main:
@@ -97,12 +116,6 @@ def save(folder: Path, facts: dict, tensors: dict, pieces: int, world, keep: int
 
 def _piece(state: Path, rank: int, pieces: int) -> Path:
     return state / f"piece-{rank}-of-{pieces}.safetensors"
-
-
-def _write_piece(path: Path, tensors: dict) -> dict[str, list]:
-    save_tensors(path, tensors)
-    sync(path)
-    return {path.name: digest(path)}
 
 
 def _saved(folder: Path) -> list[Path]:
@@ -142,10 +155,10 @@ def _problems(path: Path, world) -> list[str]:
     return problems
 
 
-def newest(folder: Path, world) -> "State | None":
+def newest(folder: Path, world, saved: int | None = None) -> "State | None":
     """The newest whole state in a folder, None if there never was one; names those passed over.
 
-    Raises InputError if none is whole.
+    saved: the update of one that there was.  Raises InputError if none is whole.
     """
     paths = world.from_main(lambda: _saved(folder))
     for path in paths:
@@ -156,7 +169,10 @@ def newest(folder: Path, world) -> "State | None":
     if paths:
         none_whole = f"{len(paths)} and none whole: {problems[0]}"
         raise InputError(f"{folder}: expected a whole state, found {none_whole}")
-    return None
+    if saved is not None:
+        hint = f"what it learnt can be trained on: --model {folder.parent / 'last'} --out NEW"
+        raise InputError(f"{folder}: expected the state of update {saved}, found none; {hint}")
+    world.say(f"{folder}: no state was saved yet: the run begins again")
 
 
 class State:

@@ -21,7 +21,7 @@ from minisoft.lab.trainings import TRAININGS
 
 INCIDENTAL = set(  # in config.json of seeds of one run
     "tokens seed out resume sigma device world micro_batch eval_batch validate_every save_every "
-    "keep show_every shares_every shard patience".split()
+    "keep show_every shares_every shard patience saved".split()
 )
 POINTS = "os^Dv<>P*Xdp"  # of `why`
 GREYS, DASHES, MARKERS = ("0", ".4", ".6"), ("-", "--", "-.", ":"), "os^Dv"

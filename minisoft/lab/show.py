@@ -1,15 +1,15 @@
 """eval.py --show: a look inside the chain of thought of one problem."""
 
 from argparse import Namespace
-from pathlib import Path
 
 from minisoft import data, evaluation, rollout
 from minisoft.data import Format
 from minisoft.errors import InputError
 from minisoft.io import datasets
+from minisoft.io.atomic import writing
 from minisoft.lab import figures, inside
 from minisoft.rollout import Decoding, Request
-from minisoft.training.subjects import Subject
+from minisoft.training.subjects import MARK, Subject
 from minisoft.training.world import World
 
 
@@ -36,9 +36,9 @@ def show(args: Namespace, world: World, verifier) -> None:
         generation = evaluation.describe(form, record, args.show, problem, verifier)[0]
         chains.append(inside.look(model, form, kind, record, setting, generation))
         print(inside.as_text(chains[-1]))
-    picture = args.out or Path(f"show-{args.show}.png")
     try:
-        figures.chain(chains).savefig(picture, dpi=160)
-        print(f"written: {picture}")
+        with writing(args.out):
+            figures.chain(chains).savefig(args.out, dpi=160, metadata=MARK)
+        print(f"written: {args.out}")
     except ImportError as error:
         print(f"the picture needs the extra `plot`: pip install matplotlib ({error})")

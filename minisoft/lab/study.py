@@ -172,7 +172,7 @@ class Study:
                     p.copy_(saved.read(f"weight/{name}", 0, p.numel()).view_as(p))
             folder.parent.mkdir(parents=True, exist_ok=True)
             about = checkpoint.read_about(run / "last")
-            checkpoint.save_model(folder, model, run / "last", about)
+            checkpoint.save_model(folder, model, checkpoint.read_files(run / "last"), about)
         return folder
 
     def stages(self, parts) -> Iterator[list[Cell]]:
@@ -427,7 +427,7 @@ def main(argv=None) -> None:
             return print(planned)
         print(planned, file=sys.stderr)
         args.out.mkdir(parents=True, exist_ok=True)
-        lock = state.lock(args.out)  # held to the end
+        lock = state.lock(args.out / "lock")  # held to the end
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, study.stop)
         with tqdm(total=0, unit="cell") as bar:

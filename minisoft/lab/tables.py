@@ -16,11 +16,11 @@ from statistics import fmean, stdev
 
 from minisoft.errors import InputError, expect
 from minisoft.evaluation import Setting
-from minisoft.io.atomic import read_json
+from minisoft.io.atomic import read_json, write_text, writing
 from minisoft.kinds import KINDS
 from minisoft.lab import command
 from minisoft.training.metrics import markdown
-from minisoft.training.subjects import apart
+from minisoft.training.subjects import MARK, apart, check_written
 from minisoft.training.world import as_program
 
 REQUIRED = dict(model=str, data=str, problems=int, samples=int, seed=int, settings=dict)
@@ -278,11 +278,14 @@ def write(paths: list[Path], out: Path | None) -> None:
         print(f"minisoft.lab.tables: {missing}", file=sys.stderr)
     folder = out or (files[0].parent if files else folders[0])
     folder.mkdir(parents=True, exist_ok=True)
+    for name in [*(["tables.md"] if text else []), *drawn]:
+        check_written(folder / name)
     if text:
-        (folder / "tables.md").write_text(text + "\n", "utf-8")
+        write_text(folder / "tables.md", text + "\n")
         print(f"{text}\n\nwrote {folder / 'tables.md'}")
     for name, figure in drawn.items():
-        figure.savefig(folder / name, dpi=160)
+        with writing(folder / name):
+            figure.savefig(folder / name, dpi=160, metadata=MARK)
         print(f"wrote {folder / name}")
 
 

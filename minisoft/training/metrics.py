@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from minisoft.io.atomic import write_text
+from minisoft.io.atomic import write_text, writing
 from minisoft.training.world import from_launcher
 
 METRICS = {
@@ -65,7 +65,7 @@ class MetricsFile:
         write_text(path, "".join(line + "\n" for line in kept))
 
     def write(self, metrics: dict) -> None:
-        with self.path.open("a") as file:
+        with writing(self.path), self.path.open("a") as file:
             file.write(json.dumps(metrics) + "\n")
 
 

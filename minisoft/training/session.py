@@ -7,6 +7,7 @@ RUN/ holds config.json, metrics.jsonl, best/, last/ (Hugging Face folders), stat
 
 import hashlib
 import math
+import os
 import signal
 import sys
 from argparse import Namespace
@@ -27,7 +28,6 @@ from minisoft.errors import InputError
 from minisoft.evaluation import SOFTNESS, Setting
 from minisoft.io import atomic, checkpoint, datasets, state
 from minisoft.io.journal import Journal
-from minisoft.io.tokenizer import FILES
 from minisoft.kinds import OPTIONS
 from minisoft.reinforce import Mismatch
 from minisoft.reward import BOXED, RIGHT
@@ -41,7 +41,7 @@ from minisoft.training.samples import COLUMNS, Part, Samples, Scores
 from minisoft.training.settings import Flags, anywhere, fill, resolve
 from minisoft.training.world import World
 
-WRITES = ("best", "last", "config.json", "metrics.jsonl", "summary.json")  # besides state/, lock
+WRITES = ("best", "last", "state", "config.json", "metrics.jsonl", "summary.json")  # and lock
 
 
 class Run:
@@ -58,21 +58,20 @@ class Run:
             self._claim()
         self.source = world.in_turn(lambda: checkpoint.find(args.model))
         self.folder = world.all_or_none(lambda: checkpoint.read_about(self.source))
+        self.files = world.all_or_none(lambda: checkpoint.read_files(self.source))
         fill(args, self.folder, world.device.type)
         args.out = Path(world.from_main(lambda: str(args.out)))  # clocks of ranks may differ
-        if not args.resume and any(
-            (args.out / name).exists() for name in ("best", "last", "state")
-        ):
-            expected = "expected an unused folder, found a run; add --resume to go on with it"
-            raise InputError(f"{args.out}: {expected}")
+        if not args.resume:
+            world.from_main(lambda: check_unused(args))
         self._read()
-        saved = state.newest(args.out / "state", world) if args.resume else None
+        saved = state.newest(args.out / "state", world, args.saved) if args.resume else None
         self._begin(saved)
         self._choose_micro_batch()
         if not args.resume:
             self._claim()
-        config = self._config()
-        self.metrics = world.from_main(lambda: self._begin_files(config))
+        config = world.from_main(self._write_config)
+        path = args.out / "metrics.jsonl"
+        self.metrics = world.from_main(lambda: metrics.MetricsFile(path, self.step))
         self.tracker = None
         if world.main and args.track != "none":
             self.tracker = track.tracker(args.track, args.out, config, self.step + 1, world.say)
@@ -90,11 +89,12 @@ class Run:
                 return
             out = self.args.out
             out.mkdir(parents=True, exist_ok=True)
-            self.lock = state.lock(out)
-            if self.args.resume:  # a new RUN may be a folder with files of the user's
-                half_written = [new.with_suffix("") for new in (out / "state").glob("step-*.new")]
-                for path in [*(out / name for name in WRITES), *half_written]:
-                    atomic.recover(path)
+            self.lock = state.lock(out / "lock")
+            if not self.args.resume:
+                return check_unused(self.args)  # once more, since now nobody else comes
+            begun = [new.with_suffix("") for new in (out / "state").glob(f"step-*{atomic.NEW}")]
+            for path in [*(out / name for name in WRITES), *begun]:
+                atomic.recover(path)
 
         self.world.all_or_none(take)
 
@@ -136,10 +136,8 @@ class Run:
 
     def _hashes(self, problems: list[Problem]) -> dict[str, str]:
         """SHA-256 of all that decides what is learnt from, but for the weights."""
-        content = {"--data": repr(problems).encode(), "--template": self.settings.template.encode()}
-        for name in ("config.json", "generation_config.json", *FILES):
-            if (self.source / name).is_file():
-                content[name] = (self.source / name).read_bytes()
+        read = {"--data": repr(problems).encode(), "--template": self.settings.template.encode()}
+        content = read | self.files
         return {name: hashlib.sha256(text).hexdigest() for name, text in content.items()}
 
     def _begin(self, saved: state.State | None) -> None:
@@ -163,14 +161,9 @@ class Run:
         self.before = facts.get("before")  # the table's first column, None if not yet measured
         self.seconds = facts.get("seconds", 0.0)
         if saved:
+            args.saved = self.step
             self.optimizer.load(saved.read, self.step)
             self._check_steps(schedule)
-        if saved and "chosen_by" not in facts and args.tokens != "hard":
-            self.best = -1.0
-            self.world.say(
-                "RUN/best was chosen by hard-greedy validation so far; from now on by "
-                f"{args.tokens}-greedy, and by what comes"
-            )
 
     def _check_steps(self, schedule: Schedule) -> None:
         """Says what another number of updates does to a run that goes on.  Raises InputError where
@@ -189,8 +182,6 @@ class Run:
 
     def _check_sources(self, before: dict) -> None:
         """Raises InputError where what the run had read has changed."""
-        if "--prompt" in before:  # as earlier versions called it
-            before["--template"] = before.pop("--prompt")
         names = sorted({*before, *self.sources})
         changed = [name for name in names if before.get(name) != self.sources.get(name)]
         if changed:
@@ -214,32 +205,31 @@ class Run:
         if self.args.micro_batch is None:
             self.args.micro_batch = rows
 
-    def _config(self) -> dict:
-        """RUN/config.json."""
+    def _write_config(self) -> dict:
+        """RUN/config.json, and what it holds."""
         config = {
             name: anywhere(name, str(value) if isinstance(value, Path) else value)
             for name, value in vars(self.args).items()
             if name != "resume"
         }
         extra = {"sigma": self.settings.sigma, "world": self.world.size, "variant": self.variant}
-        return config | extra
-
-    def _begin_files(self, config: dict) -> metrics.MetricsFile:
+        config = {state.MARK: state.VERSION, **config, **extra}
         atomic.write_json(self.args.out / "config.json", config)
-        return metrics.MetricsFile(self.args.out / "metrics.jsonl", self.step)
+        return config
 
     @property
     def sidecar(self) -> dict:
         """minisoft.json of what is saved: how the model is to be used."""
         settings = self.settings
-        variant = ("logits", "estimator", "terms", "frozen")  # that the weights came from
+        variant = ("logits", "terms", "frozen")  # that the weights came from
         kept = {name: x for name, x in self.folder.items() if name not in (*variant, *OPTIONS)}
         return {
             **kept,
             "prompt": settings.template,
-            "base": self.source.resolve().name,
+            "base": self.folder.get("base", self.source.resolve().name),  # of all its trainings
             "data": Path(self.args.data).stem,
             "tokens": self.args.tokens,
+            "step": self.step,
             "sigma": settings.sigma,
             "gamma": settings.gamma,
             "tau": self.kind.tau,
@@ -278,6 +268,12 @@ class Run:
         if self.before is None:
             self.before = self.evaluate(self.samples.test)
             self.keep_best()  # the untrained model is a candidate
+        there = world.from_main(lambda: checkpoint.read_about(args.out / "best").get("step"))
+        if there != self.best_step:  # it is lost, or of updates that a kill has undone
+            expected = f"expected the model after update {self.best_step}, found {there}"
+            world.say(f"{args.out / 'best'}: {expected}: it is chosen anew from here on")
+            self.best = -1.0
+            self.keep_best()
         with tqdm(
             total=args.steps, initial=self.step, disable=not world.main, unit="step"
         ) as self.bar:
@@ -309,8 +305,8 @@ class Run:
 
     def finish(self) -> None:
         """Test the best model, write RUN/summary.json, print the table before/after."""
-        best = self.args.out / "best"
-        if best.is_dir():
+        best = self.args.out / ("last" if self.best_step is None else "best")
+        if self.best_step is not None:
             self.model.board = None  # the memory of its rollouts
             self.model = checkpoint.load_model(best, self.world.device, self.model.E.dtype)
             if not self.args.plain:
@@ -324,17 +320,19 @@ class Run:
             "validation": self.best if self.samples.validation else None,
             "best_step": self.best_step,
         }
-        self._by_main(lambda: atomic.write_json(self.args.out / "summary.json", summary))
         rows = [["greedy accuracy", "before", "after"]]
         for setting in after:
             passed = [metrics.percent(of[setting]["pass@1"]) for of in (self.before, after)]
             rows.append([setting, *passed])
-        self.world.say(
-            f"\n{len(self.samples.test)} test problems, {self.args.tokens} tokens, "
-            f"{self.step} updates in {self.seconds:.0f} s\n"
-            f"{metrics.markdown(rows) if after else ''}\n"
-            f"model: {best if best.is_dir() else self.args.out / 'last'}"
-        )
+        try:
+            self._by_main(lambda: atomic.write_json(self.args.out / "summary.json", summary))
+        finally:
+            self.world.say(
+                f"\n{len(self.samples.test)} test problems, {self.args.tokens} tokens, "
+                f"{self.step} updates in {self.seconds:.0f} s\n"
+                f"{metrics.markdown(rows) if after else ''}\n"
+                f"model: {best}"
+            )
 
     # ------------------------------------------------------------------- the parts of a step
 
@@ -495,7 +493,7 @@ class Run:
                 "resumed"
             )
         folder = self.args.out / name
-        self._by_main(lambda: checkpoint.save_model(folder, self.model, self.source, self.sidecar))
+        self._by_main(lambda: checkpoint.save_model(folder, self.model, self.files, self.sidecar))
 
     def save(self) -> None:
         """RUN/last, then RUN/state, which is what --resume goes on from; after checking that all
@@ -506,7 +504,6 @@ class Run:
         facts = {
             "best": self.best,
             "best_step": self.best_step,
-            "chosen_by": f"{self.args.tokens}-greedy",
             "before": self.before,
             "seconds": self.seconds,
             "sigma": self.settings.sigma,
@@ -515,10 +512,23 @@ class Run:
         }
         folder, pieces = self.args.out / "state", self.optimizer.pieces
         state.save(folder, facts, self.optimizer.state(), pieces, self.world, self.args.keep)
+        self.args.saved = self.step
+        self._by_main(self._write_config)
 
     def _by_main(self, write) -> None:
         """write() by the main rank; its OSError is that of all."""
         self.world.all_or_none(lambda: self.world.main and write())
+
+
+def check_unused(args: Namespace) -> None:
+    """Raises InputError where a new run would write over what it did not write."""
+    found = [name for name in WRITES if os.path.lexists(args.out / name)]
+    if state.MARK in atomic.read_json(args.out / "config.json"):
+        found = ["a run; add --resume to go on with it"]
+    elif anywhere("data", args.data) == os.path.abspath(args.out):
+        found = ["the problems"]
+    if found:
+        raise InputError(f"{args.out}: expected an unused folder, found {', '.join(found)}")
 
 
 def over_ranks(mismatch: Mismatch, world: World) -> Mismatch:

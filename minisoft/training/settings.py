@@ -23,8 +23,8 @@ from pathlib import Path
 
 from minisoft.data import PAPER_PROMPT
 from minisoft.errors import InputError
-from minisoft.io.atomic import read_json
 from minisoft.io.datasets import EMBEDDED, HUB, read_prompt
+from minisoft.io.state import read_config
 from minisoft.kinds import KINDS, NOISES, make_kind, options
 from minisoft.soft import GAMMA, Hard, Mixture, noise_scale
 
@@ -47,8 +47,6 @@ MAY_CHANGE = set(  # flags that may differ when a run goes on
     "steps validate_every save_every keep show_every micro_batch eval_batch device shard patience "
     "out resume plain track".split()
 )
-RENAMED = {"prompt": "template", "clip": "max_grad_norm"}  # flags of earlier versions
-RETIRED = {"estimator": "rloo", "terms": "both", "logits": "float32"}  # and what alone is left
 
 
 @dataclass(frozen=True)
@@ -206,23 +204,21 @@ def resumed(args: Namespace, given: set[str], variant: dict) -> Namespace:
     given: names of the flags that the user gave; variant: see `minisoft.lab.variants`."""
     if "out" not in given:
         raise InputError("--resume: expected --out RUN with the run to go on with, found no --out")
-    path = args.out / "config.json"
-    if not path.is_file():
-        raise InputError(f"{args.out}: --resume: expected a run to go on with, found no {path}")
-    config = _renamed(read_json(path, required=True), path)
+    config = read_config(args.out)
+    moved = {"model", "data", "template"} if config.get("saved") else set()  # its state has hashes
     if config.get("variant", {}) != variant:
         found = f"{variant or 'none'}"
         expected = f"the run's variant {config.get('variant') or 'none'}"
         raise InputError(f"{args.out}: --resume: expected {expected}, found {found}")
     changed = []
-    for name in sorted(given - MAY_CHANGE):
+    for name in sorted(given - MAY_CHANGE - moved):
         before, now = config.get(name), getattr(args, name)
         if str(before) not in (str(now), anywhere(name, now)):
             changed.append(f"{name} (was {before}, now {now})")
     if changed:
         expected = "expected the flags of the run, found other values for"
         raise InputError(f"{args.out}: --resume: {expected} {', '.join(changed)}")
-    for name in set(vars(args)) - {"out", "resume"} - (given & MAY_CHANGE):
+    for name in set(vars(args)) - {"out", "resume"} - (given & (MAY_CHANGE | moved)):
         setattr(args, name, config.get(name, getattr(args, name)))
     return args
 
@@ -233,17 +229,3 @@ def anywhere(flag: str, value):
     if flag in ("model", "data", "template") and value and not named and os.path.exists(value):
         return os.path.abspath(value)
     return value
-
-
-def _renamed(config: dict, path: Path) -> dict:
-    """A config.json with today's names of flags.  Raises InputError where a run was made with one
-    that is gone."""
-    for name, only in RETIRED.items():
-        if config.get(name, only) != only:
-            raise InputError(
-                f"{path}: {name}: expected {only}, found {config[name]}: a research switch that "
-                "train.py no longer has; see python -m minisoft.lab.variants --help"
-            )
-    if "eval_cot" not in config:  # validations once had the training budget
-        config["eval_cot"] = config.get("cot")
-    return {RENAMED.get(name, name): value for name, value in config.items()}

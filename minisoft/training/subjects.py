@@ -1,15 +1,17 @@
 """The models that eval.py compares: where each comes from, its settings, its row in the tables."""
 
 import hashlib
+import re
 from argparse import Namespace
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os.path import commonprefix
 from pathlib import Path
 
 from minisoft import engine
 from minisoft.data import Format
-from minisoft.errors import InputError
-from minisoft.io import checkpoint, datasets
+from minisoft.errors import InputError, expect
+from minisoft.io import checkpoint, datasets, state
 from minisoft.io.journal import Journal
 from minisoft.io.tokenizer import Tokenizer
 from minisoft.kinds import OPTIONS
@@ -23,10 +25,16 @@ USUAL = {  # what minisoft.json says of an ordinary training
     "noise": "embedding",
     "top_k": None,
     "logits": "float32",
-    "estimator": "rloo",
     "terms": "both",
     "frozen": "nothing",
 }
+BEGINS = {  # what eval.py and minisoft.lab.tables write
+    ".json": rb'\{\s*("runs": \[\s*\{\s*)?"model": .*\s*"label": .*\s*"named": ',
+    ".jsonl": rb'\{"run": \d+, "setting": ',
+    ".md": rb"\*\*(\w+ inference\*\*: pass@k|Multiple choice\*\*: accuracy)",
+    ".png": rb"(?s)\x89PNG.*minisoft",
+}
+MARK = {"Source": "minisoft"}  # in a PNG
 DECIDE = "samples cot seed tau noise top_k gamma sigma width top_p dtype limit".split()  # flags
 
 
@@ -76,8 +84,9 @@ class Subject:
         return Evaluator(model, tokenizer, settings, *common)
 
     def identity(self) -> list:
-        """Changes when a file of the folder does."""
-        files = [(path, path.stat()) for path in self.folder.iterdir() if path.is_file()]
+        """Changes when a file of the model does; others may come, such as an evaluation's."""
+        paths = [*map(self.folder.joinpath, checkpoint.NAMES), *self.folder.glob("*.safetensors*")]
+        files = [(path, path.stat()) for path in paths if path.is_file()]
         return [self.given, *sorted([p.name, s.st_size, s.st_mtime_ns] for p, s in files)]
 
     def default_data(self) -> list[str]:
@@ -157,13 +166,34 @@ def check_alike(subjects: list[Subject], args: Namespace) -> None:
             )
 
 
-def check_output(out: Path, inputs: list[str]) -> None:
-    """Raises InputError where a file that is read would be written over."""
-    outputs = {out.with_suffix(end).resolve() for end in (".json", ".jsonl", ".md")}
-    for path in inputs:
-        if Path(path).resolve() in outputs:
-            written = f"{path} is read and {out.stem}.* is written"
+@contextmanager
+def output(args: Namespace, world: World):
+    """Inside, --out is of this process alone.  Raises InputError where another one has it, where
+    what is read or not ours would be written over, and in a folder of problems."""
+    ends = (".json", ".jsonl", ".md") if args.show is None else (".png",)
+    outputs = [args.out.with_suffix(end) for end in ends]
+    for path in filter(None, [*(args.data or []), args.template]):
+        if Path(path).resolve() in [args.out.resolve().parent, *map(Path.resolve, outputs)]:
+            written = f"{path} is read and {args.out.stem}.* is written"
             raise InputError(f"--out: expected another name, since {written}")
+    for path in outputs:
+        check_written(path)
+    lock = args.out.with_name(f"{args.out.name}.lock")
+    held = world.all_or_none(lambda: world.main and state.lock(lock))
+    try:
+        yield
+    finally:
+        if held:
+            lock.unlink(missing_ok=True)
+
+
+def check_written(path: Path) -> None:
+    """Raises InputError where a file is there that is neither empty nor one of ours (BEGINS)."""
+    if path.exists():
+        with path.open("rb") as file:
+            head = file.read(2**14)
+        ours = not head or re.match(BEGINS[path.suffix], head)
+        expect(ours, path, "no such file, or one of an earlier call", head[:40])
 
 
 def open_journal(args: Namespace, subjects: list[Subject], sources: dict, world: World) -> Journal:

@@ -2,6 +2,7 @@
 transformers to read."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -13,7 +14,7 @@ import minisoft
 from minisoft.errors import InputError
 from minisoft.io import checkpoint
 from minisoft.io.atomic import read_json, recover
-from minisoft.io.checkpoint import SIDECAR, find, load_model, read_about, save_model
+from minisoft.io.checkpoint import SIDECAR, find, load_model, read_about, read_files, save_model
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -99,7 +100,7 @@ def test_a_tied_model_may_be_stored_under_the_name_of_its_head_alone(saved, tmp_
     save_file(tensors, file, {"format": "pt"})
     model = load_model(source)
     assert model.W_d is model.E
-    save_model(tmp_path / "out", model, source, {})
+    save_model(tmp_path / "out", model, read_files(source), {})
     for folder in (source, tmp_path / "out"):
         theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         torch.testing.assert_close(logits_of(model), theirs(IDS).logits, atol=1e-5, rtol=0)
@@ -418,7 +419,7 @@ def test_what_is_written_is_what_transformers_reads(saved, tokenizer_folders, tm
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.01)
-        save_model(target, model, source, {})
+        save_model(target, model, read_files(source), {})
         theirs = AutoModelForCausalLM.from_pretrained(target).eval()
         assert theirs.dtype == torch.float32
         assert torch.equal(theirs(IDS).logits, logits_of(model))
@@ -447,7 +448,7 @@ def test_bfloat16_is_written_as_bfloat16(model_folder, tmp_path):
     from transformers import AutoModelForCausalLM
 
     model = load_model(model_folder, dtype=torch.bfloat16)
-    save_model(tmp_path / "out", model, model_folder, {})
+    save_model(tmp_path / "out", model, read_files(model_folder), {})
     assert {t.dtype for t in load_file(tmp_path / "out" / WEIGHTS).values()} == {torch.bfloat16}
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", torch_dtype="auto")
     assert theirs.dtype == torch.bfloat16
@@ -455,17 +456,21 @@ def test_bfloat16_is_written_as_bfloat16(model_folder, tmp_path):
     assert again.E.dtype == torch.bfloat16 and torch.equal(logits_of(again), logits_of(model))
 
 
-def test_saving_replaces_the_whole_folder(model_folder, tmp_path):
+def test_saving_replaces_the_model_and_leaves_what_else_lies_there(model_folder, tmp_path):
     model, target = load_model(model_folder), tmp_path / "runs" / "last"
-    save_model(target, model, model_folder, {"step": 1})
-    (target / "stray").write_text("old")
-    (target.with_name("last.new")).mkdir()
-    (target.with_name("last.new") / "stray").write_text("of a crash")
+    save_model(target, model, read_files(model_folder), {"step": 1})
+    (target / "notes.md").write_text("mine")
+    (target / "sub").mkdir()
+    (target / "sub/plan").write_text("mine too")
+    (target.with_name("last.being-written")).mkdir()
+    (target.with_name("last.being-written") / "stray").write_text("of a crash")
     with torch.no_grad():
         model.E.mul_(2)
-    save_model(target, model, model_folder, {"step": 2})
+    save_model(target, model, read_files(model_folder), {"step": 2})
     assert [path.name for path in target.parent.iterdir()] == ["last"]
-    assert {path.name for path in target.iterdir()} == {
+    assert (target / "notes.md").read_text() == "mine"
+    assert (target / "sub/plan").read_text() == "mine too"
+    assert {path.name for path in target.iterdir() if path.name not in ("notes.md", "sub")} == {
         "config.json",
         "generation_config.json",
         "minisoft.json",
@@ -481,7 +486,7 @@ def test_saving_over_the_source(model_folder):
     model, before = load_model(model_folder), (model_folder / "tokenizer.json").read_bytes()
     with torch.no_grad():
         model.E.mul_(2)
-    save_model(model_folder, model, model_folder, {})
+    save_model(model_folder, model, read_files(model_folder), {})
     loaded, _ = minisoft.load(model_folder)
     assert torch.equal(loaded.E, model.E)
     assert (model_folder / "tokenizer.json").read_bytes() == before
@@ -546,7 +551,7 @@ def test_a_field_of_the_sidecar_that_cannot_be_used(model_folder, field, value):
 @pytest.mark.parametrize("broken", ["save_tensors", "write_json"])
 def test_a_failure_while_writing_leaves_the_old_one(model_folder, tmp_path, monkeypatch, broken):
     model, target = load_model(model_folder), tmp_path / "last"
-    save_model(target, model, model_folder, {"step": 1})
+    save_model(target, model, read_files(model_folder), {"step": 1})
     old = {path.name: path.read_bytes() for path in target.iterdir()}
 
     def fail(*arguments, **options):
@@ -555,21 +560,52 @@ def test_a_failure_while_writing_leaves_the_old_one(model_folder, tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, broken, fail)
         with pytest.raises(OSError, match="no space"):
-            save_model(target, model, model_folder, {"step": 2})
+            save_model(target, model, read_files(model_folder), {"step": 2})
     assert {path.name: path.read_bytes() for path in target.iterdir()} == old
     assert [path.name for path in tmp_path.iterdir() if path != model_folder] == ["last"]
-    save_model(target, model, model_folder, {"step": 3})  # and the next one succeeds
+    save_model(target, model, read_files(model_folder), {"step": 3})  # and the next one succeeds
     assert read_json(target / SIDECAR) == {"step": 3}
 
 
-def test_a_kill_between_the_two_renames_is_undone(model_folder, tmp_path):
+@pytest.mark.parametrize("renames", [1, 2])
+def test_a_kill_between_the_renames_is_undone(model_folder, tmp_path, renames):
+    """Before the second one, and after it, before what else lay there has been moved."""
     model, target = load_model(model_folder), tmp_path / "runs" / "best"
-    save_model(target, model, model_folder, {"step": 1})
-    target.rename(target.with_name("best.old"))
+    save_model(target, model, read_files(model_folder), {"step": 1})
+    (target / "notes.md").write_text("mine")
+    target.rename(target.with_name("best.being-replaced"))
+    if renames == 2:
+        save_model(tmp_path / "new", model, read_files(model_folder), {"step": 2})
+        (tmp_path / "new").rename(target)
     recover(target)
-    assert read_json(target / SIDECAR) == {"step": 1}
-    save_model(target, model, model_folder, {"step": 2})
+    assert read_json(target / SIDECAR) == {"step": renames}
+    save_model(target, model, read_files(model_folder), {"step": 3})
+    assert (target / "notes.md").read_text() == "mine"
     assert [path.name for path in target.parent.iterdir()] == ["best"]
+
+
+def test_a_folder_behind_a_link_stays_behind_it(model_folder, tmp_path):
+    model, link, disk = load_model(model_folder), tmp_path / "run/last", tmp_path / "disk/last"
+    link.parent.mkdir()
+    disk.mkdir(parents=True)
+    link.symlink_to(disk)
+    for step in (1, 2):
+        save_model(link, model, read_files(model_folder), {"step": step})
+    disk.rename(disk.with_name("last.being-replaced"))
+    recover(link)
+    assert link.is_symlink() and read_json(disk / SIDECAR) == {"step": 2}
+    assert [path.name for path in (*link.parent.iterdir(), *disk.parent.iterdir())] == ["last"] * 2
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_the_files_have_the_mode_that_the_umask_says(model_folder, tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        save_model(tmp_path / "out", load_model(model_folder), read_files(model_folder), {})
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}
+    assert modes == dict.fromkeys(modes, 0o666 & ~mask) and WEIGHTS in modes
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

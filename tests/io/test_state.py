@@ -120,7 +120,7 @@ def test_a_kill_while_it_is_written_leaves_the_one_before(tmp_path, monkeypatch)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(state, "write_json", killed)
         save(tmp_path, 2)
-    assert "step-000002.new" in names(tmp_path)
+    assert "step-000002.being-written" in names(tmp_path)
     assert state.newest(tmp_path, WORLD).facts["step"] == 1
     save(tmp_path, 2, keep=1)
     assert names(tmp_path) == ["step-000002"]
@@ -154,22 +154,22 @@ def test_a_disk_that_takes_no_more_bytes(tmp_path):
 def test_a_folder_has_one_process(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from minisoft.io import state; "
-        "held = state.lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"
+        "held = state.lock(Path(sys.argv[1], 'lock')); print('held', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
     )
     assert other.stdout.readline() == "held\n"
     with pytest.raises(
-        InputError, match=f"found another one at work in it: process {other.pid} on "
+        InputError, match=f"lock: expected no other process at work, found process {other.pid} on "
     ):
-        state.lock(tmp_path)
+        state.lock(tmp_path / "lock")
     other.kill()  # SIGKILL: the lock goes with the process
     other.wait()
     other.stdout.close()
     for _ in range(100):
         try:
-            state.lock(tmp_path).close()
+            state.lock(tmp_path / "lock").close()
             return
         except InputError:
             time.sleep(0.05)

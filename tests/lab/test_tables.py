@@ -564,6 +564,18 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path):
         assert message in stop.value.code and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["tables.md", "pass_at_k.png"])
+def test_files_of_the_users_are_not_written_over(tmp_path, capsys, name):
+    pytest.importorskip("matplotlib")
+    path = write(tmp_path / "a.json", result())
+    for _ in range(2):  # over its own
+        tables.main([str(path)])
+    (tmp_path / name).write_bytes(b"\x89PNG mine")
+    with pytest.raises(SystemExit, match=f"{name}: expected no such file"):
+        tables.main([str(path)])
+    assert (tmp_path / name).read_bytes() == b"\x89PNG mine"
+
+
 def test_help(capsys):
     with pytest.raises(SystemExit):
         tables.main(["--help"])

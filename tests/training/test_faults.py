@@ -29,6 +29,7 @@ from minisoft import engine
 from minisoft.engine.replay import Replay
 from minisoft.errors import InputError
 from minisoft.io import checkpoint
+from minisoft.io.atomic import NEW, OLD
 from minisoft.training.optimizer import Optimizer
 from minisoft.training.session import Run
 
@@ -45,6 +46,11 @@ def run(out, *flags):
 
 def resume(out, *flags):
     train.main(["--out", str(out), "--resume", *flags])
+
+
+def tree(folder):
+    """{path: content} of all files, {path: None} of folders."""
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def content(out):
@@ -82,6 +88,7 @@ SLOW_PLACES = [
     ("shutil.rmtree", 8),
     ("run.finish", 0),
     ("atomic.write_json", 1),
+    ("atomic.write_json", 5),
 ]
 
 
@@ -242,22 +249,138 @@ def test_too_little_memory_twice_says_what_to_set(tmp_path, broken_backward):
 def test_what_a_kill_left_half_written_goes(begun, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(begun, out)
-    for name in ("state/step-000137.new", "best.old", "last.new"):
+    for name in (f"state/step-000137{NEW}", f"best{OLD}", f"last{NEW}"):
         (out / name).mkdir()
-    (out / "config.json.new").write_text("{")
+    (out / f"config.json{NEW}").write_text("{")
     resume(out, "--steps", "2")
-    assert not [*out.rglob("*.new"), *out.rglob("*.old")]
+    assert not [*out.rglob(f"*{NEW}"), *out.rglob(f"*{OLD}")]
 
 
-def test_a_new_run_touches_nothing_else_in_its_folder(tmp_path):
-    for name in ("notes.old", "notes", "draft.new"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "list.new").write_text("mine")
-    names = ("notes.old", "notes", "draft.new", "list.new")
+def test_a_run_touches_nothing_else_in_its_folder(tmp_path):
+    names = ("notes/old", "best.old/x", "last.new/x", "config.json.new", "train.jsonl")
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
     run(tmp_path, *ONE)
-    assert all((tmp_path / name).exists() for name in names)
+    (tmp_path / "last/notes").write_text("mine")
     resume(tmp_path, "--steps", "2")
-    assert all((tmp_path / name).exists() for name in names)
+    assert all((tmp_path / name).read_text() == "mine" for name in (*names, "last/notes"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    "config.json metrics.jsonl summary.json lock best/x last/x state/x".split(),
+)
+def test_a_new_run_writes_over_nothing(tmp_path, name):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("[1]")
+    before = tree(tmp_path)
+    with pytest.raises(SystemExit, match=f"{tmp_path}.*expected .*found"):
+        run(tmp_path, *ONE)
+    assert tree(tmp_path) == before
+
+
+def test_a_new_run_in_the_folder_of_its_problems_is_refused(tmp_path):
+    shutil.copy(checkpoint.WEIGHTS / "tiny/train.jsonl", tmp_path)
+    with pytest.raises(SystemExit, match="expected an unused folder, found the problems"):
+        run(tmp_path, *ONE, "--data", str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
+
+
+def test_a_run_that_came_while_another_one_was_set_up_is_not_written_over(tmp_path, monkeypatch):
+    out, real = tmp_path / "run", Run._read
+
+    def read(self):
+        shutil.copytree(checkpoint.WEIGHTS / "tiny", out / "last")
+        real(self)
+
+    monkeypatch.setattr(Run, "_read", read)
+    with pytest.raises(SystemExit, match="found last"):
+        run(out, *ONE)
+    assert sorted(path.name for path in out.iterdir()) == ["last", "lock"]
+
+
+@pytest.mark.parametrize("name", ["last", "best", "state", "state/step-000001"])
+def test_resume_at_a_part_of_a_run_names_the_run(begun, tmp_path, name):
+    shutil.copytree(begun, tmp_path / "run")
+    before = tree(tmp_path)
+    with pytest.raises(SystemExit, match=f"found a part of one; give --out {tmp_path / 'run'}$"):
+        resume(tmp_path / "run" / name)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", ""])
+def test_resume_at_what_is_no_run_changes_nothing(tmp_path, name):
+    """The folder of a model without and with its config.json, and no folder at all."""
+    if name:
+        (tmp_path / "model").mkdir()
+        shutil.copy(checkpoint.WEIGHTS / "tiny" / name, tmp_path / "model")
+    before = tree(tmp_path)
+    with pytest.raises(SystemExit, match="model: --resume: expected a run to go on with, found"):
+        resume(tmp_path / "model")
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("gone", [[], ["last"], ["last", "best"]])
+def test_a_run_whose_states_are_gone_does_not_begin_again(begun, tmp_path, gone):
+    out = tmp_path / "run"
+    shutil.copytree(begun, out)
+    for name in ("state", *gone):
+        shutil.rmtree(out / name)
+    before = tree(out)
+    expected = f"state: expected the state of update 1, found none; .*--model {out / 'last'} "
+    with pytest.raises(SystemExit, match=expected):
+        resume(out, "--steps", "2")
+    assert tree(out) == before
+
+
+@pytest.mark.parametrize("best", ["is gone", "is newer"])
+def test_a_run_without_the_best_that_it_remembers_chooses_anew(begun, tmp_path, capsys, best):
+    """Of what it has: the model that it goes on from."""
+    out = tmp_path / "run"
+    shutil.copytree(begun, out)
+    if best == "is gone":
+        shutil.rmtree(out / "best")
+    else:  # such as a kill leaves before the next save
+        path = out / "best/minisoft.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"step": 3}))
+    resume(out)
+    found = "None" if best == "is gone" else "3"
+    assert f"expected the model after update 0, found {found}: " in capsys.readouterr().out
+    assert summary(out)["best_step"] == 1
+    assert json.loads((out / "best/minisoft.json").read_text())["step"] == 1
+    assert_same_weights(out, out, "best")
+    assert summary(out)["validation"] >= 0
+
+
+def test_a_run_goes_on_elsewhere_with_the_same_model_problems_and_template(tmp_path, monkeypatch):
+    """Its model goes away while it is at work."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    model, data, template = (here / name for name in ("model", "data.jsonl", "template"))
+    shutil.copytree(checkpoint.WEIGHTS / "tiny", model)
+    shutil.copy(checkpoint.WEIGHTS / "tiny/train.jsonl", data)
+    template.write_text("Q QUESTION A")
+    places = ["--model", str(model), "--data", str(data), "--template", str(template)]
+    real = Run.save
+
+    def save(self):
+        model.rename(here / "gone")
+        real(self)
+        (here / "gone").rename(model)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save", save)
+        run(here / "run", *ONE, *places)
+    checkpoint.load(here / "run/last")
+    here.rename(there)
+    moved = [place.replace(str(here), str(there)) for place in places]
+    resume(there / "run", "--steps", "2", *moved)
+    assert len(metrics(there / "run")) == 2
+    resume(there / "run")  # which knows the new places
+    about = there / "model/minisoft.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"gamma": 0.5}))
+    with pytest.raises(SystemExit, match="found other content of minisoft.json"):
+        resume(there / "run", "--steps", "3", *moved)
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_update(begun, tmp_path, monkeypatch):

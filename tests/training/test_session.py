@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 import torch
-from runs import assert_same_weights, metrics, newest, saved, summary, weights
+from runs import assert_same_weights, metrics, saved, summary, weights
 from safetensors.torch import load_file
 
 import train
-from minisoft.io import WEIGHTS, state
+from minisoft.io import WEIGHTS
 from minisoft.training import session
 
 SMALL = "--prompts 2 --group 4 --cot 24 --eval-cot 16 --test 0 --show-every 0 --device cpu".split()
@@ -79,22 +79,6 @@ def test_validation_has_the_evaluations_budget_which_a_folder_may_say(tmp_path, 
     assert budgets == {80}  # what weights/tiny says
 
 
-def test_a_state_of_an_earlier_version_goes_on_with_the_own_kind_in_one_line(tmp_path, capsys):
-    flags = ["--validation", "2", "--validate-every", "1", "--save-every", "1"]
-    out = run(tmp_path / "run", *flags, "--steps", "1")
-    facts = newest(out) / "facts.json"
-    said = json.loads(facts.read_text())
-    assert said.pop("chosen_by") == "soft-greedy"
-    facts.write_text(json.dumps({**said, "best": 1.0}))
-    manifest = newest(out) / "manifest.json"
-    hashes = json.loads(manifest.read_text()) | {"facts.json": state.digest(facts)}
-    manifest.write_text(json.dumps(hashes))
-    capsys.readouterr()
-    train.main(["--out", str(out), "--resume", "--steps", "2"])
-    assert "from now on by soft-greedy" in capsys.readouterr().out
-    assert summary(out)["best_step"] == 2  # by what comes, not by the 1.0 of then
-
-
 # ---------------------------------------------------------------- training on
 
 
@@ -114,6 +98,7 @@ def test_training_on_obeys_what_the_folder_says(tmp_path, capsys, flags):
     names = ("tokens", "sigma", "gamma", "tau", "noise", "top_k", "prompt")
     assert [sidecar(first)[n] for n in names] == [sidecar(second)[n] for n in names]
     assert "not continued alike" not in capsys.readouterr().out
+    assert sidecar(second)["base"] == "tiny" and sidecar(second)["step"] == 1  # not "last"
     third = run(tmp_path / "c", *brief, "--gamma", "0.1")
     scale = 0.1 / sidecar(first)["gamma"]
     assert sidecar(third)["sigma"] == sidecar(first)["sigma"] * scale

@@ -9,6 +9,7 @@ import torch
 import train
 from minisoft.data import PAPER_PROMPT
 from minisoft.errors import InputError
+from minisoft.io import state
 from minisoft.training.settings import Flags, fill, resolve, resumed
 
 TRAINED = {"sigma": 0.7, "gamma": 0.1, "noise": "embedding"}
@@ -129,36 +130,31 @@ def test_a_learning_rate_by_kind_is_the_papers_for_a_kind_that_is_not_named():
     assert filled(folder, "--lr", "1").lr == 1
 
 
-@pytest.mark.parametrize("before", ["now", "then"])
-def test_a_run_goes_on_with_its_flags_also_with_those_of_earlier_versions(tmp_path, before):
-    """Then: --prompt, --clip, and no --eval-cot, since validation had the training's budget."""
+RUN = {state.MARK: state.VERSION}
+
+
+def test_a_run_goes_on_with_its_flags(tmp_path):
     args = filled({}, "--template", "t.txt", "--max-grad-norm", "0.5", "--cot", "40")
     config = {name: value for name, value in vars(args).items() if name not in ("out", "resume")}
-    if before == "then":
-        config |= {"prompt": config.pop("template"), "clip": config.pop("max_grad_norm")}
-        config |= {"estimator": "rloo", "terms": "both", "logits": "float32", "shares_every": 10}
-        del config["eval_cot"]
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(RUN | config))
     flags = ["--out", str(tmp_path), "--resume", "--steps", "9"]
     again = resumed(*train.read_flags(flags), {})
     assert (again.template, again.max_grad_norm, again.steps) == ("t.txt", 0.5, 9)
-    assert again.eval_cot == (512 if before == "now" else 40)
+    assert again.eval_cot == 512
 
 
 @pytest.mark.parametrize(
     "config, flags, variant, message",
     [
         ({"lr": 1.0}, ["--lr", "2"], {}, r"lr \(was 1.0, now 2.0\)"),
-        ({"estimator": "prefix"}, [], {}, "estimator: expected rloo, found prefix"),
-        ({"terms": "cot"}, [], {}, "terms: expected both, found cot.*lab.variants"),
+        ({state.MARK: 0}, [], {}, "--resume: .* found a config.json without minisoft_run 1"),
+        ({"data": "a", "saved": None}, ["--data", "b"], {}, r"data \(was a, now b\)"),
         ({"variant": {"terms": "cot"}}, [], {}, "expected the run's variant .*cot.*, found none"),
         ({}, [], {"terms": "cot"}, "expected the run's variant none, found"),
     ],
 )
-def test_other_flags_and_switches_that_are_gone_are_refused(
-    tmp_path, config, flags, variant, message
-):
-    (tmp_path / "config.json").write_text(json.dumps(config))
+def test_other_flags_than_the_runs_are_refused(tmp_path, config, flags, variant, message):
+    (tmp_path / "config.json").write_text(json.dumps(RUN | config))
     with pytest.raises(InputError, match=message):
         resumed(*train.read_flags(["--out", str(tmp_path), "--resume", *flags]), variant)
 

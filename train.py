@@ -9,8 +9,8 @@
 On a CPU a small model is trained by ranks of one thread, one a core, without torchrun
 (minisoft/training/ranks.py), unless OMP_NUM_THREADS is set.
 Writes RUN/metrics.jsonl (explained in minisoft/training/metrics.py), config.json, last/ and best/
-(Hugging Face folders), state/ and summary.json.  Ctrl-C and SIGTERM save and stop, with exit status
-130 and 0; a second Ctrl-C stops at once.
+(Hugging Face folders), state/ and summary.json.  Ctrl-C, SIGTERM and a terminal that is closed save
+and stop, with exit status 130, 0 and 0; a second Ctrl-C stops at once.
 A default marked * may be replaced by the model folder's minisoft.json, as weights/tiny does.
 """
 

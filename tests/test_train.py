@@ -123,7 +123,9 @@ def in_step(monkeypatch, number, act):
     monkeypatch.setattr(Run, "requests", acting)
 
 
-@pytest.mark.parametrize("asked, status", [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+@pytest.mark.parametrize(
+    "asked, status", [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)]
+)
 def test_interrupted_and_resumed_is_bit_identical(
     finished, tmp_path, monkeypatch, capsys, asked, status
 ):
@@ -146,7 +148,7 @@ def test_interrupted_and_resumed_is_bit_identical(
 
 def test_a_second_ctrl_c_stops_at_once_and_gives_the_signals_back(tmp_path, monkeypatch):
     """Before the first save, so that the resumed run begins again."""
-    out, numbers = tmp_path / "run", (signal.SIGINT, signal.SIGTERM)
+    out, numbers = tmp_path / "run", (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = [signal.getsignal(number) for number in numbers]
 
     def twice():
@@ -162,6 +164,16 @@ def test_a_second_ctrl_c_stops_at_once_and_gives_the_signals_back(tmp_path, monk
     assert [line["step"] for line in first] == [1] and not (out / "state").exists()
     train.main(["--out", str(out), "--resume"])
     assert [line["step"] for line in metrics(out)] == [1, 2] and metrics(out)[0] == first[0]
+
+
+def test_under_nohup_a_closed_terminal_stops_nothing(tmp_path, monkeypatch):
+    out, before = tmp_path / "run", signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    in_step(monkeypatch, 0, lambda: signal.raise_signal(signal.SIGHUP))
+    try:
+        run(out, "--steps", "2", *BRIEF)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert len(metrics(out)) == 2
 
 
 @pytest.mark.parametrize("done, steps", [(4, 8), (2, 8), (2, 3)])

@@ -252,7 +252,9 @@ class Run:
     # ------------------------------------------------------------------------ the whole run
 
     def __enter__(self) -> "Run":
-        asked = (signal.SIGINT, signal.SIGTERM)
+        asked = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as it is under nohup
+            asked.append(signal.SIGHUP)
         self.handlers = {number: signal.signal(number, self._ask) for number in asked}
         return self
 
@@ -290,7 +292,7 @@ class Run:
                         self.save()
                     again = f"python train.py --out {args.out} --resume"
                     world.say(f"stopped after step {self.step}; to go on: {again}")
-                    raise SystemExit(0 if stopping == signal.SIGTERM else 130)
+                    raise SystemExit(130 if stopping == signal.SIGINT else 0)
 
     def due(self, every: int) -> bool:
         """Is something done now that is done after every so many updates, and after the last?"""

@@ -5,11 +5,12 @@ Without torchrun there is one rank.
 
 import ctypes
 import datetime
+import io
 import os
 import re
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 import torch.distributed as dist
@@ -34,6 +35,28 @@ def keep_memory() -> None:
         mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
 
 
+class Output(io.FileIO):
+    """Standard output or error, without a buffer.  What cannot be written there (a closed terminal,
+    `| head`, `| tee` after Ctrl-C, a full disk) is dropped: it must not decide what is saved."""
+
+    def write(self, data) -> int:
+        left = memoryview(data)
+        with suppress(OSError):
+            while left:
+                left = left[super().write(left) or len(left) :]
+        return len(data)
+
+
+def open_output(number: int, errors: str, stream) -> io.TextIOWrapper:
+    """What stands for `stream`, which has that number, in a program."""
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= number:
+        pass  # it was closed, and the next file would have got what is printed
+    os.close(spare)
+    encoding = getattr(stream, "encoding", None)
+    raw = Output(number, "w", closefd=False)
+    return io.TextIOWrapper(raw, encoding, errors, line_buffering=True)
+
+
 def as_program(main) -> None:
     """main() as a program.
 
@@ -41,7 +64,8 @@ def as_program(main) -> None:
     without the destructors of C++, in which about one of thirty ranks that had finished was seen to
     abort ("terminate called without an active exception", torch 2.13, gloo).
     """
-    sys.stdout.reconfigure(errors="replace")  # stderr never fails: it escapes
+    sys.stdout = open_output(1, "replace", sys.stdout)
+    sys.stderr = open_output(2, "backslashreplace", sys.stderr)
     try:
         status = main()
     except SystemExit as end:

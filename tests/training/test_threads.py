@@ -39,6 +39,7 @@ def test_as_many_ranks_as_cores_and_problems_allow(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(sys, "orig_argv", [sys.executable, *sys.argv])
     args = Namespace(model=str(WEIGHTS / "tiny"), prompts=prompts, device=device)
     assert ranks.fitting(args) == expected
 
@@ -92,6 +93,44 @@ with several(2):
     done = python(code)
     assert done.returncode == 1 and "none of rank 1" in done.stdout
     assert "rank 1 cannot go on" in done.stderr
+
+
+@pytest.mark.parametrize("end", ["sys.exit('no memory left')", "os.kill(os.getpid(), 9)"])
+def test_a_rank_that_ends_before_they_meet_is_told_at_once(end):
+    """Not after the 30 minutes that ranks wait for each other by default."""
+    code = f"""
+from minisoft.training.world import World
+with several(3):
+    if os.environ["RANK"] == "2":
+        {end}
+    World("cpu")
+"""
+    begun = time.monotonic()
+    done = python(code)
+    assert done.returncode == 1 and time.monotonic() - begun < 60
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("train.py: error: rank 2: ")
+    assert ("no memory left" in done.stderr) == ("exit status 1" in last)
+    assert ("exit status -9" in last) == ("kill" in end)
+
+
+@pytest.mark.parametrize(
+    "started, expected",
+    [
+        ("python train.py --seed 1", 2),
+        ("python -u -O train.py --seed 1", 2),
+        ("python -m pdb train.py --seed 1", 1),
+        ("python -m cProfile -o out train.py --seed 1", 1),
+        ("python /bin/coverage run train.py --seed 1", 1),
+    ],
+)
+def test_below_a_debugger_or_profiler_it_is_one_process(monkeypatch, started, expected):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(sys, "orig_argv", started.split())
+    monkeypatch.setattr(sys, "argv", "train.py --seed 1".split())
+    args = Namespace(model=str(WEIGHTS / "tiny"), prompts=16, device="cpu")
+    assert ranks.fitting(args) == expected
 
 
 def test_an_error_of_this_rank_does_not_wait_for_the_others():

@@ -74,7 +74,7 @@ def loss(log_probs: list[torch.Tensor], advantages: list[torch.Tensor], scale: f
     total = 0.0
     for scores, A in zip(log_probs, advantages, strict=True):
         ell = scores.sum(1)  # (n,), eq. 9 and the answer's tokens
-        total = total + (A.detach() * ell).sum()
+        total = total + (A.detach().to(ell.device) * ell).sum()
     return -scale * total  # eqs. 8, 14
 
 

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from minisoft.io.checkpoint import read_about
+from minisoft.training.metrics import container_limit
 from minisoft.training.settings import PAPER
 from minisoft.training.world import RankError, read_device
 
@@ -42,7 +43,8 @@ def fitting(args: Namespace) -> int:
         return 1
     defaults = PAPER | read_about(Path(args.model)).get("defaults", {})
     prompts = args.prompts or defaults["prompts"]
-    cores = min(len(os.sched_getaffinity(0)), MOST) if hasattr(os, "sched_getaffinity") else 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    cores = int(max(1, min(cores, MOST, container_limit("cpu.max"))))
     return next((n for n in range(cores, 1, -1) if prompts % n == 0), 1)
 
 
@@ -70,18 +72,16 @@ def several(count: int):
         left = threading.Event()
         threading.Thread(target=_watch, args=(others, said, left), daemon=True).start()
         try:
-            try:
-                yield
-            finally:
-                left.set()
-            _wait(others)
+            yield
+            _wait(others, left)
         except SystemExit:  # a signal has stopped all of them, and they save
-            _wait(others)
+            _wait(others, left)
             raise
         except RankError:  # then the reason is what another rank has said
             _tell(said)
             raise
         finally:
+            left.set()
             for other in others:
                 other.kill()
                 other.wait()
@@ -91,13 +91,11 @@ def _watch(others: list[subprocess.Popen], said, left: threading.Event) -> None:
     """Ends this process where another one ends before all have met: nothing else can, since who
     waits for the meeting, for --patience, hears nothing."""
     while not left.wait(0.2) and not dist.is_initialized():
-        ended = [(rank, other) for rank, other in enumerate(others, 1) if other.poll() is not None]
-        if ended:
-            rank, other = ended[0]
-            found = f"found that it has ended, with exit status {other.returncode}"
-            _tell(said, f"train.py: error: rank {rank}: expected to meet the others, {found}\n")
-            for each in others:
-                each.kill()
+        if ended := [rank for rank, other in enumerate(others, 1) if other.poll() is not None]:
+            found = f"that it has ended, exit status {others[ended[0] - 1].returncode}"
+            _tell(said, f"train.py: error: rank {ended[0]}: expected to meet it, found {found}\n")
+            for other in others:
+                other.kill()
             os._exit(1)
 
 
@@ -107,7 +105,8 @@ def _tell(said, more: str = "") -> None:
     print(text + more, end="", file=sys.stderr, flush=True)
 
 
-def _wait(others: list[subprocess.Popen]) -> None:
+def _wait(others: list[subprocess.Popen], left: threading.Event) -> None:
+    left.set()
     for other in others:
         with suppress(subprocess.TimeoutExpired):
             other.wait(LEFT)

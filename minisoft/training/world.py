@@ -29,10 +29,9 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    if mallopt(-3, 2**30) or mallopt(
-        -3, 2**25
-    ):  # M_MMAP_THRESHOLD; before glibc 2.35 at most 32 MiB
-        mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
+    # M_MMAP_THRESHOLD, before glibc 2.35 at most 32 MiB; M_TRIM_THRESHOLD
+    if mallopt(-3, 2**30) or mallopt(-3, 2**25):
+        mallopt(-1, 2**30)
 
 
 class Output(io.FileIO):
@@ -70,6 +69,12 @@ def as_program(main) -> None:
         status = main()
     except SystemExit as end:
         status = end.code
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        hint = "fewer rows (--group, --batch, --eval-batch) or tokens (--cot), or --dtype bfloat16"
+        found = " ".join(str(error).split())[:200]
+        status = f"{os.path.basename(sys.argv[0])}: error: out of memory; set {hint}: {found}"
     if isinstance(status, str):
         print(status, file=sys.stderr)
         status = 1
@@ -136,7 +141,10 @@ def find_device(device: str | None, of_node: int) -> torch.device:
     return found
 
 
-OutOfMemoryError = torch.OutOfMemoryError  # of the host and of GPUs; train.py imports no torch
+def is_out_of_memory(error: Exception) -> bool:
+    """Is it for lack of memory, of a GPU or of the host?"""
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
 
 
 class RankError(RuntimeError):

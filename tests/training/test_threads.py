@@ -8,10 +8,11 @@ import time
 from argparse import Namespace
 
 import pytest
+import torch
 from runs import ENVIRONMENT, ROOT
 
 from minisoft.io import WEIGHTS
-from minisoft.training import ranks
+from minisoft.training import metrics, ranks
 
 OWN_CHOICE = {k: v for k, v in ENVIRONMENT.items() if k != "OMP_NUM_THREADS"}
 
@@ -42,6 +43,31 @@ def test_as_many_ranks_as_cores_and_problems_allow(
     monkeypatch.setattr(sys, "orig_argv", [sys.executable, *sys.argv])
     args = Namespace(model=str(WEIGHTS / "tiny"), prompts=prompts, device=device)
     assert ranks.fitting(args) == expected
+
+
+@pytest.mark.parametrize(
+    "limit, ranks_there, memory",
+    [
+        ("200000 100000", 2, 2**33),
+        ("max 100000", 4, 2**33),
+        ("50000 100000", 1, "max"),
+        (None, 4, None),
+    ],
+)
+def test_a_container_says_what_there_is(monkeypatch, tmp_path, limit, ranks_there, memory):
+    """As cgroup v2 has it: cores in microseconds of a period, bytes."""
+    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(metrics, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(os, "sysconf", lambda name: 2**20)  # 2**40 bytes of RAM
+    monkeypatch.setattr(sys, "orig_argv", [sys.executable, *sys.argv])
+    for name, content in (("cpu.max", limit), ("memory.max", memory)):
+        if content:
+            (tmp_path / name).write_text(f"{content}\n")
+    args = Namespace(model=str(WEIGHTS / "tiny"), prompts=16, device="cpu")
+    assert ranks.fitting(args) == ranks_there
+    assert metrics.memory_bytes(torch.device("cpu")) == (memory if memory == 2**33 else 2**40)
 
 
 def test_large_models_and_ids_of_the_hub_have_threads(monkeypatch, tmp_path):

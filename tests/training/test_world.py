@@ -190,6 +190,23 @@ as_program(main)
     assert (tmp_path / "saved").read_text() == "all"
 
 
+@pytest.mark.parametrize(
+    "error", ["MemoryError", "torch.OutOfMemoryError", "lambda _: torch.empty(2**55)"]
+)
+def test_too_little_memory_is_one_line(error):
+    code = f"""
+import torch
+from minisoft.training.world import as_program
+def main():
+    raise ({error})("too little\\nof it")
+as_program(main)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert ": error: out of memory" in done.stderr
+
+
 SPINS = 1000
 LAB = "bench findings gpu gradient study variants".split()
 PROGRAMS = ["train.py", "eval.py", "-m pytest -s", *(f"-m minisoft.lab.{name}" for name in LAB)]

@@ -31,7 +31,7 @@ from minisoft.kinds import KINDS, NOISES, TAU, TAU_TOP_K
 from minisoft.lab import tables
 from minisoft.lab.show import show
 from minisoft.soft import GAMMA
-from minisoft.training.settings import DTYPE, EVAL_COT, flag
+from minisoft.training.settings import DTYPE, EVAL_COT, check_ranges
 from minisoft.training.subjects import Subject, as_rows, check_alike, open_journal, output
 from minisoft.training.world import RankError, World, as_program
 from minisoft.verifier.process import WORKERS, Verifier
@@ -124,10 +124,7 @@ def read_flags(argv=None) -> argparse.Namespace:
         for name, (text, how) in flags.items():
             group.add_argument(name, help=text, **how)
     args = parser.parse_args(argv)
-    for name in ("samples", "batch", "cot", "limit", "sigma", "gamma", "top_k", "width", "top_p"):
-        value = getattr(args, name)
-        if value is not None and not 0 < value < float("inf"):
-            parser.error(f"{flag(name)}: expected a positive number, found {value}")
+    check_ranges(args)
     if args.gamma and args.sigma:
         parser.error("--sigma: expected without --gamma, found both")
     suffix = ".json" if args.show is None else ".png"

@@ -9,8 +9,8 @@
 On a CPU a small model is trained by ranks of one thread, one a core, without torchrun
 (minisoft/training/ranks.py), unless OMP_NUM_THREADS is set.
 Writes RUN/metrics.jsonl (explained in minisoft/training/metrics.py), config.json, last/ and best/
-(Hugging Face folders), state/ and summary.json.  Ctrl-C and SIGTERM save and stop, with exit status
-130 and 0; a second Ctrl-C stops at once.
+(Hugging Face folders), state/ and summary.json.  Ctrl-C, SIGTERM and a terminal that is closed save
+and stop, with exit status 130, 0 and 0; a second Ctrl-C stops at once.
 A default marked * may be replaced by the model folder's minisoft.json, as weights/tiny does.
 """
 
@@ -25,7 +25,7 @@ from minisoft.reinforce import leave_one_out
 from minisoft.soft import GAMMA
 from minisoft.training import plan, ranks, settings, track
 from minisoft.training.session import Run
-from minisoft.training.world import OutOfMemoryError, RankError, World, as_program
+from minisoft.training.world import RankError, World, as_program
 from minisoft.verifier.process import WORKERS, Verifier
 
 
@@ -260,12 +260,6 @@ def main(argv=None, variant=None) -> None:
             args = settings.resumed(args, given, facts)
         with ranks.several(ranks.fitting(args) if argv is None else 1):  # as a program
             run_as_rank(args, facts, variant)
-    except OutOfMemoryError as error:
-        first_line = f"{str(error).splitlines()[0]:.200}"
-        sys.exit(
-            "train.py: error: out of memory outside the backward passes; set a smaller --group, "
-            f"--cot or --eval-batch, or --dtype bfloat16: {first_line}"
-        )
     except (InputError, FloatingPointError, OSError, RankError) as error:
         sys.exit(f"train.py: error: {error}")
     except KeyboardInterrupt:

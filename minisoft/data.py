@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from minisoft.errors import InputError
 
-STOP = "The final answer is:"  # a CoT ends as soon as its (shadow) text ends with this (section 4)
+STOP = "The final answer is:"  # a CoT ends as soon as its (shadow) text has this (section 4)
 PREFILL_EARLY = r" \boxed{"  # what follows then
 PREFILL_LATE = r" The final answer is: \boxed{"  # what follows a spent CoT budget instead
 ANSWER_TOKENS = 32  # then come at most so many (section 4)
@@ -71,8 +71,9 @@ class Format:
         self.may_close = frozenset(tokenizer.ids_with("}"))
 
     def cot_ends(self, ids: list[int]) -> bool:
-        """Does the (shadow) text of the CoT end with the stop phrase?"""
-        return ids[-1] in self.may_stop and self.tokenizer.decode(ids).endswith(STOP)
+        """Does the (shadow) text of the CoT have the stop phrase?  Its last token may go on behind
+        it, as ":\\n" does."""
+        return ids[-1] in self.may_stop and STOP in self.tokenizer.decode(ids)
 
     def answer_ends(self, ids: list[int]) -> bool:
         """EOS, or 32 tokens, or the box is closed."""

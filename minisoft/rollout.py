@@ -23,7 +23,8 @@ PAD, COT, FORCED, ANSWER = range(4)  # roles of a position
 class Request:
     """Roll out the samples numbered `samples` of one problem.
 
-    key: (seed, step, problem), which with the sample number decides every draw.
+    key: with the sample number it decides every draw; (seed, step, problem) in training, (seed,
+    setting, problem) in evaluation.
     """
 
     prompt: list[int]

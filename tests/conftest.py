@@ -11,8 +11,9 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # at these sizes a second thread only waits
-# a shell may have started the tests with Ctrl-C ignored
+# a shell may have started the tests with Ctrl-C ignored, nohup with SIGHUP
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 VOCABULARY = 512
 SENTENCES = [

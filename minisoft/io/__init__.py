@@ -2,6 +2,5 @@
 
 from pathlib import Path
 
-WEIGHTS = (
-    Path(__file__).resolve().parents[2] / "weights"
-)  # the embedded model, and what the hub gave
+# the embedded model, and what the hub gave; beside the package, so `pip install .` has it not
+WEIGHTS = Path(__file__).resolve().parents[2] / "weights"

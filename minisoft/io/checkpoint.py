@@ -245,7 +245,10 @@ def find(model: str) -> Path:
         return folder
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
         expected = "a model folder or a hub id owner/name"
-        raise InputError(f"{model}: expected {expected}, found no such folder")
+        hint = (
+            "; it is in the repository only: pip install -e ." if WEIGHTS in folder.parents else ""
+        )
+        raise InputError(f"{model}: expected {expected}, found no such folder{hint}")
     target = WEIGHTS / model.replace("/", "--")
     if (target / "config.json").is_file():
         return target

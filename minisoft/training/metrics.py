@@ -1,11 +1,12 @@
 """What a run tells: one line a step in metrics.jsonl, readable samples, seconds and memory."""
 
 import json
+import math
 import os
 import resource
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ import torch
 from minisoft.io.atomic import write_text, writing
 from minisoft.training.world import from_launcher
 
+CGROUP = Path("/sys/fs/cgroup")
 METRICS = {
     "step": "number of the update, from 1",
     "reward": "mean reward of the B x G samples: 100 right, 10 boxed, 0 neither (eq. 11)",
@@ -31,8 +33,8 @@ METRICS = {
     "informative": "share of the B problems whose rewards differ: the others have advantage 0",
     "grad_norm": "norm of the summed gradient before clipping",
     "share_E": "norm of the gradient in E (and a tied head) / grad_norm",
-    "replay_mismatch": "mean |log-prob replayed - at rollout| per action, rows with advantage "
-    "(--plain: all rows)",
+    "replay_mismatch": "mean |log-prob replayed - at rollout| per action, rows with advantage (the "
+    "first problem's where there are none; --plain: all rows)",
     "replay_mismatch_max": "the largest of these",
     "lr": "learning rate of the update",
     "seconds": "of the whole step; seconds_rollout, _reward, _backward, _optimizer: of its parts",
@@ -60,7 +62,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, last: int):
         self.path = path
-        lines = path.read_text().splitlines() if path.is_file() else []
+        lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
         kept = [line for line in lines if (step := _step(line)) is not None and step <= last]
         write_text(path, "".join(line + "\n" for line in kept))
 
@@ -70,10 +72,10 @@ class MetricsFile:
 
 
 def _step(line: str) -> int | None:
-    """The step of a line of metrics.jsonl; None of one that a crash has cut."""
+    """The step of a line of metrics.jsonl; None of one that a crash has cut or damaged."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
         return None
 
 
@@ -91,7 +93,15 @@ def memory_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return ram / from_launcher("LOCAL_WORLD_SIZE", 1, least=1)
+    return min(ram, container_limit("memory.max")) / from_launcher("LOCAL_WORLD_SIZE", 1, least=1)
+
+
+def container_limit(name: str) -> float:
+    """Bytes of a container's memory.max, cores of its cpu.max (cgroup v2); infinite without one."""
+    with suppress(OSError, ValueError):  # none is called max
+        quota, *period = (CGROUP / name).read_text().split()
+        return float(quota) / float(*period or [1])
+    return math.inf
 
 
 def percent(fraction: float) -> str:

@@ -11,13 +11,16 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from argparse import Namespace
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from minisoft.io.checkpoint import read_about
+from minisoft.training.metrics import container_limit
 from minisoft.training.settings import PAPER
 from minisoft.training.world import RankError, read_device
 
@@ -28,15 +31,20 @@ LEFT = 30  # seconds that another rank may take to end after this one
 
 def fitting(args: Namespace) -> int:
     """How many ranks `train.py` makes of itself: the most that its cores and B allow, for a small
-    model on a CPU; 1 elsewhere, and where torchrun or the user's OMP_NUM_THREADS has decided."""
+    model on a CPU; 1 elsewhere, where torchrun or the user's OMP_NUM_THREADS has decided, and where
+    something looks on (`python -m pdb train.py`, a profiler, `python -i`)."""
     if {"WORLD_SIZE", "OMP_NUM_THREADS"} & {*os.environ} or read_device(args.device).type != "cpu":
+        return 1
+    options = sys.orig_argv[1 : -len(sys.argv)]  # python OPTIONS train.py ...
+    if sys.flags.inspect or not all(option.startswith("-") for option in options):
         return 1
     weights = [*Path(args.model).glob("*.safetensors")]
     if not weights or sum(path.stat().st_size for path in weights) > SMALL:
         return 1
     defaults = PAPER | read_about(Path(args.model)).get("defaults", {})
     prompts = args.prompts or defaults["prompts"]
-    cores = min(len(os.sched_getaffinity(0)), MOST) if hasattr(os, "sched_getaffinity") else 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    cores = int(max(1, min(cores, MOST, container_limit("cpu.max"))))
     return next((n for n in range(cores, 1, -1) if prompts % n == 0), 1)
 
 
@@ -61,23 +69,44 @@ def several(count: int):
         others = [subprocess.Popen(command, env=os.environ | env, **quiet) for env in as_rank[1:]]
         os.environ.update(as_rank[0])
         torch.set_num_threads(1)
+        left = threading.Event()
+        threading.Thread(target=_watch, args=(others, said, left), daemon=True).start()
         try:
             yield
-            _wait(others)
+            _wait(others, left)
         except SystemExit:  # a signal has stopped all of them, and they save
-            _wait(others)
+            _wait(others, left)
             raise
         except RankError:  # then the reason is what another rank has said
-            said.seek(0)
-            sys.stderr.write(said.read().decode(errors="replace"))
+            _tell(said)
             raise
         finally:
+            left.set()
             for other in others:
                 other.kill()
                 other.wait()
 
 
-def _wait(others: list[subprocess.Popen]) -> None:
+def _watch(others: list[subprocess.Popen], said, left: threading.Event) -> None:
+    """Ends this process where another one ends before all have met: nothing else can, since who
+    waits for the meeting, for --patience, hears nothing."""
+    while not left.wait(0.2) and not dist.is_initialized():
+        if ended := [rank for rank, other in enumerate(others, 1) if other.poll() is not None]:
+            found = f"that it has ended, exit status {others[ended[0] - 1].returncode}"
+            _tell(said, f"train.py: error: rank {ended[0]}: expected to meet it, found {found}\n")
+            for other in others:
+                other.kill()
+            os._exit(1)
+
+
+def _tell(said, more: str = "") -> None:
+    """Print what the other ranks have said so far, and more."""
+    text = os.pread(said.fileno(), 2**20, 0).decode(errors="replace")
+    print(text + more, end="", file=sys.stderr, flush=True)
+
+
+def _wait(others: list[subprocess.Popen], left: threading.Event) -> None:
+    left.set()
     for other in others:
         with suppress(subprocess.TimeoutExpired):
             other.wait(LEFT)

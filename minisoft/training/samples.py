@@ -1,5 +1,6 @@
 """Which problems are trained on, and which rank takes which of a step's B x G samples."""
 
+import random
 from argparse import Namespace
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -55,7 +56,9 @@ class Samples:
         args.validation = tenth if args.validation is None else args.validation
         args.test = tenth if args.test is None else args.test
         self.training, held_out = data.split(problems, args.validation + args.test)
-        self.validation, self.test = data.divide(held_out, args.validation, range(len(held_out)))
+        # of a file sorted by subject both get all subjects
+        order = random.Random("minisoft/test").sample(range(len(held_out)), len(held_out))
+        self.validation, self.test = data.divide(held_out, args.validation, order)
         data.batch(len(self.training), args.prompts, 0, 0)  # enough problems?
         self.shares = world.share(args.prompts, args.group)
         self._say_duplicates(problems)

@@ -39,7 +39,7 @@ from minisoft.training.optimizer import Optimizer, Schedule
 from minisoft.training.plan import in_pieces
 from minisoft.training.samples import COLUMNS, Part, Samples, Scores
 from minisoft.training.settings import Flags, anywhere, fill, resolve
-from minisoft.training.world import World
+from minisoft.training.world import World, is_out_of_memory
 
 WRITES = ("best", "last", "state", "config.json", "metrics.jsonl", "summary.json")  # and lock
 
@@ -242,7 +242,9 @@ class Run:
     # ------------------------------------------------------------------------ the whole run
 
     def __enter__(self) -> "Run":
-        asked = (signal.SIGINT, signal.SIGTERM)
+        asked = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as it is under nohup
+            asked.append(signal.SIGHUP)
         self.handlers = {number: signal.signal(number, self._ask) for number in asked}
         return self
 
@@ -286,7 +288,7 @@ class Run:
                         self.save()
                     again = f"python train.py --out {args.out} --resume"
                     world.say(f"stopped after step {self.step}; to go on: {again}")
-                    raise SystemExit(0 if stopping == signal.SIGTERM else 130)
+                    raise SystemExit(130 if stopping == signal.SIGINT else 0)
 
     def due(self, every: int) -> bool:
         """Is something done now that is done after every so many updates, and after the last?"""
@@ -350,8 +352,8 @@ class Run:
         return self.samples.score(parts, rollouts, self.form, self.verifier)
 
     def differentiate(self, rollouts: list[Rollout], advantages: list, scale: float) -> Mismatch:
-        """This rank's backward passes.  Where the memory of any rank's GPU is too small, all ranks
-        do theirs once more with half as many rows at a time; raises InputError where that is not
+        """This rank's backward passes.  Where the memory of any rank is too small, all ranks do
+        theirs once more with half as many rows at a time; raises InputError where that is not
         enough."""
         args = self.args
         for last_try in (False, True):
@@ -360,11 +362,12 @@ class Run:
                 return over_ranks(mismatch, self.world)
             self.optimizer.discard()
             torch.cuda.empty_cache()
-            if last_try or args.micro_batch == 1:
+            if last_try or args.micro_batch == 1 or args.plain:
+                found = "--plain, all rows" if args.plain else f"{args.micro_batch} rows"
                 raise InputError(
                     f"step {self.step + 1}: --micro-batch: expected backward passes that fit into "
-                    f"the memory of the GPU, found {args.micro_batch} rows at a time too many; set "
-                    "a smaller --micro-batch or --cot, --dtype bfloat16, --shard yes or more ranks"
+                    f"the memory, found {found} at a time too many; set a smaller --micro-batch "
+                    "(without --plain) or --cot, --dtype bfloat16, --shard yes or more ranks"
                 )
             args.micro_batch //= 2
             rows = f"{args.micro_batch} rows a backward pass"
@@ -378,8 +381,9 @@ class Run:
         try:
             with self.optimizer.summing():
                 mismatch = backward(self.model, self.kind, rollouts, advantages, scale)
-        except torch.OutOfMemoryError:
-            pass
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
         return None if any(self.world.gather_objects([mismatch is None])) else mismatch
 
     def update(self, mismatch: Mismatch) -> dict:
@@ -390,13 +394,17 @@ class Run:
         if not norm < float("inf"):
             raise FloatingPointError(
                 f"step {self.step + 1}: gradient norm: expected a finite number, found {norm} "
-                f"({self._culprits(mismatch)}); nothing was changed; the last saved state in "
-                f"{self.args.out} can be resumed"
+                f"({self._culprits(mismatch)}); nothing was changed{self._resumable()}"
             )
         in_E = self.optimizer.grad_norm("model.embed_tokens.weight")
         lr = self.optimizer.update(self.step, norm)
         self.step += 1
         return {"grad_norm": norm, "share_E": in_E / norm if norm else 0.0, "lr": lr}
+
+    def _resumable(self) -> str:
+        """What an error says of the states that there are."""
+        there = any((self.args.out / "state").glob("step-*[0-9]"))
+        return f"; the last saved state in {self.args.out} can be resumed" if there else ""
 
     def _culprits(self, mismatch: Mismatch) -> str:
         """Where NaN or infinities come from, as far as can be told."""
@@ -489,8 +497,7 @@ class Run:
         if bad:
             raise FloatingPointError(
                 f"step {self.step}: weights: expected finite numbers, found NaN or infinity in "
-                f"{bad[0]}; nothing was saved; the last saved state in {self.args.out} can be "
-                "resumed"
+                f"{bad[0]}; nothing was saved{self._resumable()}"
             )
         folder = self.args.out / name
         self._by_main(lambda: checkpoint.save_model(folder, self.model, self.files, self.sidecar))

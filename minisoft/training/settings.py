@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from minisoft.data import PAPER_PROMPT
-from minisoft.errors import InputError
+from minisoft.errors import InputError, expect
 from minisoft.io.datasets import EMBEDDED, HUB, read_prompt
 from minisoft.io.state import read_config
 from minisoft.kinds import KINDS, NOISES, make_kind, options
@@ -39,10 +39,18 @@ PAPER = {  # section 4, appendix A
     "lr": 6e-6,
 }
 DTYPE = {"cpu": "float32", "cuda": "bfloat16"}  # of the transformer, where --dtype is not given
-POSITIVE = (
-    "prompts steps cot eval_cot lr max_grad_norm eval_batch validate_every save_every keep "
-    "patience plan micro_batch gamma top_k width top_p"
+AT_LEAST_1 = (
+    "prompts steps cot eval_cot eval_batch validate_every save_every keep plan micro_batch top_k "
+    "width samples batch limit"
 ).split()
+RANGES = {  # of the numbers that train.py and eval.py take, ends included
+    **dict.fromkeys(AT_LEAST_1, (1, 1e12)),
+    **dict.fromkeys("validation test warmup show_every show weight_decay".split(), (0, 1e12)),
+    **dict.fromkeys("lr max_grad_norm gamma sigma".split(), (1e-30, 1e30)),
+    "group": (2, 1e12),  # leave-one-out
+    "top_p": (1e-30, 1),
+    "patience": (1e-3, 1e6),
+}
 MAY_CHANGE = set(  # flags that may differ when a run goes on
     "steps validate_every save_every keep show_every micro_batch eval_batch device shard patience "
     "out resume plain track".split()
@@ -66,16 +74,13 @@ class Flags:
         """Raises InputError for a flag that means nothing to any of these kinds.  Hard tokens
         ignore noise, so that they may be called beside soft ones."""
         noisy = any(issubclass(KINDS[name], (Mixture, Hard)) for name in names)
+        expected = f"without {' and '.join(dict.fromkeys(names))} tokens, which do not use it"
         for each in ("noise", "top_k", "gamma", "sigma"):
-            if getattr(self, each) is not None and not noisy:
-                raise self._idle(each, getattr(self, each), names)
+            value = getattr(self, each)
+            expect(value is None or noisy, flag(each), expected, value)
         for each, value in self.own.items():
-            if value is not None and not any(each in options(name) for name in names):
-                raise self._idle(each, value, names)
-
-    def _idle(self, name: str, value, names: list[str]) -> InputError:
-        what = f"{' and '.join(dict.fromkeys(names))} tokens, which do not use it"
-        return InputError(f"{flag(name)}: expected without {what}, found {value}")
+            used = any(each in options(name) for name in names)
+            expect(value is None or used, flag(each), expected, value)
 
 
 @dataclass(frozen=True)
@@ -145,16 +150,15 @@ def resolve(folder: dict, flags: Flags, budget: int) -> Settings:
     Raises InputError for what does not go together."""
     trained = (folder.get("noise", "embedding"), folder.get("top_k"))
     noise = flags.noise or trained[0]
-    if noise not in NOISES:
-        expected = f"one of {', '.join(NOISES)}"
-        raise InputError(f"minisoft.json: noise: expected {expected}, found {noise!r}")
+    expect(noise in NOISES, "minisoft.json: noise", f"one of {', '.join(NOISES)}", noise)
     top_k = flags.top_k or (None if flags.noise else trained[1])
-    if top_k and noise != "logits":
-        where = f"noise on the {noise}"
-        raise InputError(f"--top-k: expected noise on the logits, found {top_k} with {where}")
+    expect(not top_k or noise == "logits", "--top-k", "noise on the logits", top_k)
     as_trained = (noise, top_k) == trained
     tau = {folder["tokens"]: folder.get("tau")} if as_trained and "tokens" in folder else {}
     tau |= flags.tau
+    for value in tau.values():  # in float32 logits / tau must be finite
+        inside = value is None or 1e-30 <= value <= 1e30
+        expect(inside, "tau", "a number from 1e-30 to 1e+30", value)
     gamma = flags.gamma or (folder.get("gamma") if as_trained else None) or GAMMA
     template = read_prompt(flags.template) if flags.template else folder.get("prompt", PAPER_PROMPT)
     return Settings(
@@ -184,15 +188,15 @@ def fill(args: Namespace, folder: dict, device: str) -> None:
         if getattr(args, name) is None:
             setattr(args, name, budget or paper)
     args.out = args.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
-    for name in POSITIVE:
-        value = getattr(args, name)
-        if value is not None and not 0 < value < float("inf"):
-            raise InputError(f"{flag(name)}: expected a positive number, found {value}")
-    if args.group < 2:
-        raise InputError(f"--group: expected at least 2 (leave-one-out), found {args.group}")
-    for name in ("validation", "test"):
-        if (getattr(args, name) or 0) < 0:
-            raise InputError(f"{flag(name)}: expected at least 0, found {getattr(args, name)}")
+    check_ranges(args)
+
+
+def check_ranges(args: Namespace) -> None:
+    """Raises InputError for a number that is out of its range."""
+    for name in {*RANGES} & {*vars(args)}:
+        (least, most), value = RANGES[name], getattr(args, name)
+        expected = f"a number from {least:g} to {most:g}"
+        expect(value is None or least <= value <= most, flag(name), expected, value)
 
 
 def flag(name: str) -> str:

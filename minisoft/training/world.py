@@ -5,11 +5,12 @@ Without torchrun there is one rank.
 
 import ctypes
 import datetime
+import io
 import os
 import re
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 import torch.distributed as dist
@@ -28,10 +29,31 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    if mallopt(-3, 2**30) or mallopt(
-        -3, 2**25
-    ):  # M_MMAP_THRESHOLD; before glibc 2.35 at most 32 MiB
-        mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
+    # M_MMAP_THRESHOLD, before glibc 2.35 at most 32 MiB; M_TRIM_THRESHOLD
+    if mallopt(-3, 2**30) or mallopt(-3, 2**25):
+        mallopt(-1, 2**30)
+
+
+class Output(io.FileIO):
+    """Standard output or error, without a buffer.  What cannot be written there (a closed terminal,
+    `| head`, `| tee` after Ctrl-C, a full disk) is dropped: it must not decide what is saved."""
+
+    def write(self, data) -> int:
+        left = memoryview(data)
+        with suppress(OSError):
+            while left:
+                left = left[super().write(left) or len(left) :]
+        return len(data)
+
+
+def open_output(number: int, errors: str, stream) -> io.TextIOWrapper:
+    """What stands for `stream`, which has that number, in a program."""
+    while (spare := os.open(os.devnull, os.O_RDWR)) <= number:
+        pass  # it was closed, and the next file would have got what is printed
+    os.close(spare)
+    encoding = getattr(stream, "encoding", None)
+    raw = Output(number, "w", closefd=False)
+    return io.TextIOWrapper(raw, encoding, errors, line_buffering=True)
 
 
 def as_program(main) -> None:
@@ -41,11 +63,18 @@ def as_program(main) -> None:
     without the destructors of C++, in which about one of thirty ranks that had finished was seen to
     abort ("terminate called without an active exception", torch 2.13, gloo).
     """
-    sys.stdout.reconfigure(errors="replace")  # stderr never fails: it escapes
+    sys.stdout = open_output(1, "replace", sys.stdout)
+    sys.stderr = open_output(2, "backslashreplace", sys.stderr)
     try:
         status = main()
     except SystemExit as end:
         status = end.code
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        hint = "fewer rows (--group, --batch, --eval-batch) or tokens (--cot), or --dtype bfloat16"
+        found = " ".join(str(error).split())[:200]
+        status = f"{os.path.basename(sys.argv[0])}: error: out of memory; set {hint}: {found}"
     if isinstance(status, str):
         print(status, file=sys.stderr)
         status = 1
@@ -112,7 +141,10 @@ def find_device(device: str | None, of_node: int) -> torch.device:
     return found
 
 
-OutOfMemoryError = torch.OutOfMemoryError  # of the host and of GPUs; train.py imports no torch
+def is_out_of_memory(error: Exception) -> bool:
+    """Is it for lack of memory, of a GPU or of the host?"""
+    kinds = (torch.OutOfMemoryError, MemoryError)
+    return isinstance(error, kinds) or "DefaultCPUAllocator" in str(error)
 
 
 class RankError(RuntimeError):

@@ -25,11 +25,12 @@ from runs import (
 from safetensors.torch import load_file
 
 import train
-from minisoft import engine
+from minisoft import engine, reinforce
 from minisoft.engine.replay import Replay
 from minisoft.errors import InputError
 from minisoft.io import checkpoint
 from minisoft.io.atomic import NEW, OLD
+from minisoft.training.metrics import MetricsFile
 from minisoft.training.optimizer import Optimizer
 from minisoft.training.session import Run
 
@@ -246,6 +247,36 @@ def test_too_little_memory_twice_says_what_to_set(tmp_path, broken_backward):
         run(tmp_path / "run", *ONE, "--micro-batch", "4")
 
 
+def test_plain_passes_are_not_tried_once_more(tmp_path, monkeypatch):
+    """--plain has no micro-batches: half as many rows would be the same attempt."""
+    calls = []
+
+    def backward(*args):
+        calls.append(args)
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes")
+
+    monkeypatch.setattr(reinforce, "backward", backward)
+    with pytest.raises(SystemExit, match="step 1: --micro-batch: .* --plain"):
+        run(tmp_path / "run", *ONE, "--plain")
+    assert len(calls) == 1
+
+
+def test_an_error_that_is_not_of_memory_is_not_tried_once_more(tmp_path, broken_backward):
+    broken_backward([RuntimeError("another")])
+    with pytest.raises(RuntimeError, match="another"):
+        run(tmp_path / "run", *ONE)
+
+
+@pytest.mark.parametrize(
+    "damaged", [b"[]", b"3", b'"step"', b'{"step": null}', b'{"step": [1]}', b"\xff\xfe{", b"{"]
+)
+def test_a_damaged_line_of_metrics_is_dropped(tmp_path, damaged):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + damaged + b'\n{"step": 2}\n{"step": 3}\n')
+    MetricsFile(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
 def test_what_a_kill_left_half_written_goes(begun, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(begun, out)
@@ -398,8 +429,10 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(begun, tmp_path, 
         r"step 2: gradient norm: expected a finite number, found nan \(log-probabilities are "
         r"finite; first of 1 parameters: model.layers.1.mlp.up_proj.weight\)"
     )
-    with pytest.raises(SystemExit, match=expected):
+    with pytest.raises(SystemExit, match=f"{expected}.* can be resumed"):
         resume(out, "--steps", "2")
+    with pytest.raises(SystemExit, match="step 1: gradient norm: .* nothing was changed$"):
+        run(tmp_path / "new", *ONE)  # which has no state yet
     assert {path: path.read_bytes() for path in (out / "state").rglob("*.*")} == before
 
 

@@ -2,7 +2,7 @@
 
 from argparse import Namespace
 
-from minisoft.data import Problem, same_question
+from minisoft.data import Problem, same_question, split
 from minisoft.training.samples import Samples
 from minisoft.training.world import World
 
@@ -40,3 +40,19 @@ def test_without_duplicates_nothing_is_said_and_sizes_are_a_tenth(capsys):
     assert (samples.args.validation, samples.args.test) == (4, 4)
     said = capsys.readouterr()
     assert not said.out + said.err
+
+
+def test_of_a_file_sorted_by_subject_every_part_has_every_subject():
+    """As MATH's folder is read: algebra first, precalculus last."""
+    subjects = [letter * 3 for letter in "abcdefg"]
+    problems = [Problem(f"{subject} {i}", str(i)) for subject in subjects for i in range(60)]
+    first, again = samples_of(problems, 40, 40), samples_of(problems, 40, 40)
+    assert (first.validation, first.test) == (again.validation, again.test)
+    for part in (first.training, first.validation, first.test):
+        assert {problem.question[:3] for problem in part} == set(subjects)
+
+
+def test_what_is_trained_on_and_its_order_do_not_depend_on_who_tests():
+    whole = samples_of(PROBLEMS, 8, 8)
+    assert whole.training == samples_of(PROBLEMS, 16, 0).training
+    assert whole.training == samples_of(PROBLEMS, 0, 16).training == split(PROBLEMS, 16)[0]

@@ -8,10 +8,11 @@ import time
 from argparse import Namespace
 
 import pytest
+import torch
 from runs import ENVIRONMENT, ROOT
 
 from minisoft.io import WEIGHTS
-from minisoft.training import ranks
+from minisoft.training import metrics, ranks
 
 OWN_CHOICE = {k: v for k, v in ENVIRONMENT.items() if k != "OMP_NUM_THREADS"}
 
@@ -39,8 +40,34 @@ def test_as_many_ranks_as_cores_and_problems_allow(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(sys, "orig_argv", [sys.executable, *sys.argv])
     args = Namespace(model=str(WEIGHTS / "tiny"), prompts=prompts, device=device)
     assert ranks.fitting(args) == expected
+
+
+@pytest.mark.parametrize(
+    "limit, ranks_there, memory",
+    [
+        ("200000 100000", 2, 2**33),
+        ("max 100000", 4, 2**33),
+        ("50000 100000", 1, "max"),
+        (None, 4, None),
+    ],
+)
+def test_a_container_says_what_there_is(monkeypatch, tmp_path, limit, ranks_there, memory):
+    """As cgroup v2 has it: cores in microseconds of a period, bytes."""
+    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(metrics, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    monkeypatch.setattr(os, "sysconf", lambda name: 2**20)  # 2**40 bytes of RAM
+    monkeypatch.setattr(sys, "orig_argv", [sys.executable, *sys.argv])
+    for name, content in (("cpu.max", limit), ("memory.max", memory)):
+        if content:
+            (tmp_path / name).write_text(f"{content}\n")
+    args = Namespace(model=str(WEIGHTS / "tiny"), prompts=16, device="cpu")
+    assert ranks.fitting(args) == ranks_there
+    assert metrics.memory_bytes(torch.device("cpu")) == (memory if memory == 2**33 else 2**40)
 
 
 def test_large_models_and_ids_of_the_hub_have_threads(monkeypatch, tmp_path):
@@ -92,6 +119,44 @@ with several(2):
     done = python(code)
     assert done.returncode == 1 and "none of rank 1" in done.stdout
     assert "rank 1 cannot go on" in done.stderr
+
+
+@pytest.mark.parametrize("end", ["sys.exit('no memory left')", "os.kill(os.getpid(), 9)"])
+def test_a_rank_that_ends_before_they_meet_is_told_at_once(end):
+    """Not after the 30 minutes that ranks wait for each other by default."""
+    code = f"""
+from minisoft.training.world import World
+with several(3):
+    if os.environ["RANK"] == "2":
+        {end}
+    World("cpu")
+"""
+    begun = time.monotonic()
+    done = python(code)
+    assert done.returncode == 1 and time.monotonic() - begun < 60
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("train.py: error: rank 2: ")
+    assert ("no memory left" in done.stderr) == ("exit status 1" in last)
+    assert ("exit status -9" in last) == ("kill" in end)
+
+
+@pytest.mark.parametrize(
+    "started, expected",
+    [
+        ("python train.py --seed 1", 2),
+        ("python -u -O train.py --seed 1", 2),
+        ("python -m pdb train.py --seed 1", 1),
+        ("python -m cProfile -o out train.py --seed 1", 1),
+        ("python /bin/coverage run train.py --seed 1", 1),
+    ],
+)
+def test_below_a_debugger_or_profiler_it_is_one_process(monkeypatch, started, expected):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(sys, "orig_argv", started.split())
+    monkeypatch.setattr(sys, "argv", "train.py --seed 1".split())
+    args = Namespace(model=str(WEIGHTS / "tiny"), prompts=16, device="cpu")
+    assert ranks.fitting(args) == expected
 
 
 def test_an_error_of_this_rank_does_not_wait_for_the_others():

@@ -1,5 +1,6 @@
 """Which rank takes what; devices, the launcher's environment and terminals as people have them."""
 
+import os
 import subprocess
 import sys
 
@@ -8,7 +9,7 @@ import torch
 from runs import ENVIRONMENT, ROOT
 
 from minisoft.errors import InputError
-from minisoft.training.world import World, read_device
+from minisoft.training.world import World, open_output, read_device
 
 
 def world_of(size, rank=0):
@@ -120,6 +121,90 @@ def test_a_program_prints_what_its_terminal_can_show(encoding, shown):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True)
     assert done.returncode == 0 and b"Traceback" not in done.stderr
     assert done.stdout.decode(encoding).strip() == shown
+
+
+def full_disk():
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+def reader_gone():
+    read, write = os.pipe()
+    os.close(read)
+    return write
+
+
+def reader_slow():
+    """A pipe that does not wait, filled to the brim."""
+    _, write = os.pipe()
+    os.set_blocking(write, False)
+    while True:
+        try:
+            os.write(write, b"x" * 4096)
+        except BlockingIOError:
+            return write
+
+
+def terminal_closed():
+    leader, follower = os.openpty()
+    os.close(leader)
+    return follower
+
+
+@pytest.mark.parametrize("broken", [full_disk, reader_gone, reader_slow, terminal_closed])
+def test_what_cannot_be_printed_is_dropped(broken):
+    number = broken()
+    with pytest.raises(OSError):
+        os.write(number, b"x" * 10**6)
+    for text in ("short\n", "x" * 10**6 + "\n"):
+        print(text, file=open_output(number, "replace", None), flush=True)
+    os.close(number)
+
+
+def test_what_can_be_printed_comes_whole_and_at_once(tmp_path):
+    path = tmp_path / "log"
+    with path.open("wb", buffering=0) as file:
+        stream = open_output(file.fileno(), "replace", sys.stdout)
+        for text in ("ö" * 10**6, "line"):
+            print(text, file=stream)
+    assert path.read_text(sys.stdout.encoding) == "ö" * 10**6 + "\nline\n"
+
+
+@pytest.mark.parametrize("how", [">&-", ">&- 2>&- <&-", ">/dev/full 2>&1", "| true"])
+def test_a_program_saves_and_ends_well_whatever_becomes_of_what_it_prints(tmp_path, how):
+    """A file that it opens gets none of it."""
+    code = """
+import sys
+from minisoft.training.world import World, as_program
+def main():
+    with open("saved", "w") as file:
+        for _ in range(1000):
+            World("cpu").say("x" * 1000)
+            print("y", file=sys.stderr)
+        file.write("all")
+as_program(main)
+"""
+    shell = f"set -o pipefail; '{sys.executable}' -c '{code}' {how}"
+    env = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, env=env, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "saved").read_text() == "all"
+
+
+@pytest.mark.parametrize(
+    "error", ["MemoryError", "torch.OutOfMemoryError", "lambda _: torch.empty(2**55)"]
+)
+def test_too_little_memory_is_one_line(error):
+    code = f"""
+import torch
+from minisoft.training.world import as_program
+def main():
+    raise ({error})("too little\\nof it")
+as_program(main)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+    assert ": error: out of memory" in done.stderr
 
 
 SPINS = 1000

@@ -1,11 +1,8 @@
-"""What the commands of the laboratory share: flags, refusals, errors in one line, a stopwatch."""
+"""What the commands of the laboratory share: flags, refusals, errors in one line."""
 
 import argparse
 import sys
-import time
 from contextlib import contextmanager
-
-import torch
 
 from minisoft.errors import InputError
 
@@ -54,14 +51,3 @@ def one_line(module: str, after: str = "", resumes: bool = False):
     except KeyboardInterrupt:
         goes_on = "; the same command goes on" if resumes else ""
         sys.exit(f"minisoft.lab.{module}: interrupted{goes_on}{after}")
-
-
-def seconds(function, device: torch.device) -> tuple:
-    """(how long function() takes on the device, what it returns)"""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    result = function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, result

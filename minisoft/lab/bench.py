@@ -33,6 +33,7 @@ from minisoft.errors import InputError
 from minisoft.io import WEIGHTS, atomic, checkpoint
 from minisoft.kinds import KINDS
 from minisoft.lab import command
+from minisoft.lab.command import WHOLE
 from minisoft.lab.machine import busy, limits, processor, seconds
 from minisoft.model import Config, Transformer
 from minisoft.rollout import Request, Rollout
@@ -395,37 +396,27 @@ def describe(found: dict) -> str:
     return "\n".join([*lines, *found["profiles"]])
 
 
-WHOLE = {"type": int}
 SIZE = {**WHOLE, "nargs": "+", "metavar": "B"}
+PARTS = {"choices": ["update", "rollout", "train"]}
+OF_PART = "or only rollouts, or updates of train.py as a user runs it, with its own sizes"
+OF_DTYPE = "of the weights (default bfloat16 on a GPU, float32 on CPUs)"
 FLAGS = {
-    "work": {
-        "--model": (str(WEIGHTS / "tiny"), "folder, or hub id owner/name"),
-        "--shape": (None, "random weights of this shape instead", {"choices": SHAPES}),
-        "--prompt-tokens": (118, "length of the random prompts of --shape", WHOLE),
-        "--tokens": (["hard", "soft"], "kinds of CoT token", {"nargs": "+", "choices": KINDS}),
-        "--prompts": ([2], "B, problems; several sizes: one after the other", SIZE),
-        "--group": (32, "G, samples of each problem", WHOLE),
-        "--cot": (128, f"CoT tokens; {ANSWER_TOKENS} answer tokens follow", WHOLE),
-        "--micro-batch": (None, "rows per backward pass (default as train.py chooses)", WHOLE),
-    },
-    "measurement": {
-        "--part": (
-            "update",
-            "or only rollouts, or updates of train.py as a user runs it, with its own sizes",
-            {"choices": ["update", "rollout", "train"]},
-        ),
-        "--repeats": (3, "rounds", WHOLE),
-        "--load": (0, "each round also beside N processes that spin", {**WHOLE, "metavar": "N"}),
-        "--against": (None, "the same work with it too", {"choices": ["transformers"]}),
-        "--profile": (None, "and where the time of an update goes", {"action": "store_true"}),
-        "--json": (None, "file for all results, times of every round included", {"type": Path}),
-        "--device": (None, "cpu or cuda (default cuda where there is one)"),
-        "--dtype": (
-            None,
-            "of the weights (default bfloat16 on a GPU, float32 on CPUs)",
-            {"choices": [*checkpoint.DTYPES]},
-        ),
-    },
+    "--model": command.MODEL["--model"],
+    "--shape": (None, "random weights of this shape instead", {"choices": SHAPES}),
+    "--prompt-tokens": (118, "length of the random prompts of --shape", WHOLE),
+    "--tokens": (["hard", "soft"], "kinds of CoT token", {"nargs": "+", "choices": KINDS}),
+    "--prompts": ([2], "B, problems; several sizes: one after the other", SIZE),
+    "--group": (32, "G, samples of each problem", WHOLE),
+    "--cot": (128, f"CoT tokens; {ANSWER_TOKENS} answer tokens follow", WHOLE),
+    "--micro-batch": (None, "rows per backward pass (default as train.py chooses)", WHOLE),
+    "--part": ("update", OF_PART, PARTS),
+    "--repeats": (3, "rounds", WHOLE),
+    "--load": (0, "each round also beside N processes that spin", {**WHOLE, "metavar": "N"}),
+    "--against": (None, "the same work with it too", {"choices": ["transformers"]}),
+    "--profile": (None, "and where the time of an update goes", {"action": "store_true"}),
+    "--json": (None, "file for all results, times of every round included", command.PATH),
+    "--device": (None, "cpu or cuda (default cuda where there is one)"),
+    "--dtype": (None, OF_DTYPE, {"choices": [*checkpoint.DTYPES]}),
 }
 
 

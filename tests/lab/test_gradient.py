@@ -176,10 +176,10 @@ def test_the_model_decides_what_the_flags_do_not(tmp_path):
         "sigma": 2.5,
     }
     (folder / "minisoft.json").write_text(json.dumps(about | trained))
-    own = gradient.Measurement(gradient.read_flags(["--model", str(folder)]), None).kind
+    own = gradient.Measurement(gradient.read_flags(["--model", str(folder)]), None).policy.kind
     assert (type(own).__name__, own.tau, own.sigma, own.top) == ("TopLogitNoise", 0.7, 2.5, 5)
     flags = ["--model", str(folder), "--noise", "embedding", "--tau", "0.1"]
-    other = gradient.Measurement(gradient.read_flags(flags), None).kind
+    other = gradient.Measurement(gradient.read_flags(flags), None).policy.kind
     assert (type(other).__name__, other.tau) == ("Mixture", 0.1) and other.sigma < 0.1
 
 
@@ -189,7 +189,6 @@ def test_the_model_decides_what_the_flags_do_not(tmp_path):
         (["--group", "1"], "--group: expected at least 2, found 1"),
         (["--batches", "2"], "--batches: expected at least 3, found 2"),
         (["--gamma", "0"], "--gamma: expected a positive number, found 0.0"),
-        (["--micro-batch", "0"], "--micro-batch: expected at least 1, found 0"),
         (
             ["--out", "no/such/folder/x.json"],
             "--out: expected a file in a folder that exists, found no/such/folder/x.json",

@@ -89,12 +89,12 @@ def test_an_older_sweep_is_taken_unless_a_study_has_begun_its_own(tmp_path):
     assert [study.best(kind) for kind in PAPER] == ["1e-4", "2e-4", "2e-4"]
     assert next(study.stages(["findings"]))[0].name == "train/hard-s0"
     assert next(study.stages(["kinds"]))[0].name == "train/top-5-s0"
-    assert "this study" not in findings.sweep(findings.Results(tmp_path))
+    assert "this study" not in findings.text_of(findings.sweep(findings.Results(tmp_path)))
     first = next(study.stages(["sweep"]))
     later = {f"sweep/{k}-{lr}" for k in LATER for lr in LADDER[2:4]}
     assert len(first) == 12 + len(later) and later < {cell.name for cell in first}
     validated(tmp_path / "sweep/soft-4e-4", [0.9, 0.9])
-    text = findings.sweep(findings.Results(tmp_path))
+    text = findings.text_of(findings.sweep(findings.Results(tmp_path)))
     assert study.best("soft") == "4e-4" and "an older one" in text and "this study" in text
     again = next(study.sweep(["hard"], again=True))
     assert [cell.command[4] for cell in again] == [*LADDER[2:6]]
@@ -105,7 +105,9 @@ def test_the_learning_rate_is_chosen_by_hard_greedy_validation(tmp_path):
     for lr, own, hard in (("1e-4", 0.9, 0.1), ("2e-4", 0.1, 0.9)):
         validated(tmp_path / f"sweep/soft-{lr}", [own, own], validation_hard=hard)
     assert findings.last_validations(tmp_path / "sweep/soft-1e-4") == 0.1
-    assert "| soft       |      | 10.0 | 90.0 |" in findings.sweep(findings.Results(tmp_path))
+    assert "| soft       |      | 10.0 | 90.0 |" in findings.text_of(
+        findings.sweep(findings.Results(tmp_path))
+    )
 
 
 def write_lines(path: Path, rows: list[dict]) -> None:
@@ -537,7 +539,7 @@ def squeeze(line: str) -> str:
 @pytest.mark.parametrize("row", ROWS)
 def test_rows_of_the_tables(folder, row):
     name, _, expected = row.partition(" ")
-    text = getattr(findings, name)(findings.Results(folder))
+    text = findings.text_of(getattr(findings, name)(findings.Results(folder)))
     assert any(line.startswith(squeeze(expected)) for line in flat(text)), text
 
 

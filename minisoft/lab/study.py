@@ -279,7 +279,7 @@ class Runner:
     def stop(self, number: int, _) -> None:
         """For SIGINT and SIGTERM: no more cells; those at work save and end."""
         self.stopped = True
-        for process in self.working if number == signal.SIGTERM else ():  # Ctrl-C reaches them
+        for process in list(self.working) if number == signal.SIGTERM else ():  # Ctrl-C reaches all
             process.terminate()
 
     def is_done(self, cell: Cell) -> bool:
@@ -312,6 +312,8 @@ class Runner:
             with log.open("a") as to:
                 process = subprocess.Popen(words, stdout=to, stderr=to, cwd=ROOT, env=env)
             self.working.append(process)
+            if self.stopped:  # meanwhile
+                process.terminate()
             line["commit"], status = _commit(), process.wait()
             self.working.remove(process)
             line["done"] = status == 0 and cell.result.is_file()

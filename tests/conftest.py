@@ -39,6 +39,19 @@ def corpus():
     return [" ".join(SENTENCES[(i + j) % len(SENTENCES)] for j in range(3)) for i in range(60)]
 
 
+def pytest_addoption(parser):
+    text = "where tests/test_on_device.py runs, in full (default: a part of it, on the CPU)"
+    parser.addoption("--device", choices=("cpu", "cuda"), help=text)
+
+
+@pytest.fixture(scope="session")
+def device(request):
+    """The device of --device.  Raises InputError where there is none."""
+    from minisoft.training.world import find_device
+
+    return find_device(request.config.getoption("--device") or "cpu", 0)
+
+
 # ---------------------------------------------------------------- tokenizers
 
 

@@ -3,17 +3,20 @@
     python -m minisoft.lab.bench --prompts 2 16 --load 2         # the embedded model, idle and busy
     python -m minisoft.lab.bench --part train --load 2           # updates of train.py as you run it
     python -m minisoft.lab.bench --model FOLDER --against transformers --json FILE [--part rollout]
-    python -m minisoft.lab.bench --shape llama-3.2-3b --dtype bfloat16 --device cuda
+    python -m minisoft.lab.bench --shape llama-3.2-3b --device cuda [--profile]
 
 A round is one update of each kind of token, and with transformers the same rollouts and replays, in
-turn, and with --load all of it again beside processes that spin; what is told are medians over the
+turn, and with --load all of it again beside processes that spin; what is shown are medians over the
 rounds and medians of the rounds' ratios.  All CoTs and answers have their full length, every
 advantage is different from 0, and no reward is computed (but for --part train).
 """
 
 import argparse
 import gc
+import json
+import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -24,18 +27,21 @@ from tqdm import tqdm
 
 from minisoft import data, engine
 from minisoft.data import ANSWER_TOKENS, Format
-from minisoft.engine.linear import product
+from minisoft.engine import memory
+from minisoft.engine.replay import recompute_layers
+from minisoft.errors import InputError
 from minisoft.io import WEIGHTS, atomic, checkpoint
 from minisoft.kinds import KINDS
-from minisoft.lab import bench_train, command
-from minisoft.lab.busy import busy, instructions, told
-from minisoft.lab.command import seconds
+from minisoft.lab import command
+from minisoft.lab.command import WHOLE
+from minisoft.lab.machine import busy, limits, processor, seconds
 from minisoft.model import Config, Transformer
-from minisoft.rollout import Decoding, Request, Rollout
-from minisoft.training.metrics import markdown, peak_memory_gib
+from minisoft.rollout import Request, Rollout
+from minisoft.training.metrics import markdown, memory_bytes, peak_memory_gib
 from minisoft.training.optimizer import Optimizer, Schedule
-from minisoft.training.settings import TRAIN_COT, Flags, resolve
-from minisoft.training.world import World, as_program, keep_memory
+from minisoft.training.policy import Policy
+from minisoft.training.settings import DTYPE, TRAIN_COT, Flags, resolve
+from minisoft.training.world import World, as_program, find_device, keep_memory
 
 SHAPES = {  # V, d, intermediate, layers, heads, key/value heads, head_dim, tied: of the models
     "llama-3.2-1b": (128256, 2048, 8192, 16, 32, 8, 64, True),
@@ -43,13 +49,28 @@ SHAPES = {  # V, d, intermediate, layers, heads, key/value heads, head_dim, tied
     "llama-3.1-8b": (128256, 4096, 14336, 32, 32, 8, 128, False),
     "smollm2-135m": (49152, 576, 1536, 30, 9, 3, 64, True),
 }
-SIZES = {"cpu": (2**26, 2048), "cuda": (2**28, 8192)}  # of `machine`: numbers read, matrix side
 QUESTIONS = (
     "A train has 14 cars with 36 seats in each of them. On Monday 378 seats are taken. How many "
     "seats are free?",
     "Ana has 3 boxes of 24 pencils and gives 7 pencils to each of her 8 friends. How many pencils "
     "has she left?",
 )
+TRAIN, UPDATES = WEIGHTS.parent / "train.py", 5  # of --part train
+KERNELS = 25  # shown by --profile
+COLUMNS = {  # what is measured or computed -> its head and how it is written
+    "rollout": ("rollout, s", "{:.2f}"),
+    "tokens_per_s": ("tokens/s", "{:,.0f}"),
+    "ms_per_step": ("ms/step", "{:.2f}"),
+    "floor_ms": ("floor, ms", "{:.2f}"),
+    "decode_share": ("share", "{:.0%}"),
+    "replay": ("replay, s", "{:.2f}"),
+    "replay_tokens_per_s": ("tokens/s", "{:,.0f}"),
+    "replay_share": ("share", "{:.0%}"),
+    "optimizer": ("optimizer, s", "{:.2f}"),
+    "update": ("update, s", "{:.2f}"),
+    "peak_gib": ("peak, GiB", "{:.1f}"),
+    "planned_gib": ("planned", "{:.1f}"),
+}
 
 
 @dataclass
@@ -80,20 +101,26 @@ class Work:
         prefilled tokens go through with the last one of the CoT."""
         return self.cot + ANSWER_TOKENS
 
-    def kind(self, name: str):
-        return resolve(self.folder, Flags(), TRAIN_COT).for_model(self.model).kind(name)
+    def policy(self, name: str) -> Policy:
+        """With a kind of token."""
+        settings = resolve(self.folder, Flags(cot=self.cot), TRAIN_COT).for_model(self.model)
+        return Policy(self.model, self.form, settings, settings.kind(name))
 
-    def rollout(self, kind, seed: int) -> list[Rollout]:
-        requests = [
-            Request(ids, (seed, i), range(self.group)) for i, ids in enumerate(self.prompts)
-        ]
-        return engine.rollout(self.model, self.form, kind, requests, Decoding(self.cot))
+    def rollout(self, policy: Policy, seed: int) -> list[Rollout]:
+        samples = range(self.group)
+        return policy.rollout([Request(x, (seed, i), samples) for i, x in enumerate(self.prompts)])
 
-    def replay(self, kind, rollouts: list[Rollout]) -> None:
+    def replay(self, policy: Policy, rollouts: list[Rollout]) -> None:
         """Forward and backward passes of one update; advantages 1, -1, 1, ..."""
         one = 1.0 - 2.0 * (torch.arange(self.group, device=self.model.E.device) % 2)
-        advantages, rows = [one] * len(rollouts), {"micro_batch": self.micro_batch}
-        engine.backward(self.model, kind, rollouts, advantages, 1 / self.rows, **rows)
+        advantages = [one] * len(rollouts)
+        policy.backward(rollouts, advantages, 1 / self.rows, micro_batch=self.micro_batch)
+
+    def load(self, policy: Policy) -> memory.Load:
+        """The same as `train.py --plan` reads it."""
+        after, longest = self.steps - self.cot, max(map(len, self.prompts))
+        sizes = (self.rows, len(self.prompts), self.cot, after, longest, self.micro_batch)
+        return memory.Load(*sizes, mixes=policy.kind.mixes)
 
 
 class FullLength(Format):
@@ -109,25 +136,29 @@ class FullLength(Format):
         return len(ids) == ANSWER_TOKENS
 
 
-def prepare(args: argparse.Namespace) -> Work:
-    """The model of --model or --shape, and the prompts of the largest size."""
-    device, dtype = torch.device(args.device), checkpoint.DTYPES[args.dtype]
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    sizes, most = (args.group, args.cot, args.micro_batch), max(args.prompts)
+def prepare(args: argparse.Namespace, device: torch.device) -> Work:
+    """The model of --model or --shape, and the prompts of the largest size; rows of a backward pass
+    as train.py chooses them, where --micro-batch does not say."""
+    dtype, most, folder = checkpoint.DTYPES[args.dtype], max(args.prompts), {}
     if args.shape:
-        model = engine.accelerate(random_model(SHAPES[args.shape], device, dtype))
+        model = random_model(SHAPES[args.shape], device, dtype)
         lengths = [9, *[args.prompt_tokens] * most]
         prefill, *prompts = (torch.randint(model.config.vocab_size, (n,)).tolist() for n in lengths)
-        return Work(model, FullLength(prefill), prompts, *sizes)
-    folder = checkpoint.find(args.model)
-    model, tokenizer = checkpoint.load(folder, device, dtype)
-    about = checkpoint.read_about(folder)
-    template = resolve(about, Flags(), TRAIN_COT).template
-    asked = [data.prompt(QUESTIONS[i % 2], template) for i in range(most)]
-    form = FullLength(Format(tokenizer).prefill[1])
-    prompts = [tokenizer.encode(text) for text in asked]
-    return Work(engine.accelerate(model), form, prompts, *sizes, about)
+    else:
+        path = checkpoint.find(args.model)
+        model, tokenizer = checkpoint.load(path, device, dtype)
+        folder = checkpoint.read_about(path)
+        template = resolve(folder, Flags(), TRAIN_COT).template
+        asked = [data.prompt(QUESTIONS[i % 2], template) for i in range(most)]
+        prompts = [tokenizer.encode(text) for text in asked]
+        prefill = Format(tokenizer).prefill[1]
+    engine.accelerate(model)
+    work = Work(model, FullLength(prefill), prompts, args.group, args.cot, args.micro_batch, folder)
+    where = memory.Machine(device.type)
+    rows, again = memory.choose_micro_batch(model, work.steps, memory_bytes(device), where)
+    if again:
+        recompute_layers(model)
+    return replace(work, micro_batch=args.micro_batch or rows)
 
 
 def random_model(shape: tuple, device: torch.device, dtype: torch.dtype) -> Transformer:
@@ -142,22 +173,6 @@ def random_model(shape: tuple, device: torch.device, dtype: torch.dtype) -> Tran
     return model
 
 
-def machine(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
-    """What the machine can do: bytes/s read from memory, floating-point operations/s of a large
-    matrix product."""
-    numbers, n = SIZES[device.type]
-    large = torch.ones(numbers, device=device)
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-
-    def best(function) -> float:
-        return min(seconds(function, device)[0] for _ in range(5))
-
-    with torch.no_grad():
-        bandwidth = large.nbytes / best(large.sum)
-        fastest = min(best(lambda: product(a, b)), best(lambda: a @ b))
-    return {"bandwidth": bandwidth, "throughput": 2 * n**3 / fastest}
-
-
 def floor(work: Work, name: str, can: dict[str, float]) -> dict[str, float]:
     """Seconds that a decoding step (mean over the rollout) and a replay need at least.
 
@@ -169,7 +184,7 @@ def floor(work: Work, name: str, can: dict[str, float]) -> dict[str, float]:
     table = model.E.numel()
     tables = 1 if c.tie_word_embeddings else 2
     body = sum(p.numel() for p in model.parameters()) - table * tables
-    mixed = work.cot / work.steps if work.kind(name).mixes else 0  # share that needs p E too
+    mixed = work.cot / work.steps if work.policy(name).kind.mixes else 0  # share that needs p E too
     cached = sum(map(len, work.prompts)) + work.rows * work.steps / 2
     weights = body + table * (1 + mixed)
     numbers = weights + cached * 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim
@@ -182,15 +197,39 @@ def floor(work: Work, name: str, can: dict[str, float]) -> dict[str, float]:
 
 def update(work: Work, optimizer: Optimizer, name: str, part: str, seed: int) -> dict[str, float]:
     """Seconds of the parts of one update."""
-    device, kind = work.model.E.device, work.kind(name)
-    took, rollouts = seconds(lambda: work.rollout(kind, seed), device)
+    device, policy = work.model.E.device, work.policy(name)
+    took, rollouts = seconds(lambda: work.rollout(policy, seed), device)
     if part == "rollout":
         return {"rollout": took}
     with optimizer.summing():
-        took_replay, _ = seconds(lambda: work.replay(kind, rollouts), device)
+        took_replay, _ = seconds(lambda: work.replay(policy, rollouts), device)
     took_step, _ = seconds(lambda: optimizer.update(0, optimizer.collect()), device)
     total = took + took_replay + took_step
-    return {"rollout": took, "replay": took_replay, "optimizer": took_step, "step": total}
+    return {"rollout": took, "replay": took_replay, "optimizer": took_step, "update": total}
+
+
+def updates_of_train(args: argparse.Namespace, name: str, seed: int) -> dict[str, float]:
+    """Median seconds of an update of train.py with its own sizes, without the first one, which
+    warms up.  The same updates each time."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "run"
+        flags = {"--model": args.model, "--dtype": args.dtype, "--device": args.device}
+        flags |= {
+            "--tokens": name,
+            "--steps": UPDATES,
+            "--validation": 0,
+            "--test": 0,
+            "--out": out,
+        }
+        words = [str(x) for pair in flags.items() if pair[1] is not None for x in pair]
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+        command = [sys.executable, str(TRAIN), *words]
+        done = subprocess.run(command, **quiet, stderr=subprocess.PIPE, text=True)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no reason"])[-1]
+            raise InputError(f"{TRAIN.name}: expected {UPDATES} updates, found: {reason}")
+        lines = (out / "metrics.jsonl").read_text().splitlines()
+    return {"update": median(json.loads(line)["seconds"] for line in lines[1:])}
 
 
 def peak_bytes(function, device: torch.device) -> int:
@@ -212,247 +251,172 @@ def peak_bytes(function, device: torch.device) -> int:
     return most
 
 
-def measure(work: Work, args: argparse.Namespace) -> list[dict]:
-    """The results of each size of --prompts.  After Ctrl-C: those that have a complete round."""
-    can = machine(work.model.E.device, work.model.E.dtype)
-    sizes = []
-    try:
-        for prompts in args.prompts:
-            sized = replace(work, prompts=work.prompts[:prompts])
-            sizes.append(results(sized, args, can, compare(sized, args, can)))
-            if sizes[-1]["repeats"] < args.repeats:
-                break
-    except KeyboardInterrupt:
-        if not sizes:
-            raise
-    return sizes
-
-
-def compare(work: Work, args: argparse.Namespace, can: dict[str, float]) -> dict[int, dict]:
-    """{processes that spin: {contender: {part: [seconds of each round]}}}; contenders are kinds of
-    token and ways of transformers.  After Ctrl-C: the rounds that were complete."""
-    contenders = contenders_of(work, args)
-    loads = [0, args.load] if args.load else [0]
-    rounds = []
-    try:
-        total = args.repeats * len(loads) * len(contenders)
-        with tqdm(total=total, unit="run", file=sys.stderr) as bar:
-            for seed in range(args.repeats):
-                rounds.append({load: timed(contenders, load, seed, bar) for load in loads})
-                for what, now in machine(work.model.E.device, work.model.E.dtype).items():
-                    can[what] = max(can[what], now)
-    except KeyboardInterrupt:
-        if not rounds:
-            raise
-    return {
-        load: {
-            label: {part: [took[load][label][part] for took in rounds] for part in parts}
-            for label, parts in rounds[0][load].items()
-        }
-        for load in loads
-    }
-
-
-def contenders_of(work: Work, args: argparse.Namespace) -> dict:
-    """{contender: function of a seed -> {part: seconds}}, each warmed up."""
+def contenders(args: argparse.Namespace, work: Work | None) -> dict:
+    """{name: function of a seed -> {part: seconds}}, each warmed up: kinds of token, and ways of
+    transformers; without work the kinds in train.py."""
+    if work is None:
+        return {name: partial(updates_of_train, args, name) for name in args.tokens}
     schedule = Schedule(1e-9, 10, 0)  # so small a step leaves rollouts alike
     optimizer = Optimizer(work.model, schedule, World(str(work.model.E.device)))
-    contenders = {}
+    found = {}
     for name in args.tokens:
         update(replace(work, cot=8), optimizer, name, args.part, 0)  # warm-up
-        contenders[name] = partial(update, work, optimizer, name, args.part)
+        found[name] = partial(update, work, optimizer, name, args.part)
     if args.against:
         from minisoft.lab.rivals import Rivals  # here, since nothing else needs transformers
 
-        contenders |= Rivals(work, args).contenders(args.tokens, args.part)
-    return contenders
-
-
-def timed(contenders: dict, load: int, seed: int, bar) -> dict[str, dict[str, float]]:
-    """{contender: {part: seconds}} beside `load` processes that spin."""
-    took = {}
-    with busy(load):
-        for label, run in contenders.items():
-            bar.set_postfix_str(f"{label} beside {load}" if load else label)
-            took[label] = run(seed)
-            bar.update()
-    return took
-
-
-def results(work: Work, args: argparse.Namespace, can: dict[str, float], times: dict) -> dict:
-    """Everything that --json writes of one size: idle, and what was measured `loaded`."""
-    found = {name: getattr(work, name) for name in ("group", "cot", "steps")}
-    found |= {"model": args.shape or args.model, "dtype": args.dtype, "prompts": len(work.prompts)}
-    found |= {"device": str(work.model.E.device), "torch": torch.__version__, **can}
-    found |= {"threads": torch.get_num_threads(), "cpu": instructions(), "load": args.load}
-    found["repeats"] = len(times[0][args.tokens[0]]["rollout"])
-    found |= summary(work, args, can, times[0])
-    if args.load:
-        idle, loaded = times[0], times[args.load]
-        found["loaded"] = summary(work, args, can, loaded)
-        found["loaded_over_idle"] = {
-            label: {part: quotient(loaded[label][part], idle[label][part]) for part in parts}
-            for label, parts in idle.items()
-        }
-    found["memory_gib"] = peak_memory_gib(work.model.E.device)
+        found |= Rivals(work, args).contenders(args.tokens, args.part)
     return found
 
 
-def summary(work: Work, args: argparse.Namespace, can: dict[str, float], times: dict) -> dict:
-    """Speeds and ratios from {contender: {part: [seconds of each round]}}."""
-    found = {"seconds": times}
-    found["kinds"] = {name: speeds(work, name, can, times[name]) for name in args.tokens}
-    for name, part in [(name, part) for name in args.tokens for part in ("rollout", "replay")]:
-        rivals = [x for x in times if x.startswith(f"transformers {name}") and part in times[x]]
-        if rivals:
-            ratios = {rival: ratio(times, rival, name, part) for rival in rivals}
-            found.setdefault(f"{part}_ratios", {}).update(ratios)
-            best = min(rivals, key=lambda rival: median(times[rival][part]))
-            found[f"{part}_ratio" + ("" if name == "hard" else f"_{name}")] = ratios[best]
-    of_pass = work.steps / work.passes
-    if "rollout_ratios" in found:
-        found["pass_ratios"] = {x: r * of_pass for x, r in found["rollout_ratios"].items()}
-    for name in args.tokens if "hard" in args.tokens else []:
-        for part in ("rollout", "replay", "step"):
-            if name != "hard" and part in times[name]:
-                found[f"{name}_over_hard_{part}"] = ratio(times, name, "hard", part)
-    return found
-
-
-def ratio(times: dict, a: str, b: str, part: str) -> float:
-    """Median over rounds of how many times as long a takes as b."""
-    return quotient(times[a][part], times[b][part])
-
-
-def quotient(a: list[float], b: list[float]) -> float:
-    return median(x / y for x, y in zip(a, b, strict=True))
-
-
-def speeds(work: Work, name: str, can: dict, times: dict[str, list[float]]) -> dict[str, float]:
-    """Median seconds of the parts of an update, tokens/s, and the share of what could be."""
-    least, took = floor(work, name, can), {part: median(of) for part, of in times.items()}
-    tokens = work.rows * work.steps
-    speed = {
-        **took,
-        "tokens_per_s": tokens / took["rollout"],
-        "ms_per_step": 1e3 * took["rollout"] / work.steps,
-        "floor_ms": 1e3 * least["decode"],
-        "decode_share": least["decode"] * work.steps / took["rollout"],
+def rounds(contenders: dict, args: argparse.Namespace, device: torch.device) -> dict:
+    """{(contender, processes beside it): {part: [seconds of each round]}}; on a GPU also the peak
+    of its memory, GiB.  After Ctrl-C: of the rounds that were complete."""
+    done = []
+    try:
+        for seed in tqdm(range(args.repeats), unit="round"):
+            took = {}
+            for load in [0, args.load] if args.load else [0]:
+                with busy(load):
+                    for name, run in contenders.items():
+                        if device.type == "cuda":
+                            torch.cuda.reset_peak_memory_stats(device)
+                        took[name, load] = run(seed)
+                        if device.type == "cuda":
+                            took[name, load]["peak_gib"] = peak_memory_gib(device)
+            done.append(took)
+    except KeyboardInterrupt:
+        if not done:
+            raise
+    return {
+        key: {part: [took[key][part] for took in done] for part in parts}
+        for key, parts in done[0].items()
     }
+
+
+def speeds(work: Work, name: str, can: dict, took: dict[str, float]) -> dict[str, float]:
+    """Tokens/s and, of a kind of token, the share of what could be, from the median seconds."""
+    tokens = work.rows * work.steps
+    found = {"tokens_per_s": tokens / took["rollout"]}
+    found["ms_per_step"] = 1e3 * took["rollout"] / work.steps
     if "replay" in took:
-        speed["replay_tokens_per_s"] = tokens / took["replay"]
-        speed["replay_share"] = least["replay"] / took["replay"]
-    return speed
-
-
-COLUMNS = {  # field -> head
-    "rollout": "rollout, s",
-    "tokens_per_s": "tokens/s",
-    "ms_per_step": "ms/step",
-    "floor_ms": "floor, ms",
-    "decode_share": "share",
-    "replay": "replay, s",
-    "replay_tokens_per_s": "tokens/s",
-    "replay_share": "share",
-    "optimizer": "optimizer, s",
-    "step": "update, s",
-}
-
-
-def shown(field: str, value: float) -> str:
-    if field.endswith("share"):
-        return f"{value:.0%}"
-    return f"{value:,.0f}" if field.endswith("tokens_per_s") else f"{value:.2f}"
-
-
-def describe(sizes: list[dict]) -> str:
-    """The results as tables."""
-    first = sizes[0]
-    measured = next(iter(first["kinds"].values()))
-    columns = [field for field in COLUMNS if field in measured]
-    rows = [["rows", "beside", "tokens", *(COLUMNS[field] for field in columns), "times idle"]]
-    for found, beside, of_state in states(sizes):
-        for name, speed in of_state["kinds"].items():
-            cells = [shown(field, speed[field]) for field in columns]
-            part = "step" if "step" in speed else "rollout"
-            times = f"{found['loaded_over_idle'][name][part]:.2f}" if beside else "1"
-            rows.append([size_of(found), str(beside), name, *cells, times])
-    if not first["load"]:
-        rows = [[row[0], *row[2:-1]] for row in rows]
-    lines = [
-        "{model}, {dtype}, {device}, {threads} threads, torch {torch}: {cot} CoT tokens, {steps} "
-        "steps; medians of ".format(**first)
-        + f"{' and '.join(str(found['repeats']) for found in sizes)} rounds",
-        told(first["cpu"]),
-        f"floor and share are of this machine: {first['bandwidth'] / 1e9:.1f} GB/s read, "
-        f"{first['throughput'] / 1e9:,.0f} GFLOP/s by {first['threads']} threads; "
-        f"peak memory of the process {sizes[-1]['memory_gib']:.2f} GiB",
-        markdown(rows),
-    ]
-    if "rollout_ratios" in first:
-        lines += ["", *describe_rivals(sizes)]
-    for found, beside, of_state in states(sizes):
-        where = f"{size_of(found)} rows, beside {beside}: "
-        for key, value in of_state.items():
-            if "_over_hard_" in key:
-                lines.append(f"{where}{key.replace('_', ' ')}: {value:.3f}")
-    return "\n".join(lines)
-
-
-def states(sizes: list[dict]) -> list[tuple[dict, int, dict]]:
-    """(results of a size, processes beside it, what was measured there), idle and loaded."""
-    found = []
-    for size in sizes:
-        found.append((size, 0, size))
-        if size["load"]:
-            found.append((size, size["load"], size["loaded"]))
+        found["replay_tokens_per_s"] = tokens / took["replay"]
+    if name in KINDS:
+        least = floor(work, name, can)
+        found["floor_ms"] = 1e3 * least["decode"]
+        found["decode_share"] = least["decode"] * work.steps / took["rollout"]
+        if "replay" in took:
+            found["replay_share"] = least["replay"] / took["replay"]
+        if "peak_gib" in took:
+            policy, machine = work.policy(name), memory.Machine(work.model.E.device.type)
+            plan = memory.plan(work.model, work.load(policy), machine)
+            found["planned_gib"] = memory.peak(plan) / 2**30
     return found
 
 
-def size_of(found: dict) -> str:
-    return f"{found['prompts']} x {found['group']}"
+def ratios(times: dict, tokens: list[str]) -> list[str]:
+    """Lines "a / b: part ratio": the kinds over the first one, transformers over the same kind
+    here, work beside others over idle; medians over the ratios of rounds."""
+    pairs = []
+    for name, load in times:
+        other = tokens[0] if name in tokens else name.split()[1]
+        pairs += [((name, load), (other, load))] if name != other else []
+        pairs += [((name, load), (name, 0))] if load else []
+    lines = []
+    for a, b in pairs:
+        of_part = {
+            part: median(x / y for x, y in zip(times[a][part], times[b][part]))
+            for part in ("rollout", "replay", "update")
+            if part in times[a] and part in times[b]
+        }
+        names = [f"{name} beside {load}" if load else name for name, load in (a, b)]
+        shown = ", ".join(f"{part} {ratio:.3f}" for part, ratio in of_part.items())
+        lines.append(f"{' / '.join(names)}: {shown}")
+    return lines
 
 
-def describe_rivals(sizes: list[dict]) -> list[str]:
-    """How many times as long transformers takes, for the same work and for each of its passes."""
-    rows = [["rows", "beside", "times as long as ours", "rollout", "a pass", "replay"]]
-    for found, beside, of_state in states(sizes):
-        for label, value in of_state["rollout_ratios"].items():
-            replay = of_state.get("replay_ratios", {}).get(label)
-            cells = [f"{value:.2f}", f"{of_state['pass_ratios'][label]:.2f}"]
-            cells.append("" if replay is None else f"{replay:.2f}")
-            rows.append([size_of(found), str(beside), label, *cells])
-    passes = sizes[0]["cot"] + ANSWER_TOKENS
-    why = f"The same rollout is {sizes[0]['steps']} passes here and {passes} in transformers, where"
-    return [markdown(rows), f"{why} the prefilled tokens go through in one."]
+def measure(args: argparse.Namespace) -> dict:
+    """Everything that --json writes."""
+    device, sizes = find_device(args.device, 0), []
+    args.dtype = args.dtype or DTYPE[device.type]
+    can = limits(device, checkpoint.DTYPES[args.dtype])
+    work = None if args.part == "train" else prepare(args, device)
+    for prompts in args.prompts:
+        sized = work and replace(work, prompts=work.prompts[:prompts])
+        run = contenders(args, sized)
+        times = rounds(run, args, device)
+        table = []
+        for (name, load), took in times.items():
+            middle = {part: median(of) for part, of in took.items()}
+            row = {"tokens": name, "beside": load, "seconds": took, **middle}
+            table.append(row | (speeds(sized, name, can, middle) if work else {}))
+        size = f"{prompts} x {args.group}" if work else "as train.py"
+        sizes.append({"rows": size, "table": table, "ratios": ratios(times, args.tokens)})
+        if len(next(iter(took.values()))) < args.repeats:
+            break  # Ctrl-C
+    found = {"sizes": sizes, **can, **{x: getattr(args, x) for x in ("model", "shape", "dtype")}}
+    if work:
+        found |= {"cot": work.cot, "steps": work.steps, "passes": work.passes}
+        found |= {"micro_batch": work.micro_batch}
+    found["profiles"] = [profile(name, run[name], device) for name in args.tokens if args.profile]
+    found |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    return found | {"processor": processor(device), "memory_gib": peak_memory_gib(device)}
 
 
-WHOLE = {"type": int}
+def profile(name: str, run, device: torch.device) -> str:
+    """Where the time of one update goes: kernels of a GPU, operators of a CPU."""
+    activity = getattr(torch.profiler.ProfilerActivity, device.type.upper())
+    with torch.profiler.profile(activities=[activity]) as profiled:
+        run(99)
+    by = f"self_{device.type}_time_total"
+    return f"{name}\n{profiled.key_averages().table(sort_by=by, row_limit=KERNELS)}"
+
+
+def describe(found: dict) -> str:
+    """The results as a table for each size."""
+    lines = [
+        f"{found['shape'] or found['model']}, {found['dtype']}, {found['processor']}, "
+        f"{found['threads']} threads, torch {found['torch']}\n"
+        f"{found['bandwidth'] / 1e9:.1f} GB/s read, {found['throughput'] / 1e9:,.0f} GFLOP/s: "
+        f"floor and share are of these; peak memory of the process {found['memory_gib']:.2f} GiB"
+    ]
+    if "steps" in found:
+        lines.append(
+            "{cot} CoT tokens, {steps} steps ({passes} passes in transformers, where the prefilled "
+            "tokens go through in one), {micro_batch} rows a backward pass".format(**found)
+        )
+    for size in found["sizes"]:
+        columns = [x for x in COLUMNS if any(x in of for of in size["table"])]
+        rows = [["rows", "beside", "tokens", "rounds", *(COLUMNS[x][0] for x in columns)]]
+        for of in size["table"]:
+            count = len(next(iter(of["seconds"].values())))
+            cells = [COLUMNS[x][1].format(of[x]) if x in of else "" for x in columns]
+            rows.append([size["rows"], str(of["beside"]), of["tokens"], str(count), *cells])
+        lines += ["", markdown(rows), *size["ratios"]]
+    return "\n".join([*lines, *found["profiles"]])
+
+
 SIZE = {**WHOLE, "nargs": "+", "metavar": "B"}
+PARTS = {"choices": ["update", "rollout", "train"]}
+OF_PART = "or only rollouts, or updates of train.py as a user runs it, with its own sizes"
+OF_DTYPE = "of the weights (default bfloat16 on a GPU, float32 on CPUs)"
 FLAGS = {
-    "work": {
-        "--model": (str(WEIGHTS / "tiny"), "folder, or hub id owner/name"),
-        "--shape": (None, "random weights of this shape instead", {"choices": SHAPES}),
-        "--prompt-tokens": (118, "length of the random prompts of --shape", WHOLE),
-        "--tokens": (["hard", "soft"], "kinds of CoT token", {"nargs": "+", "choices": KINDS}),
-        "--prompts": ([2], "B, problems; several sizes: one after the other", SIZE),
-        "--group": (32, "G, samples of each problem", WHOLE),
-        "--cot": (128, f"CoT tokens; {ANSWER_TOKENS} answer tokens follow", WHOLE),
-        "--micro-batch": (16, "rows per backward pass", WHOLE),
-    },
-    "measurement": {
-        "--part": (
-            "update",
-            "or only rollouts, or updates of train.py as a user runs it, with its own sizes",
-            {"choices": ["update", "rollout", "train"]},
-        ),
-        "--repeats": (3, "rounds", WHOLE),
-        "--load": (0, "each round also beside N processes that spin", {**WHOLE, "metavar": "N"}),
-        "--against": (None, "the same work with it too", {"choices": ["transformers"]}),
-        "--json": (None, "file for all results, times of every round included", {"type": Path}),
-        "--device": ("cuda" if torch.cuda.is_available() else "cpu", "cpu or cuda"),
-        "--dtype": ("float32", "of the weights", {"choices": [*checkpoint.DTYPES]}),
-    },
+    "--model": command.MODEL["--model"],
+    "--shape": (None, "random weights of this shape instead", {"choices": SHAPES}),
+    "--prompt-tokens": (118, "length of the random prompts of --shape", WHOLE),
+    "--tokens": (["hard", "soft"], "kinds of CoT token", {"nargs": "+", "choices": KINDS}),
+    "--prompts": ([2], "B, problems; several sizes: one after the other", SIZE),
+    "--group": (32, "G, samples of each problem", WHOLE),
+    "--cot": (128, f"CoT tokens; {ANSWER_TOKENS} answer tokens follow", WHOLE),
+    "--micro-batch": (None, "rows per backward pass (default as train.py chooses)", WHOLE),
+    "--part": ("update", OF_PART, PARTS),
+    "--repeats": (3, "rounds", WHOLE),
+    "--load": (0, "each round also beside N processes that spin", {**WHOLE, "metavar": "N"}),
+    "--against": (None, "the same work with it too", {"choices": ["transformers"]}),
+    "--profile": (None, "and where the time of an update goes", {"action": "store_true"}),
+    "--json": (None, "file for all results, times of every round included", command.PATH),
+    "--device": (None, "cpu or cuda (default cuda where there is one)"),
+    "--dtype": (None, OF_DTYPE, {"choices": [*checkpoint.DTYPES]}),
 }
 
 
@@ -464,13 +428,10 @@ def read_flags(argv=None) -> argparse.Namespace:
     command.expect_least(parser, args, **dict.fromkeys((*sizes, "repeats"), 1), load=0)
     if args.against and args.shape:
         parser.error("--against: expected a model folder (--model), found --shape")
-    if args.part == "train":
-        for name in (*sizes, "shape", "against"):
-            if getattr(args, name) != parser.get_default(name):
-                flag = name.replace("_", "-")
-                parser.error(
-                    f"--{flag}: expected none with --part train, found {getattr(args, name)}"
-                )
+    for name in (*sizes, "shape", "against", "profile") if args.part == "train" else ():
+        if getattr(args, name) != parser.get_default(name):
+            flag = f"--{name.replace('_', '-')}"
+            parser.error(f"{flag}: expected none with --part train, found {getattr(args, name)}")
     command.expect_folder(parser, "--json", args.json)
     return args
 
@@ -478,15 +439,9 @@ def read_flags(argv=None) -> argparse.Namespace:
 def main(argv=None) -> None:
     args = read_flags(argv)
     with command.one_line("bench"):
-        if args.part == "train":
-            found = bench_train.measure(args)
-            print(bench_train.describe(found))
-        else:
-            keep_memory()
-            found, *others = sizes = measure(prepare(args), args)
-            print(describe(sizes))
-            if others:
-                found["others"] = others  # the further sizes
+        keep_memory()
+        found = measure(args)
+        print(describe(found))
         if args.json:
             atomic.write_json(args.json, found)
 

@@ -1,13 +1,21 @@
-"""What the commands of the laboratory share: flags, refusals, errors in one line, a stopwatch."""
+"""What the commands of the laboratory share: flags, refusals, errors in one line, results."""
 
 import argparse
 import sys
-import time
 from contextlib import contextmanager
-
-import torch
+from pathlib import Path
 
 from minisoft.errors import InputError
+from minisoft.io import WEIGHTS, atomic
+
+NUMBER, WHOLE, PATH = {"type": float}, {"type": int}, {"type": Path}
+MODEL = {  # a default marked * is the model's own
+    "--model": (str(WEIGHTS / "tiny"), "folder or hub id"),
+    "--data": (None, "problems (default tiny *)"),
+    "--template": (None, "file with the prompt, QUESTION in it (default the paper's *)"),
+    "--cot": (None, "CoT budget in tokens (default 128 *)", WHOLE),
+}
+OUT = {"--out": (None, "file.json for the numbers, beside it .md (default: only printed)", PATH)}
 
 
 def parser(module: str, text: str) -> argparse.ArgumentParser:
@@ -17,15 +25,13 @@ def parser(module: str, text: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=name, description=text, formatter_class=raw)
 
 
-def add_flags(parser: argparse.ArgumentParser, groups: dict[str, dict[str, tuple]]) -> None:
-    """groups: {title: {flag: (default, help) or (default, help, how argparse reads it)}}"""
-    for title, flags in groups.items():
-        group = parser.add_argument_group(title)
-        for name, (default, text, *how) in flags.items():
-            if default is not None:
-                text += f" (default {default})"
-            options = how[0] if how else {}
-            group.add_argument(name, default=default, help=text.replace("%", "%%"), **options)
+def add_flags(parser: argparse.ArgumentParser, flags: dict[str, tuple]) -> None:
+    """flags: {flag: (default, help) or (default, help, how argparse reads it)}"""
+    for name, (default, text, *how) in flags.items():
+        if default is not None:
+            text += f" (default {default})"
+        options = how[0] if how else {}
+        parser.add_argument(name, default=default, help=text.replace("%", "%%"), **options)
 
 
 def expect_least(parser: argparse.ArgumentParser, args: argparse.Namespace, **least: int) -> None:
@@ -56,12 +62,9 @@ def one_line(module: str, after: str = "", resumes: bool = False):
         sys.exit(f"minisoft.lab.{module}: interrupted{goes_on}{after}")
 
 
-def seconds(function, device: torch.device) -> tuple:
-    """(how long function() takes on the device, what it returns)"""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    result = function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, result
+def show(found: dict, text: str, out: Path | None) -> None:
+    """Print a result as a table; write it as OUT.json, and the table as OUT.md."""
+    print(text)
+    if out:
+        atomic.write_json(out, found)
+        atomic.write_text(out.with_suffix(".md"), text + "\n")

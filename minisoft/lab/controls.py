@@ -14,7 +14,7 @@ thought     accuracy of the greedy answer after the greedy (--sampled: a drawn) 
 selection   of runs: what the checkpoints chosen by greedy accuracy of the own kind and by
             hard-greedy accuracy have in both, on the validation problems that choose them
 
-Every result is written as FILE.json and, as a table, FILE.md.  The answer is always greedy.
+The answer is always greedy.
 Dimensions: C CoT positions, d width, T positions so far.
 """
 
@@ -26,24 +26,27 @@ from statistics import fmean
 import torch
 from tqdm import tqdm
 
-from minisoft import data, engine, evaluation
-from minisoft.data import Format, Problem
+from minisoft import evaluation
+from minisoft.data import Problem
 from minisoft.errors import InputError
 from minisoft.evaluation import Setting, pass_at_k
 from minisoft.io import WEIGHTS, checkpoint, datasets
-from minisoft.io.atomic import write_json, write_text
 from minisoft.io.journal import Journal
 from minisoft.kinds import KINDS
 from minisoft.lab import command
+from minisoft.lab.command import NUMBER, WHOLE
 from minisoft.lab.figures import read_run
 from minisoft.reward import RIGHT
-from minisoft.rollout import ANSWER, COT, Decoding, Request
+from minisoft.rollout import ANSWER, COT, Request
+from minisoft.training import policy
 from minisoft.training.evaluate import Evaluator
 from minisoft.training.metrics import markdown
-from minisoft.training.settings import EVAL_COT, Flags, resolve
+from minisoft.training.policy import Policy
+from minisoft.training.settings import EVAL_COT, Flags, Settings
 from minisoft.training.world import World, as_program, keep_memory
 from minisoft.verifier.process import WORKERS, Verifier
 
+BATCH = 512  # rows at once
 THOUGHTS = {
     "own": "its own",
     "none": "none",
@@ -52,63 +55,44 @@ THOUGHTS = {
 }
 
 
-class Model:
-    """A model folder, its settings, and the kind of token that it was trained with."""
-
-    def __init__(self, folder: str, cot: int | None = None):
-        path = checkpoint.find(folder)
-        about = checkpoint.read_about(path)
-        self.name, self.tokens = short(folder), about.get("tokens", "hard")
-        self.model, self.tokenizer = checkpoint.load(path, torch.device("cpu"), torch.float32)
-        engine.accelerate(self.model)
-        self.settings = resolve(about, Flags(cot=cot), EVAL_COT).for_model(self.model)
-        self.form = Format(self.tokenizer)
-
-    def request(self, problem: Problem, key: tuple, samples: int = 1) -> Request:
-        text = data.prompt(problem.question, self.settings.template)
-        return Request(self.tokenizer.encode(text), key, range(samples))
+def load(folder: str, cot: int | None) -> Policy:
+    """With the kind of token that the model was trained with."""
+    path = checkpoint.find(folder)
+    tokens = checkpoint.read_about(path).get("tokens", "hard")
+    return Policy.load(path, tokens, policy.settings(path, [tokens], Flags(cot=cot), EVAL_COT))
 
 
 # ------------------------------------------------------------------------------- noise alone
 
 
-def noises(args: argparse.Namespace) -> dict[str, tuple[Setting, dict]]:
-    """{name: (setting, what of the model's settings is other)}."""
-    found = {"hard-greedy": (Setting("hard", True), {}), "soft-greedy": (Setting("soft", True), {})}
-    for tau in args.tau:
-        found[f"hard-sample, tau {tau:g}"] = Setting("hard", False), {"tau": tau}
-    for gamma in args.gamma:
-        found[f"soft-sample, gamma {gamma:g}"] = Setting("soft", False), {"gamma": gamma}
+def inferences(settings: Settings, taus: list[float], gammas: list[float]) -> dict:
+    """{name: (setting, the model's settings with that temperature of hard tokens, or gamma)}."""
+    found = {f"{kind}-greedy": (Setting(kind, True), settings) for kind in ("hard", "soft")}
+    for tau in taus:
+        changed = replace(settings, tau={**settings.tau, "hard": tau})
+        found[f"hard-sample, tau {tau:g}"] = Setting("hard", False), changed
+    for gamma in gammas:
+        changed = replace(settings, sigma=settings.sigma * (gamma / settings.gamma))
+        found[f"soft-sample, gamma {gamma:g}"] = Setting("soft", False), changed
     return found
-
-
-def with_noise(of: Model, setting: Setting, other: dict):
-    """The model's settings with another temperature of the kind, or another gamma."""
-    settings = of.settings
-    if "tau" in other:
-        return replace(settings, tau={**settings.tau, setting.kind: other["tau"]})
-    scale = other.get("gamma", settings.gamma) / settings.gamma
-    return replace(settings, sigma=settings.sigma * scale)
 
 
 def noise(args: argparse.Namespace, world: World, verifier) -> dict:
     """{data: {name: numbers}}."""
     if len(args.model) > 1:
         raise InputError(f"--model: expected one, found {len(args.model)}")
-    of, results = Model(args.model[0], args.cot), {}
+    of, results = load(args.model[0], args.cot), {}
     for source in args.data:
         problems, rows = datasets.load_problems(source)[: args.limit], {}
-        for name, (setting, other) in noises(args).items():
+        for name, (setting, settings) in inferences(of.settings, args.tau, args.gamma).items():
             print(f"{source}: {name}", flush=True)
-            settings, journal = with_noise(of, setting, other), Journal(None, {}, world)
-            evaluator = Evaluator(
-                of.model, of.tokenizer, settings, verifier, world, journal, args.batch
-            )
-            _, made = evaluator.problems(problems, setting, args.samples, args.seed)
+            common = (settings, verifier, world, Journal(None, {}, world), BATCH)
+            evaluator = Evaluator(of.model, of.form.tokenizer, *common)
+            _, made = evaluator.problems(problems, setting, args.samples, 0)
             rows[name] = numbers(made, 1 if setting.greedy else args.samples)
         match(rows)
         results[source] = rows
-    return {"model": of.name, "samples": args.samples, "data": results}
+    return {"model": short(args.model[0]), "samples": args.samples, "data": results}
 
 
 def numbers(generations: list[dict], samples: int) -> dict:
@@ -193,7 +177,7 @@ def within(mean: float, ends: list[float], sign: str = "") -> str:
 
 
 @torch.no_grad()
-def answer(of: Model, request: Request, thought: torch.Tensor, stopped: bool) -> str:
+def answer(of: Policy, request: Request, thought: torch.Tensor, stopped: bool) -> str:
     """The greedy answer after a prompt, a thought (C, d) and the prefill, by the definition: the
     text so far is run again at every position.  stopped: did the thought end with the stop
     phrase?"""
@@ -207,16 +191,19 @@ def answer(of: Model, request: Request, thought: torch.Tensor, stopped: bool) ->
     return form.answer_text(ids)
 
 
-def thoughts(of: Model, tokens: str, args, problems: list[Problem]) -> list[tuple]:
-    """The CoT of a kind of token for each problem, greedy or drawn: (inputs (C, d), the shadow
-    tokens' embeddings (C, d), did it stop?, the greedy answer that follows)."""
-    kind, found = of.settings.kind(tokens), []
-    requests = [of.request(problem, ("thought", i)) for i, problem in enumerate(problems)]
-    how = Decoding(of.settings.cot, greedy=not args.sampled, greedy_answer=True)
-    for first in range(0, len(requests), args.batch):
-        some = requests[first : first + args.batch]
-        for one in engine.rollout(of.model, of.form, kind, some, how):
-            inputs = kind.embed(of.model, one.taken(COT))
+def request(of: Policy, i: int, problem: Problem) -> Request:
+    return of.request(problem, ("thought", i), range(1))
+
+
+def thoughts(of: Policy, sampled: bool, problems: list[Problem]) -> list[tuple]:
+    """The CoT for each problem, greedy or drawn: (inputs (C, d), the shadow tokens' embeddings
+    (C, d), did it stop?, the greedy answer that follows)."""
+    found = []
+    requests = [request(of, i, problem) for i, problem in enumerate(problems)]
+    for first in range(0, len(requests), BATCH):
+        some = requests[first : first + BATCH]
+        for one in of.rollout(some, greedy=not sampled, greedy_answer=True):
+            inputs = of.kind.embed(of.model, one.taken(COT))
             shadow = of.model.embed(one.ids[one.role == COT])
             text = of.form.answer_text(one.tokens(0, ANSWER))
             found.append((inputs, shadow, not one.truncated[0], text))
@@ -226,48 +213,43 @@ def thoughts(of: Model, tokens: str, args, problems: list[Problem]) -> list[tupl
 def thought(args: argparse.Namespace, _, verifier) -> dict:
     """{"sampled", "models": {model: {data: numbers}}}."""
     found = {}
-    for folder, short in names(args.model).items():
-        of = Model(folder, args.cot)
-        for tokens in args.tokens or [of.tokens]:
-            name = f"{short}, {tokens}" if args.tokens else short
-            found[name] = {"tokens": tokens, "data": {}}
+    for folder, name in names(args.model).items():
+        of = load(folder, args.cot)
+        for tokens in args.tokens or [None]:
+            kind = tokens or of.settings.base.get("tokens", "hard")
+            of = of.of_kind(kind)
+            row = found[f"{name}, {tokens}" if tokens else name] = {"tokens": kind, "data": {}}
             for source in args.data:
                 problems = datasets.load_problems(source)[: args.limit]
-                made = thoughts(of, tokens, args, problems)
-                found[name]["data"][source] = use(of, made, problems, verifier)
+                made = thoughts(of, args.sampled, problems)
+                row["data"][source] = use(of, made, problems, verifier)
     return {"sampled": args.sampled, "models": found}
 
 
-def use(of: Model, made: list[tuple], problems: list[Problem], verifier) -> dict:
+def use(of: Policy, made: list[tuple], problems: list[Problem], verifier) -> dict:
     """Accuracy after each of THOUGHTS, with 95 % intervals over problems; of the answers after
     another problem's CoT also the share that are the other's right answer.  made: `thoughts`."""
-    n = len(problems)
     texts = {name: [] for name in THOUGHTS}
-    for i in tqdm(range(n), desc=of.name, disable=None):
-        request = of.request(problems[i], ("thought", i))
-        nothing = made[i][0][:0]
-        other = made[another(problems, i)]
-        for name, (inputs, stopped) in {
-            "own": (made[i][0], made[i][2]),
-            "none": (nothing, False),
-            "shadow": (made[i][1], made[i][2]),
+    for i, problem in enumerate(tqdm(problems, disable=None)):
+        (inputs, shadow, stopped, _), other = made[i], made[another(problems, i)]
+        for name, (thought, ends) in {
+            "own": (inputs, stopped),
+            "none": (inputs[:0], False),
+            "shadow": (shadow, stopped),
             "other": (other[0], other[2]),
         }.items():
-            texts[name].append(answer(of, request, inputs, stopped))
+            texts[name].append(answer(of, request(of, i, problem), thought, ends))
     golds = {name: [problem.answer for problem in problems] for name in THOUGHTS}
-    golds["theirs"] = [problems[another(problems, i)].answer for i in range(n)]
+    golds["theirs"] = [problems[another(problems, i)].answer for i in range(len(problems))]
     texts["theirs"] = texts["other"]
     right = {
-        name: [r == RIGHT for r in verifier.score_all(list(zip(texts[name], gold, strict=True)))]
+        name: [float(r == RIGHT) for r in verifier.score_all(list(zip(texts[name], gold)))]
         for name, gold in golds.items()
     }
-    ends = evaluation.intervals(
-        [list(map(float, row)) for row in zip(*right.values(), strict=True)]
-    )
-    same = fmean(a == b for a, (*_, b) in zip(texts["own"], made, strict=True))
+    ends = evaluation.intervals([list(row) for row in zip(*right.values(), strict=True)])
     return {
-        "problems": n,
-        "same_as_rollout": same,
+        "problems": len(problems),
+        "same_as_rollout": fmean(a == b for a, (*_, b) in zip(texts["own"], made, strict=True)),
         **{name: fmean(column) for name, column in right.items()},
         "ci95": dict(zip(right, ends, strict=True)),
     }
@@ -318,20 +300,17 @@ def selection(args: argparse.Namespace, *_) -> dict:
     found = {}
     for folder, name in names(args.model).items():
         config, rows = read_run(Path(folder))
-        scores = {r["step"]: (r["validation"], r["validation_hard"]) for r in rows if told(r)}
-        if not scores or config["tokens"] == "hard":
+        fields = {"own": "validation", "hard": "validation_hard"}
+        rows = [row for row in rows if all(field in row for field in fields.values())]
+        if not rows or config["tokens"] == "hard":
             continue
         best = {}
-        for by, which in (("own", 0), ("hard", 1)):
-            step = max(scores, key=lambda step, which=which: (scores[step][which], -step))
-            best[by] = {"step": step, "own": scores[step][0], "hard": scores[step][1]}
+        for by, field in fields.items():
+            row = max(rows, key=lambda row: (row[field], -row["step"]))  # the first of equals
+            best[by] = {"step": row["step"], **{x: row[of] for x, of in fields.items()}}
         of = {x: config.get(x) for x in ("tokens", "seed", "noise", "top_k", "dtype")}
-        found[name] = {**of, "chosen_by": best, "validations": len(scores)}
+        found[name] = {**of, "chosen_by": best, "validations": len(rows)}
     return {"runs": found}
-
-
-def told(row: dict) -> bool:
-    return "validation" in row and "validation_hard" in row
 
 
 def selection_table(found: dict) -> str:
@@ -348,34 +327,18 @@ PARTS = {
     "thought": (thought, thought_table),
     "selection": (selection, selection_table),
 }
-NUMBERS, WHOLE = {"type": float, "nargs": "+"}, {"type": int}
+SOME, OF_TOKENS = {"nargs": "+"}, "of thought: kinds of token (default the model's)"
 FLAGS = {
-    "what": {
-        "--model": (
-            [str(WEIGHTS / "tiny")],
-            "folders or hub ids; RUNs of selection",
-            {"nargs": "+"},
-        ),
-        "--data": (["tiny-test", "tiny-long"], "problems", {"nargs": "+"}),
-        "--limit": (200, "only the first N problems of each", WHOLE),
-        "--cot": (None, f"CoT budget in tokens (default {EVAL_COT} *)", WHOLE),
-        "--out": (None, "file.json, beside it .md", {"type": Path}),
-    },
-    "noise": {
-        "--samples": (32, "samples a problem", WHOLE),
-        "--tau": ([0.4, 0.6, 0.8, 1.0, 1.3, 1.6], "temperatures of hard tokens", NUMBERS),
-        "--gamma": ([0.1, 0.33, 0.66, 1.0, 1.5], "gammas of soft ones", NUMBERS),
-        "--seed": (0, "decides the draws", WHOLE),
-        "--batch": (512, "rows at once", WHOLE),
-    },
-    "thought": {
-        "--tokens": (
-            None,
-            "kinds of token (default what the model was trained with)",
-            {"nargs": "+", "choices": KINDS},
-        ),
-        "--sampled": (None, "draw the CoTs as in training", {"action": "store_true"}),
-    },
+    "--model": ([str(WEIGHTS / "tiny")], "folders or hub ids; RUNs of selection", SOME),
+    "--data": (["tiny-test", "tiny-long"], "problems", SOME),
+    "--limit": (200, "only the first N problems of each", WHOLE),
+    "--cot": (None, f"CoT budget in tokens (default {EVAL_COT} *)", WHOLE),
+    "--samples": (32, "of noise: samples a problem", WHOLE),
+    "--tau": ([0.4, 0.6, 0.8, 1.0, 1.3, 1.6], "of noise: of hard tokens", {**SOME, **NUMBER}),
+    "--gamma": ([0.1, 0.33, 0.66, 1.0, 1.5], "of noise: of soft tokens", {**SOME, **NUMBER}),
+    "--tokens": (None, OF_TOKENS, {**SOME, "choices": KINDS}),
+    "--sampled": (None, "of thought: draw the CoTs as in training", {"action": "store_true"}),
+    **command.OUT,
 }
 
 
@@ -384,22 +347,19 @@ def read_flags(argv=None) -> argparse.Namespace:
     parser.add_argument("part", choices=PARTS)
     command.add_flags(parser, FLAGS)
     args = parser.parse_args(argv)
-    command.expect_least(parser, args, limit=2, cot=1, samples=1, batch=1)
+    command.expect_least(parser, args, limit=2, cot=1, samples=1)
     command.expect_folder(parser, "--out", args.out)
     return args
 
 
 def main(argv=None) -> None:
     args = read_flags(argv)
-    measure, show = PARTS[args.part]
+    measure, table = PARTS[args.part]
     with command.one_line("controls"):
         keep_memory()
         with World("cpu", 60) as world, Verifier(workers=WORKERS) as verifier:
             found = measure(args, world, verifier)
-        if args.out:
-            write_json(args.out, found)
-            write_text(args.out.with_suffix(".md"), show(found) + "\n")
-        print(show(found))
+        command.show(found, table(found), args.out)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ with Welch's interval; a difference to the base, which has no seeds, has Student
 sample.  Intervals are over seeds only: all models meet the same problems, and what another 200 of
 these would change is not in them (eval.py's intervals have it).
 
-Below, every function that takes Results gives Markdown, "" where nothing was measured.
+Below, every function of SECTIONS gives its tables as (title, rows), with a head only where nothing
+was measured.
 """
 
 import json
 import os
-import platform
 import sys
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -28,6 +28,7 @@ from minisoft.evaluation import SOFTNESS
 from minisoft.io.atomic import read_json, write_text
 from minisoft.kinds import PAPER
 from minisoft.lab import command, figures
+from minisoft.lab.machine import processor
 from minisoft.lab.tables import Column, cell, number, read_results
 from minisoft.lab.trainings import EARLIER, LADDER, LATER, TRAININGS
 from minisoft.training.metrics import markdown
@@ -39,6 +40,7 @@ T95 = (  # Student's 0.975 quantile for 1 ... 20 degrees of freedom
 )
 PROBLEMS = ("tiny-test", "tiny-long")
 SKILLS = ("tiny-facts", "tiny-sorting", "tiny-drills", "tiny-references")
+Table = tuple[str, list[list[str]]]  # a title, "" for none, and rows, the first one the head
 PUBLISHED = Path(__file__).with_name("paper.tsv")  # of the paper's Tables 2-5, where ours are alike
 
 
@@ -99,14 +101,10 @@ def show_error(signal: dict, name: str, digits: int = 3) -> str:
     return f"{signal[name]:.{digits}f} ± {signal[name + '_error']:.{digits}f}"
 
 
-def filled(rows: list[list[str]]) -> str:
-    """The table, "" if it has a head only."""
-    return markdown(rows) if len(rows) > 1 else ""
-
-
-def titled(title: str, rows: list[list[str]]) -> list[str]:
-    """The table under its title, as a list of one; [] if it has a head only."""
-    return [f"**{title}**\n\n{markdown(rows)}"] if len(rows) > 1 else []
+def text_of(tables: list[Table]) -> str:
+    """As Markdown, without those that have a head only."""
+    titles = {"": ""} | {title: f"**{title}**\n\n" for title, _ in tables if title}
+    return "\n\n".join(titles[title] + markdown(rows) for title, rows in tables if rows[1:])
 
 
 def seeds(out: Path, run: str, suffix: str) -> dict[int, Path]:
@@ -142,7 +140,7 @@ class Results:
         """What minisoft.lab.gradient has measured; "softness" is not in older files."""
         return read_json(self.out / f"gradient/{name}.json")
 
-    def compare(self, unit: str, measures, scale: float = 100, digits: int = 1) -> str:
+    def compare(self, unit: str, measures, scale: float = 100, digits: int = 1) -> list[Table]:
         """For each (data, part, field) a table of the base and every training, with the differences
         to hard training and to the base; of own-greedy and own-sample each training's own kind of
         inference, beside hard inference of hard training and of the base."""
@@ -164,18 +162,18 @@ class Results:
                 if values:
                     count, mean = str(len(values)), show_mean(values, *how)
                     rows.append([kind, count, mean, *gaps])
-            tables += titled(f"{data}, {part}, {field}".replace("choices, ", ""), rows)
-        return "\n\n".join(tables)
+            tables.append((f"{data}, {part}, {field}".replace("choices, ", ""), rows))
+        return tables
 
-    def summary(self) -> str:
+    def summary(self) -> list[Table]:
         """The findings: numbers in %, then nats."""
         if not self.tested:
-            return ""
+            return []
         parts = [("hard-greedy", 1), ("soft-greedy", 1), ("hard-sample", 1), ("hard-sample", 32)]
         shares = [(data, part, f"pass@{k}") for data, (part, k) in product(PROBLEMS, parts)]
         nats = [(data, "choices", "nll") for data in SKILLS]
         nats += [(data, "hard-sample", "entropy") for data in PROBLEMS]
-        return self.compare("%", shares) + "\n\n" + self.compare("nats", nats, 1, 4)
+        return self.compare("%", shares) + self.compare("nats", nats, 1, 4)
 
 
 def read_cells(out: Path) -> list[dict]:
@@ -187,10 +185,7 @@ def read_cells(out: Path) -> list[dict]:
 
 def facts(out: Path) -> str:
     """When and where: commit, hardware, minutes."""
-    lines, cpu, info = read_cells(out), platform.processor(), Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].split(":")[1].strip() if names else ""
+    lines, (cpu, *_) = read_cells(out), processor(torch.device("cpu")).split(", ")
     minutes = sum(line["seconds"] for line in lines) / 60
     commits = ", ".join(dict.fromkeys(line["commit"] for line in lines))
     return (
@@ -221,38 +216,34 @@ def swept(out: Path) -> dict[str, dict[str, float]]:
     return {name: reached for name, reached in found.items() if reached}
 
 
-def sweep(r: Results) -> str:
+def sweep(r: Results) -> list[Table]:
     reached, own = swept(r.out), {name for name in TRAININGS if rates(r.out, name)}
-    if not own and not read_cells(r.out):
-        return ""
     tried = [rate for rate in LADDER if any(rate in of for of in reached.values())]
     rows = [["tokens", *tried, "of"]]
-    for name, of in reached.items():
+    for name, of in reached.items() if own or read_cells(r.out) else ():
         shown = [f"{100 * of[rate]:.1f}" if rate in of else "" for rate in tried]
         rows.append([name, *shown, "this study" if name in own else "an older one"])
-    return markdown(rows)
+    return [("", rows)]
 
 
-def parity(r: Results) -> str:
+def parity(r: Results) -> list[Table]:
     parts = ("hard-greedy", "soft-greedy", "own-greedy")
     return r.compare("%", product(PROBLEMS, parts, ["pass@1"]))
 
 
-def diversity(r: Results) -> str:
+def diversity(r: Results) -> list[Table]:
     hard = product(PROBLEMS, ["hard-sample"], [f"pass@{k}" for k in (1, 4, 16, 32)])
     own = product(PROBLEMS, ["own-sample"], ("pass@1", "pass@32"))
     return r.compare("%", [*hard, *own])
 
 
-def likelihood(r: Results) -> str:
+def likelihood(r: Results) -> list[Table]:
     nll = r.compare("nats a token", product(SKILLS, ["choices"], ["nll"]), 1, 4)
-    accuracy = r.compare("%", product(SKILLS, ["choices"], ["accuracy"]))
-    return "\n\n".join(filter(None, (nll, accuracy)))
+    return nll + r.compare("%", product(SKILLS, ["choices"], ["accuracy"]))
 
 
-def profile(r: Results) -> str:
-    rows = product(PROBLEMS, ["hard-sample"], ["entropy"])
-    return r.compare("nats", rows, 1, 3)
+def profile(r: Results) -> list[Table]:
+    return r.compare("nats", product(PROBLEMS, ["hard-sample"], ["entropy"]), 1, 3)
 
 
 def trajectories(r: Results, kind: str) -> dict[int, list[dict]]:
@@ -283,7 +274,7 @@ def at_accuracy(points: list[dict], how: str, accuracy: float) -> float | None:
     return None
 
 
-def matched(r: Results) -> str:
+def matched(r: Results) -> list[Table]:
     """Entropy of the runs of other kinds where they are most accurate (on these problems), if more
     so than the base, beside that of the hard run of the same seed where it was as accurate."""
     head = "tokens, runs, accuracy (%), entropy (nats), hard runs', difference"
@@ -292,48 +283,46 @@ def matched(r: Results) -> str:
         rows = [head.split(", ")]
         for kind in [*TRAININGS][1:]:
             runs = {seed: run for seed, run in trajectories(r, kind).items() if seed in hard}
-            accuracy, own, other, gaps = [], [], [], []
+            found = []  # (accuracy, entropy, the hard run's entropy)
             for seed, (base, *points) in runs.items():
                 best = max(points, key=lambda point: point[how])
                 entropy = at_accuracy(hard[seed], how, best[how])
                 if entropy is not None and best[how] > base[how]:
-                    accuracy.append(best[how])
-                    own.append(best["entropy"])
-                    other.append(entropy)
-                    gaps.append(best["entropy"] - entropy)
-            if gaps:
-                entropies = [show_mean(own, 1, 3), show_mean(other, 1, 3)]
-                difference = show_difference(gaps, 0.0, 1, 3)
-                count = f"{len(gaps)} of {len(runs)}"
-                rows.append([kind, count, show_mean(accuracy), *entropies, difference])
-        tables += titled(f"at equal hard-{how} pass@1", rows)
-    return "\n\n".join(tables)
+                    found.append((best[how], best["entropy"], entropy))
+            if found:
+                accuracy, own, other = map(list, zip(*found))
+                gaps = [a - b for a, b in zip(own, other)]
+                shown = [show_mean(accuracy), show_mean(own, 1, 3), show_mean(other, 1, 3)]
+                shown.append(show_difference(gaps, 0.0, 1, 3))
+                rows.append([kind, f"{len(found)} of {len(runs)}", *shown])
+        tables.append((f"at equal hard-{how} pass@1", rows))
+    return tables
 
 
-def inference(r: Results) -> str:
+def inference(r: Results) -> list[Table]:
     """Which inference is best, for each kind of training: pass@k, and differences of the same
     runs."""
     tables = []
-    for how, field in (("greedy", "pass@1"), ("sample", "pass@1"), ("sample", "pass@32")):
-        for data in PROBLEMS:
-            values = [["training", *(f"{kind} inference" for kind in PAPER), "own inference"]]
-            gaps = [["training", *(f"{kind} - hard" for kind in (*PAPER[1:], "own"))]]
-            for training in ("base", *r.tested):
-                kinds = [*PAPER, TRAININGS[training].tokens if training in LATER else None]
-                parts = [f"{kind}-{how}" for kind in kinds]
-                shown = [number(cell(r.runs, training, data, p), Column("", field)) for p in parts]
-                hard, *others = (r.values(training, data, part, field) for part in parts)
-                pairs = [zip(hard, other) if len(other) == len(hard) else () for other in others]
-                differences = [show_difference([b - a for a, b in pair], 0.0) for pair in pairs]
-                values.append([training, *shown])
-                if any(differences):
-                    gaps.append([training, *differences])
-            title = f"{data}, {how}, {field}"
-            tables += [*titled(f"{title}, %", values), *titled(f"{title}, difference", gaps)]
-    return "\n\n".join(tables) if r.runs else ""
+    measures = (("greedy", "pass@1"), ("sample", "pass@1"), ("sample", "pass@32"))
+    for (how, field), data in product(measures, PROBLEMS if r.runs else ()):
+        values = [["training", *(f"{kind} inference" for kind in PAPER), "own inference"]]
+        gaps = [["training", *(f"{kind} - hard" for kind in (*PAPER[1:], "own"))]]
+        for training in ("base", *r.tested):
+            kinds = [*PAPER, TRAININGS[training].tokens if training in LATER else None]
+            parts = [f"{kind}-{how}" for kind in kinds]
+            shown = [number(cell(r.runs, training, data, p), Column("", field)) for p in parts]
+            hard, *others = (r.values(training, data, part, field) for part in parts)
+            pairs = [zip(hard, other) if len(other) == len(hard) else () for other in others]
+            differences = [show_difference([b - a for a, b in pair], 0.0) for pair in pairs]
+            values.append([training, *shown])
+            if any(differences):
+                gaps.append([training, *differences])
+        title = f"{data}, {how}, {field}"
+        tables += [(f"{title}, %", values), (f"{title}, difference", gaps)]
+    return tables
 
 
-def checkpoints(r: Results) -> str:
+def checkpoints(r: Results) -> list[Table]:
     """Which checkpoint of each run is its best, by what, and how good it was on validation
     problems, then and at the end."""
     head = "tokens, seed, best at, best (%), last (%), chosen by, hard-greedy there (%)"
@@ -352,15 +341,15 @@ def checkpoints(r: Results) -> str:
                 by = f"{training.tokens}-greedy" if own else "hard-greedy"
                 hard = f"{100 * best['validation_hard']:.1f}" if own and step else ""
                 rows.append([name, str(seed), str(step), *shares, by, hard])
-    return filled(rows)
+    return [("", rows)]
 
 
-def longer(r: Results) -> str:
+def longer(r: Results) -> list[Table]:
     """The findings after three times the updates."""
     return Results(r.out, tests="longer-test").summary()
 
 
-def softness(r: Results) -> str:
+def softness(r: Results) -> list[Table]:
     """How many tokens positions carry: of the best checkpoints on test problems, and in the batches
     of the gradient before training (update 0) and at its end (60, first seed)."""
     of_best = [["training", "runs", "mean", "above 1.5 (%)", "largest weight"]]
@@ -377,11 +366,10 @@ def softness(r: Results) -> str:
             base = [f"{first['support']:.2f}", f"{100 * first['share_soft']:.1f}"]
             ends = [f"{last['quantiles']['support'][at]:.4f}" for at in (50, 99)]
             of_batches.append([name, *base, *ends])
-    tables = titled("best checkpoints, tiny-test", of_best)
-    return "\n\n".join(tables + titled("batches of the gradient", of_batches))
+    return [("best checkpoints, tiny-test", of_best), ("batches of the gradient", of_batches)]
 
 
-def published(r: Results) -> str:
+def published(r: Results) -> list[Table]:
     """The paper's numbers about the same thing."""
     (_, *head), *lines = (line.split("\t") for line in PUBLISHED.read_text("utf-8").splitlines())
     tables = []
@@ -393,12 +381,18 @@ def published(r: Results) -> str:
             how = (1, 4) if part == "choices" else ()
             rows.append([f"here, {data}", *(show_mean(values, *how) for values in of_kinds)])
         rows += [line for name, *line in lines if name == measure]
-        tables += titled(measure, rows)
-    return "\n\n".join(tables)
+        tables.append((measure, rows))
+    return tables
 
 
-def sources(r: Results) -> str:
-    """Of the CoT's terms and of the answer's; the rest is of the weights."""
+def sizes(of_term: dict) -> list[str]:
+    """Norm of a gradient in E, in the rest (which is of the weights); cosines of batches there."""
+    parts = [of_term[part] for part in ("E", "body")]
+    return [f"{x['norm']:.3g}" for x in parts] + [show_error(x, "cosine") for x in parts]
+
+
+def sources(r: Results) -> list[Table]:
+    """Of the CoT's terms and of the answer's."""
     head = "tokens, update, norm in E, in rest, cosine in E, in rest, snr of all"
     places = [(kind, f"{kind}-{step}", step) for kind, step in product(TRAININGS, (0, 30, 60))]
     places.append(("all logits", "logits-0", 0))
@@ -409,24 +403,23 @@ def sources(r: Results) -> str:
             measured = r.gradient(file)
             if measured:
                 batches.add(measured["batches"])
-                E, rest, whole = (measured["signal"][term][part] for part in ("E", "body", "all"))
-                norms = [f"{part['norm']:.3g}" for part in (E, rest)]
-                cosines = [show_error(part, "cosine") for part in (E, rest)]
-                rows.append([name, str(step), *norms, *cosines, show_error(whole, "snr")])
+                of_term = measured["signal"][term]
+                snr = show_error(of_term["all"], "snr")
+                rows.append([name, str(step), *sizes(of_term), snr])
         count = " or ".join(map(str, sorted(batches)))
-        tables += titled(f"terms of the {shown}, {count} batches", rows)
-    return "\n\n".join(tables)
+        tables.append((f"terms of the {shown}, {count} batches", rows))
+    return tables
 
 
-def ablation(r: Results) -> str:
+def ablation(r: Results) -> list[Table]:
     head = "tokens, both, CoT only, answer only, CoT only - both, answer only - both"
     rows = [head.split(", ")]
-    for kind in ("hard", "soft"):
+    for kind in ("hard", "soft") if list(r.out.glob("ablation/*/summary.json")) else ():
         both, cot = r.after(f"train/{kind}"), r.after(f"ablation/{kind}-cot")
         answer = r.after(f"ablation/{kind}-answer")
         gaps = [show_difference(cot, both), show_difference(answer, both)]
         rows.append([kind, *map(show_mean, (both, cot, answer)), *gaps])
-    return markdown(rows) if list(r.out.glob("ablation/*/summary.json")) else ""
+    return [("", rows)]
 
 
 def relative_variance(one: dict | None, other: dict | None) -> str:
@@ -442,26 +435,24 @@ def relative_variance(one: dict | None, other: dict | None) -> str:
     return f"{a.sum() / b.sum():.2f} ± {error:.2f}"
 
 
-def remedies(r: Results) -> str:
+def remedies(r: Results) -> list[Table]:
     """Before training and with soft tokens' weights of update 30; variance: in units of rloo's."""
     rows = [["estimator", "snr at 0", "at 30", "variance at 0", "at 30"]]
     trained = [["estimator", "hard-greedy after (%)", "difference", "seconds an update"]]
-    rloo = r.after("train/soft")
-    known = [(x.name, f"variance/{x.name}", x.same_mean) for x in REMEDIES]
-    for name, run, same_mean in [("rloo", "train/soft", False), *known]:
-        if name in TRAININGS and not seeds(r.out, run, "/summary.json"):
-            run = f"train/{name}"  # older studies had it among the remedies
-        plain = [r.gradient(f"soft-{step}") for step in (0, 30)]
-        own = plain if name == "rloo" else [r.gradient(f"{name}-{step}") for step in (0, 30)]
+    rloo, plain = r.after("train/soft"), [r.gradient(f"soft-{step}") for step in (0, 30)]
+    for x in (Remedy("rloo", ()), *REMEDIES):
+        run = f"train/{x.name}" if x.name in TRAININGS else f"variance/{x.name}"
+        own = [r.gradient(f"{x.name}-{step}") for step in (0, 30)]
+        if x.name == "rloo":
+            run, own = "train/soft", plain
         snr = [show_error(one["signal"]["both"]["all"], "snr") if one else "" for one in own]
-        ratios = list(map(relative_variance, own, plain)) if same_mean else ["", ""]
-        after = r.after(run)
-        gap = show_difference(after, rloo) if name != "rloo" else ""
-        took = show_mean(seconds(seeds(r.out, run, "/metrics.jsonl").values()), 1, 2)
-        if name == "rloo" or after or any(snr):
-            rows.append([name, *snr, *ratios])
-            trained.append([name, show_mean(after), gap, took])
-    return "\n\n".join(map(markdown, (rows, trained))) if len(rows) > 2 else ""
+        ratios = list(map(relative_variance, own, plain)) if x.same_mean else ["", ""]
+        after, paths = r.after(run), seeds(r.out, run, "/metrics.jsonl").values()
+        gap = show_difference(after, rloo) if x.name != "rloo" else ""
+        if x.name == "rloo" or after or any(snr):
+            rows.append([x.name, *snr, *ratios])
+            trained.append([x.name, show_mean(after), gap, show_mean(seconds(paths), 1, 2)])
+    return [("", rows), ("", trained)] if len(rows) > 2 else []
 
 
 def seconds(paths) -> list[float]:
@@ -470,7 +461,7 @@ def seconds(paths) -> list[float]:
     return [median(of) for of in each if of]
 
 
-def fuzzy(r: Results) -> str:
+def fuzzy(r: Results) -> list[Table]:
     """Positions that still move, and that tie in bfloat16; the gradient of the CoT's terms; what
     was learnt, and the difference to tau 0.0001."""
     head = "tokens, moving, tied, norm in E, in rest, cosine in E, in rest"
@@ -483,17 +474,13 @@ def fuzzy(r: Results) -> str:
         ("soft, tau 0.5", "soft-0", "train/soft"),
         ("tau 0.0001, bfloat16", "fuzzy-bfloat16", "fuzzy/bfloat16"),
     ):
-        measured = r.gradient(gradient)
+        measured, after = r.gradient(gradient), r.after(run)
         if measured:
-            E, body = (measured["signal"]["cot"][part] for part in ("E", "body"))
             shares = [f"{measured['ties'][of]:.2%}" for of in ("still_moving", "tied_in_bfloat16")]
-            norms = [f"{part['norm']:.3g}" for part in (E, body)]
-            cosines = [show_error(part, "cosine") for part in (E, body)]
-            after = r.after(run)
             gap = show_difference(after, paper) if len(rows) > 1 else ""
-            rows.append([name, *shares, *norms, *cosines])
+            rows.append([name, *shares, *sizes(measured["signal"]["cot"])])
             trained.append([name, show_mean(after), gap])
-    return "\n\n".join(map(markdown, (rows, trained))) if len(rows) > 2 else ""
+    return [("", rows), ("", trained)] if len(rows) > 2 else []
 
 
 SECTIONS = (
@@ -551,7 +538,7 @@ def write(out: Path) -> str:
     """OUT/study.md and pictures from what is there; returns the tables and where they are.  Raises
     InputError, OSError."""
     r = Results(out)
-    parts = [f"## {title}\n\n{text}" for title, make in SECTIONS if (text := make(r))]
+    parts = [f"## {title}\n\n{text}" for title, make in SECTIONS if (text := text_of(make(r)))]
     if not parts:
         raise InputError(f"{out}: expected results of minisoft.lab.study, found none")
     text = "\n\n".join(parts)

@@ -23,28 +23,30 @@ import argparse
 import json
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import fmean
 
 import torch
 from tqdm import tqdm
 
-from minisoft import data, engine, evaluation, reinforce
-from minisoft.data import Format
+from minisoft import data, reinforce
 from minisoft.evaluation import SOFT, SOFTNESS
-from minisoft.io import WEIGHTS, checkpoint, datasets
+from minisoft.io import checkpoint, datasets
 from minisoft.io.atomic import write_json
 from minisoft.kinds import KINDS, NOISES, OPTIONS
 from minisoft.lab import command, variants
-from minisoft.rollout import COT, Decoding, Request, Rollout
+from minisoft.lab.command import NUMBER, WHOLE
+from minisoft.rollout import COT, Rollout
 from minisoft.soft import GAMMA
+from minisoft.training import policy
 from minisoft.training.metrics import clock, markdown
-from minisoft.training.settings import TRAIN_COT, Flags, resolve
+from minisoft.training.policy import Policy
+from minisoft.training.settings import TRAIN_COT, Flags
 from minisoft.training.world import as_program, keep_memory
 from minisoft.verifier.process import WORKERS, Verifier
 
 EMBEDDING = "model.embed_tokens.weight"
 GAPS = (1e-4, 1e-3, 1e-2, 0.1, 1.0)  # differences of logits
+MICRO_BATCH = 16  # rows
 
 
 @dataclass
@@ -75,58 +77,49 @@ class Batch:
 
 
 class Measurement:
-    """The model, its kind of token and the problems that the flags name."""
+    """The policy and the problems that the flags name."""
 
     def __init__(self, args: argparse.Namespace, verifier):
         self.args, self.verifier = args, verifier
         folder = checkpoint.find(args.model)
-        about, device = checkpoint.read_about(folder), torch.device(args.device)
-        self.model, self.tokenizer = checkpoint.load(folder, device, torch.float32)
-        engine.accelerate(self.model)
-        self.form = Format(self.tokenizer)
         tau = {} if args.tau is None else {args.tokens: args.tau}
         own = {name: getattr(args, name) for name in OPTIONS}
         flags = Flags(args.template, args.cot, args.noise, args.top_k, args.gamma, None, tau, own)
-        flags.check([args.tokens])
-        self.settings = resolve(about, flags, TRAIN_COT).for_model(self.model)
-        self.kind = self.settings.kind(args.tokens)
-        source = args.data or about.get("defaults", {}).get("data") or "tiny"
+        settings = policy.settings(folder, [args.tokens], flags, TRAIN_COT)
+        self.policy = Policy.load(folder, args.tokens, settings, args.device)
+        source = args.data or settings.base.get("defaults", {}).get("data") or "tiny"
         self.problems = datasets.load_problems(source)
 
     def about(self) -> dict:
         """What is measured, as the results have it."""
         names = ("model", "data", "template", "cot", "tokens", "logits")
         names += ("prompts", "group", "batches", "seed")
+        settings, kind = self.policy.settings, self.policy.kind
         return {
             **{name: getattr(self.args, name) for name in names},
-            **{name: getattr(self.settings, name) for name in ("sigma", "noise", "top_k")},
-            **{name: getattr(self.kind, name, None) for name in ("tau", *OPTIONS)},
+            **{name: getattr(settings, name) for name in ("sigma", "noise", "top_k")},
+            **{name: getattr(kind, name, None) for name in ("tau", *OPTIONS)},
         }
 
+    def rollouts(self, key: tuple, number: int, problems: int, samples: int) -> tuple:
+        """(the numbered problems of a batch, their Rollouts); key: of the draws."""
+        numbers = data.batch(len(self.problems), problems, self.args.seed, number)
+        chosen = [(i, self.problems[i]) for i in numbers]
+        requests = [self.policy.request(x, (*key, i), range(samples)) for i, x in chosen]
+        return chosen, self.policy.rollout(requests)
+
     def batch(self, number: int) -> tuple[Batch, list[Rollout]]:
-        args, model, seconds, gradients = self.args, self.model, {}, {}
-        numbers = data.batch(len(self.problems), args.prompts, args.seed, number)
-        requests = []
-        for i in numbers:
-            text = data.prompt(self.problems[i].question, self.settings.template)
-            key = ("gradient", args.seed, number, i)
-            requests.append(Request(self.tokenizer.encode(text), key, range(args.group)))
+        args, seconds, gradients = self.args, {}, {}
         with clock(seconds, "rollout"):
-            how = Decoding(self.settings.cot)
-            rollouts = engine.rollout(model, self.form, self.kind, requests, how)
-        rewards = []
-        for i, rollout in zip(numbers, rollouts, strict=True):
-            problem = self.problems[i]
-            scored = evaluation.describe(self.form, rollout, i, problem, self.verifier)
-            rewards.append([generation["reward"] for generation in scored])
-        rewards = torch.tensor(rewards, dtype=torch.float64)  # (B, G)
+            key = ("gradient", args.seed, number)
+            chosen, rollouts = self.rollouts(key, number, args.prompts, args.group)
+        rewards = policy.rewards(self.policy.score(rollouts, chosen, self.verifier))
         advantages = list(reinforce.leave_one_out(rewards))
         for term in ("answer", "cot"):
-            how = {"micro_batch": args.micro_batch, "terms": variants.TERMS[term]}
-            scale = 1 / rewards.numel()
+            some = {"micro_batch": MICRO_BATCH, "terms": variants.TERMS[term]}
             with clock(seconds, f"backward_{term}"):
-                engine.backward(model, self.kind, rollouts, advantages, scale, **how)
-            for part, vector in take_gradient(model).items():
+                self.policy.backward(rollouts, advantages, 1 / rewards.numel(), **some)
+            for part, vector in take_gradient(self.policy.model).items():
                 gradients[term, part] = vector
         length = fmean((rollout.role == COT).sum(1).float().mean().item() for rollout in rollouts)
         return Batch(rewards, length, gradients, seconds), rollouts
@@ -187,20 +180,15 @@ def signals(gradients: list[dict]) -> dict:
 @torch.no_grad()
 def ties(model, kind, rollouts: list[Rollout]) -> dict:
     """How far the best logit is from the second at the CoT positions of some rollouts."""
-    gaps, moving, tied = [], [], []
-    for rollout in rollouts:
-        hidden = reinforce.encodings(model, kind, rollout)  # (n, S, d)
-        logits = model.logits(hidden[rollout.role == COT])  # (positions, V)
-        for z, differences in ((logits, gaps), (logits.bfloat16(), tied)):
-            best = z.topk(2, -1).values
-            differences.append(best[:, 0] - best[:, 1])
-        moving.append((logits / kind.tau).softmax(-1).amax(-1) < 0.999)
-    gap = torch.cat(gaps)
+    encoded = [reinforce.encodings(model, kind, one)[one.role == COT] for one in rollouts]
+    logits = torch.cat([model.logits(hidden) for hidden in encoded])  # (positions, V)
+    gap, rounded = (z.topk(2, -1).values.diff()[:, 0].abs() for z in (logits, logits.bfloat16()))
+    moving = (logits / kind.tau).softmax(-1).amax(-1) < 0.999
     return {
         "positions": len(gap),
         "gap_below": {str(x): (gap < x).double().mean().item() for x in GAPS},
-        "still_moving": torch.cat(moving).double().mean().item(),
-        "tied_in_bfloat16": (torch.cat(tied) == 0).double().mean().item(),
+        "still_moving": moving.double().mean().item(),
+        "tied_in_bfloat16": (rounded == 0).double().mean().item(),
     }
 
 
@@ -217,29 +205,25 @@ def softness(rollouts: list[Rollout]) -> dict:
 
 def measure(args: argparse.Namespace, verifier) -> dict:
     """All that the command writes."""
-    measurement = Measurement(args, verifier)
-    start, batches = time.perf_counter(), []
-    with variants.rounded(measurement.model, args.logits):
+    of = Measurement(args, verifier)
+    start, batches, first = time.perf_counter(), [], {}
+    with variants.rounded(of.policy.model, args.logits):
         for number in tqdm(range(args.batches), desc="batches", disable=None):
-            batch, rollouts = measurement.batch(number)
+            batch, rollouts = of.batch(number)
             if not batches:
-                near, carried = (
-                    ties(measurement.model, measurement.kind, rollouts),
-                    softness(rollouts),
-                )
+                first = {"ties": ties(of.policy.model, of.policy.kind, rollouts)}
+                first["softness"] = softness(rollouts)
             batches.append(batch)
-    seconds = batches[0].seconds
     return {
-        **measurement.about(),
+        **of.about(),
         "reward": fmean(batch.rewards.mean().item() for batch in batches),
         "informative": fmean(batch.informative for batch in batches),
-        "seconds_per_batch": {x: fmean(batch.seconds[x] for batch in batches) for x in seconds},
+        "seconds_per_batch": {x: fmean(b.seconds[x] for b in batches) for x in batch.seconds},
         "signal": signals([batch.gradients for batch in batches]),
         "norms": [batch.norm for batch in batches],
         "advantage_square": fmean(batch.advantage_square for batch in batches),
         "cot_length": fmean(batch.cot_length for batch in batches),
-        "ties": near,
-        "softness": carried,
+        **first,
         "seconds": time.perf_counter() - start,
     }
 
@@ -253,32 +237,23 @@ def table(signal: dict) -> str:
     return markdown(rows)
 
 
-NUMBER, WHOLE = {"type": float}, {"type": int}
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FLAGS = {
-    "what is measured (defaults marked * are the model's)": {
-        "--model": (str(WEIGHTS / "tiny"), "folder or hub id"),
-        "--data": (None, "problems (default tiny *)"),
-        "--template": (None, "file with the prompt, QUESTION in it (default the paper's *)"),
-        "--tokens": ("soft", "kind of CoT token", {"choices": KINDS}),
-        "--tau": (None, "temperature of the CoT (default the paper's *; F.3)", NUMBER),
-        "--gamma": (None, f"sigma = gamma * noise scale (default {GAMMA} *; F.1)", NUMBER),
-        "--noise": (None, "where there is noise (default embedding *; F.2)", {"choices": NOISES}),
-        "--top-k": (None, "noise on the K best logits, the rest -inf (default all *; F.2)", WHOLE),
-        "--width": (None, "K of multiplex, covariance, gumbel (default the kind's *)", WHOLE),
-        "--top-p": (None, "of gumbel (default 0.95 *)", NUMBER),
-        "--logits": ("float32", variants.LOGITS_HELP, {"choices": variants.LOGITS}),
-    },
-    "batches": {
-        "--prompts": (16, "B, problems a batch", WHOLE),
-        "--group": (32, "G, samples of each", WHOLE),
-        "--batches": (24, "independent batches, at least 3", WHOLE),
-        "--cot": (None, "CoT budget in tokens (default 128 *)", WHOLE),
-        "--seed": (0, "decides problems and draws", WHOLE),
-        "--micro-batch": (16, "rows per backward pass", WHOLE),
-        "--device": (DEVICE, "cpu or cuda", {"choices": ("cpu", "cuda")}),
-        "--out": (None, "file.json for the numbers (default: only printed)", {"type": Path}),
-    },
+    **command.MODEL,
+    "--tokens": ("soft", "kind of CoT token", {"choices": KINDS}),
+    "--tau": (None, "temperature of the CoT (default the paper's *; F.3)", NUMBER),
+    "--gamma": (None, f"sigma = gamma * noise scale (default {GAMMA} *; F.1)", NUMBER),
+    "--noise": (None, "where there is noise (default embedding *; F.2)", {"choices": NOISES}),
+    "--top-k": (None, "noise on the K best logits, the rest -inf (default all *; F.2)", WHOLE),
+    "--width": (None, "K of multiplex, covariance, gumbel (default the kind's *)", WHOLE),
+    "--top-p": (None, "of gumbel (default 0.95 *)", NUMBER),
+    "--logits": ("float32", variants.LOGITS_HELP, {"choices": variants.LOGITS}),
+    "--prompts": (16, "B, problems a batch", WHOLE),
+    "--group": (32, "G, samples of each", WHOLE),
+    "--batches": (24, "independent batches, at least 3", WHOLE),
+    "--seed": (0, "decides problems and draws", WHOLE),
+    "--device": (DEVICE, "cpu or cuda", {"choices": ("cpu", "cuda")}),
+    "--out": (None, "file.json for the numbers (default: only printed)", command.PATH),
 }
 
 
@@ -286,7 +261,7 @@ def read_flags(argv=None) -> argparse.Namespace:
     parser = command.parser("gradient", __doc__)
     command.add_flags(parser, FLAGS)
     args = parser.parse_args(argv)
-    command.expect_least(parser, args, prompts=1, group=2, batches=3, micro_batch=1, cot=1)
+    command.expect_least(parser, args, prompts=1, group=2, batches=3, cot=1)
     if args.gamma is not None and not args.gamma > 0:
         parser.error(f"--gamma: expected a positive number, found {args.gamma}")
     command.expect_folder(parser, "--out", args.out)

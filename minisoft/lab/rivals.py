@@ -17,7 +17,7 @@ import torch
 from minisoft.data import ANSWER_TOKENS
 from minisoft.engine.linear import product
 from minisoft.io.checkpoint import DTYPES, find
-from minisoft.lab.command import seconds
+from minisoft.lab.machine import seconds
 from minisoft.soft import Categorical, Gaussian, entropy
 
 
@@ -61,14 +61,14 @@ class Rivals:
         seconds}}; only loops also replay."""
         ways = {f"transformers {name} loop": partial(self.time, name, part) for name in names}
         for name in names:
-            self.loop(self.work.kind(name), 2, 2)  # warm-up
+            self.loop(self.work.policy(name).kind, 2, 2)  # warm-up
         if "hard" in names:
             ways["transformers hard generate"] = self.time_generate
         return ways
 
     def time(self, name: str, part: str, seed: int) -> dict[str, float]:
         torch.manual_seed(seed)
-        kind, cot = self.work.kind(name), self.work.cot
+        kind, cot = self.work.policy(name).kind, self.work.cot
         took, record = seconds(lambda: self.loop(kind, cot, ANSWER_TOKENS), self.device)
         if part == "rollout":
             return {"rollout": took}

@@ -11,7 +11,7 @@ To be called where train.py is.
 
 import sys
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial, wraps
 
 from minisoft.lab import command
@@ -36,10 +36,9 @@ class Variant:
     @property
     def facts(self) -> dict[str, str]:
         """The switches that are on."""
-        terms = {} if self.terms == "both" else {"terms": self.terms}
-        logits = {} if self.logits == "float32" else {"logits": self.logits}
-        frozen = {} if self.frozen == "nothing" else {"frozen": self.frozen}
-        return terms | logits | frozen
+        return {
+            x.name: value for x in fields(self) if (value := getattr(self, x.name)) != x.default
+        }
 
     def adapt(self, run) -> None:
         """Put this variant's functions in the place of a run's, before its first update."""
@@ -104,7 +103,7 @@ def split(words: list[str]) -> tuple[Variant, list[str]]:
         "--logits": ("float32", LOGITS_HELP, {"choices": LOGITS}),
         "--frozen": ("nothing", "E: it (and a tied head) does not learn", {"choices": FROZEN}),
     }
-    command.add_flags(parser, {"switches": switches})
+    command.add_flags(parser, switches)
     variant, flags = Variant(**vars(parser.parse_args(words[:own]))), words[own + 1 :]
     if variant.terms != "both" and "--plain" in flags:
         parser.error(f"--terms {variant.terms}: expected no --plain, which has both terms")

@@ -33,35 +33,36 @@ from pathlib import Path
 
 import torch
 
-from minisoft import data, engine, reinforce
+from minisoft import reinforce
 from minisoft.draws import Draws
 from minisoft.draws import key as draw_key
 from minisoft.errors import InputError
 from minisoft.followups import Covariance, GumbelSoftmax, Multiplex
-from minisoft.io import WEIGHTS
-from minisoft.io.atomic import read_json, write_json, write_text
+from minisoft.io.atomic import read_json, write_json
 from minisoft.lab import command, figures, gradient
-from minisoft.rollout import COT, Decoding, Request
+from minisoft.rollout import COT
 from minisoft.soft import Hard, Mixture, Sparse, TopLogitNoise, rms
 from minisoft.training.metrics import markdown
 from minisoft.training.world import as_program, keep_memory
 from minisoft.verifier.process import WORKERS, Verifier
 
 CASES = {  # flags of minisoft.lab.gradient
-    "hard": ["--tokens", "hard"],
-    "multiplex": ["--tokens", "multiplex"],
-    "covariance": ["--tokens", "covariance"],
-    "gumbel": ["--tokens", "gumbel"],
-    "gumbel-all-5": ["--tokens", "gumbel", "--top-p", "1"],
-    "top-5": ["--tokens", "soft", "--noise", "logits", "--top-k", "5"],
-    "soft": ["--tokens", "soft"],
-    "soft-0.66": ["--tokens", "soft", "--gamma", "0.66"],
-    "soft-1": ["--tokens", "soft", "--gamma", "1"],
-    "fuzzy": ["--tokens", "fuzzy"],
+    "hard": "--tokens hard",
+    "multiplex": "--tokens multiplex",
+    "covariance": "--tokens covariance",
+    "gumbel": "--tokens gumbel",
+    "gumbel-all-5": "--tokens gumbel --top-p 1",
+    "top-5": "--tokens soft --noise logits --top-k 5",
+    "soft": "--tokens soft",
+    "soft-0.66": "--tokens soft --gamma 0.66",
+    "soft-1": "--tokens soft --gamma 1",
+    "fuzzy": "--tokens fuzzy",
 }
+BATCHES = "--prompts 8 --group 32 --batches 16 --device cpu"  # the same
+SAMPLES = 4  # chains of a problem
 HESITATES = 0.9  # where p_max is below it
 PARTS = {"E": "E", "body": "the rest"}
-SAME = 0.01
+SAME = 0.01  # of hard's signal: nothing is predicted of a case with less
 DRAWN = 64  # draws a position
 AT_ONCE = 2**24  # numbers
 MEASURED = "prompts group batches seed reward informative advantage_square cot_length".split()
@@ -160,25 +161,26 @@ def through_mixture(kind, hidden: torch.Tensor, logits: torch.Tensor) -> torch.T
 
 @torch.no_grad()
 def chains(of: gradient.Measurement, number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encodings (P, d) and logits (P, V) at the CoT positions of a case's chains: 4 of each of a
-    number of problems."""
-    requests = []
-    for i in data.batch(len(of.problems), number, of.args.seed, 0):
-        text = data.prompt(of.problems[i].question, of.settings.template)
-        requests.append(Request(of.tokenizer.encode(text), ("why", of.args.seed, i), range(4)))
-    rollouts = engine.rollout(of.model, of.form, of.kind, requests, Decoding(of.settings.cot))
-    encoded = (reinforce.encodings(of.model, of.kind, one)[one.role == COT] for one in rollouts)
-    hidden = torch.cat(list(encoded))
-    return hidden, of.model.logits(hidden)
+    """Encodings (P, d) and logits (P, V) at the CoT positions of a case's chains of a number of
+    problems."""
+    policy = of.policy
+    _, rollouts = of.rollouts(("why", of.args.seed), 0, number, SAMPLES)
+    hidden = [reinforce.encodings(policy.model, policy.kind, x)[x.role == COT] for x in rollouts]
+    return torch.cat(hidden), policy.model.logits(torch.cat(hidden))
 
 
 def load(name: str, args: argparse.Namespace) -> gradient.Measurement:
     """A case as minisoft.lab.gradient measures it."""
-    words = [*CASES[name], "--model", args.model, "--device", "cpu"]
-    for flag in ("data", "template", "cot", "prompts", "group", "batches", "seed"):
+    words = [*CASES[name].split(), *BATCHES.split()]
+    for flag in ("model", "data", "template", "cot"):
         if getattr(args, flag) is not None:
             words += [f"--{flag}", str(getattr(args, flag))]
     return gradient.Measurement(gradient.read_flags(words), None)
+
+
+def sure(logits: torch.Tensor) -> torch.Tensor:
+    """p_max (P,) of logits (P, V)."""
+    return logits.softmax(-1).amax(-1)
 
 
 def average(values: torch.Tensor, hesitates: torch.Tensor) -> dict[str, float]:
@@ -189,18 +191,18 @@ def average(values: torch.Tensor, hesitates: torch.Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def formulas(of: gradient.Measurement, hidden, logits: torch.Tensor) -> dict:
-    """What the encodings (P, d) and logits (P, V) alone say of a case."""
+    """What the encodings (P, d) and logits (P, V) alone give of a case."""
+    model, kind = of.policy.model, of.policy.kind
     columns, start = [], draw_key("why", of.args.seed)
     size = max(1, AT_ONCE // (DRAWN * logits.shape[1]))
     for h, z in zip(hidden.split(size), logits.split(size), strict=True):
         keys = torch.arange(len(z) * DRAWN) + start
         start = keys[-1].item() + 1
         draws = Draws(keys, torch.zeros_like(keys))
-        moved = displacement(of.model, of.kind, z, draws, DRAWN)
-        signal = linear_signal(of.model, of.kind, z, draws, DRAWN)
-        variance = score_variance(of.kind, of.model.E, z)
-        mixture = through_mixture(of.kind, h, z)
-        columns.append(torch.stack((variance, mixture, moved, signal)))
+        moved = displacement(model, kind, z, draws, DRAWN)
+        signal = linear_signal(model, kind, z, draws, DRAWN)
+        variance = score_variance(kind, model.E, z)
+        columns.append(torch.stack((variance, through_mixture(kind, h, z), moved, signal)))
     variance, mixture, moved, signal = torch.cat(columns, 1)
     hesitates = sure(logits) < HESITATES
     return {
@@ -208,24 +210,19 @@ def formulas(of: gradient.Measurement, hidden, logits: torch.Tensor) -> dict:
         "through_mixture": average(mixture, hesitates),
         "displacement": {x: value**0.5 for x, value in average(moved, hesitates).items()},
         "signal": average(signal, hesitates),
-        "tau": of.kind.tau,
-        "sigma": of.kind.sigma,
+        "tau": kind.tau,
+        "sigma": kind.sigma,
     }
-
-
-def sure(logits: torch.Tensor) -> torch.Tensor:
-    """p_max (P,) of logits (P, V)."""
-    return logits.softmax(-1).amax(-1)
 
 
 @torch.no_grad()
 def own_chains(of: gradient.Measurement, number: int) -> dict[str, float]:
     """Score variance, through logits and through the mixture, at the positions of a case's own
     chains, and how many of these hesitate."""
-    hidden, logits = chains(of, number)
+    (hidden, logits), kind = chains(of, number), of.policy.kind
     return {
-        "score_variance": score_variance(of.kind, of.model.E, logits).mean().item(),
-        "through_mixture": through_mixture(of.kind, hidden, logits).mean().item(),
+        "score_variance": score_variance(kind, of.policy.model.E, logits).mean().item(),
+        "through_mixture": through_mixture(kind, hidden, logits).mean().item(),
         "hesitates": (sure(logits) < HESITATES).double().mean().item(),
     }
 
@@ -247,10 +244,10 @@ def predict(rows: dict[str, dict]) -> None:
     for row in rows.values():
         fewer = hard["score_variance"]["all"] / max(row["score_variance"]["all"], 1e-30)
         more = row["signal"]["all"] / hard["signal"]["all"]
-        snr = {part: hard["measured"][part]["snr"] for part in PARTS}
         same = more >= SAME
-        row["predicted"] = {part: snr[part] * fewer if same else None for part in PARTS}
-        row["linear"] = {part: snr[part] * fewer * more if same else None for part in PARTS}
+        snr = {part: hard["measured"][part]["snr"] * fewer if same else None for part in PARTS}
+        row["predicted"] = snr
+        row["linear"] = {part: x and x * more for part, x in snr.items()}
         row["noise"] = {part: noise(row, hard, part) for part in PARTS}
         for of_part in row["noise"].values():
             of_part["predicted"] = of_part["predicted"] if same else None
@@ -259,18 +256,19 @@ def predict(rows: dict[str, dict]) -> None:
 def noise(row: dict, hard: dict, part: str) -> dict[str, float]:
     """Variance of a batch's gradient in units of hard's: predicted, by score variance x squared
     advantage x CoT length, and measured, with the relative standard error of both together."""
-    predicted = measured = 1.0
-    for one, power in ((row, 1), (hard, -1)):
+    predicted, measured, squares = [], [], []
+    for one in (row, hard):
         m, variance = one["measured"], one["own_chains"]["score_variance"]
         if part == "E":
             variance += one["own_chains"]["through_mixture"]
-        predicted *= (variance * m["advantage_square"] * m["cot_length"]) ** power
-        measured *= m[part]["variance"] ** power
-    errors = [
-        x["measured"][part]["variance_error"] / x["measured"][part]["variance"] for x in (row, hard)
-    ]
-    error = 0.0 if row is hard else sum(x**2 for x in errors) ** 0.5
-    return {"predicted": predicted, "measured": measured, "relative_error": error}
+        predicted.append(variance * m["advantage_square"] * m["cot_length"])
+        measured.append(m[part]["variance"])
+        squares.append((m[part]["variance_error"] / m[part]["variance"]) ** 2)
+    return {
+        "predicted": predicted[0] / predicted[1],
+        "measured": measured[0] / measured[1],
+        "relative_error": 0.0 if row is hard else sum(squares) ** 0.5,
+    }
 
 
 def measured(of: gradient.Measurement, path: Path, verifier) -> dict:
@@ -284,19 +282,16 @@ def measured(of: gradient.Measurement, path: Path, verifier) -> dict:
         if found.get(name) != wanted:
             what = f"{name}: expected {wanted}, found {found.get(name)}; move the file away"
             raise InputError(f"{path}: {what}")
-    parts = {x: found["signal"]["cot"][x] for x in PARTS}
-    if not all("variance" in part for part in parts.values()):
-        raise InputError(f"{path}: variance: expected it, found an older file; move the file away")
-    return {**{x: found[x] for x in MEASURED}, **parts}
+    return {**{x: found[x] for x in MEASURED}, **{x: found["signal"]["cot"][x] for x in PARTS}}
 
 
 def study(args: argparse.Namespace, verifier) -> dict:
     """All that the command writes."""
     of = load("hard", args)
-    if args.gradients and not of.model.config.tie_word_embeddings:
+    if args.gradients and not of.policy.model.config.tie_word_embeddings:
         what = "expected a model whose head is E, found one whose head is not"
         raise InputError(f"{args.model}: tie_word_embeddings: {what}; leave --gradients out")
-    E, (hidden, logits) = of.model.E.detach(), chains(of, args.chains)
+    E, (hidden, logits) = of.policy.model.E.detach(), chains(of, args.chains)
     rows = {}
     for name in args.cases:
         print(name, flush=True)
@@ -369,28 +364,12 @@ def measured_rows(cases: dict) -> list[list]:
     return tables
 
 
-WHOLE = {"type": int}
 FLAGS = {
-    "what is measured (defaults marked * are the model's)": {
-        "--model": (str(WEIGHTS / "tiny"), "folder or hub id"),
-        "--data": (None, "problems (default tiny *)"),
-        "--template": (None, "file with the prompt, QUESTION in it (default the paper's *)"),
-        "--cases": ([*CASES], "hard, and some of the others", {"nargs": "+", "choices": CASES}),
-        "--chains": (32, "problems whose hard chains, 4 of each, give the logits", WHOLE),
-    },
-    "batches of minisoft.lab.gradient": {
-        "--prompts": (8, "B, problems a batch", WHOLE),
-        "--group": (32, "G, samples of each", WHOLE),
-        "--batches": (16, "independent batches, at least 3", WHOLE),
-        "--cot": (None, "CoT budget in tokens (default 128 *)", WHOLE),
-        "--seed": (0, "decides problems and draws", WHOLE),
-        "--gradients": (
-            None,
-            "folder for CASE.json (default: nothing is measured, formulas only)",
-            {"type": Path},
-        ),
-    },
-    "output": {"--out": (None, "file.json, beside it .md and .png (extra `plot`)", {"type": Path})},
+    **command.MODEL,
+    "--cases": ([*CASES], "hard, and some of the others", {"nargs": "+", "choices": CASES}),
+    "--chains": (32, f"problems whose {SAMPLES} hard chains give the logits", command.WHOLE),
+    "--gradients": (None, "folder for CASE.json (default: formulas only)", command.PATH),
+    **command.OUT,
 }
 
 
@@ -398,7 +377,7 @@ def read_flags(argv=None) -> argparse.Namespace:
     parser = command.parser("why", __doc__)
     command.add_flags(parser, FLAGS)
     args = parser.parse_args(argv)
-    command.expect_least(parser, args, prompts=1, group=2, batches=3, chains=1, cot=1)
+    command.expect_least(parser, args, chains=1, cot=1)
     command.expect_folder(parser, "--out", args.out)
     if "hard" not in args.cases:
         parser.error(f"--cases: expected hard among them, found {' '.join(args.cases)}")
@@ -413,12 +392,9 @@ def main(argv=None) -> None:
         keep_memory()
         with Verifier(workers=WORKERS) as verifier:
             found = study(args, verifier)
-        print(table(found))
-        if args.out:
-            write_json(args.out, found)
-            write_text(args.out.with_suffix(".md"), table(found) + "\n")
-            if args.gradients:
-                figures.why(found["cases"], PARTS).savefig(args.out.with_suffix(".png"), dpi=110)
+        command.show(found, table(found), args.out)
+        if args.out and args.gradients:
+            figures.why(found["cases"], PARTS).savefig(args.out.with_suffix(".png"), dpi=110)
 
 
 if __name__ == "__main__":

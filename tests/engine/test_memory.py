@@ -57,7 +57,7 @@ def test_the_plan_is_what_is_measured(
     prompts = [ids(model, prompt) for _ in range(problems)]
     form = bench.FullLength(ids(model, 9))
     work = bench.Work(model, form, prompts, group, cot, micro_batch)
-    kind, optimizer, records = work.kind(name), Optimizer(model, STILL, World("cpu")), []
+    kind, optimizer, records = work.policy(name), Optimizer(model, STILL, World("cpu")), []
 
     def backward_passes():
         with optimizer.summing():

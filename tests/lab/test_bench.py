@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,115 +12,98 @@ import torch
 from minisoft import kinds
 from minisoft.engine.cache import RowCache
 from minisoft.io import WEIGHTS
-from minisoft.lab import bench, bench_train, rivals
-from minisoft.lab.busy import busy, instructions, told
+from minisoft.lab import bench, machine, rivals
 from minisoft.rollout import COT
-from minisoft.training import world
 
 pytestmark = pytest.mark.filterwarnings("error::FutureWarning")  # of transformers
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
 def small_machine(monkeypatch):
     """What the machine can do is measured on little, and answers are short."""
-    monkeypatch.setitem(bench.SIZES, "cpu", (2**20, 256))
+    monkeypatch.setitem(machine.SIZES, "cpu", (2**20, 256))
     for module in (bench, rivals):
         monkeypatch.setattr(module, "ANSWER_TOKENS", 4)
 
 
+def flags(text=""):
+    return bench.read_flags(["--device", "cpu", *text.split()])
+
+
+def prepare(text=""):
+    args = flags(text)
+    args.dtype = args.dtype or "float32"
+    return bench.prepare(args, CPU)
+
+
 def test_an_update_is_timed_against_transformers(tmp_path, capsys):
-    bench.main(
-        [
-            "--cot",
-            "4",
-            "--group",
-            "4",
-            "--repeats",
-            "2",
-            "--against",
-            "transformers",
-            "--prompts",
-            "2",
-            "1",
-            "--load",
-            "1",
-            "--json",
-            str(tmp_path / "b.json"),
-        ]
-    )
-    found = json.loads((tmp_path / "b.json").read_text())
-    for name in ("hard", "soft"):
-        kind = found["kinds"][name]
-        assert all(
-            kind[part] > 0
-            for part in ("rollout", "replay", "optimizer", "step", "floor_ms", "decode_share")
-        )
-        assert len(found["seconds"][name]["step"]) == 2
-        assert kind["tokens_per_s"] == pytest.approx(8 * found["steps"] / kind["rollout"])
-    assert {"transformers hard loop", "transformers hard generate", "transformers soft loop"} < set(
-        found["seconds"]
-    )
-    best = min(
-        ("loop", "generate"),
-        key=lambda way: sum(found["seconds"][f"transformers hard {way}"]["rollout"]),
-    )
-    assert found["rollout_ratio"] == found["rollout_ratios"][f"transformers hard {best}"]
-    pairs = zip(found["seconds"]["soft"]["step"], found["seconds"]["hard"]["step"], strict=True)
-    assert found["soft_over_hard_step"] == pytest.approx(sum(a / b for a, b in pairs) / 2)
-    said = capsys.readouterr().out
-    assert "soft over hard step" in said and "1 x 4" in said and "kernels, avx512_bf16" in said
-    loaded = found["loaded"]["seconds"]["hard"]["step"]
-    pairs = zip(loaded, found["seconds"]["hard"]["step"], strict=True)
-    assert found["loaded_over_idle"]["hard"]["step"] == pytest.approx(
-        sum(a / b for a, b in pairs) / 2
-    )
-    rival = "transformers soft loop"
-    of_pass = found["pass_ratios"][rival] / found["rollout_ratios"][rival]
-    assert of_pass == pytest.approx(found["steps"] / 8)  # 4 CoT tokens and 4 of the answer
-    (other,) = found["others"]
-    assert other["prompts"] == 1 and other["loaded"]["kinds"]["soft"]["step"] > 0
+    size = "--device cpu --cot 4 --group 4 --repeats 2 --prompts 2 1 --load 1 --profile"
+    bench.main([*size.split(), "--against", "transformers", "--json", str(tmp_path / "b.json")])
+    found, shown = json.loads((tmp_path / "b.json").read_text()), capsys.readouterr().out
+    assert [size["rows"] for size in found["sizes"]] == ["2 x 4", "1 x 4"]
+    table = {(row["tokens"], row["beside"]): row for row in found["sizes"][0]["table"]}
+    for name, load in ((name, load) for name in ("hard", "soft") for load in (0, 1)):
+        row = table[name, load]
+        parts = "rollout replay optimizer update floor_ms decode_share replay_share".split()
+        assert all(row[part] > 0 for part in parts) and len(row["seconds"]["update"]) == 2
+        assert row["tokens_per_s"] == pytest.approx(8 * found["steps"] / row["rollout"])
+    assert {f"transformers {x}" for x in ("hard loop", "hard generate", "soft loop")} <= {
+        name for name, _ in table
+    }
+    pairs = zip(table["soft", 0]["seconds"]["update"], table["hard", 0]["seconds"]["update"])
+    mean = sum(a / b for a, b in pairs) / 2
+    (line,) = [x for x in found["sizes"][0]["ratios"] if x.startswith("soft / hard:")]
+    assert line.endswith(f"update {mean:.3f}") and line in shown
+    assert "kernels, avx512_bf16" in shown and "Self CPU" in shown
+    assert found["passes"] == 8  # 4 CoT tokens and 4 of the answer
+
+
+def test_ratios_are_of_the_same_round():
+    def parts(*values):
+        return {"rollout": list(values)}
+
+    times = {("hard", 0): parts(1, 2), ("soft", 0): parts(3, 4), ("hard", 2): parts(5, 8)}
+    times["transformers soft loop", 0] = parts(6, 12)
+    assert bench.ratios(times, ["hard", "soft"]) == [
+        "soft / hard: rollout 2.500",
+        "hard beside 2 / hard: rollout 4.500",
+        "transformers soft loop / soft: rollout 2.500",
+    ]
 
 
 def test_every_row_has_its_full_length():
-    work = bench.prepare(flags("--cot", "5", "--group", "3"))
+    work = prepare("--cot 5 --group 3")
     for name in ("hard", "soft"):
-        for record in work.rollout(work.kind(name), 0):
+        for record in work.rollout(work.policy(name), 0):
             assert record.ids.shape == (3, work.steps) and ((record.role == COT).sum(1) == 5).all()
 
 
 def test_passes_are_counted(monkeypatch):
     """A position a pass here; in the loop the prefilled tokens go through in one."""
-    work = bench.prepare(flags("--cot", "5", "--group", "3"))
+    work = prepare("--cot 5 --group 3")
     calls = []
     feed = RowCache.feed
     monkeypatch.setattr(RowCache, "feed", lambda *args: calls.append("ours") or feed(*args))
-    work.rollout(work.kind("soft"), 0)
-    rival = rivals.Rivals(work, flags())
+    work.rollout(work.policy("soft"), 0)
+    args = flags()
+    args.dtype = "float32"
+    rival = rivals.Rivals(work, args)
     rival.model.register_forward_pre_hook(lambda *_: calls.append("loop"))
-    rival.loop(work.kind("soft"), 5, 4)
+    rival.loop(work.policy("soft").kind, 5, 4)
     assert calls.count("ours") == work.steps == work.passes + len(work.form.prefill[1])
     assert calls.count("loop") == 1 + work.passes  # and the prompt's
 
 
-def flags(*given):
-    return bench.read_flags(list(given))
-
-
 def test_floor_counts_weights_prompts_and_own_positions():
-    work = bench.prepare(flags("--cot", "5", "--group", "3"))
+    work = prepare("--cot 5 --group 3")
     c, can = work.model.config, {"bandwidth": 1.0, "throughput": 1e30}
     read = bench.floor(work, "hard", can)["decode"]
+    numbers = sum(p.numel() for p in work.model.parameters())
     cached = sum(map(len, work.prompts)) + 6 * work.steps / 2
-    assert read == pytest.approx(
-        4
-        * (
-            sum(p.numel() for p in work.model.parameters())
-            + cached * 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim
-        )
-    )
-    assert (
-        bench.floor(work, "soft", can)["decode"] > read
-    )  # p E can only begin when all logits are known
+    numbers += cached * 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim
+    assert read == pytest.approx(4 * numbers)
+    assert bench.floor(work, "soft", can)["decode"] > read  # p E needs all logits first
     can = {"bandwidth": 1e30, "throughput": 1.0}
     assert bench.floor(work, "soft", can)["replay"] > bench.floor(work, "hard", can)["replay"] > 0
 
@@ -132,8 +114,8 @@ def test_a_kind_of_token_that_is_not_the_papers(tmp_path, monkeypatch):
     for path in (WEIGHTS / "tiny").iterdir():
         if path.is_file() and path.name != "minisoft.json":
             shutil.copy(path, tmp_path)
-    size = ["--cot", "2", "--group", "2", "--repeats", "1", "--against", "transformers"]
-    bench.main(["--model", str(tmp_path), "--tokens", "firm", *size])
+    size = "--tokens firm --cot 2 --group 2 --repeats 1 --device cpu --against transformers"
+    bench.main(["--model", str(tmp_path), *size.split()])
 
 
 def test_peak_bytes_are_those_held_at_once():
@@ -143,48 +125,38 @@ def test_peak_bytes_are_those_held_at_once():
         b, c = torch.empty(2**20), torch.empty(2**19)  # 6 MiB
         return b, c
 
-    assert 6 * 2**20 <= bench.peak_bytes(work, torch.device("cpu")) < 6.1 * 2**20
+    assert 6 * 2**20 <= bench.peak_bytes(work, CPU) < 6.1 * 2**20
 
 
 def test_random_weights_of_a_shape(monkeypatch):
     monkeypatch.setitem(bench.SHAPES, "llama-3.2-1b", (300, 32, 48, 2, 4, 2, 8, False))
-    work = bench.prepare(
-        flags(
-            "--shape",
-            "llama-3.2-1b",
-            "--cot",
-            "3",
-            "--group",
-            "2",
-            "--dtype",
-            "bfloat16",
-            "--prompt-tokens",
-            "7",
-        )
-    )
+    size = "--cot 3 --group 2 --dtype bfloat16 --prompt-tokens 7"
+    work = prepare(f"--shape llama-3.2-1b {size}")
     assert [len(p) for p in work.prompts] == [7, 7] and work.model.E.dtype == torch.bfloat16
+    assert work.micro_batch == 16  # as train.py chooses
     optimizer = bench.Optimizer(work.model, bench.Schedule(1e-9, 10, 0), bench.World("cpu"))
-    assert bench.update(work, optimizer, "soft", "update", 0)["step"] > 0
+    assert bench.update(work, optimizer, "soft", "update", 0)["update"] > 0
 
 
 def test_ctrl_c_leaves_the_rounds_that_were_complete(monkeypatch, capsys):
     def update(work, optimizer, name, part, seed):
         if seed == 2 and name == "soft":
             raise KeyboardInterrupt
-        return dict.fromkeys(("rollout", "replay", "optimizer", "step"), 0.5)
+        return dict.fromkeys(("rollout", "replay", "optimizer", "update"), 0.5)
 
     monkeypatch.setattr(bench, "update", update)
-    bench.main(["--cot", "2", "--group", "2", "--repeats", "5"])
-    assert "medians of 2 rounds" in capsys.readouterr().out
+    bench.main("--cot 2 --group 2 --repeats 5 --device cpu".split())
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if "| soft" in line]
+    assert [line[4].strip() for line in lines] == ["2"]
 
 
 def test_spinning_processes_end_with_the_block_and_with_their_parent():
-    with pytest.raises(KeyboardInterrupt), busy(2) as spinning:
+    with pytest.raises(KeyboardInterrupt), machine.busy(2) as spinning:
         assert [process.poll() for process in spinning] == [None, None]
         raise KeyboardInterrupt
     assert None not in [process.returncode for process in spinning]
     parent = (
-        "from minisoft.lab.busy import busy\n"
+        "from minisoft.lab.machine import busy\n"
         "with busy(1) as s:\n    print(s[0].pid, flush=True)\n    input()"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -204,10 +176,10 @@ def runs(number: int) -> bool:
 
 def test_instructions_of_the_cpu(tmp_path):
     (tmp_path / "cpuinfo").write_text("model name\t: A CPU\nflags\t\t: avx2 amx_bf16\n")
-    cpu = instructions(tmp_path / "cpuinfo")
-    assert cpu["name"] == "A CPU" and cpu["amx_bf16"] and cpu["avx512_bf16"] is False
-    assert cpu["kernels"] == torch.backends.cpu.get_cpu_capability()
-    unknown = told(instructions(tmp_path / "nowhere"))
+    kernels = torch.backends.cpu.get_cpu_capability()
+    found = machine.processor(CPU, tmp_path / "cpuinfo")
+    assert found == f"A CPU, {kernels} kernels, avx512_bf16 no, amx_bf16 yes"
+    unknown = machine.processor(CPU, tmp_path / "nowhere")
     assert unknown.startswith("CPU unknown, ") and unknown.endswith("amx_bf16 unknown")
 
 
@@ -223,67 +195,42 @@ sys.exit("no model" if "fuzzy" in sys.argv else 0)
 
 def test_updates_of_train_py_are_timed(tmp_path, monkeypatch, capsys):
     (tmp_path / "train.py").write_text(TRAIN)
-    monkeypatch.setattr(bench_train, "TRAIN", tmp_path / "train.py")
-    to = ["--json", str(tmp_path / "b.json")]
-    size = ["--part", "train", "--repeats", "2"]
-    bench.main([*size, "--tokens", "soft", "--load", "1", *to])
-    found = json.loads((tmp_path / "b.json").read_text())
-    assert found["seconds"]["soft"]["step"] == [2, 3, 4] * 2
-    assert found["kinds"]["soft"]["step"] == 3 == found["loaded"]["kinds"]["soft"]["step"]
-    assert found["loaded_over_idle"]["soft"]["step"] == 1
-    assert "beside 1: update, s" in capsys.readouterr().out
+    monkeypatch.setattr(bench, "TRAIN", tmp_path / "train.py")
+    size = "--part train --repeats 2 --device cpu --tokens".split()
+    bench.main([*size, "soft", "--load", "1", "--json", str(tmp_path / "b.json")])
+    idle, loaded = json.loads((tmp_path / "b.json").read_text())["sizes"][0]["table"]
+    assert idle["seconds"]["update"] == loaded["seconds"]["update"] == [3, 3]
+    assert "soft beside 1 / soft: update 1.000" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="train.py: expected 5 updates, found: no model"):
-        bench.main([*size, "--tokens", "fuzzy"])
+        bench.main([*size, "fuzzy"])
 
 
 def test_train_py_knows_the_flags():
-    train = [sys.executable, str(bench_train.TRAIN), "--help"]
+    train = [sys.executable, str(bench.TRAIN), "--help"]
     known = subprocess.run(train, capture_output=True, text=True).stdout
-    assert all(flag in known for flag in ("--model", "--dtype", "--device", "--tokens", "--steps"))
-    assert all(flag in known for flag in ("--validation", "--test", "--out"))
-
-
-def test_memory_is_kept_where_that_can_be_asked_for(monkeypatch):
-    for most, expected in (
-        (2**30, [(-3, 2**30), (-1, 2**30)]),
-        (2**25, [(-3, 2**30), (-3, 2**25), (-1, 2**30)]),
-        (0, [(-3, 2**30), (-3, 2**25)]),
-    ):  # the largest threshold that this glibc takes
-        asked = []
-
-        def mallopt(*option, most=most, asked=asked) -> int:
-            asked.append(option)
-            return int(option[0] == -1 or option[1] <= most)
-
-        library = SimpleNamespace(mallopt=mallopt)
-        monkeypatch.setattr(world.ctypes, "CDLL", lambda name, library=library: library)
-        world.keep_memory()
-        assert asked == expected
-    monkeypatch.setattr(world.ctypes, "CDLL", lambda name: SimpleNamespace())
-    world.keep_memory()
+    asked = "--model --dtype --device --tokens --steps --validation --test --out".split()
+    assert all(flag in known for flag in asked)
 
 
 @pytest.mark.parametrize(
-    "given, message",
+    "given, name",
     [
-        (["--group", "0"], "--group: expected at least 1, found 0"),
-        (
-            ["--shape", "smollm2-135m", "--against", "transformers"],
-            "--against: expected a model folder",
-        ),
-        (["--prompts", "2", "0"], "--prompts: expected at least 1, found 0"),
-        (["--load", "-1"], "--load: expected at least 0, found -1"),
-        (["--part", "train", "--cot", "9"], "--cot: expected none with --part train, found 9"),
-        (["--json", "nowhere/b.json"], "--json: expected a file in a folder that exists"),
+        ("--group 0", "--group"),
+        ("--shape smollm2-135m --against transformers", "--against"),
+        ("--prompts 2 0", "--prompts"),
+        ("--load -1", "--load"),
+        ("--part train --cot 9", "--cot"),
+        ("--json nowhere/b.json", "--json"),
     ],
 )
-def test_bad_flags_are_refused(given, message, capsys):
+def test_bad_flags_are_refused(given, name, capsys):
     with pytest.raises(SystemExit) as stop:
-        bench.main(given)
-    assert stop.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
+        bench.main(given.split())
+    assert stop.value.code == 2
+    assert f"{name}: expected" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_bad_input_is_one_line():
     with pytest.raises(SystemExit) as stop:
         bench.main(["--model", "nowhere"])
-    assert "nowhere: expected a model folder" in str(stop.value) and "\n" not in str(stop.value)
+    assert "nowhere: expected" in str(stop.value) and "\n" not in str(stop.value)

@@ -10,6 +10,7 @@ from minisoft.data import Problem
 from minisoft.io import WEIGHTS, datasets
 from minisoft.lab import controls
 
+TINY = str(WEIGHTS / "tiny")
 FEW = ["--limit", "4", "--cot", "60", "--data", "tiny-test"]
 
 
@@ -41,14 +42,9 @@ def test_a_sampled_thought_is_used_like_a_greedy_one(tmp_path):
     assert found["sampled"] and "after a sampled CoT" in out.with_suffix(".md").read_text()
     for of_model in found["models"].values():
         assert of_model["data"]["tiny-test"]["same_as_rollout"] == 1
-    of, problems = (
-        controls.Model(str(WEIGHTS / "tiny"), 60),
-        datasets.load_problems("tiny-test")[:4],
-    )
-    greedy, drawn = (
-        controls.thoughts(of, "covariance", SimpleNamespace(batch=4, sampled=sampled), problems)
-        for sampled in (False, True)
-    )
+    of = controls.load(TINY, 60).of_kind("covariance")
+    problems = datasets.load_problems("tiny-test")[:4]
+    greedy, drawn = (controls.thoughts(of, sampled, problems) for sampled in (False, True))
     assert all(not torch.equal(a[0], b[0]) for a, b in zip(greedy, drawn, strict=True))
 
 
@@ -58,7 +54,7 @@ def test_what_is_put_in_the_thoughts_place(monkeypatch):
     made = [tuple(torch.full((3, 4), float(10 * i + j)) for j in (0, 1)) for i in (1, 2)]
     made = [(*both, i == 0, "1}") for i, both in enumerate(made)]
     seen = []
-    of = SimpleNamespace(name="m", request=lambda problem, key: problem.question)
+    of = SimpleNamespace(request=lambda problem, key, samples: problem.question)
     monkeypatch.setattr(controls, "answer", lambda *all: seen.append(all[1:]) or "1}")
     found = controls.use(of, made, problems, SimpleNamespace(score_all=lambda pairs: [0.0] * 2))
     assert found["problems"] == 2 and found["same_as_rollout"] == 1
@@ -69,12 +65,17 @@ def test_what_is_put_in_the_thoughts_place(monkeypatch):
 
 
 def test_noise_of_another_size():
-    of = controls.Model(str(WEIGHTS / "tiny"), 60)
-    soft = controls.Setting("soft", False)
-    sigma = of.settings.sigma
-    assert controls.with_noise(of, soft, {"gamma": 0.66}).sigma == pytest.approx(2 * sigma)
-    assert controls.with_noise(of, soft, {"tau": 0.7}).kind("soft").tau == 0.7
-    assert controls.with_noise(of, soft, {}).sigma == sigma
+    settings = controls.load(TINY, 60).settings
+    found = controls.inferences(settings, [0.7], [0.66])
+    assert [*found] == [
+        "hard-greedy",
+        "soft-greedy",
+        "hard-sample, tau 0.7",
+        "soft-sample, gamma 0.66",
+    ]
+    assert found["soft-sample, gamma 0.66"][1].sigma == pytest.approx(2 * settings.sigma)
+    cooler = found["hard-sample, tau 0.7"][1]
+    assert cooler.kind("hard").tau == 0.7 and cooler.sigma == settings.sigma
 
 
 def test_pass_at_any_number_of_samples():
@@ -96,9 +97,9 @@ def test_models_of_one_name_keep_their_paths():
 
 
 def test_an_answer_after_no_thought_is_that_of_a_spent_budget():
-    of = controls.Model(str(WEIGHTS / "tiny"), 60)
+    of = controls.load(TINY, 60)
     problem = datasets.load_problems("tiny-test")[0]
-    request = of.request(problem, ("test", 0))
+    request = of.request(problem, ("test", 0), range(1))
     text = controls.answer(of, request, torch.zeros(0, 128), False)
     forced = torch.tensor([*request.prompt, *of.form.prefill[1]])
     logits = of.model.logits(of.model(of.model.embed(forced)[None]))[0, -1]

@@ -13,17 +13,8 @@ from minisoft.kinds import make_kind
 from minisoft.lab import gradient
 from minisoft.rollout import ANSWER, COT, PAD, Rollout
 
-SMALL = ["--batches", "3", "--prompts", "2", "--group", "4", "--cot", "16"]
-THINKING = [
-    "--batches",
-    "3",
-    "--prompts",
-    "2",
-    "--group",
-    "8",
-    "--cot",
-    "60",
-]  # long enough for right answers
+SMALL = "--batches 3 --prompts 2 --group 4 --cot 16".split()
+THINKING = "--batches 3 --prompts 2 --group 8 --cot 60".split()  # long enough for right answers
 
 
 def gram(vectors):
@@ -42,21 +33,20 @@ def test_snr_and_cosine_are_those_of_the_vectors_without_bias(snr):
     """And the errors are as large as the spread of 300 repetitions, or, at little signal, somewhat
     larger."""
     found = [gradient.signal(gram(known(seed, snr))) for seed in range(300)]
-    for name, exact in {
+    exact_of = {
         "snr": snr,
         "cosine": snr / (1 + snr),
-    }.items():  # in many dimensions noise is orthogonal to all
+    }  # noise is orthogonal to all: many dimensions
+    for name, exact in exact_of.items():
         values, errors = (torch.tensor([f[key] for f in found]) for key in (name, f"{name}_error"))
         assert abs(values.mean() - exact) < 4 * values.std() / 300**0.5
-        assert (
-            values.std() < 0.3 * exact and 0.9 < errors.square().mean().sqrt() / values.std() < 1.35
-        )
+        assert values.std() < 0.3 * exact
+        assert 0.9 < errors.square().mean().sqrt() / values.std() < 1.35
 
 
 def test_signal_by_hand():
-    found = gradient.signal(
-        gram(torch.tensor([[3.0, 4.0], [0.0, 1.0], [2.0, 0.0]]))
-    )  # inner products 4, 6, 0
+    vectors = torch.tensor([[3.0, 4.0], [0.0, 1.0], [2.0, 0.0]])  # inner products 4, 6, 0
+    found = gradient.signal(gram(vectors))
     cosines, snrs = [4 / 5, 6 / 10, 0], [4 / (13 - 4), 6 / (14.5 - 6), 0]  # of two batches each
     expected = {"norm": 10**0.5, "cosine": sum(cosines) / 3, "snr": (10 / 3) / (10 - 10 / 3)}
     expected["variance"], variances = 10 - 10 / 3, [13 - 4, 14.5 - 6, 2.5]
@@ -78,10 +68,8 @@ def test_signals_are_of_the_sum_of_both_terms_and_of_both_parts_together():
     }
     found = gradient.signals([{key: made[key][i] for key in made} for i in range(12)])
     made |= {("both", part): made["cot", part] + made["answer", part] for part in ("E", "body")}
-    made |= {
-        (term, "all"): torch.cat((made[term, "E"], made[term, "body"]), 1)
-        for term in ("cot", "answer", "both")
-    }
+    for term in ("cot", "answer", "both"):
+        made[term, "all"] = torch.cat((made[term, "E"], made[term, "body"]), 1)
     assert {(term, part) for term, parts in found.items() for part in parts} == set(made)
     for (term, part), vectors in made.items():
         assert found[term][part] == pytest.approx(gradient.signal(gram(vectors)), rel=1e-4)
@@ -93,10 +81,8 @@ def test_gradients_are_taken_and_gone(tied):
     last = list(model.parameters())[-1]
     model.E.grad, last.grad = torch.ones_like(model.E), torch.full_like(last, 3)
     found = gradient.take_gradient(model)
-    assert found["E"].tolist() == [1.0] * model.E.numel() and found["body"].unique().tolist() == [
-        0.0,
-        3.0,
-    ]
+    assert found["E"].tolist() == [1.0] * model.E.numel()
+    assert found["body"].unique().tolist() == [0.0, 3.0]
     assert len(found["body"]) == sum(p.numel() for p in model.parameters()) - model.E.numel()
     assert all(p.grad is None for p in model.parameters())
 
@@ -117,14 +103,9 @@ def test_ties_are_counted_at_cot_positions(name, moving):
     model = small_model()
     model.logits = fixed_logits
     found = gradient.ties(model, make_kind(name, 0.2), [record, record])
-    assert found == {
-        "positions": 10,
-        "still_moving": pytest.approx(moving),
-        "tied_in_bfloat16": pytest.approx(0.4),
-        "gap_below": pytest.approx(
-            {"0.0001": 0.2, "0.001": 0.2, "0.01": 0.4, "0.1": 0.6, "1.0": 0.8}
-        ),
-    }
+    gaps = {"0.0001": 0.2, "0.001": 0.2, "0.01": 0.4, "0.1": 0.6, "1.0": 0.8}
+    assert found.pop("positions") == 10 and found.pop("gap_below") == pytest.approx(gaps)
+    assert found == pytest.approx({"still_moving": moving, "tied_in_bfloat16": 0.4})
 
 
 @pytest.fixture(scope="module")
@@ -133,24 +114,20 @@ def measured(tmp_path_factory):
     out = tmp_path_factory.mktemp("gradient")
     for name in ("float32", "bfloat16"):
         gradient.main([*THINKING, "--logits", name, "--out", str(out / f"{name}.json")])
-    return {
-        name: json.loads((out / f"{name}.json").read_text()) for name in ("float32", "bfloat16")
-    }
+    return {path.stem: json.loads(path.read_text()) for path in out.iterdir()}
 
 
 def test_the_command_measures(measured):
     found = measured["float32"]
     assert [found[k] for k in ("batches", "prompts", "group")] == [3, 2, 8]
-    assert [found[k] for k in ("tokens", "tau", "logits")] == ["soft", 0.5, "float32"] and found[
-        "sigma"
-    ] > 0
+    assert [found[k] for k in ("tokens", "tau", "logits")] == ["soft", 0.5, "float32"]
+    assert found["sigma"] > 0
     assert 0 < found["informative"] <= 1 and 0 < found["reward"] < 100
     assert set(found["seconds_per_batch"]) == {"rollout", "backward_answer", "backward_cot"}
     assert all(s["norm"] > 0 for parts in found["signal"].values() for s in parts.values())
     mean = sum(norm**2 for norm in found["norms"]) / 3
-    assert found["signal"]["both"]["all"]["norm"] == pytest.approx(
-        mean**0.5, rel=1e-5
-    )  # sums in float32
+    norm = found["signal"]["both"]["all"]["norm"]
+    assert norm == pytest.approx(mean**0.5, rel=1e-5)  # sums in float32
     assert "| both   | all  | " in gradient.table(found["signal"])
 
 
@@ -167,65 +144,47 @@ def test_the_model_decides_what_the_flags_do_not(tmp_path):
     folder = tmp_path / "model"
     shutil.copytree(WEIGHTS / "tiny", folder)
     about = json.loads((folder / "minisoft.json").read_text())
-    trained = {
-        "tokens": "soft",
-        "noise": "logits",
-        "top_k": 5,
-        "tau": 0.7,
-        "gamma": 0.33,
-        "sigma": 2.5,
-    }
+    trained = {"tokens": "soft", "noise": "logits", "top_k": 5, "tau": 0.7}
+    trained |= {"gamma": 0.33, "sigma": 2.5}
     (folder / "minisoft.json").write_text(json.dumps(about | trained))
-    own = gradient.Measurement(gradient.read_flags(["--model", str(folder)]), None).kind
+    own = gradient.Measurement(gradient.read_flags(["--model", str(folder)]), None).policy.kind
     assert (type(own).__name__, own.tau, own.sigma, own.top) == ("TopLogitNoise", 0.7, 2.5, 5)
     flags = ["--model", str(folder), "--noise", "embedding", "--tau", "0.1"]
-    other = gradient.Measurement(gradient.read_flags(flags), None).kind
+    other = gradient.Measurement(gradient.read_flags(flags), None).policy.kind
     assert (type(other).__name__, other.tau) == ("Mixture", 0.1) and other.sigma < 0.1
 
 
 @pytest.mark.parametrize(
-    "flags, message",
+    "flags",
     [
-        (["--group", "1"], "--group: expected at least 2, found 1"),
-        (["--batches", "2"], "--batches: expected at least 3, found 2"),
-        (["--gamma", "0"], "--gamma: expected a positive number, found 0.0"),
-        (["--micro-batch", "0"], "--micro-batch: expected at least 1, found 0"),
-        (
-            ["--out", "no/such/folder/x.json"],
-            "--out: expected a file in a folder that exists, found no/such/folder/x.json",
-        ),
-        (["--logits", "float16"], "invalid choice: 'float16'"),
+        "--group 1",
+        "--batches 2",
+        "--gamma 0",
+        "--cot -1",
+        "--out no/such/folder/x.json",
+        "--logits float16",
+        "--device gpu",
     ],
 )
-def test_bad_flags_are_refused(flags, message, capsys):
+def test_bad_flags_are_refused(flags, capsys):
     with pytest.raises(SystemExit) as stop:
-        gradient.main([*SMALL, *flags])
-    assert stop.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
+        gradient.main([*SMALL, *flags.split()])
+    flag, given = flags.split()
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and flag in last and given in last
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--model", "no/such/folder"], "no/such/folder: expected a model folder or a hub id"),
-        (["--data", "missing.jsonl"], "missing.jsonl: expected a data file, found no such file"),
-        (["--data", "tiny-facts"], "expected a problem with a free answer, found multiple choice"),
-        (["--prompts", "5000"], "prompts: expected at most the 3000 training problems, found 5000"),
-        (
-            ["--noise", "logits", "--top-k", "180"],
-            "--top-k: expected at most the vocabulary's 179, found 180",
-        ),
+        ("--model no/such/folder", "no/such/folder: expected"),
+        ("--data missing.jsonl", "missing.jsonl: expected"),
+        ("--data tiny-facts", "expected a problem with a free answer, found"),
+        ("--prompts 5000", "prompts: expected .* 3000 .*, found 5000"),
+        ("--noise logits --top-k 180", "--top-k: expected .* 179, found 180"),
     ],
 )
 def test_bad_input_is_one_line(flags, message, tmp_path):
-    with pytest.raises(SystemExit, match=message) as stop:
-        gradient.main([*SMALL, *flags, "--out", str(tmp_path / "found.json")])
-    assert (
-        stop.value.code.startswith("minisoft.lab.gradient: error: ") and "\n" not in stop.value.code
-    )
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("flags", [["--device", "gpu"], ["--cot", "-1"]])
-def test_other_bad_flags_are_refused(flags):
-    with pytest.raises(SystemExit):
-        gradient.main([*SMALL, *flags])
+    with pytest.raises(SystemExit, match=f"gradient: error: .*{message}") as stop:
+        gradient.main([*SMALL, *flags.split(), "--out", str(tmp_path / "found.json")])
+    assert "\n" not in stop.value.code and not list(tmp_path.iterdir())

@@ -4,6 +4,7 @@ a made-up folder."""
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,19 +16,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tqdm import tqdm
 
 from minisoft.errors import InputError
 from minisoft.kinds import PAPER
 from minisoft.lab import findings
-from minisoft.lab.findings import (
-    at_accuracy,
-    difference,
-    show_difference,
-    show_mean,
-    student,
-)
-from minisoft.lab.study import PARTS, Cell, Study, main, plan
+from minisoft.lab.findings import at_accuracy, difference, show_difference, show_mean, student
+from minisoft.lab.study import PARTS, Cell, Runner, Study, main, plan
 from minisoft.lab.trainings import LADDER, LATER, TRAININGS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,40 +29,28 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_student_intervals_of_published_quantiles():
     assert student(2) == 4.303 and student(20) == student(500) == 2.086
-    mean, half = difference(
-        [1.0, 2.0, 3.0], [0.0, 0.0, 3.0]
-    )  # variances 1 and 3: Welch's 16 / 5 = 3.2 degrees of freedom
-    assert mean == 1.0 and half == pytest.approx(3.182 * (4 / 3) ** 0.5)
-    mean, half = difference(
-        [1.0, 2.0, 3.0], [5.0, 5.0, 5.0]
-    )  # all spread on one side: 2 degrees of freedom
-    assert mean == -3.0 and half == pytest.approx(4.303 / 3**0.5)
-    mean, half = difference([1.0, 2.0, 3.0], 1.5)  # to a constant
-    assert mean == 0.5 and half == pytest.approx(4.303 / 3**0.5)
-    assert (
-        difference([1.0], [2.0, 3.0]) is None
-        and difference([1.0, 2.0], [1.0]) is None
-        and difference([1.0], 1.0) is None
-    )
+    some = [1.0, 2.0, 3.0]
+    for other, mean, half in (
+        ([0.0, 0.0, 3.0], 1.0, 3.182 * (4 / 3) ** 0.5),  # Welch's 16 / 5 degrees of freedom
+        ([5.0, 5.0, 5.0], -3.0, 4.303 / 3**0.5),  # all spread on one side: 2
+        (1.5, 0.5, 4.303 / 3**0.5),  # to a constant
+    ):
+        assert difference(some, other) == pytest.approx((mean, half))
+    for few in (([1.0], [2.0, 3.0]), ([1.0, 2.0], [1.0]), ([1.0], 1.0)):
+        assert difference(*few) is None
     assert difference([1.0, 1.0], [2.0, 2.0]) == (-1.0, 0.0)
 
 
 def test_numbers_for_people():
-    assert (
-        show_mean([0.5, 0.6]) == "55.0 ± 7.1"
-        and show_mean([0.123], 1, 2) == "0.12"
-        and show_mean([]) == ""
-    )
-    assert (
-        show_difference([0.5, 0.6], 0.5) == "+5.0 [-58.5, +68.5]"
-        and show_difference([1.0, 1.0], 0.5) == "+50.0 (no spread)"
-    )
+    assert show_mean([0.5, 0.6]) == "55.0 ± 7.1"
+    assert show_mean([0.123], 1, 2) == "0.12" and show_mean([]) == ""
+    assert show_difference([0.5, 0.6], 0.5) == "+5.0 [-58.5, +68.5]"
+    assert show_difference([1.0, 1.0], 0.5) == "+50.0 (no spread)"
 
 
 def test_entropy_at_an_accuracy_is_read_where_a_run_first_reaches_it():
-    path = [
-        {"greedy": a, "entropy": e} for a, e in ((0.4, 0.2), (0.6, 0.1), (0.5, 0.05), (0.9, 0.04))
-    ]
+    points = ((0.4, 0.2), (0.6, 0.1), (0.5, 0.05), (0.9, 0.04))
+    path = [{"greedy": a, "entropy": e} for a, e in points]
     assert at_accuracy(path, "greedy", 0.5) == pytest.approx(0.15)
     assert at_accuracy(path, "greedy", 0.7) == pytest.approx(0.05 + (0.04 - 0.05) * 0.5)
     assert at_accuracy(path, "greedy", 0.3) is None and at_accuracy(path, "greedy", 0.95) is None
@@ -79,41 +61,40 @@ def write(path: Path, value) -> None:
     path.write_text(json.dumps(value))
 
 
+def names(cells) -> list[str]:
+    return [cell.name for cell in cells]
+
+
 def test_the_best_learning_rate_on_validation_the_smaller_of_equals(tmp_path):
-    for kind, found in {
-        "hard": (0.1, 0.9, 0.9, 0.2),
-        "soft": (0.5, 0.4, 0.3, 0.2),
-        "fuzzy": (0.1, 0.1, 0.1, 0.3),
-    }.items():
-        for lr, value in zip(("1e-4", "2e-4", "4e-4", "8e-4"), found, strict=True):
-            validated(
-                tmp_path / f"sweep/{kind}-{lr}", [0.99, value - 0.01, None, value + 0.01]
-            )  # a lucky one does not count
-    study = Study(tmp_path, 1, 1)
+    values = {"hard": (0.1, 0.9, 0.9, 0.2), "soft": (0.5, 0.4, 0.3, 0.2)}
+    values["fuzzy"] = (0.1, 0.1, 0.1, 0.3)
+    for kind, found in values.items():
+        for lr, value in zip(LADDER[2:6], found, strict=True):  # a lucky one does not count
+            lucky = [0.99, value - 0.01, None, value + 0.01]
+            validated(tmp_path / f"sweep/{kind}-{lr}", lucky)
+    study = Study(tmp_path, 1)
     assert [study.best(kind) for kind in PAPER] == ["2e-4", "1e-4", "8e-4"]
     stages = study.stages(["findings"])
-    assert len(next(stages)) == 12 and [c.name for c in next(stages)] == [
-        "sweep/soft-5e-5",
-        "sweep/fuzzy-1.6e-3",
-    ]
+    assert len(next(stages)) == 12
+    assert names(next(stages)) == ["sweep/soft-5e-5", "sweep/fuzzy-1.6e-3"]
     validated(tmp_path / "sweep/soft-5e-5", [0.2, 0.2])
     validated(tmp_path / "sweep/fuzzy-1.6e-3", [0.4, 0.4])
-    assert [c.name for c in next(stages)] == ["sweep/fuzzy-3.2e-3"]
+    assert names(next(stages)) == ["sweep/fuzzy-3.2e-3"]
     validated(tmp_path / "sweep/fuzzy-3.2e-3", [0.4, 0.4])  # not better
     assert [c.command[4] for c in next(stages)] == ["2e-4", "1e-4", "1.6e-3"]
 
 
 def test_an_older_sweep_is_taken_unless_a_study_has_begun_its_own(tmp_path):
-    study = Study(tmp_path, 1, 1)
+    study = Study(tmp_path, 1)
     assert [study.best(kind) for kind in PAPER] == ["1e-4", "2e-4", "2e-4"]
     assert next(study.stages(["findings"]))[0].name == "train/hard-s0"
     assert next(study.stages(["kinds"]))[0].name == "train/top-5-s0"
-    assert "this study" not in findings.sweep(findings.Results(tmp_path))
+    assert "this study" not in findings.text_of(findings.sweep(findings.Results(tmp_path)))
     first = next(study.stages(["sweep"]))
     later = {f"sweep/{k}-{lr}" for k in LATER for lr in LADDER[2:4]}
     assert len(first) == 12 + len(later) and later < {cell.name for cell in first}
     validated(tmp_path / "sweep/soft-4e-4", [0.9, 0.9])
-    text = findings.sweep(findings.Results(tmp_path))
+    text = findings.text_of(findings.sweep(findings.Results(tmp_path)))
     assert study.best("soft") == "4e-4" and "an older one" in text and "this study" in text
     again = next(study.sweep(["hard"], again=True))
     assert [cell.command[4] for cell in again] == [*LADDER[2:6]]
@@ -122,125 +103,94 @@ def test_an_older_sweep_is_taken_unless_a_study_has_begun_its_own(tmp_path):
 def test_the_learning_rate_is_chosen_by_hard_greedy_validation(tmp_path):
     """Whatever the run's own kind, by which its best checkpoint is chosen."""
     for lr, own, hard in (("1e-4", 0.9, 0.1), ("2e-4", 0.1, 0.9)):
-        run = tmp_path / f"sweep/soft-{lr}"
-        validated(run, [own, own])
-        rows = [
-            json.loads(line) | {"validation_hard": hard} for line in (run / "metrics.jsonl").open()
-        ]
-        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        validated(tmp_path / f"sweep/soft-{lr}", [own, own], validation_hard=hard)
     assert findings.last_validations(tmp_path / "sweep/soft-1e-4") == 0.1
-    assert "| soft       |      | 10.0 | 90.0 |" in findings.sweep(findings.Results(tmp_path))
-
-
-def validated(run: Path, values: list) -> None:
-    """A finished run with these validations."""
-    write(run / "summary.json", {})
-    (run / "metrics.jsonl").write_text(
-        "".join(
-            json.dumps({"step": i} | ({"validation": v} if v is not None else {})) + "\n"
-            for i, v in enumerate(values)
-        )
+    assert "| soft       |      | 10.0 | 90.0 |" in findings.text_of(
+        findings.sweep(findings.Results(tmp_path))
     )
 
 
+def write_lines(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def validated(run: Path, values: list, **more) -> None:
+    """A finished run with these validations."""
+    write(run / "summary.json", {})
+    rows = [
+        {"step": i} | ({"validation": v} if v is not None else {}) for i, v in enumerate(values)
+    ]
+    write_lines(run / "metrics.jsonl", [row | more for row in rows])
+
+
 def test_a_test_older_than_its_model_is_done_again(tmp_path):
-    study, model = Study(tmp_path, 1, 1), tmp_path / "train/x/best/model.safetensors"
-    testing = study.evaluate("test/x", [f"soft={model.parent}"])
+    model, runner = tmp_path / "train/x/best/model.safetensors", Runner(tmp_path, 1)
+    testing = Study(tmp_path, 1).evaluate("test/x", [f"soft={model.parent}"])
     write(model, {}), write(testing.result, {})
     os.utime(model, (1, 1))
-    assert study.is_done(testing)
+    assert runner.is_done(testing)
     os.utime(testing.result, (0, 0))
-    assert not study.is_done(testing)
+    assert not runner.is_done(testing)
 
 
 def test_the_result_of_another_command_is_not_taken_for_done(tmp_path):
     """Wherever the study and the repository were when it was done."""
-    study = Study(tmp_path, 1, 1)
+    study, runner = Study(tmp_path, 1), Runner(tmp_path, 1)
     write(tmp_path / "train/x/summary.json", {})
-    write(
-        tmp_path / "cells.jsonl",
-        {
-            "cell": "train/x",
-            "command": "OMP_NUM_THREADS=1 python train.py --tokens soft --lr 2e-4 "
-            "--seed 0 --steps 60 --warmup 20 --show-every 0 --out /elsewhere/train/x",
-        },
-    )
-    assert run(study, [study.train("train/x", "soft", "2e-4", 0)]) == 0
+    words = "OMP_NUM_THREADS=1 python train.py --tokens soft --lr 2e-4 --seed 0 --steps 60"
+    words += " --warmup 20 --show-every 0 --out /elsewhere/train/x"
+    write(tmp_path / "cells.jsonl", {"cell": "train/x", "command": words})
+    assert runner.run([study.train("train/x", "soft", "2e-4", 0)]) == 0
+    switches = ("--terms", "cot")
     for other in (
         study.train("train/x", "soft", "4e-4", 0),
-        study.train("train/x", "soft", "2e-4", 0, switches=("--terms", "cot")),
+        study.train("train/x", "soft", "2e-4", 0, switches=switches),
     ):
         with pytest.raises(
-            InputError,
-            match="summary.json: expected the result of .*, found that of .*; move it away",
+            InputError, match="summary.json: expected the result of .* move it away"
         ):
-            run(study, [other])
+            runner.run([other])
 
 
 def cell(folder: Path, name: str, code: str) -> Cell:
     return Cell(name, ("-c", code), folder / f"{name}.json")
 
 
-def run(study: Study, cells: list[Cell]) -> int:
-    with tqdm(total=0, disable=True) as bar:
-        study.run(cells, bar)
-        return bar.total
-
-
 def test_cells_are_done_once_and_written_down(tmp_path):
-    study = Study(tmp_path, 1, 2)
-    cells = [
-        cell(
-            tmp_path,
-            f"part/{i}",
-            f"import os; result = open(r'{tmp_path}/part/{i}.json', 'x'); "
-            "result.write(os.environ['OMP_NUM_THREADS'])",
-        )
-        for i in range(3)
-    ]
-    assert (
-        run(study, cells[:1]) == 1 and run(study, cells) == 2 and run(study, cells) == 0
-    )  # 'x' would fail the second time
-    lines = [json.loads(line) for line in (tmp_path / "cells.jsonl").read_text().splitlines()]
+    runner = Runner(tmp_path, 2)
+    code = "import os; open(r'{}', 'x').write(os.environ['OMP_NUM_THREADS'])"  # 'x': not twice
+    paths = [tmp_path / f"part/{i}.json" for i in range(3)]
+    cells = [cell(tmp_path, f"part/{i}", code.format(path)) for i, path in enumerate(paths)]
+    assert runner.run(cells[:1]) == 1 and runner.run(cells) == 2 and runner.run(cells) == 0
+    lines = findings.read_cells(tmp_path)
     assert sorted(line["cell"] for line in lines) == ["part/0", "part/1", "part/2"]
-    assert all(
-        line["command"].startswith("OMP_NUM_THREADS=1 python -c") and line["seconds"] >= 0
-        for line in lines
-    )
-    assert (tmp_path / "part/2.json").read_text() == "1"
+    first = "OMP_NUM_THREADS=1 python -c"
+    assert all(line["command"].startswith(first) and line["seconds"] >= 0 for line in lines)
+    assert paths[2].read_text() == "1"
 
 
 def test_a_cell_that_fails_is_named_with_its_log_and_stops_the_study(tmp_path):
-    study = Study(tmp_path, 1, 1)
-    cells = [
-        cell(tmp_path, "bad", "import sys; sys.exit('no such thing')"),
-        cell(tmp_path, "later", "pass"),
-    ]
-    with pytest.raises(
-        InputError, match=r"bad: expected .*bad.json, found exit status 1; see .*logs/bad.log"
-    ):
-        run(study, cells)
-    assert (
-        "no such thing" in (tmp_path / "logs/bad.log").read_text()
-        and not (tmp_path / "logs/later.log").exists()
-    )
+    bad = cell(tmp_path, "bad", "import sys; sys.exit('no such thing')")
+    with pytest.raises(InputError, match=r"bad: expected .*bad.json, found .* 1; see .*bad.log"):
+        Runner(tmp_path, 1).run([bad, cell(tmp_path, "later", "pass")])
+    assert "no such thing" in (tmp_path / "logs/bad.log").read_text()
+    assert not (tmp_path / "logs/later.log").exists()
     with pytest.raises(InputError, match="exit status 0"):  # ended well, but left nothing
-        run(Study(tmp_path, 1, 1), [cell(tmp_path, "empty", "pass")])
+        Runner(tmp_path, 1).run([cell(tmp_path, "empty", "pass")])
 
 
 def test_an_error_of_the_disk_waits_for_the_cells_at_work(tmp_path):
-    study = Study(tmp_path, 1, 2)
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs/two").touch()  # where a folder is needed
     slow = cell(tmp_path, "slow", f"import time; time.sleep(1); open(r'{tmp_path}/slow.json', 'x')")
     with pytest.raises(InputError, match="logs/two"):
-        run(study, [slow, cell(tmp_path, "two/x", "pass")])
+        Runner(tmp_path, 2).run([slow, cell(tmp_path, "two/x", "pass")])
     assert slow.result.exists() and findings.read_cells(tmp_path)[0]["done"]
 
 
 def test_a_training_cell_that_was_interrupted_is_resumed(tmp_path, monkeypatch):
-    study, called = Study(tmp_path, 1, 1), []
-    real = subprocess.Popen
+    called, real = [], subprocess.Popen
 
     def start(command, **how):
         if "train.py" not in command:
@@ -250,9 +200,8 @@ def test_a_training_cell_that_was_interrupted_is_resumed(tmp_path, monkeypatch):
         return real([sys.executable, "-c", ""], **how)
 
     monkeypatch.setattr(subprocess, "Popen", start)
-    training = study.train("train/x", "soft", "2e-4", 0)
     write(tmp_path / "train/x/config.json", {})
-    run(study, [training])
+    Runner(tmp_path, 1).run([Study(tmp_path, 1).train("train/x", "soft", "2e-4", 0)])
     assert called[0][1:4] == ["train.py", "--tokens", "soft"] and called[0][-1] == "--resume"
 
 
@@ -271,30 +220,20 @@ signal.signal(signal.SIGTERM, end)
 signal.signal(signal.SIGINT, end)
 pathlib.Path(r'{started}').touch()
 time.sleep(60)"""
-    study = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            f"""import pathlib
+    code = f"""import pathlib
 from minisoft.lab import study
 out = pathlib.Path(r"{tmp_path}")
 cells = [study.Cell(name, ("-c", {work!r}), out / name) for name in ("x", "never")]
 study.Study.stages = lambda self, parts: iter([cells])
-study.main(["--out", r"{tmp_path}/study", "--jobs", "1"])""",
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+study.main(["--out", r"{tmp_path}/study", "--jobs", "1"])"""
+    how = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    study = subprocess.Popen([sys.executable, "-c", code], **how)
     while not started.exists() and study.poll() is None:
         time.sleep(0.05)
     os.killpg(study.pid, signal.SIGINT) if to_the_cell_too else study.terminate()
     message = study.communicate(timeout=30)[1]
     assert ended.exists() and study.returncode == 1
-    assert (
-        "minisoft.lab.study: interrupted; the same command goes on; python -m minisoft.lab.findings"
-        in message
-    )
+    assert "minisoft.lab.study: interrupted; the same command goes on; python -m" in message
     (line,) = findings.read_cells(tmp_path / "study")
     assert line["cell"] == "x" and not line["done"] and line["seconds"] >= 1
 
@@ -304,7 +243,7 @@ def test_a_models_folder_from_a_saved_state(tmp_path):
     again."""
     import train
 
-    study, out = Study(tmp_path, 1, 1), tmp_path / "train/hard-s0"
+    study, out = Study(tmp_path, 1), tmp_path / "train/hard-s0"
     train.main(
         "--tokens hard --prompts 2 --group 8 --cot 60 --validation 0 --test 0 --show-every 0 "
         f"--lr 1e-3 --warmup 1 --steps 2 --save-every 1 --device cpu --out {out}".split()
@@ -335,7 +274,7 @@ def test_the_commands_are_those_of_the_programs(tmp_path):
     import train
     from minisoft.lab import gradient, variants
 
-    study, found = Study(tmp_path, 2, 1), {}
+    study, found = Study(tmp_path, 2), {}
     study.at_step = lambda kind, seed, step: tmp_path / f"{kind}-{seed}-{step}"
     (tmp_path / "gradient").mkdir()
     for cells in study.stages(list(PARTS)):
@@ -353,18 +292,18 @@ def test_the_commands_are_those_of_the_programs(tmp_path):
         **{"ablation": 8, "variance": 4, "fuzzy": 6, "longer": 4, "longer-test": 4},
     }
     assert all(len(study.each([k])) == 2 for k in TRAININGS)
-    study = Study(tmp_path, None, 1)
+    study = Study(tmp_path, None)
     assert [study.seeds(k)[-1] + 1 for k in TRAININGS] == [5, 5, 3, 3, 5, 5, 3]
     assert len(next(study.stages(["ablation"]))) == 2 * 2 * 3  # three of each, where not said
 
 
 def test_signal_alone_trains_the_first_of_each_kind(tmp_path):
-    first = next(Study(tmp_path, None, 1).stages(["signal"]))
+    first = next(Study(tmp_path, None).stages(["signal"]))
     assert [cell.name for cell in first] == [f"train/{kind}-s0" for kind in TRAININGS]
 
 
 def test_learning_rates_are_swept_before_they_are_used(tmp_path):
-    first = next(Study(tmp_path, None, 1).stages(["findings", "sweep"]))
+    first = next(Study(tmp_path, None).stages(["findings", "sweep"]))
     assert all(cell.name.startswith("sweep/") for cell in first)
 
 
@@ -382,14 +321,14 @@ def test_tables_while_a_run_is_being_written(tmp_path):
 
 
 def test_how_long_each_part_takes(tmp_path):
-    study = Study(tmp_path, 1, 2, dry=True)
-    first, *_, last = plan(study, ["findings", "longer"]).splitlines()
+    study = Study(tmp_path, 1, dry=True)
+    first, *_, last = plan(study, ["findings", "longer"], 2).splitlines()
     minutes = 3 * 3.5 + 4 * 2.5 + 3 * 0.8
     assert first == f"# findings: 3 runs, 7 measurements, about {minutes:.0f} core minutes, 23 left"
     assert last == "# in all 0.4 hours left"
     for cell in next(study.stages(["findings"])):
         write(cell.result, {})
-    assert plan(study, ["findings"]).splitlines()[0].endswith("12 left")
+    assert plan(study, ["findings"], 2).splitlines()[0].endswith("12 left")
 
 
 def numbers(value: float, samples: int, entropy: float = 0.15) -> dict:
@@ -412,18 +351,11 @@ def result(label: str, model: str, value: float) -> dict:
         for kind, better in (("hard", 0), ("soft", 0.02), ("fuzzy", -0.01))
         for how in ("greedy", "sample")
     }
-    return {
-        "runs": [{**common, "data": data, "settings": six} for data in findings.PROBLEMS]
-        + [
-            {
-                **common,
-                "data": data,
-                "settings": {},
-                "choices": {"accuracy": value, "accuracy_norm": value, "nll": 1 - value},
-            }
-            for data in findings.SKILLS
-        ]
-    }
+    choices = {"accuracy": value, "accuracy_norm": value, "nll": 1 - value}
+    runs = [{**common, "data": data, "settings": six} for data in findings.PROBLEMS]
+    for data in findings.SKILLS:
+        runs.append({**common, "data": data, "settings": {}, "choices": choices})
+    return {"runs": runs}
 
 
 def signal_of(size: float) -> dict:
@@ -454,66 +386,44 @@ def hard_run(value: float, number: int) -> dict:
 KINDS = {"hard": 0.8, "soft": 0.7, "fuzzy": 0.4}
 
 
+def run_of(run: Path, kind: str, seed: int, after: float, rows: list[dict]) -> None:
+    write(run / "summary.json", {"after": {"hard-greedy": {"pass@1": after}}})
+    write(run / "config.json", {"tokens": kind, "seed": seed, "lr": 2e-4})
+    write_lines(run / "metrics.jsonl", rows)
+
+
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A whole study that nobody ran: hard reaches 80 %, soft 70 %, fuzzy 40 %, the base 40 %."""
     write(tmp_path / "test/base.json", result("base", "tiny", 0.4))
+    write_lines(
+        tmp_path / "cells.jsonl",
+        [{"cell": "x", "command": "python x", "commit": "abc", "seconds": 120.0}],
+    )
     for seed in range(3):
-        write(
-            tmp_path / f"test/top-5-s{seed}.json", result("top-5", f"top{seed}", 0.75 + 0.01 * seed)
-        )
+        of_top = result("top-5", f"top{seed}", 0.75 + 0.01 * seed)
+        write(tmp_path / f"test/top-5-s{seed}.json", of_top)
     for number, (kind, reached) in enumerate(KINDS.items()):
         for seed in range(3):
-            value = reached + 0.01 * seed
-            write(tmp_path / f"test/{kind}-s{seed}.json", result(kind, f"{kind}{seed}", value))
-            write(
-                tmp_path / f"longer-test/{kind}-s{seed}.json",
-                result(kind, f"{kind}{seed}", value + 0.05),
-            )
-            write(
-                tmp_path / f"checkpoints/{kind}-s{seed}.json",
-                {"runs": [hard_run(v, number) for v in (0.3, value, 0.35)]},
-            )
-            for name, after in {
-                "train": 0,
-                "ablation": -0.1,
-                "fuzzy/tau-0.1": 0.3,
-                "variance/64x8": 0.2,
-            }.items():
-                for part in {
-                    "train": [f"train/{kind}"],
-                    "ablation": [f"ablation/{kind}-{t}" for t in ("cot", "answer")],
-                }.get(name, [name] * (kind == ("soft" if "64x8" in name else "fuzzy"))):
-                    run = tmp_path / f"{part}-s{seed}"
-                    write(
-                        run / "summary.json",
-                        {
-                            "after": {
-                                "hard-greedy": {
-                                    "pass@1": value + after - 0.2 * part.endswith("answer")
-                                }
-                            }
-                        },
-                    )
-                    write(run / "config.json", {"tokens": kind, "seed": seed, "lr": 2e-4})
-                    (run / "metrics.jsonl").write_text(
-                        "".join(
-                            json.dumps(
-                                {"step": 10 * i, "accuracy": value, "seconds": i, "validation": v}
-                            )
-                            + "\n"
-                            for i, v in ((1, 0.3), (2, value), (3, value), (4, 0.1))
-                        )
-                    )
+            value, end = reached + 0.01 * seed, f"{kind}-s{seed}.json"
+            write(tmp_path / "test" / end, result(kind, f"{kind}{seed}", value))
+            write(tmp_path / "longer-test" / end, result(kind, f"{kind}{seed}", value + 0.05))
+            on_the_way = [hard_run(v, number) for v in (0.3, value, 0.35)]
+            write(tmp_path / "checkpoints" / end, {"runs": on_the_way})
+            after = {f"train/{kind}": 0, f"ablation/{kind}-cot": -0.1}
+            after[f"ablation/{kind}-answer"] = -0.3
+            after |= {"fuzzy": {"fuzzy/tau-0.1": 0.3}, "soft": {"variance/64x8": 0.2}}.get(kind, {})
+            four = ((1, 0.3), (2, value), (3, value), (4, 0.1))
+            rows = [
+                {"step": 10 * i, "accuracy": value, "seconds": i, "validation": v} for i, v in four
+            ]
+            for run, more in after.items():
+                run_of(tmp_path / f"{run}-s{seed}", kind, seed, value + more, rows)
         for step in (0, 30, 60):
             write(tmp_path / f"gradient/{kind}-{step}.json", signal_of(1 + number + step / 100))
         validated(tmp_path / f"sweep/{kind}-2e-4", [reached, reached])
     write(tmp_path / "gradient/fuzzy-tau-0.1.json", signal_of(5))
     write(tmp_path / "gradient/64x8-0.json", signal_of(4))
-    write(
-        tmp_path / "cells.jsonl",
-        {"cell": "x", "command": "python x", "commit": "abc", "seconds": 120.0},
-    )
     return tmp_path
 
 
@@ -597,12 +507,9 @@ def later(folder) -> Path:
                 run["settings"][f"multiplex-{how}"] = own
         write(folder / f"test/multiplex-s{seed}.json", made)
         for kind, value in (("multiplex", 0.9), ("top-5", 0.95)):
-            run = folder / f"train/{kind}-s{seed}"
-            write(run / "summary.json", {"after": {"hard-greedy": {"pass@1": value}}})
-            write(run / "config.json", {"tokens": kind, "seed": seed, "lr": 1e-4})
             row = {"step": 40, "accuracy": 0.9, "seconds": 1, "validation": value}
             row["validation_hard"] = 0.8
-            (run / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+            run_of(folder / f"train/{kind}-s{seed}", kind, seed, value, [row])
     for kind, step in product(("hard", "multiplex"), (0, 60)):
         top, share = (3.0, 0.1) if kind == "multiplex" else (1.0, 0.0)
         support = [1.0] * 91 + [1.0 + 0.95 * (top - 1)] * 9 + [top]
@@ -632,7 +539,7 @@ def squeeze(line: str) -> str:
 @pytest.mark.parametrize("row", ROWS)
 def test_rows_of_the_tables(folder, row):
     name, _, expected = row.partition(" ")
-    text = getattr(findings, name)(findings.Results(folder))
+    text = findings.text_of(getattr(findings, name)(findings.Results(folder)))
     assert any(line.startswith(squeeze(expected)) for line in flat(text)), text
 
 
@@ -663,13 +570,8 @@ def test_tables_and_pictures_of_a_study(folder, capsys):
 
 
 def test_part_of_a_study_is_told_as_far_as_it_goes(folder):
-    for path in (
-        *folder.glob("test/*"),
-        *folder.glob("longer-test/*"),
-        *folder.glob("gradient/*"),
-        *folder.glob("checkpoints/*"),
-    ):
-        path.unlink()
+    for part in ("test", "longer-test", "gradient", "checkpoints"):
+        shutil.rmtree(folder / part)
     findings.write(folder)
     text = (folder / "study.md").read_text()
     assert "## Which terms learn" in text and "## Finding" not in text

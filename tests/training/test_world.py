@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from runs import ENVIRONMENT, ROOT
 
 from minisoft.errors import InputError
+from minisoft.training import world
 from minisoft.training.world import World, open_output, read_device
 
 
@@ -208,7 +210,7 @@ as_program(main)
 
 
 SPINS = 1000
-LAB = "bench findings gpu gradient study variants".split()
+LAB = "bench findings gradient study variants".split()
 PROGRAMS = ["train.py", "eval.py", "-m pytest -s", *(f"-m minisoft.lab.{name}" for name in LAB)]
 
 
@@ -232,3 +234,23 @@ def test_threads_that_wait_let_others_work_unless_the_user_says_how(
     command = [sys.executable, *program.split()]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.stdout.split("\n") == [expected, ""], done.stderr
+
+
+def test_memory_is_kept_where_that_can_be_asked_for(monkeypatch):
+    for most, expected in (
+        (2**30, [(-3, 2**30), (-1, 2**30)]),
+        (2**25, [(-3, 2**30), (-3, 2**25), (-1, 2**30)]),
+        (0, [(-3, 2**30), (-3, 2**25)]),
+    ):  # the largest threshold that this glibc takes
+        asked = []
+
+        def mallopt(*option, most=most, asked=asked) -> int:
+            asked.append(option)
+            return int(option[0] == -1 or option[1] <= most)
+
+        library = SimpleNamespace(mallopt=mallopt)
+        monkeypatch.setattr(world.ctypes, "CDLL", lambda name, library=library: library)
+        world.keep_memory()
+        assert asked == expected
+    monkeypatch.setattr(world.ctypes, "CDLL", lambda name: SimpleNamespace())
+    world.keep_memory()

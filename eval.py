@@ -136,7 +136,7 @@ def read_flags(argv=None) -> argparse.Namespace:
         given = getattr(args, name) or []
         if len(set(given)) < len(given):
             parser.error(f"--{name}: expected each once, found {' '.join(map(str, given))}")
-    args.settings = evaluation.read_settings(args.settings)
+    args.settings = evaluation.read_settings(args.settings, KINDS)
     args.tau = dict(read_tau(text) for text in args.tau)
     return args
 

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend
 
 from minisoft import engine
 from minisoft.engine import decode
+from minisoft.engine import graphs as cuda_graphs
 from minisoft.engine.cache import FusedCache
 from minisoft.engine.compiled import OneKernel
 from minisoft.io import checkpoint
@@ -34,12 +35,12 @@ ROWS = {"cpu": 8, "cuda": 128}  # of a problem, and of the backward pass that do
 @contextmanager
 def without_graphs():
     """Inside, every decoding step is an ordinary one."""
-    before = decode.GRAPHS
-    decode.GRAPHS = False
+    before = cuda_graphs.USED
+    cuda_graphs.USED = False
     try:
         yield
     finally:
-        decode.GRAPHS = before
+        cuda_graphs.USED = before
 
 
 def graphs(report: Report) -> None:
@@ -193,7 +194,7 @@ def fake_steps(device: str, dtype: str, name: str) -> int:
         raise HostReads
 
     token, noise, top_k = TOKENS[name]
-    with FakeTensorMode(), patch.object(decode.Graphs, "run", step):
+    with FakeTensorMode(), patch.object(cuda_graphs.Graphs, "run", step):
         with torch.device("meta"):
             model = Transformer(FAMILIES["grouped heads"])
         dtype = checkpoint.DTYPES[dtype]
@@ -206,7 +207,7 @@ def fake_steps(device: str, dtype: str, name: str) -> int:
         pool = patch.object(torch.cuda, "graph_pool_handle")
         ordinary = patch.object(OneKernel, "works", False)  # nothing is compiled for no GPU
         kernels = patch.object(FusedCache, "KERNELS", [SDPBackend.MATH])  # none is chosen for it
-        read = patch.object(decode.Places, "_read", stop)
+        read = patch.object(decode.Scheduler, "_read", stop)
         with pool, ordinary, kernels, read, without_graphs():
             try:
                 engine.rollout(engine.accelerate(model), form, kind, requests, Decoding(4), ahead=8)

@@ -311,7 +311,7 @@ class Run:
         """Test the best model, write RUN/summary.json, print the table before/after."""
         best = self.args.out / "best"
         if best.is_dir():
-            self.model.board = None  # the memory of its rollouts
+            self.model.slots = None  # the memory of its rollouts
             self.model = checkpoint.load_model(best, self.world.device, self.model.E.dtype)
             if not self.args.plain:
                 engine.accelerate(self.model)

@@ -93,8 +93,8 @@ def test_passes_are_counted(monkeypatch):
     """A position a pass here; in the loop the prefilled tokens go through in one."""
     work = bench.prepare(flags("--cot", "5", "--group", "3"))
     calls = []
-    feed = RowCache.feed
-    monkeypatch.setattr(RowCache, "feed", lambda *args: calls.append("ours") or feed(*args))
+    forward = RowCache.forward
+    monkeypatch.setattr(RowCache, "forward", lambda *x: calls.append("ours") or forward(*x))
     work.rollout(work.kind("soft"), 0)
     rival = rivals.Rivals(work, flags())
     rival.model.register_forward_pre_hook(lambda *_: calls.append("loop"))

@@ -13,7 +13,7 @@ from runs import ENVIRONMENT, ROOT
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from minisoft import engine
-from minisoft.engine import decode
+from minisoft.engine import decode, graphs
 from minisoft.lab import bench, gpu, gpu_engine, gpu_parts, gpu_runs, gpu_speed
 from minisoft.lab.gpu_parts import Report
 from minisoft.training.world import RankError
@@ -197,11 +197,11 @@ def test_memory_that_suffices_is_no_proof(monkeypatch):
 
 
 def test_switching_graphs_off_and_on_again(monkeypatch):
-    monkeypatch.setattr(decode, "GRAPHS", True)
+    monkeypatch.setattr(graphs, "USED", True)
     with pytest.raises(KeyError), gpu_engine.without_graphs():
-        assert decode.GRAPHS is False
+        assert graphs.USED is False
         raise KeyError
-    assert decode.GRAPHS is True
+    assert graphs.USED is True
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ RECORDED = ("ids", "role", "actions", "log_prob", "measures")  # of every positi
 class Request:
     """Roll out the samples numbered `samples` of one problem.
 
-    key: (seed, step, problem), which with the sample number decides every draw.
+    key: such as (seed, step, problem); with the sample number it decides every draw.
     """
 
     prompt: list[int]

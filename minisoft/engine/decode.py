@@ -166,9 +166,8 @@ class Scheduler:
         for i in sorted(requests):
             alike.setdefault(RowCache.round_up(len(self.requests[i].prompt)), []).append(i)
         for length, numbers in alike.items():
-            most = max(1, PROMPTS_AT_ONCE // length)
-            for first in range(0, len(numbers), most):
-                self._run_alike(numbers[first : first + most], length)
+            for some in torch.tensor(numbers).split(max(1, PROMPTS_AT_ONCE // length)):
+                self._run_alike(some.tolist(), length)
 
     def _run_alike(self, requests: list[int], length: int) -> None:
         """Prompts padded to one length, together."""

@@ -136,7 +136,7 @@ def read_flags(argv=None) -> argparse.Namespace:
             parser.error(f"--{name}: expected each once, found {' '.join(map(str, given))}")
     if args.show is not None:
         args.out = args.out or Path(f"show-{args.show}.png")
-    args.settings = evaluation.read_settings(args.settings)
+    args.settings = evaluation.read_settings(args.settings, KINDS)
     args.tau = dict(read_tau(text) for text in args.tau)
     return args
 

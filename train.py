@@ -105,7 +105,7 @@ FLAGS = {  # group -> flag -> (default, help, how argparse reads it)
         "--tokens": (
             "soft",
             "kind of CoT token: the paper's hard, soft, fuzzy; multiplex (arXiv 2601.08808), "
-            "gumbel (SofT-GRPO, arXiv 2511.06411), covariance (minisoft/followups.py)",
+            "gumbel (SofT-GRPO, arXiv 2511.06411), covariance (minisoft/kinds/)",
             {"choices": KINDS},
         ),
         "--tau": (

@@ -1,9 +1,9 @@
 """minisoft: train Llama and Qwen models to reason in soft tokens (arXiv 2509.19170).
 
 The files of this folder are the paper ("Soft Tokens, Hard Truths"), in reading order: data, model,
-draws, soft, rollout, reward, reinforce, evaluation; beside them are other papers' kinds of token,
-in the same frame (followups), and the names of all kinds (kinds).  The folders are what is only
-faster (engine), read and written (io), decided (verifier), run (training) or measured (lab).
+draws, soft, rollout, reward, reinforce, evaluation.  The folders are other kinds of token in the
+same frame, and the names of all (kinds), and what is only faster (engine), read and written (io),
+decided (verifier), run (training) or measured (lab).
 """
 
 import os

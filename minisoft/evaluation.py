@@ -1,4 +1,4 @@
-"""The six inference settings, pass@k with intervals, entropy by position (section 4).
+"""The six inference settings, pass@k with intervals, entropy by position; multiple choice.
 
 Dimensions: P problems, m numbers of each, n rows of one problem.
 """
@@ -9,11 +9,11 @@ from math import comb
 
 import torch
 
-from minisoft.data import Format, Problem
-from minisoft.errors import InputError
-from minisoft.kinds import KINDS, PAPER
+from minisoft.data import Choice, Format, Problem
+from minisoft.errors import expect
 from minisoft.reward import BOXED, RIGHT
 from minisoft.rollout import ANSWER, COT, Rollout
+from minisoft.soft import PAPER, Categorical
 
 RESAMPLES = 2000  # of the bootstrap
 SOFT = 1.5  # effective support from which on a position is called soft
@@ -28,16 +28,13 @@ class Setting:
     greedy: bool
 
     @classmethod
-    def parse(cls, text: str) -> "Setting":
-        """ "soft-greedy" or "soft-sample", of any kind.  Raises InputError for another text."""
-        kind, _, how = text.strip().rpartition("-")
-        if kind not in KINDS or how not in ("greedy", "sample"):
-            names = ", ".join(KINDS)
-            raise InputError(
-                f"settings: expected all, or KIND-greedy or KIND-sample with KIND one of {names}, "
-                f"found {text!r}"
-            )
-        return cls(kind, how == "greedy")
+    def parse(cls, text: str, kinds) -> "Setting":
+        """ "soft-greedy" or "soft-sample", of one of the kinds.  Raises InputError for another."""
+        kind, _, end = text.strip().rpartition("-")
+        names = ", ".join(kinds)
+        expected = f"all, or KIND-greedy or KIND-sample with KIND one of {names}"
+        expect(kind in kinds and end in ("greedy", "sample"), "settings", expected, text)
+        return cls(kind, end == "greedy")
 
     def __str__(self) -> str:
         return f"{self.kind}-{'greedy' if self.greedy else 'sample'}"
@@ -46,10 +43,11 @@ class Setting:
 SETTINGS = tuple(str(Setting(kind, greedy)) for kind in PAPER for greedy in (True, False))
 
 
-def read_settings(text: str) -> list[Setting]:
-    """ "all", the paper's six, or a comma-separated choice.  Raises InputError for another name."""
+def read_settings(text: str, kinds) -> list[Setting]:
+    """ "all", the paper's six, or a comma-separated choice of settings of these kinds.  Raises
+    InputError for another name."""
     names = SETTINGS if text == "all" else text.split(",")
-    return list(dict.fromkeys(Setting.parse(name) for name in names))
+    return list(dict.fromkeys(Setting.parse(name, kinds) for name in names))
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -78,7 +76,7 @@ def intervals(values: list[list[float]]) -> list[list[float]]:
 
 def describe(form: Format, rollout: Rollout, number: int, problem: Problem, verifier) -> list[dict]:
     """The rows of a Rollout as readable, scored dicts; entropies in nats, by CoT position; what its
-    CoT fed, as means over positions (`soft.softness`)."""
+    CoT fed, as means over positions (`soft.measure`)."""
     rollout = rollout.on_host()  # a GPU would be asked thousands of times
     rows = range(len(rollout.samples))
     answers = [rollout.tokens(row, ANSWER) for row in rows]
@@ -87,8 +85,8 @@ def describe(form: Format, rollout: Rollout, number: int, problem: Problem, veri
     generations = []
     for row in rows:
         cot = rollout.tokens(row, COT)
-        entropies = [round(e, 4) for e in rollout.entropy[row, : len(cot)].tolist()]
-        support, largest = rollout.softness[row, : len(cot)].double().T  # each (C,)
+        entropies, support, largest = rollout.measures[row, : len(cot)].double().T  # each (C,)
+        entropies = [round(e, 4) for e in entropies.tolist()]
         generations.append(
             {
                 "problem": number,
@@ -141,8 +139,59 @@ def _mean(values) -> float:
     return sum(values) / len(values)
 
 
+def encode_choice(tokenizer, number: int, choice: Choice) -> tuple[list[int], list[list[int]]]:
+    """The tokens of the context alone, its spaces at the end left to the options, and of context +
+    " " + option for each option; with BOS where the tokenizer adds one.  Raises InputError for a
+    context or an option without tokens."""
+    context = tokenizer.encode(choice.context.rstrip())
+    options = [tokenizer.encode(f"{choice.context} {option}") for option in choice.options]
+    expected = "a context and options of at least one token each"
+    texts = (choice.context, *choice.options)
+    expect(context and min(map(len, options)) > 1, f"problem {number}", expected, texts)
+    return context, options
+
+
+@torch.no_grad()
+def score_choice(model, tokenizer, number: int, choice: Choice) -> dict:
+    """The record of a question, each option scored alone as the continuation of its context.
+
+    Scored are the tokens of context + " " + option beyond as many as the context has alone, but at
+    least the last: tokens and normalisation are those of lm-evaluation-harness.
+    """
+    context, options = encode_choice(tokenizer, number, choice)
+    scores, likeliest = [], []
+    for tokens in options:
+        start = min(len(context), len(tokens) - 1)
+        ids = torch.tensor(tokens, device=model.E.device)
+        hidden = model(model.embed(ids[None, :-1]))[0, start - 1 :]  # predicts the scored tokens
+        logits = model.logits(hidden)  # (S, V)
+        scores.append(Categorical(logits).log_prob(ids[start:]).tolist())
+        likeliest.append((logits.argmax(-1) == ids[start:]).tolist())
+    return describe_choice(number, choice, scores, likeliest)
+
+
+def describe_choice(number: int, choice: Choice, scores: list, likeliest: list) -> dict:
+    """For each option the log-probabilities of its tokens, and whether each is the most likely ->
+    a record: `log_probs`, in nats, `greedy`, whether greedy decoding would have written it, and
+    `tokens` of each option; the option `picked` by log-probability, and `picked_norm` by
+    log-probability per character of its text (the harness's acc_norm); `answer`, the right option;
+    `nll` of it, nats per token."""
+    sums = [sum(option) for option in scores]  # float64
+    per_character = [total / len(text) for total, text in zip(sums, choice.options, strict=True)]
+    return {
+        "problem": number,
+        "log_probs": sums,
+        "greedy": [all(option) for option in likeliest],
+        "tokens": [len(option) for option in scores],
+        "picked": sums.index(max(sums)),
+        "picked_norm": per_character.index(max(per_character)),
+        "answer": choice.answer,
+        "nll": -sums[choice.answer] / len(scores[choice.answer]),
+    }
+
+
 def summarize_choices(records: list[dict]) -> dict:
-    """Records of `minisoft.engine.choices.score` -> accuracy, accuracy_norm (fractions) and NLL of
+    """Records of `score_choice` -> accuracy, accuracy_norm (fractions) and NLL of
     the right option (nats a token), with 95 % intervals over questions."""
     columns = {
         "accuracy": [r["picked"] == r["answer"] for r in records],

@@ -1,7 +1,7 @@
 """REINFORCE with a leave-one-out baseline over recorded rollouts (section 3, appendix A).
 
-Here stand the definitions: eq. 14 written out, differentiated by autograd (where a CoT has noise by
-the gradient of its kind's `score`, see `soft.Gaussian`), every row's whole text in one pass.
+Here stand the definitions: eq. 14 written out, every row's whole text in one pass, differentiated
+by autograd, where a CoT action's term has the gradient of its kind's `score` (`soft.Gaussian`).
 `minisoft.engine.replay` gives the same gradient with less memory and time, by `score_actions` too.
 Dimensions: B problems, G samples of each, n rows of one problem, S positions after the prompt,
 P positions of the prompt, d width.
@@ -55,8 +55,8 @@ def encodings(model, kind, rollout: Rollout) -> torch.Tensor:
 
 
 def log_prob(model, kind, rollout: Rollout) -> torch.Tensor:
-    """Log-probability (n, S) of every recorded action, float64; 0 where a position is none.  Its
-    gradient is not that of the value where a kind's `score` has another (`soft.Gaussian.score`)."""
+    """Log-probability (n, S) of every recorded action, float64, with the gradient of
+    `score_actions`; 0 where a position is none."""
     hidden = encodings(model, kind, rollout)
     scores = torch.zeros(rollout.ids.shape, dtype=torch.float64, device=hidden.device)
     for role in (COT, ANSWER):

@@ -1,16 +1,14 @@
-"""The kinds of chain-of-thought (CoT) token (section 3, eqs. 3-6, 9-10; appendix F.2).
+"""The paper's three kinds of chain-of-thought (CoT) token (section 3, eqs. 3-6, 9-10).
 
 A kind is a *distribution over actions* and a map `embed` from an action to the next input:
 
-    kind                         distribution at a CoT step, z = hL W_d  embed(action)
-    hard                         Categorical(softmax(z / tau))           E[action]
-    soft, fuzzy                  Normal(softmax(z / tau) E, sigma)       action
-      noise on the hidden layer  Normal(hL, sigma)                       softmax(action W_d / tau) E
-      noise on (top-k) logits    Normal(z, or its k best, sigma)         softmax(action / tau) E
+    kind          distribution at a CoT step, z = hL W_d  embed(action)
+    hard          Categorical(softmax(z / tau))           E[action]
+    soft, fuzzy   Normal(softmax(z / tau) E, sigma)       action
 
 Rollout draws an action and embeds it, greedy inference takes the mode, training takes the
 log-probability of the recorded actions, with the gradient of `score`: the same code for every kind.
-`minisoft.kinds` has their names, and those of other papers' kinds (`minisoft.followups`).
+`minisoft.kinds` has their names, the noise of appendix F.2, and other papers' kinds.
 Shapes: ... leading dimensions (rows, or rows x positions), V vocabulary, d width of E.
 """
 
@@ -22,6 +20,8 @@ import torch.nn.functional as F
 from minisoft.draws import Draws
 
 GAMMA = 0.33  # section 4: sigma = GAMMA * rms(E)
+PAPER = ("hard", "soft", "fuzzy")  # the paper's kinds, whatever else there is
+MEASURES = ("entropy", "support", "largest_weight")  # of a CoT position, see `measure`
 
 
 class Distribution:
@@ -103,34 +103,6 @@ class Gaussian(Distribution):
         return with_gradient(self.log_prob(action), epsilon / self.sigma, self.mean)
 
 
-@dataclass(frozen=True)
-class TopGaussian(Gaussian):
-    """Normal(mean, sigma^2) on the `top` largest numbers of the mean (..., n), the others -inf; an
-    action is what `sparse` makes of them."""
-
-    top: int = 1
-
-    def sample(self, draws: Draws) -> torch.Tensor:
-        best = self.mean.topk(self.top).indices
-        noise = draws.normal(self.mean.shape[-1]).gather(-1, best)
-        return sparse(best, self.mean.gather(-1, best) + self.sigma * noise)
-
-    def mode(self) -> torch.Tensor:
-        values, best = self.mean.topk(self.top)
-        return sparse(best, values)
-
-    def log_prob(self, action: torch.Tensor) -> torch.Tensor:
-        """Of the recorded numbers: which are the `top` largest is part of the action."""
-        ids, values = of_sparse(action)
-        return Gaussian(self.mean.gather(-1, ids), self.sigma).log_prob(values)
-
-    def score(self, action: torch.Tensor, draws: Draws) -> torch.Tensor:
-        ids, _ = of_sparse(action)
-        epsilon = draws.normal(self.mean.shape[-1]).gather(-1, ids)
-        mean = self.mean.gather(-1, ids)
-        return with_gradient(self.log_prob(action), epsilon / self.sigma, mean)
-
-
 def draw(logits: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """Token ids (N, k) from softmax(logits), logits (N, V), by inverting the cumulative
     distribution at uniform numbers (N, k)."""
@@ -146,31 +118,14 @@ def with_gradient(value, factor: torch.Tensor, of: torch.Tensor) -> torch.Tensor
     return value.detach() + (learns - learns.detach())
 
 
-def sparse(ids: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """k token ids (..., k), exact in float32 below 2^24, and a number of each -> (..., k, 2)."""
-    return torch.stack((ids.float(), values), dim=-1)
-
-
-def of_sparse(action: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The ids and the numbers, each (..., k)."""
-    return action[..., 0].long(), action[..., 1]
-
-
 def mixture(model, logits: torch.Tensor, tau: float) -> torch.Tensor:
     """logits (..., V) -> softmax(logits / tau) E, (..., d) float32."""
     p = F.softmax(logits / tau, dim=-1)  # (..., V), eq. 3
     return model.mix(p)  # (..., d), eq. 5
 
 
-def mix_sparse(model, action: torch.Tensor, tau: float) -> torch.Tensor:
-    """Numbers of k tokens, as `sparse` has them -> softmax(numbers / tau) E, (..., d) float32."""
-    ids, values = of_sparse(action)
-    p = F.softmax(values / tau, dim=-1)  # (..., k)
-    return torch.einsum("...k,...kd->...d", p, model.embed(ids).float())
-
-
 class Kind:
-    """What a kind of token is: called with (tau, sigma), it says what may be done at a CoT step.
+    """What a kind of token may do at a CoT step; a frozen dataclass with at least the field tau.
 
     mixes: whether it multiplies by all of E, which costs memory and time.
     """
@@ -199,10 +154,9 @@ class Kind:
 
 @dataclass(frozen=True)
 class Hard(Kind):
-    """Ordinary sampled tokens; an action is a token id.  There is no noise: sigma is ignored."""
+    """Ordinary sampled tokens; an action is a token id."""
 
     tau: float
-    sigma: float | None = None
     mixes = False
 
     def distribution(self, model, hidden: torch.Tensor, logits: torch.Tensor) -> Categorical:
@@ -232,74 +186,12 @@ class Mixture(Kind):
         return action.to(model.E.dtype)
 
 
-@dataclass(frozen=True)
-class HiddenNoise(Mixture):
-    """Noise on the final hidden layer (appendix F.2); an action is a noisy encoding hL (d,)."""
-
-    def distribution(self, model, hidden: torch.Tensor, logits: torch.Tensor) -> Gaussian:
-        return Gaussian(hidden.float(), self.sigma)
-
-    def embed(self, model, action: torch.Tensor) -> torch.Tensor:
-        return mixture(model, model.logits(action), self.tau).to(model.E.dtype)
-
-    def weights(self, model, action: torch.Tensor, logits: torch.Tensor) -> tuple:
-        return F.softmax(model.logits(action) / self.tau, dim=-1), None
-
-    def shadow(self, model, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        return model.logits(action).argmax(-1)
-
-
-@dataclass(frozen=True)
-class LogitNoise(Mixture):
-    """Noise on the logits (appendix F.2); an action is V noisy logits."""
-
-    def distribution(self, model, hidden: torch.Tensor, logits: torch.Tensor) -> Gaussian:
-        return Gaussian(logits, self.sigma)
-
-    def embed(self, model, action: torch.Tensor) -> torch.Tensor:
-        return mixture(model, action, self.tau).to(model.E.dtype)
-
-    def weights(self, model, action: torch.Tensor, logits: torch.Tensor) -> tuple:
-        return F.softmax(action / self.tau, dim=-1), None
-
-    def shadow(self, model, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        return action.argmax(-1)
-
-
-class Sparse(Kind):
-    """Kinds whose action is a number for each of k tokens, (k, 2) as `sparse` has them, and whose
-    input is softmax(numbers / tau) E."""
-
-    mixes = False
-
-    def embed(self, model, action: torch.Tensor) -> torch.Tensor:
-        return mix_sparse(model, action, self.tau).to(model.E.dtype)
-
-    def weights(self, model, action: torch.Tensor, logits: torch.Tensor) -> tuple:
-        ids, values = of_sparse(action)
-        return F.softmax(values / self.tau, dim=-1), ids
-
-    def shadow(self, model, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        ids, values = of_sparse(action)
-        return ids.gather(-1, values.argmax(-1, keepdim=True))[..., 0]
-
-
-@dataclass(frozen=True)
-class TopLogitNoise(Sparse):
-    """Noise on the `top` best logits, the rest -inf (appendix F.2)."""
-
-    tau: float
-    sigma: float
-    top: int
-
-    def distribution(self, model, hidden: torch.Tensor, logits: torch.Tensor) -> TopGaussian:
-        return TopGaussian(logits, self.sigma, self.top)
-
-
-def softness(weights: torch.Tensor) -> torch.Tensor:
-    """Weights (..., m) of a mixture -> how many tokens it carries (..., 2): its effective support
-    1 / sum p^2, 1 for one token, and its largest weight."""
-    return torch.stack((1 / weights.square().sum(-1), weights.amax(-1)), dim=-1)
+def measure(logits: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """MEASURES (..., 3) of CoT positions: `entropy` of the logits (..., V); how many tokens the
+    mixture with weights (..., m) carries, its effective support 1 / sum p^2, which is 1 for one
+    token; and its largest weight."""
+    support = 1 / weights.square().sum(-1)
+    return torch.stack((entropy(logits), support, weights.amax(-1)), dim=-1)
 
 
 def rms(x: torch.Tensor) -> float:

@@ -13,15 +13,15 @@ V, D = 12, 16
 PROMPT = [1, 2, 3, 4]
 ROLES = [COT, COT, COT, FORCED, ANSWER]
 KINDS = {
-    "hard": make_kind("hard", 0.2),
+    "hard": make_kind("hard"),
     "soft": make_kind("soft", 0.2),
     "fuzzy": make_kind("fuzzy", 0.2),
     "hidden": make_kind("soft", 0.2, noise="hidden"),
     "logits": make_kind("soft", 0.2, noise="logits"),
     "top-k": make_kind("soft", 0.2, noise="logits", top_k=3),
-    "multiplex": make_kind("multiplex", 0.2),
-    "covariance": make_kind("covariance", 0.2),
-    "gumbel": make_kind("gumbel", 0.2),
+    "multiplex": make_kind("multiplex"),
+    "covariance": make_kind("covariance"),
+    "gumbel": make_kind("gumbel"),
 }
 CONFIG = {
     "model_type": "llama",
@@ -32,6 +32,33 @@ CONFIG = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+
+
+class Embedding:
+    """The part of a model that a kind needs."""
+
+    def __init__(self, V=11, d=6, seed=0):
+        self.E = torch.randn(V, d, generator=torch.Generator().manual_seed(seed))
+
+    def mix(self, p):
+        return p @ self.E
+
+    def embed(self, ids):
+        return self.E[ids]
+
+
+class Fixed:
+    """Draws that a test gives."""
+
+    def __init__(self, noise):
+        self.noise = noise
+
+    def uniform(self):
+        return self.noise
+
+    def normal(self, n):
+        assert self.noise.shape[-1] == n
+        return self.noise
 
 
 def small_model(tied=True, scale=0.35):
@@ -70,14 +97,13 @@ def unroll(model, kind, n, generator):
     return Rollout(
         PROMPT,
         range(n),
-        torch.stack(ids, 1),
-        torch.tensor(ROLES, dtype=torch.int8).expand(n, -1).clone(),
-        torch.stack(actions, 1).detach(),
-        torch.stack(scores, 1).detach(),
-        torch.zeros(n, len(ROLES)),
-        torch.zeros(n, dtype=torch.bool),
         keys,
-        torch.zeros(n, len(ROLES), 2),
+        truncated=torch.zeros(n, dtype=torch.bool),
+        ids=torch.stack(ids, 1),
+        role=torch.tensor(ROLES, dtype=torch.int8).expand(n, -1).clone(),
+        actions=torch.stack(actions, 1).detach(),
+        log_prob=torch.stack(scores, 1).detach(),
+        measures=torch.zeros(n, len(ROLES), 3),
     )
 
 

@@ -373,6 +373,17 @@ def test_plain_gives_the_generations_of_the_engine(tmp_path):
         assert a["entropies"] == pytest.approx(b["entropies"], abs=2e-4)  # rounded to 1e-4
 
 
+def test_plain_scores_options_by_the_definition(tmp_path, choices_file, monkeypatch):
+    flags = ["--data", str(choices_file), "--limit", "4"]
+    _, fast = run(tmp_path / "fast.json", *flags)
+    monkeypatch.setattr(evaluate.choices, "score", None)  # the engine's is not called
+    _, plain = run(tmp_path / "plain.json", *flags, "--plain")
+    assert len(plain) == 4
+    for a, b in zip(fast, plain, strict=True):
+        assert a["log_probs"] == pytest.approx(b["log_probs"], abs=3e-4)
+        assert a["picked"] == b["picked"] and a["tokens"] == b["tokens"]
+
+
 def test_seed_decides(tmp_path):
     flags = ["--settings", "soft-sample"]
     first, again, other = (

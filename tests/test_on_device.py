@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend
 
 import train
 from minisoft import data, engine, evaluation
-from minisoft.engine import decode
+from minisoft.engine import decode, graphs
 from minisoft.engine.cache import FusedCache
 from minisoft.engine.compiled import OneKernel
 from minisoft.io import WEIGHTS
@@ -155,7 +155,7 @@ def test_records_with_and_without_graphs(tiny, device, name, dtype, monkeypatch)
     with counting:
         first, again, often = roll(8), roll(8), roll(1)
         recorded = len(replays)
-        monkeypatch.setattr(decode, "GRAPHS", False)
+        monkeypatch.setattr(graphs, "USED", False)
         ordinary = roll(8)
     assert len(replays) == recorded and bool(recorded) == (device.type == "cuda")
     for one, *others, seldom in zip(first, again, ordinary, often):
@@ -257,16 +257,16 @@ def steps_on_fake_tensors(tiny, kind, dtype, monkeypatch):
     else a CPU's."""
     cuda, steps = torch.backends.cuda.is_built(), []
 
-    def step(self, graphs, shape, function):
+    def step(self, recorded, shape, function):
         steps.append(shape)
         function()
 
     def look(*_):
         raise HostReads
 
-    monkeypatch.setattr(decode.Graphs, "run", step)
-    monkeypatch.setattr(decode.Places, "_read", look)
-    monkeypatch.setattr(decode, "GRAPHS", False)
+    monkeypatch.setattr(graphs.Graphs, "run", step)
+    monkeypatch.setattr(decode.Scheduler, "_read", look)
+    monkeypatch.setattr(graphs, "USED", False)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     monkeypatch.setattr(OneKernel, "works", False)  # nothing is compiled for no GPU
     monkeypatch.setattr(FusedCache, "KERNELS", [SDPBackend.MATH])  # none is chosen for it

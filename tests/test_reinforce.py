@@ -10,13 +10,15 @@ from small import KINDS, PROMPT, ROLES, D, V, gradient, small_model, unroll
 
 from minisoft import engine, reinforce
 from minisoft.draws import Draws
-from minisoft.engine.replay import FusedPrompt
-from minisoft.followups import Gumbel, TokenGaussian
+from minisoft.engine.replay import ReplayPrompt
 from minisoft.kinds import make_kind
+from minisoft.kinds.covariance import TokenGaussian
+from minisoft.kinds.gumbel import Gumbel
+from minisoft.kinds.noise import TopGaussian
 from minisoft.model import Prompt
 from minisoft.reinforce import leave_one_out, log_prob, loss
 from minisoft.rollout import ANSWER, COT, PAD, Decoding
-from minisoft.soft import Categorical, Gaussian, TopGaussian
+from minisoft.soft import Categorical, Gaussian
 
 BY = pytest.mark.parametrize("by", [reinforce, engine], ids=["plain", "engine"])
 
@@ -127,7 +129,7 @@ def test_the_recorded_noise_learns_in_bfloat16_what_the_rollout_did(tiny, name, 
     for record in records:
         expected, found = parts(exact, record), parts(model, record)
         with monkeypatch.context() as patch:
-            patch.setattr(FusedPrompt, "__call__", Prompt.__call__)
+            patch.setattr(ReplayPrompt, "__call__", Prompt.__call__)
             in_16_bits = parts(model, record)[1]
             by_equation_10(patch)
             by_10 = parts(model, record)[1]
@@ -160,7 +162,7 @@ def test_rows_that_end_early_do_not_see_later_positions(model):
 
 @pytest.mark.parametrize("name", [name for name in KINDS if name not in ("fuzzy", "covariance")])
 def test_gradient_agrees_with_finite_differences(name):
-    """(Covariance's log_prob is not the function whose gradient it has: see test_followups.)"""
+    """(Covariance's log_prob is not the function whose gradient it has: see test_later_kinds.)"""
     model, kind = small_model(), KINDS[name]
     record = unroll(model, kind, 4, torch.Generator().manual_seed(6))
     advantages = torch.tensor([1.0, -1.0, 2.0, -2.0])

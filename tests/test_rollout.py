@@ -15,7 +15,7 @@ from minisoft.io import WEIGHTS
 from minisoft.io.tokenizer import Tokenizer
 from minisoft.kinds import make_kind
 from minisoft.model import Prompt
-from minisoft.rollout import ANSWER, COT, FORCED, PAD, Decoding, Request, Rollout, Row
+from minisoft.rollout import ANSWER, COT, FORCED, PAD, Decoding, Request, Rollout, Row, role_at
 
 WAYS = {"plain": rollout.rollout, "engine": engine.rollout}
 BY = pytest.mark.parametrize("roll", WAYS.values(), ids=WAYS)
@@ -122,7 +122,7 @@ def test_taken_actions_are_those_of_their_role_row_by_row():
     role = torch.tensor([[COT, COT, FORCED, ANSWER], [COT, FORCED, ANSWER, PAD]], dtype=torch.int8)
     ids, thoughts = torch.arange(8).view(2, 4), torch.arange(12.0).view(2, 2, 3)
     keys = torch.tensor([8, 9])
-    record = Rollout([0], range(2), ids, role, thoughts, None, None, None, keys, None)
+    record = Rollout([0], range(2), keys, None, ids, role, thoughts, None, None)
     assert torch.equal(
         record.taken(COT), torch.stack((thoughts[0, 0], thoughts[0, 1], thoughts[1, 0]))
     )
@@ -130,6 +130,26 @@ def test_taken_actions_are_those_of_their_role_row_by_row():
     assert record.draws(COT).keys.tolist() == [8, 8, 9]
     assert record.draws(COT).positions.tolist() == [0, 1, 0]
     assert record.tokens(0, COT) == [0, 1] and record.tokens(1, FORCED) == [5]
+
+
+def test_some_rows_of_a_rollout_are_a_rollout_of_their_length(rolled):
+    for record in rolled("soft"):
+        lengths = (record.role != PAD).sum(1)
+        rows = lengths.argsort()[[2, 0]]
+        part = record.select(rows)
+        assert part.ids.shape == (2, lengths[rows].max())
+        assert part.samples == [record.samples[row] for row in rows.tolist()]
+        for row, whole in enumerate(rows.tolist()):
+            assert same(row_of(part, row), row_of(record, whole))
+        assert torch.equal(part.keys, record.keys[rows])
+        assert torch.equal(part.truncated, record.truncated[rows])
+
+
+def test_the_role_of_a_position_is_the_same_for_numbers_and_tensors():
+    after_cot, prefilled = [-3, -1, 0, 1, 2, 3], [2, 2, 2, 2, 2, 0]
+    expected = [COT, COT, FORCED, FORCED, ANSWER, ANSWER]
+    assert [*map(role_at, after_cot, prefilled)] == expected
+    assert role_at(torch.tensor(after_cot), torch.tensor(prefilled)).tolist() == expected
 
 
 def test_a_row_counts_its_own_positions(tiny):
@@ -182,8 +202,8 @@ class Script:
             rows, T = x.shape[:2]
             position = torch.arange(T).expand(rows, T)
             return torch.stack((x[:, :1, 0].expand(rows, T), position), -1).float()
-        owner = torch.tensor([owner or 0 for owner in cache.owner])
-        return torch.stack((owner, cache.position + 1), -1).float()[:, None]
+        script = torch.tensor([number or 0 for number in cache.prompt_of])
+        return torch.stack((script, cache.position + 1), -1).float()[:, None]
 
     def logits(self, hidden):
         logits = torch.zeros(len(hidden), self.V)

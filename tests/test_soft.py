@@ -5,47 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from small import Embedding, Fixed
 
 from minisoft.errors import InputError
 from minisoft.kinds import PAPER, TAU, make_kind
-from minisoft.soft import (
-    Categorical,
-    TopGaussian,
-    entropy,
-    noise_scale,
-    of_sparse,
-    rms,
-    softness,
-    sparse,
-)
-
-
-class Embedding:
-    """The part of a model that soft.py needs."""
-
-    def __init__(self, V=11, d=6, seed=0):
-        self.E = torch.randn(V, d, generator=torch.Generator().manual_seed(seed))
-
-    def mix(self, p):
-        return p @ self.E
-
-    def embed(self, ids):
-        return self.E[ids]
-
-
-class Fixed:
-    """Draws that a test gives."""
-
-    def __init__(self, noise):
-        self.noise = noise
-
-    def uniform(self):
-        return self.noise
-
-    def normal(self, n):
-        assert self.noise.shape[-1] == n
-        return self.noise
-
+from minisoft.soft import Categorical, entropy, measure, noise_scale, rms
 
 HIDDEN = torch.zeros(4, 6)
 
@@ -103,7 +67,7 @@ def test_fuzzy_mode_is_the_hard_mode(logits):
     model = Embedding()
     mean = make_kind("fuzzy", sigma=1.0).distribution(model, HIDDEN, logits).mode()
     assert torch.equal(
-        mean, model.embed(make_kind("hard", 1.0).distribution(model, HIDDEN, logits).mode())
+        mean, model.embed(make_kind("hard").distribution(model, HIDDEN, logits).mode())
     )
 
 
@@ -118,54 +82,11 @@ def test_mixture_gradient_reaches_logits_and_E(logits):
     assert model.E.grad.abs().sum() > 0 and logits.grad.abs().sum() > 0
 
 
-def test_top_k_gaussian_moves_only_the_best_logits(logits):
-    """An action is the ids and values of three logits; their noise is that of those places."""
-    kind = make_kind("soft", 0.3, noise="logits", top_k=3)
-    distribution, noise = kind.distribution(Embedding(), HIDDEN, logits), torch.randn(4, 11)
-    action, best = distribution.sample(Fixed(noise)), logits.argsort(-1, descending=True)[:, :3]
-    ids, values = of_sparse(action)
-    assert action.shape == (4, 3, 2) and torch.equal(ids, best)
-    epsilon = noise.gather(-1, best)
-    torch.testing.assert_close(
-        (values - logits.gather(-1, ids)) / 0.3, epsilon, rtol=1e-4, atol=1e-5
-    )
-    expected = -0.5 * epsilon.double().square().sum(-1)
-    torch.testing.assert_close(distribution.log_prob(action), expected, rtol=1e-4, atol=1e-5)
-    others = TopGaussian(-logits, 0.3, 3)  # a mean whose three best are others has one all the same
-    assert others.log_prob(action).isfinite().all()
-    dense = torch.full_like(logits, -math.inf).scatter(-1, ids, values)
-    p = (dense / kind.tau).softmax(-1)
-    torch.testing.assert_close(kind.embed(Embedding(), action), p @ Embedding().E)
-    assert torch.equal(kind.shadow(None, action, logits), dense.argmax(-1)) and kind.tau == 1.0
-    weights, tokens = kind.weights(None, action, logits)
-    assert torch.equal(tokens, ids)
-    torch.testing.assert_close(torch.zeros(4, 11).scatter(-1, tokens, weights), p)
-
-
-def test_ids_of_the_largest_vocabularies_are_exact_in_an_action():
-    ids = torch.tensor([0, 128_255, 262_143, 2**24 - 1])
-    assert torch.equal(of_sparse(sparse(ids, torch.zeros(4)))[0], ids)
-
-
-def test_softness_counts_tokens():
+def test_what_is_measured_are_entropy_and_how_many_tokens_are_mixed(logits):
     even, one = torch.full((4,), 0.25), torch.tensor([0.0, 1.0, 0.0, 0.0])
-    assert softness(torch.stack((even, one))).tolist() == [[4.0, 0.25], [1.0, 1.0]]
-
-
-@pytest.mark.parametrize("noise", ["embedding", "hidden", "logits"])
-def test_greedy_mixtures_do_not_depend_on_where_the_noise_would_go(noise):
-    """Without noise every placement feeds softmax(z / tau) E."""
-    hidden = torch.randn(4, 6, generator=torch.Generator().manual_seed(4))
-    model = Embedding()
-    model.logits = lambda hidden: hidden @ model.E.T
-    kind = make_kind("soft", 0.3, noise=noise)
-    action = kind.distribution(model, hidden, model.logits(hidden)).mode()
-    torch.testing.assert_close(
-        kind.embed(model, action), (model.logits(hidden) / 0.5).softmax(-1) @ model.E
-    )
-    assert torch.equal(
-        kind.shadow(model, action, model.logits(hidden)), model.logits(hidden).argmax(-1)
-    )
+    entropies, support, largest = measure(logits[:2], torch.stack((even, one))).T
+    assert torch.equal(entropies, entropy(logits[:2]))
+    assert (support.tolist(), largest.tolist()) == ([4.0, 1.0], [0.25, 1.0])
 
 
 def test_noise_scales_are_the_sizes_of_what_gets_the_noise():
@@ -203,11 +124,3 @@ def test_paper_temperatures():
 def test_bad_kinds_are_refused(name, sigma, tau):
     with pytest.raises(InputError, match="expected"):
         make_kind(name, sigma, tau)
-
-
-@pytest.mark.parametrize(
-    "noise, top_k", [("answer", None), ("embedding", 5), ("hidden", 5), ("logits", 0)]
-)
-def test_bad_noise_is_refused(noise, top_k):
-    with pytest.raises(InputError, match="expected"):
-        make_kind("soft", 1.0, noise=noise, top_k=top_k)

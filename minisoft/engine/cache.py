@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minisoft.engine.fused import one_position, rotate_and_store
 from minisoft.engine.linear import is_packed
-from minisoft.model import Config, Prompt, rotate
+from minisoft.model import Config, Prompt
 
 
 class RowCache:
@@ -21,8 +21,8 @@ class RowCache:
     (an `attend` of `Transformer.forward`).
 
     A prompt's keys and values are stored and read once for all of its rows.  Rows come and go:
-    `add` a prompt, name each row's in `owner`, then `seat` them.  Before a step, `position` (N,)
-    holds the number of positions each row has taken, and `widen` has been told how far they reach.
+    `add` a prompt, name each row's in `prompt_of`, then `bind` them.  Before a step, `position`
+    (N,) holds the number of positions each row has, and `reserve` has made room for the longest.
     What a row computes does not depend on the other rows, bit for bit where a product of at least
     4 rows gives the same numbers whatever their count (as MKL's does in float32): hence BLOCK, and
     the smallest grid of 4.
@@ -40,12 +40,12 @@ class RowCache:
         # of each layer, (2, N, K, width, D): without gaps it is read three times as fast
         self.own = [torch.zeros(2, N, K, 0, D, device=device, dtype=dtype) for _ in range(L)]
         self.width = 0  # so many of the rows' own positions are read
-        self.prompt = torch.zeros(
-            L, 2, 0, K, 0, D, device=device, dtype=dtype
-        )  # (L, 2, P, K, C, D)
+        # (L, 2, P, K, C, D)
+        self.prompt = torch.zeros(L, 2, 0, K, 0, D, device=device, dtype=dtype)
         self.length: list[int] = []  # of each prompt, 0 where there is none
-        self.owner: list[int | None] = [None] * N  # the prompt of each row, None for an empty row
+        self.prompt_of: list[int | None] = [None] * N  # of each row, None for an empty row
         self.position = torch.zeros(N, dtype=torch.long, device=device)
+        self.rows = torch.arange(N, device=device)
 
     @classmethod
     def round_up(cls, n: int) -> int:
@@ -68,42 +68,42 @@ class RowCache:
 
     def clear(self) -> None:
         """No rows and no prompts."""
-        self.owner[:] = [None] * len(self.owner)
+        self.prompt_of[:] = [None] * len(self.prompt_of)
         self.length = [0] * len(self.length)
 
-    def drop(self, number: int) -> None:
+    def free(self, number: int) -> None:
         """Forget a prompt that no row continues any more."""
         self.length[number] = 0
 
-    def seat(self) -> None:
-        """Give every row a seat in a (P, R) grid; to be called when `owner` or a prompt changed."""
-        device, taken, seats = self.position.device, {}, []
-        for owner in self.owner:
-            seats.append(taken.get(owner, 0))
-            taken[owner] = seats[-1] + 1
-        taken.pop(None, None)
-        used = max(taken, default=0) + 1
-        R = max([*taken.values(), -(-4 // self.queries)])  # no product of less than 4 rows
-        row_of = [0] * (used * R)  # free seats compute row 0, for nobody
-        seat_of = [0] * len(self.owner)  # empty rows get somebody's
-        for row, (owner, seat) in enumerate(zip(self.owner, seats)):
-            if owner is not None:
-                seat_of[row] = owner * R + seat
-                row_of[seat_of[row]] = row
+    def bind(self) -> None:
+        """Group the rows by their prompts, in a grid (P, R) that may have gaps; to be called when
+        `prompt_of` or a prompt changed."""
+        device = self.position.device
+        rows_of: dict[int, list[int]] = {}
+        for row, prompt in enumerate(self.prompt_of):
+            if prompt is not None:
+                rows_of.setdefault(prompt, []).append(row)
+        used = max(rows_of, default=0) + 1
+        R = max([*map(len, rows_of.values()), -(-4 // self.queries)])  # products of 4 rows or more
+        row_at = [0] * (used * R)  # gaps compute row 0, for nobody
+        cell_of = [0] * len(self.prompt_of)  # empty rows get that of another
+        for prompt, rows in rows_of.items():
+            for cell, row in enumerate(rows, prompt * R):
+                row_at[cell], cell_of[row] = row, cell
         self.grid = used, R
-        self.to_grid = self.to_rows = None  # where the rows sit in their order, and no seat is free
-        if row_of != [*range(len(self.owner))]:
-            self.to_grid = torch.tensor(row_of, device=device)
-            self.to_rows = torch.tensor(seat_of, device=device)
-        starts = [0 if owner is None else self.length[owner] for owner in self.owner]
+        self.to_grid = self.to_rows = None  # where the rows are in this order, without a gap
+        if row_at != [*range(len(self.prompt_of))]:
+            self.to_grid = torch.tensor(row_at, device=device)
+            self.to_rows = torch.tensor(cell_of, device=device)
+        starts = [0 if prompt is None else self.length[prompt] for prompt in self.prompt_of]
         self.start = torch.tensor(starts, device=device)
         self.prompts = used  # that are read
         self.prompt_width = self.round_up(max(self.length[:used]))  # of the longest of them
         self.past_prompt = torch.arange(self.prompt_width, device=device) >= self.start[:, None]
 
-    def widen(self, reach: int) -> None:
-        """The next steps read and write the first `reach` positions of the rows' own."""
-        self.width = self.round_up(reach)
+    def reserve(self, positions: int) -> None:
+        """The next steps read and write so many of the rows' own positions."""
+        self.width = self.round_up(positions)
         more = self.width - self.own[0].shape[3]
         for layer, own in enumerate(self.own if more > 0 else []):
             self.own[layer] = F.pad(own, (0, 0, 0, more))  # 0: what is hidden must be finite
@@ -113,17 +113,22 @@ class RowCache:
         hidden = torch.cat((self.past_prompt, past_own), dim=1)  # (N, C + n)
         bias = torch.zeros(hidden.shape, dtype=self.prompt.dtype, device=x.device)
         self.bias = bias.masked_fill_(hidden, -math.inf)
-        self.rows = torch.arange(len(hidden), device=x.device)
+        self.at = self.position
         return (self.start + self.position)[:, None]  # (N, 1)
 
+    def stored(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows' own keys and values, (N, positions, K, D) each; this step's go `at` (N,)."""
+        keys, values = self.own[layer].transpose(2, 3)
+        return keys, values
+
     def __call__(self, layer: int, q, k, v) -> torch.Tensor:
-        self._store(layer, k, v)
+        for stored, x in zip(self.stored(layer), (k, v)):
+            stored[self.rows, self.at] = x[:, :, 0].to(stored.dtype)
         return self.attend(layer, q)
 
-    def _store(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
-        """Keys and values (N, K, 1, D) of this position take their place."""
-        for own, x in zip(self.own[layer], (k, v)):
-            own[self.rows, :, self.position] = x[:, :, 0].to(own.dtype)
+    def append(self, layer: int, heads: torch.Tensor, rope: tuple, norms: list) -> torch.Tensor:
+        """`rotate_and_store` of this position: heads (N, H + 2 K, 1, D) -> queries (N, H, 1, D)."""
+        return rotate_and_store(heads, rope, norms, *self.stored(layer), (self.rows, self.at))
 
     def attend(self, layer: int, q: torch.Tensor) -> torch.Tensor:
         """Queries (N, H, 1, D) -> (N, H, 1, D); keys and values of this position are in place."""
@@ -139,47 +144,34 @@ class RowCache:
         out = self._of_prompts(on_prompt, prompt_values) + on_own @ values
         return out.reshape(N, H, 1, D).to(dtype)
 
-    def enter(self, layer: int, heads: torch.Tensor, rope: tuple, norms: list) -> torch.Tensor:
-        """Queries, keys and values (N, H + 2 K, 1, D) of one layer -> the queries (N, H, 1, D),
-        rotated; keys and values take their place.  norms: see `rotate_and_store`."""
-        K = self.own[layer].shape[2]
-        turning, v = heads[:, :-K], heads[:, -K:]
-        if norms:
-            parts = turning.split((turning.shape[1] - K, K), dim=1)
-            parts = [F.rms_norm(x, w.shape, w, eps) for x, (w, eps) in zip(parts, norms)]
-            turning = torch.cat(parts, dim=1)
-        turning = rotate(turning, *rope)
-        self._store(layer, turning[:, -K:], v)
-        return turning[:, :-K]
-
-    def feed(self, model, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, model, x: torch.Tensor) -> torch.Tensor:
         """The next input (N, d) of every row -> its encoding hL (N, d)."""
         return one_position(model, x, self) if is_packed(model) else model(x[:, None], self)[:, 0]
 
     def _of_prompts(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Rows x (N, K, h, X) times the matrix of their prompt and head, y (P, K, X, Y) ->
         (N, K, h, Y)."""
-        seated = x if self.to_grid is None else x.index_select(0, self.to_grid)
-        grid = seated.unflatten(0, self.grid).transpose(1, 2)  # (P, K, R, h, X)
+        grouped = x if self.to_grid is None else x.index_select(0, self.to_grid)
+        grid = grouped.unflatten(0, self.grid).transpose(1, 2)  # (P, K, R, h, X)
         out = (grid.flatten(2, 3) @ y).view(*grid.shape[:-1], -1)  # (P, K, R, h, Y)
         out = out.transpose(1, 2).flatten(0, 1)
         return out if self.to_rows is None else out.index_select(0, self.to_rows)
 
-    def shrink(self) -> list[int] | None:
-        """Fewer rows where at least BLOCK are empty: the last rows move into the holes, so only as
+    def compact(self) -> list[int] | None:
+        """Fewer rows where at least BLOCK are empty: the last rows move into the gaps, so only as
         many are copied as must move.  Returns the old place of each row left, None if none went."""
-        there = [i for i, owner in enumerate(self.owner) if owner is not None]
+        there = [i for i, prompt in enumerate(self.prompt_of) if prompt is not None]
         N = self.round_up(len(there))
-        if N == len(self.owner):
+        if N == len(self.prompt_of):
             return None
-        holes = [i for i in range(N) if self.owner[i] is None]
+        gaps = [i for i in range(N) if self.prompt_of[i] is None]
         order = list(range(N))
-        for hole, row in zip(holes, [i for i in there if i >= N], strict=False):
-            order[hole] = row
+        for gap, row in zip(gaps, [i for i in there if i >= N], strict=False):
+            order[gap] = row
             for own in self.own:
-                own[:, hole] = own[:, row]
+                own[:, gap] = own[:, row]
         self.own, self.position = [own[:, :N] for own in self.own], self.position[order]
-        self.owner = [self.owner[i] for i in order]
+        self.prompt_of, self.rows = [self.prompt_of[i] for i in order], self.rows[:N]
         return order
 
 
@@ -202,13 +194,13 @@ class FusedCache(RowCache):
         self.position = torch.zeros(N, dtype=torch.long, device=device)
         self.start = torch.zeros(N, dtype=torch.long, device=device)
         self.rows = torch.arange(N, device=device)
-        self.owner: list[int | None] = [None] * N
+        self.prompt_of: list[int | None] = [None] * N
         self.numbers = count()
         self.clear()
 
     def clear(self) -> None:
-        self.owner[:] = [None] * len(self.owner)
-        self.seated = list(self.owner)  # whose prompt each row has
+        self.prompt_of[:] = [None] * len(self.prompt_of)
+        self.copied = list(self.prompt_of)  # whose prompt each row has
         self.recorded: dict[int, tuple[Prompt, int]] = {}
 
     def add(self, prompt: Prompt, length: int) -> int:
@@ -216,27 +208,27 @@ class FusedCache(RowCache):
         self.recorded[number] = prompt, length
         return number
 
-    def drop(self, number: int) -> None:
+    def free(self, number: int) -> None:
         del self.recorded[number]
 
-    def seat(self) -> None:
+    def bind(self) -> None:
         """Copy prompts to the rows that have new ones."""
         new: dict[int, list[int]] = {}
-        for row, (owner, seated) in enumerate(zip(self.owner, self.seated)):
-            if owner is not None and owner != seated:
-                new.setdefault(owner, []).append(row)
-                self.seated[row] = owner
-        for owner, rows in new.items():
-            prompt, length = self.recorded[owner]
+        for row, (prompt, copied) in enumerate(zip(self.prompt_of, self.copied)):
+            if prompt is not None and prompt != copied:
+                new.setdefault(prompt, []).append(row)
+                self.copied[row] = prompt
+        for number, rows in new.items():
+            prompt, length = self.recorded[number]
             rows = torch.tensor(rows, device=self.own.device)
             self.start[rows] = length
             for layer, of_layer in enumerate(zip(prompt.keys, prompt.values, strict=True)):
                 for own, x in zip(self.own[layer], of_layer):
                     own[rows, :length] = x[:, :, :length].transpose(1, 2)
 
-    def widen(self, reach: int) -> None:
+    def reserve(self, positions: int) -> None:
         longest = max((length for _, length in self.recorded.values()), default=0)
-        width = -(-(longest + reach) // self.WIDER) * self.WIDER
+        width = -(-(longest + positions) // self.WIDER) * self.WIDER
         self.width = min(width, self.own.shape[3])
 
     def positions(self, x: torch.Tensor) -> torch.Tensor:
@@ -246,9 +238,9 @@ class FusedCache(RowCache):
         self.bias = bias.masked_fill_(hidden, -math.inf)[:, None, None]  # (N, 1, 1, n)
         return self.at[:, None]
 
-    def _store(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
-        for own, x in zip(self.own[layer], (k, v)):
-            own[self.rows, self.at] = x[:, :, 0]
+    def stored(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = self.own[layer]
+        return keys, values
 
     def attend(self, layer: int, q: torch.Tensor) -> torch.Tensor:
         """q (N, H, 1, D) -> (N, H, 1, D), where the keys and values of this position are in place.
@@ -261,9 +253,5 @@ class FusedCache(RowCache):
         with sdpa_kernel(self.KERNELS, set_priority=True):
             return F.scaled_dot_product_attention(q, keys, values, bias, enable_gqa=True)
 
-    def enter(self, layer: int, heads: torch.Tensor, rope: tuple, norms: list) -> torch.Tensor:
-        place = self.rows, self.at
-        return rotate_and_store(heads, rope, norms, *self.own[layer], place)
-
-    def shrink(self) -> None:
-        """Never: a new shape is dear on a GPU, and empty rows are not."""
+    def compact(self) -> None:
+        """Never: a new shape is expensive on a GPU, and empty rows are not."""

@@ -1,8 +1,6 @@
-"""Multiple choice: the log-probability of every option, its context run once.
+"""Multiple choice as `minisoft.evaluation` defines it, every context run once.
 
-An option is scored as the continuation of its context; tokens and normalisation are those of
-lm-evaluation-harness.  All options of a question follow the same context, so a question is one
-row, a tree of depth one:
+All options of a question follow the same context, so a question is one row, a tree of depth one:
 
     inputs       context     | option 1             | option 2             | ... | padding
     sees         itself      | context and itself   | context and itself   |
@@ -20,7 +18,7 @@ import torch.nn.functional as F
 from minisoft.data import Choice
 from minisoft.engine.cache import RowCache
 from minisoft.engine.replay import LOGITS_AT_ONCE
-from minisoft.errors import InputError
+from minisoft.evaluation import describe_choice, encode_choice
 from minisoft.model import Causal, Transformer
 from minisoft.soft import Categorical
 
@@ -61,7 +59,7 @@ def score(
     model: Transformer, tokenizer, questions: list[tuple[int, Choice]], batch: int
 ) -> Iterator[tuple[int, dict]]:
     """Score (number, question) pairs, at most `batch` questions at once; yields (number, record)
-    as batches finish, longest questions first.  For the fields of a record see `describe`.
+    as batches finish, longest questions first: records of `evaluation.score_choice`.
 
     Only questions of equal padded length share a batch, so in float32 on CPU a record has the same
     bits whatever the batch and the other questions.  Raises InputError for a context without
@@ -74,19 +72,18 @@ def score(
     for _, same_length in sorted(of_length.items(), reverse=True):
         for first in range(0, len(same_length), batch):
             some = same_length[first : first + batch]
-            for question, scores, best in zip(some, *log_probs(model, some)):
-                yield question.number, describe(question, scores, best)
+            for question, scores, likeliest in zip(some, *log_probs(model, some)):
+                record = describe_choice(question.number, question.choice, scores, likeliest)
+                yield question.number, record
 
 
 def lay_out(tokenizer, number: int, choice: Choice) -> Question:
     """A question as one row.
 
-    Scored are the tokens of context + " " + option beyond as many as the context has alone (but at
-    least the last); where tokens differ before that, since they reach over the seam, options share
-    only the tokens up to there.  No option's last token is an input, since nothing is predicted
-    from it.
+    Where tokens differ before the context's end, since they reach over the seam, options share only
+    the tokens up to there.  No option's last token is an input: nothing is predicted from it.
     """
-    context, options = encode(tokenizer, number, choice)
+    context, options = encode_choice(tokenizer, number, choice)
     limit = min(len(context), *(len(tokens) - 1 for tokens in options))
     differ = [t for t in range(limit) if len({tokens[t] for tokens in options}) > 1]
     shared = differ[0] if differ else limit
@@ -108,19 +105,6 @@ def lay_out(tokenizer, number: int, choice: Choice) -> Question:
     return Question(number, choice, ids, branch, positions, places, targets)
 
 
-def encode(tokenizer, number: int, choice: Choice) -> tuple[list[int], list[list[int]]]:
-    """The tokens of the context alone, its spaces at the end left to the options, and of context +
-    " " + option for each option; with BOS where the tokenizer adds one."""
-    context = tokenizer.encode(choice.context.rstrip())
-    options = [tokenizer.encode(f"{choice.context} {option}") for option in choice.options]
-    if not context or min(map(len, options)) < 2:
-        raise InputError(
-            f"problem {number}: expected a context and options of at least one token each, "
-            f"found {choice.context!r:.60} and {choice.options!r:.60}"
-        )
-    return context, options
-
-
 @torch.no_grad()
 def log_probs(model: Transformer, questions: list[Question]) -> tuple[list, list]:
     """Questions of equal length -> for each of them and each option the log-probability of each of
@@ -136,8 +120,8 @@ def log_probs(model: Transformer, questions: list[Question]) -> tuple[list, list
             places += [q * T + place for place in option_places]
             targets += option_targets
     places, targets = torch.tensor(places, device=device), torch.tensor(targets, device=device)
-    scores, best = _token_scores(model, hidden, places, targets)
-    return _as_options(scores, questions), _as_options(best, questions)
+    scores, likeliest = _token_scores(model, hidden, places, targets)
+    return _as_options(scores, questions), _as_options(likeliest, questions)
 
 
 def _as_options(numbers: list, questions: list[Question]) -> list[list[list]]:
@@ -153,31 +137,9 @@ def _token_scores(model: Transformer, hidden, places, targets) -> tuple[list[flo
     S, block = len(targets), RowCache.BLOCK
     places, targets = F.pad(places, (0, -S % block)), F.pad(targets, (0, -S % block))
     chunk = max(LOGITS_AT_ONCE // model.config.vocab_size // block, 1) * block
-    scores, best = [], []
+    scores, likeliest = [], []
     for some, tokens in zip(places.split(chunk), targets.split(chunk)):
         logits = model.logits(hidden[some])
         scores += Categorical(logits).log_prob(tokens).tolist()
-        best += (logits.argmax(-1) == tokens).tolist()
-    return scores[:S], best[:S]
-
-
-def describe(question: Question, scores: list[list[float]], best: list[list[bool]]) -> dict:
-    """The log-probabilities of a question's tokens, and whether each is the most likely token ->
-    its record: `log_probs`, in nats, `greedy`, whether greedy decoding would have written it, and
-    `tokens` of each option; the option `picked` by log-probability, and `picked_norm` by
-    log-probability per character of its text (the harness's acc_norm); `answer`, the right option;
-    `nll` of it, nats per token."""
-    sums = [sum(option) for option in scores]  # float64
-    lengths = [len(text) for text in question.choice.options]
-    per_character = [total / length for total, length in zip(sums, lengths)]
-    answer = question.choice.answer
-    return {
-        "problem": question.number,
-        "log_probs": sums,
-        "greedy": [all(option) for option in best],
-        "tokens": [len(option) for option in scores],
-        "picked": sums.index(max(sums)),
-        "picked_norm": per_character.index(max(per_character)),
-        "answer": answer,
-        "nll": -sums[answer] / len(scores[answer]),
-    }
+        likeliest += (logits.argmax(-1) == tokens).tolist()
+    return scores[:S], likeliest[:S]

@@ -32,7 +32,7 @@ def swiglu(gate_and_up):
 @OneKernel
 def rotate_and_store(heads, rope, norms, keys, values, place) -> torch.Tensor:
     """Queries, keys and values, heads (N, H + 2 K, 1, D) -> the queries (N, H, 1, D), rotated; keys
-    and values go to their place in a layer's own, each (N, length, K, D).
+    (rotated) and values go to their place in those stored, each (N, positions, K, D).
 
     norms: (weight, eps) of queries and of keys, where a model has them.
     """
@@ -40,12 +40,12 @@ def rotate_and_store(heads, rope, norms, keys, values, place) -> torch.Tensor:
     q, k, v = heads[:, : -2 * K], heads[:, -2 * K : -K], heads[:, -K:]
     if norms:
         q, k = (F.rms_norm(x, w.shape, w, eps) for x, (w, eps) in zip((q, k), norms))
-    keys[place] = rotate(k, *rope)[:, :, 0]
-    values[place] = v[:, :, 0]
+    keys[place] = rotate(k, *rope)[:, :, 0].to(keys.dtype)
+    values[place] = v[:, :, 0].to(values.dtype)
     return rotate(q, *rope)
 
 
-entropy = OneKernel(soft.entropy)
+measure = OneKernel(soft.measure)
 
 
 def one_position(model, x: torch.Tensor, cache) -> torch.Tensor:
@@ -61,7 +61,7 @@ def one_position(model, x: torch.Tensor, cache) -> torch.Tensor:
         heads = product(normed, attention.matrix, attention.bias).view(N, 1, -1, D).transpose(1, 2)
         of_heads = (attention.q_norm, attention.k_norm) if model.config.qk_norm else ()
         of_heads = [(norm.weight, norm.eps) for norm in of_heads]
-        q = cache.enter(number, heads, rope, of_heads)
+        q = cache.append(number, heads, rope, of_heads)
         out = attention.o_proj(cache.attend(number, q).reshape(N, 1, -1))
         x, normed = add_and_norm(x, out, norm.weight, norm.eps)
         out = mlp.down_proj(swiglu(product(normed, mlp.matrix, mlp.bias)))

@@ -14,6 +14,7 @@ Dimensions: n rows of one problem, m of them at once, S positions after the prom
 
 import warnings
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ from minisoft.reinforce import Mismatch, score_actions
 from minisoft.rollout import ANSWER, COT, PAD, Rollout
 
 LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB of float32 logits, whatever V
-ON_GPU = 8  # times as many on a GPU, where each chunk's gradient of E and W_d is dear
+ON_GPU = 8  # times as many on a GPU, where each chunk's gradient of E and W_d is expensive
 
 
 def backward(
@@ -45,79 +46,67 @@ def backward(
     terms: the roles whose log-probabilities count in the loss.
     """
     mismatch = Mismatch()
+    replay = Replay(model, kind, micro_batch, terms)
     with reproducible(model.E.device):
         for rollout, of_problem in zip(rollouts, advantages, strict=True):
             weights = -scale * of_problem.to(model.E.device).float()  # (n,), eq. 14
-            Replay(model, kind, rollout, terms).backward(weights, micro_batch, mismatch)
+            replay.backward(rollout, weights, mismatch)
     if not mismatch.tokens:
-        Replay(model, kind, rollouts[0], terms).measure(mismatch)
+        replay.measure(rollouts[0], mismatch)
     return mismatch
 
 
+@dataclass(frozen=True)
 class Replay:
-    """The recorded rows of one problem, on their way through the model once more."""
+    """The recorded rows of a problem, run through the model once more; see `backward`."""
 
-    def __init__(self, model: Transformer, kind, rollout: Rollout, terms: tuple[int, ...]):
-        self.model, self.kind, self.rollout, self.terms = model, kind, rollout, terms
+    model: Transformer
+    kind: object
+    micro_batch: int
+    terms: tuple[int, ...]
 
-    def backward(self, weights: torch.Tensor, micro_batch: int, mismatch: Mismatch) -> None:
+    def backward(self, rollout: Rollout, weights: torch.Tensor, mismatch: Mismatch) -> None:
         """Differentiate  sum_g weights_g ell_g, the rows of weight 0 left out."""
         rows = weights.nonzero()[:, 0]
         if not len(rows):
             return
-        last, prompt = self._prompt()
-        leaf_last = last.detach().requires_grad_()
-        leaf_prompt = FusedPrompt(
-            *(tuple(x.detach().requires_grad_() for x in part) for part in prompt)
-        )
-        lengths = (self.rollout.role[rows] != PAD).sum(1)
-        for some in rows[lengths.argsort(descending=True)].split(micro_batch):  # of similar length
-            hidden = self.encodings(some, leaf_prompt, leaf_last)  # (m, S, d)
+        last, keys, values = self._prompt(rollout)
+        leaf_last, *leaves = (x.detach().requires_grad_() for x in (last, *keys, *values))
+        leaf_prompt = ReplayPrompt(leaves[: len(keys)], leaves[len(keys) :])
+        lengths = (rollout.role[rows] != PAD).sum(1)
+        for some in rows[lengths.argsort(descending=True)].split(self.micro_batch):  # alike
+            part = rollout.select(some)
+            hidden = self._encodings(part, leaf_prompt, leaf_last)  # (m, S, d)
             leaf = hidden.detach().requires_grad_()
-            mismatch.add(*self._scores(some, leaf, weights))  # (3)
+            replayed = self._log_probs(part, leaf, weights[some])  # (3)
+            mismatch.add(replayed, part.log_prob, part.role)
             if leaf.grad is not None:
                 hidden.backward(leaf.grad)  # (2)
-        leaves = [leaf_last, *leaf_prompt.keys, *leaf_prompt.values]
-        outputs = [last, *prompt[0], *prompt[1]]
-        used = [
-            (out, leaf.grad)
-            for out, leaf in zip(outputs, leaves, strict=True)
-            if leaf.grad is not None
-        ]
-        torch.autograd.backward([out for out, _ in used], [grad for _, grad in used])  # (1)
+        pairs = zip((last, *keys, *values), (leaf_last, *leaves), strict=True)
+        used = [(out, leaf.grad) for out, leaf in pairs if leaf.grad is not None]
+        torch.autograd.backward(*zip(*used))  # (1)
 
     @torch.no_grad()
-    def measure(self, mismatch: Mismatch) -> None:
+    def measure(self, rollout: Rollout, mismatch: Mismatch) -> None:
         """The replay mismatch of all rows, without a gradient."""
-        last, prompt = self._prompt()
-        rows = torch.arange(len(self.rollout.ids), device=self.model.E.device)
-        hidden = self.encodings(rows, FusedPrompt(*prompt), last)
-        mismatch.add(*self._scores(rows, hidden))
+        last, keys, values = self._prompt(rollout)
+        hidden = self._encodings(rollout, ReplayPrompt(keys, values), last)
+        mismatch.add(self._log_probs(rollout, hidden), rollout.log_prob, rollout.role)
 
-    def _prompt(self) -> tuple[torch.Tensor, tuple]:
-        """(encoding of the prompt's last position (1, d), (keys, values) of each layer)."""
-        ids = torch.tensor([self.rollout.prompt], device=self.model.E.device)
+    def _prompt(self, rollout: Rollout) -> tuple:
+        """The prompt's last encoding (1, d), and its keys and values of each layer."""
+        ids = torch.tensor([rollout.prompt], device=self.model.E.device)
         hidden, prompt = self.model.prefill(ids)
-        return hidden[:, -1], (prompt.keys, prompt.values)
+        return hidden[:, -1], prompt.keys, prompt.values
 
-    def encodings(self, rows: torch.Tensor, prompt: Prompt, last: torch.Tensor) -> torch.Tensor:
-        """The encodings hL (m, S, d) that predict each position of the rows (m,), in one
+    def _encodings(self, part: Rollout, prompt: Prompt, last: torch.Tensor) -> torch.Tensor:
+        """The encodings hL (m, S, d) that predict each position of some rows, in one
         teacher-forced pass; last (1, d): that of the prompt's last position."""
-        role = self.rollout.role[rows]
-        S = int((role != PAD).sum(1).max())
-        thinking = role[:, :S] == COT
-        thoughts = self._in_chunks(self._actions(rows, COT, S))
-        x = self.model.embed(self.rollout.ids[rows, :S])  # (m, S, d)
-        x = x.masked_scatter(thinking[..., None], thoughts)
+        thoughts = self._in_chunks(part.taken(COT))
+        x = self.model.embed(part.ids)  # (m, S, d)
+        x = x.masked_scatter((part.role == COT)[..., None], thoughts)
         hidden = self.model(x[:, :-1], prompt)  # (m, S-1, d), predicts positions 1..S-1
-        return torch.cat((last.expand(len(rows), 1, -1), hidden), dim=1)
-
-    def _actions(self, rows: torch.Tensor, role: int, S: int) -> torch.Tensor:
-        """The recorded actions (k, ...) of a role in the first S positions of the rows (m,)."""
-        r = self.rollout
-        actions = r.actions if role == COT else r.ids
-        S = min(S, actions.shape[1])
-        return actions[rows, :S][r.role[rows, :S] == role]
+        return torch.cat((last.expand(len(x), 1, -1), hidden), dim=1)
 
     def _in_chunks(self, actions: torch.Tensor) -> torch.Tensor:
         """Actions (k, ...) -> their inputs (k, d), a chunk at a time, in the backward pass too,
@@ -126,27 +115,25 @@ class Replay:
         embed = self.kind.embed
         return torch.cat([checkpoint(embed, self.model, x, use_reentrant=False) for x in parts])
 
-    def _scores(self, rows: torch.Tensor, hidden: torch.Tensor, weights=None) -> tuple:
-        """(log-probabilities replayed, those recorded, roles), each (m, S), of the rows (m,).
+    def _log_probs(self, part: Rollout, hidden: torch.Tensor, weights=None) -> torch.Tensor:
+        """The log-probabilities (m, S) of the actions of some rows, float64; else 0.
 
-        hidden (m, S, d): their encodings, a leaf.  With weights, what  sum weights_g ell_g  sends
-        back through each chunk is added to the gradients of `hidden`, W_d and E at once.
+        hidden (m, S, d): their encodings, a leaf.  With weights (m,), what  sum weights_g ell_g
+        sends back through each chunk is added to the gradients of `hidden`, W_d and E at once.
         """
-        S = hidden.shape[1]
-        role = self.rollout.role[rows, :S]
-        scores = torch.zeros(role.shape, dtype=torch.float64, device=hidden.device)
+        log_probs = torch.zeros(part.role.shape, dtype=torch.float64, device=hidden.device)
         for term in (COT, ANSWER):
-            places = (role == term).nonzero().split(self._chunk())
-            actions = self._actions(rows, term, S).split(self._chunk())
+            places = (part.role == term).nonzero().split(self._chunk())
+            actions = part.taken(term).split(self._chunk())
             for place, action in zip(places, actions, strict=True):
                 row, position = place.T  # each (k,)
-                draws = Draws(self.rollout.keys[rows[row]], position)
+                draws = Draws(part.keys[row], position)
                 encoding = hidden[row, position]
-                part = score_actions(self.model, self.kind, term, encoding, action, draws)
-                scores[row, position] = part.detach()
+                of_chunk = score_actions(self.model, self.kind, term, encoding, action, draws)
+                log_probs[row, position] = of_chunk.detach()
                 if weights is not None and term in self.terms and len(place):
-                    (weights[rows[row]] * part).sum().backward()
-        return scores, self.rollout.log_prob[rows, :S], role
+                    (weights[row] * of_chunk).sum().backward()
+        return log_probs
 
     def _chunk(self) -> int:
         """Positions whose logits may exist at once."""
@@ -158,7 +145,7 @@ def logits_at_once(device: torch.device) -> int:
     return LOGITS_AT_ONCE * (ON_GPU if device.type == "cuda" else 1)
 
 
-class FusedPrompt(Prompt):
+class ReplayPrompt(Prompt):
     """In 16 bits on a GPU by PyTorch's FlashAttention, which aligns the causal triangle with the
     last key and needs no mask in memory.  (Its kernel for float32 does not give the same bits
     twice.)  In 16 bits on a CPU in float32: there the gradient is ten times as slow in 16."""
@@ -185,9 +172,7 @@ def reproducible(device: torch.device):
     before = torch.are_deterministic_algorithms_enabled()
     warn = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory
-    with (
-        warnings.catch_warnings()
-    ):  # of operations that are not so in general, but are as used here
+    with warnings.catch_warnings():  # of operations that are not so in general, but as used here
         warnings.simplefilter("ignore")
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False

@@ -15,7 +15,7 @@ rest (the body):
 `ties`: shares of CoT positions whose two best logits differ by less than so much, whose softmax
 still moves (p_max < 0.999; a soft or fuzzy CoT sends gradient into the body there only), and which
 tie exactly if logits are rounded to bfloat16.
-`softness`: what the CoT positions of the first batch are fed (`soft.softness`): means, the share
+`softness`: what the CoT positions of the first batch are fed (`soft.measure`): means, the share
 above 1.5, and quantiles at 0, 1, ... 100 %.
 """
 
@@ -194,7 +194,7 @@ def ties(model, kind, rollouts: list[Rollout]) -> dict:
 
 def softness(rollouts: list[Rollout]) -> dict:
     """How many tokens the inputs of the CoT positions of some rollouts carry."""
-    at = torch.cat([x.softness[x.role == COT] for x in rollouts]).double()  # (positions, 2)
+    at = torch.cat([x.measures[x.role == COT][:, 1:] for x in rollouts]).double()  # (positions, 2)
     levels = torch.linspace(0, 1, 101, dtype=torch.float64)
     names = SOFTNESS[:2]
     quantiles = {name: of.quantile(levels).tolist() for name, of in zip(names, at.T)}

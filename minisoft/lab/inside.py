@@ -10,7 +10,7 @@ import torch
 
 from minisoft.evaluation import SOFT, Setting
 from minisoft.rollout import COT, Format, Rollout
-from minisoft.soft import Hard, entropy, rms, softness
+from minisoft.soft import Hard, measure, rms
 
 TOP = 5  # tokens of a mixture that are named
 
@@ -22,7 +22,7 @@ class Step:
     mixture: the TOP heaviest tokens and their weights in what was fed (of hard tokens: in what the
     token was drawn from); entropies in nats, of these weights and of the next token at temperature
     1; nearest: the token whose embedding is nearest to the input, and how far that is; support: so
-    many tokens the input carries, and the largest weight (`soft.softness`).
+    many tokens the input carries, and the largest weight (`soft.measure`).
     """
 
     shadow: str
@@ -58,7 +58,7 @@ def look(model, form: Format, kind, rollout: Rollout, setting: Setting, generati
     hidden = model(torch.cat((prompt, inputs[None, :-1]), 1))[0, -C:]  # (C, d)
     logits = model.logits(hidden)  # (C, V)
     weights, ids = kind.weights(model, actions, logits)  # (C, m)
-    carried = softness(weights)  # (C, 2)
+    measured = measure(logits, weights)  # (C, 3)
     mixes = not isinstance(kind, Hard)
     if not mixes:
         weights, ids = (logits / kind.tau).softmax(-1), None
@@ -72,7 +72,7 @@ def look(model, form: Format, kind, rollout: Rollout, setting: Setting, generati
 
     steps = []
     shadows, nearest = names(rollout.tokens(0, COT)), names(nearest.tolist())
-    numbers = torch.stack((mixed, entropy(logits), distance, *carried.T), 1).tolist()
+    numbers = torch.stack((mixed, measured[:, 0], distance, *measured.T[1:]), 1).tolist()
     for t, (mixed, free, far, *carries) in enumerate(numbers):
         mixture = list(zip(names(token[t].tolist()), weight[t].tolist(), strict=True))
         steps.append(Step(shadows[t], mixture, mixed, free, nearest[t], far, *carries))

@@ -216,7 +216,7 @@ def _columns(runs: list[dict], data: str, part: str) -> tuple[Column, ...]:
         return ()
     if part == "choices":
         return CHOICES
-    if Setting.parse(part).greedy:
+    if Setting.parse(part, KINDS).greedy:
         return (Column("greedy pass@1", "pass@1"),)
     return tuple(Column(f"sample pass@{k}", f"pass@{k}") for k in sorted({1} | samples))
 

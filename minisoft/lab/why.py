@@ -37,11 +37,14 @@ from minisoft import reinforce
 from minisoft.draws import Draws
 from minisoft.draws import key as draw_key
 from minisoft.errors import InputError
-from minisoft.followups import Covariance, GumbelSoftmax, Multiplex
 from minisoft.io.atomic import read_json, write_json
+from minisoft.kinds.covariance import Covariance
+from minisoft.kinds.gumbel import GumbelSoftmax
+from minisoft.kinds.multiplex import Multiplex
+from minisoft.kinds.noise import Sparse, TopLogitNoise
 from minisoft.lab import command, figures, gradient
 from minisoft.rollout import COT
-from minisoft.soft import Hard, Mixture, Sparse, TopLogitNoise, rms
+from minisoft.soft import Hard, Mixture, rms
 from minisoft.training.metrics import markdown
 from minisoft.training.world import as_program, keep_memory
 from minisoft.verifier.process import WORKERS, Verifier
@@ -211,7 +214,7 @@ def formulas(of: gradient.Measurement, hidden, logits: torch.Tensor) -> dict:
         "displacement": {x: value**0.5 for x, value in average(moved, hesitates).items()},
         "signal": average(signal, hesitates),
         "tau": kind.tau,
-        "sigma": kind.sigma,
+        "sigma": of.policy.settings.sigma,
     }
 
 

@@ -20,7 +20,7 @@ class Evaluator:
     """A model and what it is evaluated with.
 
     batch: rows (questions) at once; journal: problems that it knows under [run, setting, problem]
-    are not done again; plain: by the definition of `minisoft.rollout`, a problem at a time.
+    are not done again; plain: by the definitions, a problem at a time.
     """
 
     model: object
@@ -76,7 +76,7 @@ class Evaluator:
         keys = [[run, "choices", i] for i in range(len(questions))]
         todo = [(i, questions[i]) for _, _, i in self._todo(keys)]
         with self._bar(len(todo), "choices", "question") as bar:
-            for i, record in choices.score(self.model, self.tokenizer, todo, self.batch):
+            for i, record in self._scored(todo):
                 self.journal.add(keys[i], record)
                 bar.update()
         records = list(self._collect(keys))
@@ -84,6 +84,13 @@ class Evaluator:
             lambda: evaluation.summarize_choices(records) | harness.results(records)
         )
         return summary, [r | harness.sample(r, questions[r["problem"]]) for r in records]
+
+    def _scored(self, questions: list[tuple[int, Choice]]):
+        """(number of the question, its record), as they are done."""
+        if not self.plain:
+            return choices.score(self.model, self.tokenizer, questions, self.batch)
+        of = self.model, self.tokenizer
+        return ((i, evaluation.score_choice(*of, i, question)) for i, question in questions)
 
     def _todo(self, keys: list) -> list:
         """This rank's part of what the journal does not know."""

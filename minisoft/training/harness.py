@@ -10,7 +10,7 @@ from minisoft.data import Choice
 
 
 def results(records: list[dict]) -> dict[str, float]:
-    """Records of `engine.choices.score` -> acc, acc_norm (fractions), and from two questions on
+    """Records of `evaluation.score_choice` -> acc, acc_norm (fractions), and from two questions on
     their standard errors."""
     numbers = {}
     for name, picked in (("acc", "picked"), ("acc_norm", "picked_norm")):

@@ -309,7 +309,7 @@ class Run:
         """Test the best model, write RUN/summary.json, print the table before/after."""
         best = self.args.out / ("last" if self.best_step is None else "best")
         if self.best_step is not None:
-            self.model.board = None  # the memory of its rollouts
+            self.model.slots = None  # the memory of its rollouts
             self.model = checkpoint.load_model(best, self.world.device, self.model.E.dtype)
             if not self.args.plain:
                 engine.accelerate(self.model)

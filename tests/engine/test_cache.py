@@ -20,8 +20,8 @@ def row_cache(model, prompts, owner, capacity, cache_class=RowCache):
     """A cache whose first rows continue the given recorded prompts."""
     cache = cache_class(model.config, len(owner), capacity, 64, "cpu", model.E.dtype)
     numbers = [cache.add(prompt, prompt.keys[0].shape[2]) for prompt in prompts]
-    cache.owner[: len(owner)] = [numbers[p] for p in owner]
-    cache.seat()
+    cache.prompt_of[: len(owner)] = [numbers[p] for p in owner]
+    cache.bind()
     return cache
 
 
@@ -33,20 +33,20 @@ def decode(model, prompts, owner, rows, drops=None, cache_class=RowCache):
     seen = torch.full((N, T, VOCABULARY), torch.nan)
     prompts = [model.prefill(p)[1] for p in prompts]
     cache = row_cache(model, prompts, owner.tolist(), T, cache_class)
-    places = [*range(N), *[None] * (len(cache.owner) - N)]  # which row sits where
+    places = [*range(N), *[None] * (len(cache.prompt_of) - N)]  # which row sits where
     for t in range(T):
         cache.position[:] = t
-        cache.widen(t + 1)
+        cache.reserve(t + 1)
         ids = torch.tensor([0 if row is None else rows[row, t] for row in places])
-        logits = model.logits(cache.feed(model, model.embed(ids)))
+        logits = model.logits(cache.forward(model, model.embed(ids)))
         for place, row in enumerate(places):
             if row is not None:
                 seen[row, t] = logits[place]
                 if row in drops.get(t, []):
-                    places[place] = cache.owner[place] = None
-        if order := cache.shrink():
+                    places[place] = cache.prompt_of[place] = None
+        if order := cache.compact():
             places = [places[i] for i in order]
-        cache.seat()
+        cache.bind()
     return seen
 
 
@@ -104,15 +104,15 @@ def test_rows_in_the_order_of_their_prompts_need_no_grid(fast, each):
     close(plain_rows, expected, 2e-5)
 
 
-def test_shrink_tells_where_the_rows_went(both):
+def test_compacting_tells_where_the_rows_went(both):
     cache = RowCache(both("llama3")[1].config, 48, 4, 0, "cpu", torch.float32)
-    cache.owner = [0 if i % 3 == 2 else None for i in range(48)]
-    before = list(cache.owner)
-    order = cache.shrink()
+    cache.prompt_of = [0 if i % 3 == 2 else None for i in range(48)]
+    before = list(cache.prompt_of)
+    order = cache.compact()
     assert len(order) == 16 and len(set(order)) == 16
-    assert [before[i] for i in order] == cache.owner == [0] * 16
+    assert [before[i] for i in order] == cache.prompt_of == [0] * 16
     assert all(order[i] == i for i in range(16) if before[i] == 0)  # who can stay stays
-    assert cache.shrink() is None
+    assert cache.compact() is None
 
 
 @BOTH
@@ -129,22 +129,22 @@ def test_prompts_come_and_go(fast, cache_class):
     waiting = [2, 3]
     for t in range(15):
         cache.position[:] = torch.tensor([t - start.get(place, t) for place in range(16)])
-        cache.widen(t + 1)
+        cache.reserve(t + 1)
         ids = torch.tensor(
             [rows[jobs[place], t - start[place]] if place in jobs else 0 for place in range(16)]
         )
-        logits = model.logits(cache.feed(model, model.embed(ids)))
+        logits = model.logits(cache.forward(model, model.embed(ids)))
         for place, row in list(jobs.items()):
             close(logits[place], expected[row, t - start[place]], 2e-5)
             if t - start[place] == (4 if place else 2):  # place 0 is cut short: out of step then
-                cache.drop(cache.owner[place])
-                cache.owner[place] = None
+                cache.free(cache.prompt_of[place])
+                cache.prompt_of[place] = None
                 del jobs[place]
                 if waiting:
                     jobs[place], start[place] = waiting.pop(0), t + 1
                     prompt = model.prefill(prompts[jobs[place]])[1]
-                    cache.owner[place] = cache.add(prompt, prompt.keys[0].shape[2])
-        cache.seat()
+                    cache.prompt_of[place] = cache.add(prompt, prompt.keys[0].shape[2])
+        cache.bind()
     assert not waiting
     assert cache_class is FusedCache or len(cache.length) == 2
 
@@ -168,5 +168,5 @@ def test_a_bfloat16_model_decodes_on_it(saved, architecture, cache_class):
     ids = random_ids(1, 60)
     _, prompt = model.prefill(ids)
     rows = row_cache(model, [prompt], [0, 0], 2, cache_class)
-    rows.widen(1)
+    rows.reserve(1)
     assert model(model.embed(ids[:, :1]).expand(16, 1, -1), rows).isfinite().all()

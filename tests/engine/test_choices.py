@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import SENTENCES
 
+from minisoft import evaluation
 from minisoft.data import Choice
 from minisoft.engine import choices
 from minisoft.errors import InputError
@@ -56,15 +57,16 @@ def close(numbers, expected, tolerance=1e-4):
     torch.testing.assert_close(numbers, expected, atol=tolerance, rtol=0)
 
 
-@torch.no_grad()
-def alone(model, tokenizer, choice):
-    """Log-probabilities of the tokens of each option: one sequence at a time, plainly."""
-    context, scores = len(tokenizer.encode(choice.context.rstrip())), []
-    for option in choice.options:
-        ids = torch.tensor([tokenizer.encode(choice.context + " " + option)])
-        logits = model.logits(model(model.embed(ids[:, :-1])))[0].double().log_softmax(-1)
-        scores.append([logits[t - 1, ids[0, t]].item() for t in range(context, ids.shape[1])])
-    return scores
+def check_as_defined(model, tokenizer, questions, tolerance=1e-4):
+    """The records, equal to those of the definition within rounding."""
+    records = score(model, tokenizer, questions)
+    for number, (choice, record) in enumerate(zip(questions, records)):
+        expected = evaluation.score_choice(model, tokenizer, number, choice)
+        assert record.keys() == expected.keys() and record["tokens"] == expected["tokens"]
+        assert record["greedy"] == expected["greedy"]
+        close(record["log_probs"], expected["log_probs"], tolerance)
+        close(record["nll"], expected["nll"], tolerance)
+    return records
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +93,8 @@ def embedded(tiny):
 )
 def test_an_option_is_scored_as_if_it_stood_alone(fast, tokenizer_folders, architecture, tokenizer):
     model, tokenizer = fast(architecture)[1], Tokenizer(tokenizer_folders[tokenizer])
-    for choice, record in zip(QUESTIONS, score(model, tokenizer)):
-        expected = alone(model, tokenizer, choice)
-        assert (
-            record["tokens"] == [len(option) for option in expected] and min(record["tokens"]) > 0
-        )
-        close(record["log_probs"], [sum(option) for option in expected], 3e-4)
+    records = check_as_defined(model, tokenizer, QUESTIONS, 3e-4)
+    assert min(min(record["tokens"]) for record in records) > 0
 
 
 @torch.no_grad()
@@ -114,8 +112,7 @@ def test_an_option_that_greedy_decoding_would_write_is_marked(embedded):
 
 
 def test_the_embedded_model_too(embedded):
-    for choice, record in zip(QUESTIONS[:8], score(*embedded, QUESTIONS[:8])):
-        close(record["log_probs"], [sum(option) for option in alone(*embedded, choice)], 3e-4)
+    check_as_defined(*embedded, QUESTIONS[:8], 3e-4)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -172,30 +169,18 @@ class Pieces:
 
 
 def test_options_of_one_token_are_no_inputs(fast):
-    model, tokenizer, choice = (
-        fast("qwen2")[1],
-        Pieces(" x", " y", " z"),
-        Choice("abc", ("x", "y", "z"), 0),
-    )
+    tokenizer, choice = Pieces(" x", " y", " z"), Choice("abc", ("x", "y", "z"), 0)
     row = choices.lay_out(tokenizer, 0, choice)
-    assert row.branch == [0] * 3 + [-1] * 13 and [len(option) for option in row.targets] == [
-        1,
-        1,
-        1,
-    ]
-    [record] = score(model, tokenizer, [choice])
-    close(record["log_probs"], [sum(option) for option in alone(model, tokenizer, choice)])
+    assert row.branch == [0] * 3 + [-1] * 13
+    assert [len(option) for option in row.targets] == [1, 1, 1]
+    check_as_defined(fast("qwen2")[1], tokenizer, [choice])
 
 
 @pytest.mark.parametrize(
     "pieces, shared, scored",
     [
         ([], 3, [2, 3]),  # a b c | _ x,  a b c | _ y z
-        (
-            ["c x"],
-            2,
-            [1, 3],
-        ),  # a b | c_x,  a b | c _ y z: see the next test for what is scored of the first
+        (["c x"], 2, [1, 3]),  # a b | c_x,  a b | c _ y z: of the first the last, see below
         (["bc y"], 1, [2, 1]),  # a | b c _ x,  a | bc_y z
         (["c y", "c x"], 2, [1, 1]),  # a b | c_x,  a b | c_y z
         (["bc", "c x"], 2, [2, 3]),  # a bc | _ x,  a bc | _ y z
@@ -206,11 +191,7 @@ def test_tokens_that_reach_over_the_seam(fast, pieces, shared, scored):
     choice = Choice("abc", ("x", "yz"), 0)
     row = choices.lay_out(tokenizer, 0, choice)
     assert (row.branch.count(0), [len(option) for option in row.targets]) == (shared, scored)
-    [record] = score(model, tokenizer, [choice])
-    expected = alone(model, tokenizer, choice)
-    for log_prob, count, option in zip(record["log_probs"], scored, expected):
-        if len(option) == count:
-            close(log_prob, sum(option))
+    check_as_defined(model, tokenizer, [choice])
 
 
 @pytest.mark.parametrize("bos", [[], [1]])
@@ -234,20 +215,17 @@ def test_an_option_that_is_the_beginning_of_another():
 
 
 def test_a_first_token_that_options_do_not_share(fast):
-    model, tokenizer = fast("qwen2")[1], Pieces("a x", "a y")
+    tokenizer = Pieces("a x", "a y")
     choice = Choice("a", ("xz", "yz", "z"), 0)  # a_x z, a_y z, a _ z
     assert choices.lay_out(tokenizer, 0, choice).branch[:4] == [1, 2, 3, 3]
-    [record] = score(model, tokenizer, [choice])
-    close(record["log_probs"], [sum(option) for option in alone(model, tokenizer, choice)])
+    check_as_defined(fast("qwen2")[1], tokenizer, [choice])
 
 
 @pytest.mark.parametrize(
     "context, options", [("", ("x", "y")), (" \n", ("x", "y")), ("a", ("x", "y"))]
 )
 def test_what_cannot_be_predicted_is_refused(fast, context, options):
-    with pytest.raises(
-        InputError, match="problem 3: expected a context and options of at least one token"
-    ):
+    with pytest.raises(InputError, match="problem 3: expected a context"):
         list(choices.score(fast("qwen2")[1], Pieces("a x"), [(3, Choice(context, options, 0))], 1))
 
 
@@ -337,9 +315,10 @@ def test_accuracies_are_those_of_the_harness(fast, llama):
 
 
 def test_a_record_from_known_log_probabilities():
-    row = choices.lay_out(Pieces(), 7, Choice("c", ("ab", "abcdefgh", "abc"), 1))
+    choice = Choice("c", ("ab", "abcdefgh", "abc"), 1)
     best = [[True, True], [True, False, True], [False]]
-    record = choices.describe(row, [[-1.0, -2.0], [-4.0, -1.0, -3.0], [-4.5]], best)
+    scores = [[-1.0, -2.0], [-4.0, -1.0, -3.0], [-4.5]]
+    record = evaluation.describe_choice(7, choice, scores, best)
     assert record == {
         "problem": 7,
         "log_probs": [-3.0, -8.0, -4.5],

@@ -1,4 +1,4 @@
-"""Continuous batching: places, looking ahead and the order of the requests change no bit."""
+"""Continuous batching: slots, looking ahead and the order of the requests change no bit."""
 
 import copy
 
@@ -8,13 +8,13 @@ from conftest import KINDS, random_ids
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minisoft import engine
-from minisoft.engine import decode, linear
+from minisoft.engine import decode, graphs, linear
 from minisoft.engine.cache import FusedCache, RowCache
 from minisoft.kinds import make_kind
 from minisoft.lab import bench
-from minisoft.rollout import Decoding, Request
+from minisoft.rollout import RECORDED, Decoding, Request
 
-FIELDS = ("ids", "role", "actions", "log_prob", "entropy", "truncated", "keys")
+FIELDS = (*RECORDED, "truncated", "keys")
 
 
 def assert_same_bits(one, two):
@@ -24,7 +24,7 @@ def assert_same_bits(one, two):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_continuous_batching_changes_no_bit(tiny, name):
-    """Places for 16 rows at most, of which 5 or 11 are used, fewer than there are rows; other
+    """Slots for 16 rows at most, of which 5 or 11 are used, fewer than there are rows; other
     orders of the problems."""
     requests = tiny.requests(range(6), range(4))
 
@@ -84,11 +84,11 @@ def test_the_cache_of_a_gpu_gives_the_same_rollouts(tiny, name, monkeypatch):
 
 @pytest.mark.parametrize("architecture", ["llama3", "llama-mlp-bias", "qwen2", "qwen3"])
 @pytest.mark.parametrize("name", ["hard", "soft"])
-def test_rollouts_on_a_kept_board_follow_the_weights(fast, architecture, name, monkeypatch):
-    """The board is kept from rollout to rollout, for other prompts and after an update, and what a
+def test_rollouts_in_kept_slots_follow_the_weights(fast, architecture, name, monkeypatch):
+    """The slots are kept from rollout to rollout, for other prompts and after an update, and what a
     graph would have read lies where it lay."""
     model = copy.deepcopy(fast(architecture)[1])
-    form, kind, places = bench.FullLength([1, 2]), make_kind(name, 1.0), []
+    form, kind, biases = bench.FullLength([1, 2]), make_kind(name, 1.0), []
 
     def roll(seed):
         prompts = [random_ids(9 + 3 * i, seed=seed + i).tolist() for i in range(2)]
@@ -106,19 +106,37 @@ def test_rollouts_on_a_kept_board_follow_the_weights(fast, architecture, name, m
     expected.append(roll(10))
     model.load_state_dict(before)
     monkeypatch.setitem(decode.CACHES, "cpu", FusedCache)
-    found, boards = [], []
+    found, kept = [], []
     for seed in (0, 10):
         found.append(roll(seed))
-        boards.append(model.board)
+        kept.append(model.slots)
         together = [m for m in model.modules() if isinstance(m, linear.Together)]
-        places.append([m.kept.data_ptr() for m in together if m.kept is not None])
+        biases.append([m.kept.data_ptr() for m in together if m.kept is not None])
         if not seed:
             change()
-    assert boards[0] is boards[1] and places[0] == places[1]
+    assert kept[0] is kept[1] and biases[0] == biases[1]
     for one, two in zip(sum(expected, []), sum(found, [])):
         assert torch.equal(one.ids, two.ids)
         assert (one.log_prob - two.log_prob).abs().max() < 2e-3
-    assert copy.deepcopy(model).board is None
+    assert copy.deepcopy(model).slots is None
+
+
+def test_what_is_recorded_for_training_is_kept_through_validations(tiny, monkeypatch):
+    """Of the latest four ways of sampling; each has CUDA graphs of its own, on a GPU."""
+    monkeypatch.setitem(decode.CACHES, "cpu", FusedCache)
+    model, requests = copy.deepcopy(tiny.fast), tiny.requests([0], range(2))
+
+    def roll(name, greedy=False):
+        how = Decoding(2, greedy, greedy)
+        engine.rollout(model, tiny.form, tiny.kind(name), requests, how, ahead=40)
+        return model.slots.sampling
+
+    ways = [("soft", False), ("soft", True), ("hard", True)]
+    first = [roll(*way) for way in ways]
+    assert [roll(*way) for way in ways] == first and len(set(first)) == 3
+    for name in ("hard", "fuzzy", "gumbel"):  # two more than there is room for
+        roll(name)
+    assert roll("hard", True) is first[2] and roll("soft") is not first[0]
 
 
 @pytest.mark.parametrize("cache", [RowCache, FusedCache])
@@ -137,12 +155,12 @@ def test_a_step_needs_nothing_from_the_host(tiny, kind, greedy, cache, monkeypat
     nothing comes from there.  Every step goes through `Graphs.run`."""
     operations, steps = Operations(), []
 
-    def run(self, graphs, shape, step):
+    def run(self, recorded, shape, step):
         steps.append(shape)
         with operations:
             step()
 
-    monkeypatch.setattr(decode.Graphs, "run", run)
+    monkeypatch.setattr(graphs.Graphs, "run", run)
     monkeypatch.setitem(decode.CACHES, "cpu", cache)
     requests, how = tiny.requests([0, 1], range(3)), Decoding(12, greedy, greedy)
     options = {"ahead": 4, "rows": 4}

@@ -9,14 +9,15 @@ import torch.nn.functional as F
 from conftest import ARCHITECTURES, close, logits_of, random_ids
 
 from minisoft import engine
-from minisoft.engine import linear
-from minisoft.engine.linear import pack, packed, product
+from minisoft.engine import cpu_products
+from minisoft.engine.cpu_products import pack, product
+from minisoft.engine.linear import packed
 from minisoft.io import WEIGHTS
 from minisoft.io.checkpoint import load_model
 from minisoft.model import Transformer
 
 SIZES = [(128, 352), (352, 128), (208, 128), (24, 7)]
-onednn = pytest.mark.skipif(not linear.ONEDNN, reason="needs oneDNN")
+onednn = pytest.mark.skipif(not cpu_products.ONEDNN, reason="needs oneDNN")
 
 
 def numbers(*shape, seed=0, dtype=torch.float32):
@@ -27,7 +28,7 @@ def numbers(*shape, seed=0, dtype=torch.float32):
 @pytest.mark.parametrize("inner, outer", SIZES)
 @pytest.mark.parametrize("transposed", [False, True])
 def test_values_and_gradients_are_those_of_torch(inner, outer, transposed, without, monkeypatch):
-    monkeypatch.setattr(linear, "ONEDNN", linear.ONEDNN and not without)
+    monkeypatch.setattr(cpu_products, "ONEDNN", cpu_products.ONEDNN and not without)
     results = []
     for function in (product, F.linear):
         x = numbers(3, 5, inner).requires_grad_()
@@ -60,7 +61,7 @@ def test_a_bfloat16_matrix_gives_exact_float32_values_and_bfloat16_gradients():
 @pytest.mark.parametrize("packs", [False, True], ids=["weights", "packed"])
 def test_cpus_without_16_bit_instructions_multiply_in_float32(packs, monkeypatch):
     """Values and gradients are those of float32 products, rounded once."""
-    monkeypatch.setattr(linear, "BFLOAT16", False)
+    monkeypatch.setattr(cpu_products, "BFLOAT16", False)
     x, W, b = (numbers(*shape, dtype=torch.bfloat16) for shape in ((9, 64), (50, 64), (50,)))
     expected = F.linear(x.float(), W.float(), b.float())
     if packs:

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import KINDS as TINY_KINDS
 from small import KINDS, V, gradient, small_model, unroll
 
 from minisoft import engine
 from minisoft.engine.memory import position_bytes
-from minisoft.engine.replay import FusedPrompt, recompute_layers
+from minisoft.engine.replay import ReplayPrompt, recompute_layers
 from minisoft.kinds import make_kind
 from minisoft.lab.bench import peak_bytes
 from minisoft.model import Config, Prompt, Transformer
@@ -95,8 +96,8 @@ def test_gradient_does_not_depend_on_micro_batches_chunks_or_padding(model, name
 
 def padded(record):
     """The same with three positions more, of role 0, which is PAD."""
-    longer = {x: torch.nn.functional.pad(getattr(record, x), (0, 3)) for x in ("ids", "role")}
-    return replace(record, **longer, log_prob=torch.nn.functional.pad(record.log_prob, (0, 3)))
+    names = ("ids", "role", "log_prob")
+    return replace(record, **{x: F.pad(getattr(record, x), (0, 3)) for x in names})
 
 
 def test_rows_without_advantage_send_no_gradient_and_are_not_run(model):
@@ -162,10 +163,10 @@ def replay_peak(model, rows, C, name="soft"):
     role = torch.tensor([COT] * C + [FORCED] * 4 + [ANSWER] * 4, dtype=torch.int8).expand(rows, S)
     ids = torch.randint(V, (rows, S), generator=generator)
     noisy = torch.randn(rows, C, 64, generator=generator)
-    log_prob, entropy = torch.zeros(rows, S, dtype=torch.float64), torch.zeros(rows, S)
+    log_prob, measures = torch.zeros(rows, S, dtype=torch.float64), torch.zeros(rows, S, 3)
     actions, truncated = ids[:, :C] if name == "hard" else noisy, torch.zeros(rows) > 0
-    rest = (actions, log_prob, entropy, truncated, torch.arange(rows), None)
-    record = Rollout([1, 2, 3], range(rows), ids, role, *rest)
+    recorded = (torch.arange(rows), truncated, ids, role, actions, log_prob, measures)
+    record = Rollout([1, 2, 3], range(rows), *recorded)
 
     def replay():
         engine.backward(model, kind, [record], [torch.ones(rows)], 1.0, micro_batch=rows)
@@ -198,7 +199,7 @@ def test_attention_in_16_bits_on_a_cpu_is_that_of_float32_rounded_once():
     shapes = ((3, 4, 5, 8), (3, 2, 5, 8), (3, 2, 5, 8), (1, 2, 6, 8), (1, 2, 6, 8))
     inputs = [torch.randn(shape, generator=numbers).bfloat16() for shape in shapes]
     gradients = []
-    for dtype, prompt in ((torch.bfloat16, FusedPrompt), (torch.float32, Prompt)):
+    for dtype, prompt in ((torch.bfloat16, ReplayPrompt), (torch.float32, Prompt)):
         q, k, v, *before = (x.detach().to(dtype).requires_grad_() for x in inputs)
         out = prompt(*((x,) for x in before))(0, q, k, v)
         assert out.dtype == dtype

@@ -83,8 +83,8 @@ def test_passes_are_counted(monkeypatch):
     """A position a pass here; in the loop the prefilled tokens go through in one."""
     work = prepare("--cot 5 --group 3")
     calls = []
-    feed = RowCache.feed
-    monkeypatch.setattr(RowCache, "feed", lambda *args: calls.append("ours") or feed(*args))
+    forward = RowCache.forward
+    monkeypatch.setattr(RowCache, "forward", lambda *x: calls.append("ours") or forward(*x))
     work.rollout(work.policy("soft"), 0)
     args = flags()
     args.dtype = "float32"

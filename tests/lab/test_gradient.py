@@ -99,7 +99,8 @@ def fixed_logits(hidden):
 @pytest.mark.parametrize("name, moving", [("soft", 0.8), ("fuzzy", 0.2)])
 def test_ties_are_counted_at_cot_positions(name, moving):
     role = torch.tensor([[COT, COT, ANSWER, PAD], [COT, COT, COT, ANSWER]], dtype=torch.int8)
-    record = Rollout([1, 2], range(2), role.long(), role, torch.randn(2, 3, 16), *[None] * 5)
+    actions = torch.randn(2, 3, 16)
+    record = Rollout([1, 2], range(2), None, None, role.long(), role, actions, None, None)
     model = small_model()
     model.logits = fixed_logits
     found = gradient.ties(model, make_kind(name, 0.2), [record, record])

@@ -7,7 +7,7 @@ from minisoft import data, rollout
 from minisoft.data import Format
 from minisoft.evaluation import Setting
 from minisoft.io import WEIGHTS, checkpoint
-from minisoft.kinds import make_kind
+from minisoft.kinds import KINDS, make_kind
 from minisoft.lab import figures, inside
 from minisoft.rollout import COT, Decoding, Request
 
@@ -23,7 +23,7 @@ def chains():
     form, looks = Format(tokenizer), {}
     generation = {"question": QUESTION, "answer": "81}", "gold": "81", "reward": 100}
     for name in ("soft-sample", "hard-sample", "fuzzy-greedy"):
-        setting = Setting.parse(name)
+        setting = Setting.parse(name, KINDS)
         kind, how = make_kind(setting.kind, 0.04), Decoding(60, setting.greedy, greedy_answer=True)
         (record,) = rollout.rollout(model, form, kind, [Request(prompt, (name,), range(1))], how)
         chain = inside.look(model, form, kind, record, setting, generation)
@@ -34,7 +34,7 @@ def chains():
 def test_steps_are_those_of_the_rollout(chains):
     for chain, record, text in chains.values():
         assert "".join(step.shadow for step in chain.steps) == text
-        entropies = record.entropy[0, : len(chain.steps)].tolist()
+        entropies = record.measures[0, : len(chain.steps), 0].tolist()
         assert [step.entropy for step in chain.steps] == pytest.approx(entropies, abs=1e-4)
         for step in chain.steps:
             weights = [weight for _, weight in step.mixture]

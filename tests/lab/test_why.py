@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from minisoft.draws import Draws
-from minisoft.followups import Covariance, Multiplex
 from minisoft.kinds import make_kind
+from minisoft.kinds.covariance import Covariance
+from minisoft.kinds.multiplex import Multiplex
 from minisoft.lab import why
 from minisoft.soft import Hard
 

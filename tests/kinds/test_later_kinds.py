@@ -5,31 +5,23 @@ import math
 import pytest
 import torch
 from conftest import KINDS
+from small import Embedding
 
 from minisoft.draws import Draws
 from minisoft.errors import InputError
-from minisoft.followups import Gumbel, Independent, TokenGaussian
 from minisoft.kinds import make_kind
+from minisoft.kinds.covariance import TokenGaussian
+from minisoft.kinds.gumbel import Gumbel
+from minisoft.kinds.multiplex import Independent
+from minisoft.kinds.noise import of_sparse
 from minisoft.rollout import COT
-from minisoft.soft import of_sparse
 
 N = 100_000
 LOGITS = 1.5 * torch.randn(7, generator=torch.Generator().manual_seed(1))
 P = LOGITS.softmax(-1)
 MANY = LOGITS.expand(N, -1)
+MODEL = Embedding(V=7, d=5, seed=2)
 DRAWS = Draws(torch.arange(N), torch.zeros(N, dtype=torch.long))
-
-
-class Embedding:
-    """The part of a model that a kind needs."""
-
-    E = torch.randn(7, 5, generator=torch.Generator().manual_seed(2))
-
-    def embed(self, ids):
-        return self.E[ids]
-
-    def mix(self, p):
-        return p @ self.E
 
 
 def near(found, expected, sigma):
@@ -38,20 +30,20 @@ def near(found, expected, sigma):
 
 
 def test_multiplex_draws_tokens_independently_and_feeds_their_mean():
-    kind = make_kind("multiplex", 1.0)
+    kind = make_kind("multiplex")
     ids = kind.distribution(None, None, MANY).sample(DRAWS)  # (N, 3)
     one_hot = torch.nn.functional.one_hot(ids, 7).float()
     assert near(one_hot.mean(0), P, (P * (1 - P)).sqrt())
     both = one_hot[:, 0, :, None] * one_hot[:, 2, None, :]
     joint = P[:, None] * P
     assert near(both.mean(0), joint, (joint * (1 - joint)).sqrt())
-    torch.testing.assert_close(kind.embed(Embedding(), ids[:9]), one_hot[:9].mean(1) @ Embedding.E)
+    torch.testing.assert_close(kind.embed(MODEL, ids[:9]), one_hot[:9].mean(1) @ MODEL.E)
     exact = P.log()[ids[:9]].sum(-1).double()
     torch.testing.assert_close(Independent(MANY[:9], 3).log_prob(ids[:9]), exact)
 
 
 def test_multiplex_weights_are_counts_and_its_shadow_the_likeliest():
-    kind, ids = make_kind("multiplex", 1.0), torch.tensor([[2, 5, 2], [4, 4, 4], [0, 1, 6]])
+    kind, ids = make_kind("multiplex"), torch.tensor([[2, 5, 2], [4, 4, 4], [0, 1, 6]])
     weights, tokens = kind.weights(None, ids, MANY[:3])
     torch.testing.assert_close(weights, torch.tensor([[2, 1, 0], [3, 0, 0], [1, 1, 1]]) / 3)
     assert torch.equal(tokens, ids)
@@ -60,7 +52,7 @@ def test_multiplex_weights_are_counts_and_its_shadow_the_likeliest():
 
 
 def test_covariance_noise_has_the_moments_of_the_mean_of_tokens():
-    w = make_kind("covariance", 1.0, width=4).distribution(None, None, MANY).sample(DRAWS)
+    w = make_kind("covariance", width=4).distribution(None, None, MANY).sample(DRAWS)
     assert (w.sum(-1) - 1).abs().max() < 1e-5
     C = P.diag() - P[:, None] * P
     assert near(w.mean(0), P, (C.diag() / 4).sqrt())
@@ -100,7 +92,7 @@ def test_covariance_has_the_gradient_of_its_density_with_the_covariance_held():
 
 
 def test_gumbel_argmax_is_a_token_and_the_best_are_kept():
-    kind = make_kind("gumbel", 1.0, width=7, top_p=1.0)
+    kind = make_kind("gumbel", width=7, top_p=1.0)
     ids, values = of_sparse(kind.distribution(None, None, MANY).sample(DRAWS))
     drawn = ids.gather(-1, values.argmax(-1, keepdim=True))[:, 0]
     assert near(torch.bincount(drawn, minlength=7) / N, P, (P * (1 - P)).sqrt())
@@ -150,19 +142,19 @@ def test_a_uniform_draw_of_zero_is_finite_noise():
 
 @pytest.mark.parametrize("name", ["multiplex", "covariance", "gumbel"])
 def test_greedy_is_the_mode_without_noise(name):
-    kind = make_kind(name, 1.0)
+    kind = make_kind(name)
     action = kind.distribution(None, None, MANY[:2]).mode()
-    x, best = kind.embed(Embedding(), action), P.argmax().item()
+    x, best = kind.embed(MODEL, action), P.argmax().item()
     assert kind.shadow(None, action, MANY[:2]).tolist() == [best, best]
     if name == "multiplex":
-        torch.testing.assert_close(x, Embedding.E[[best, best]])
+        torch.testing.assert_close(x, MODEL.E[[best, best]])
     if name == "covariance":
-        torch.testing.assert_close(x, (P @ Embedding.E).expand(2, -1))
+        torch.testing.assert_close(x, (P @ MODEL.E).expand(2, -1))
     if name == "gumbel":  # softmax(log p / tau) of the best that together have 0.95
         best = P.topk(5)
         kept = best.indices[: (best.values.cumsum(0) - best.values < 0.95).sum()]
         w = P[kept] ** 10 / (P[kept] ** 10).sum()
-        torch.testing.assert_close(x, (w @ Embedding.E[kept]).expand(2, -1))
+        torch.testing.assert_close(x, (w @ MODEL.E[kept]).expand(2, -1))
 
 
 @pytest.mark.parametrize(
@@ -177,15 +169,23 @@ def test_greedy_is_the_mode_without_noise(name):
 )
 def test_options_of_others_and_impossible_ones_are_refused(name, own):
     with pytest.raises(InputError, match="expected"):
-        make_kind(name, 1.0, **own)
+        make_kind(name, sigma=1.0, **own)
+
+
+@pytest.mark.parametrize("name", ["hard", "multiplex", "covariance", "gumbel"])
+def test_kinds_without_noise_of_that_size_have_no_sigma(name):
+    assert make_kind(name) == make_kind(name, sigma=0.5)
+    assert "sigma" not in vars(make_kind(name))
+    with pytest.raises(InputError, match="sigma"):
+        make_kind("soft")
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_softness_is_recorded_at_cot_positions(rolled, name):
+def test_how_soft_tokens_are_is_recorded_at_cot_positions(rolled, name):
     """1 of hard tokens; else what `weights` says, between 1 and the number of tokens."""
     for record in rolled(name):
         thinking = record.role == COT
-        support, largest = record.softness[thinking].T
-        assert not record.softness[~thinking].any()
+        support, largest = record.measures[thinking].T[1:]
+        assert not record.measures[~thinking].any()
         assert (support > 0.999).all() and (largest <= 1 + 1e-5).all()
         assert (support.max() > 1.2) == (name not in ("hard", "fuzzy", "fuzzy, hidden"))

@@ -1,5 +1,5 @@
-"""A new kind of token is a class and a line in two tables of kinds.py: here hard tokens that are
-fed at half their length, run through everything; and so are the kinds of followups.py."""
+"""A new kind of token is a class and a line in two tables of `minisoft.kinds`: here hard tokens
+that are fed at half their length, run through everything; and so are the later kinds."""
 
 import json
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from minisoft import engine, kinds, reinforce, rollout, soft
 from minisoft.io import WEIGHTS
 from minisoft.rollout import COT, Decoding
 
-FOLLOWUPS = {  # with flags of their own
+LATER = {  # with flags of their own
     "multiplex": {"--width": 2},
     "covariance": {"--width": 4},
     "gumbel": {"--width": 6, "--top-p": 0.9},
@@ -38,7 +38,7 @@ def registered(monkeypatch):
 
 @pytest.mark.parametrize("greedy", [False, True], ids=["sampled", "greedy"])
 def test_definition_and_engine_agree_on_it(tiny, registered, greedy):
-    kind, how = kinds.make_kind("faint", 1.0), Decoding(30, greedy, greedy)
+    kind, how = kinds.make_kind("faint"), Decoding(30, greedy, greedy)
     requests = tiny.requests(range(2), range(1 if greedy else 6))
     plain = rollout.rollout(tiny.fast, tiny.form, kind, requests, how)
     fast = engine.rollout(tiny.fast, tiny.form, kind, requests, how, rows=5, ahead=3)
@@ -47,7 +47,7 @@ def test_definition_and_engine_agree_on_it(tiny, registered, greedy):
             assert torch.equal(getattr(one, field), getattr(other, field)), field
         assert torch.equal(one.taken(COT), other.taken(COT))
         assert (one.log_prob - other.log_prob).abs().max() < 1e-4
-        assert (one.entropy - other.entropy).abs().max() < 1e-4
+        assert (one.measures - other.measures).abs().max() < 1e-4
     gradients = []
     for by in (reinforce, engine):
         tiny.fast.zero_grad()
@@ -59,7 +59,7 @@ def test_definition_and_engine_agree_on_it(tiny, registered, greedy):
     assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[0].norm()
 
 
-@pytest.mark.parametrize("name, own", [("faint", {}), *FOLLOWUPS.items()])
+@pytest.mark.parametrize("name, own", [("faint", {}), *LATER.items()])
 def test_it_is_trained_exported_evaluated_and_resumed(tmp_path, registered, name, own):
     out, table = tmp_path / "run", tmp_path / "table.json"
     flags = f"--tokens {name} --lr 1e-3 --prompts 2 --group 4 --cot 40 --eval-cot 16 --warmup 1"

@@ -1,0 +1,72 @@
+"""Products with weights on GPUs: 16-bit W_d and E as they are stored give float32 (torch 2.8 or
+later), and weights that are multiplied together lie together."""
+
+import torch
+
+from minisoft.engine.compiled import OneKernel
+from minisoft.engine.cpu_products import gradient_of_weight
+
+AVAILABLE = hasattr(torch.ops.aten.mm, "dtype")  # products of 16-bit numbers into float32
+
+
+def gives_float32(W: torch.Tensor) -> bool:
+    """Is this a matrix for `float32_product`?"""
+    return AVAILABLE and W.is_cuda and W.dtype != torch.float32
+
+
+def float32_product(x: torch.Tensor, W: torch.Tensor, compiled: bool) -> torch.Tensor:
+    """x (..., i) float32 or in W's dtype, W (o, i) in 16 bits -> x W^T (..., o) float32.
+
+    compiled: worth it for few rows, always as many, without a gradient; a replay has many, and one.
+    """
+    flat = x.flatten(0, -2)
+    y = _multiply(flat, W.t(), halves_at_once) if compiled else _Float32Product.apply(flat, W)
+    return y.view(*x.shape[:-1], -1)
+
+
+class _Float32Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, W):
+        ctx.save_for_backward(x, W)
+        return _multiply(x, W.t(), halves)
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, W = ctx.saved_tensors
+        dx = _multiply(dy, W, halves).to(x.dtype) if ctx.needs_input_grad[0] else None
+        dW = gradient_of_weight(x, W, dy) if ctx.needs_input_grad[1] else None
+        return dx, dW
+
+
+def _multiply(x, W, halves):
+    """x (k, i), W (i, o) in 16 bits -> x W (k, o) float32.  W is read once: a float32 x is the sum
+    of two 16-bit numbers (see `halves`), and what little is left is lost."""
+    if x.dtype == W.dtype:
+        return torch.mm(x, W, out_dtype=torch.float32)
+    y = torch.mm(halves(x, W.dtype), W, out_dtype=torch.float32)
+    return y[: len(x)] + y[len(x) :]
+
+
+def halves(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """x (k, i) float32 -> (2 k, i) in 16 bits: x rounded, and what is left of it, rounded."""
+    high = x.to(dtype)
+    return torch.cat((high, (x - high).to(dtype)))
+
+
+halves_at_once = OneKernel(halves)
+
+
+def stacked(weights: list[torch.nn.Parameter]) -> torch.Tensor:
+    """Weights (o_1, i), (o_2, i), ... -> (o_1 + o_2 + ..., i).  On a GPU, where memory is scarce,
+    they become its rows: nothing is copied the next time, and a change of one is the other's."""
+    first, rows = weights[0].detach(), sum(map(len, weights))
+    ends = [w.data_ptr() + w.nbytes for w in weights]
+    if [w.data_ptr() for w in weights[1:]] == ends[:-1] and first.is_cuda:
+        room = first.untyped_storage().nbytes() // first.element_size() - first.storage_offset()
+        if room >= rows * first.shape[1]:
+            return first.as_strided((rows, first.shape[1]), first.stride())
+    matrix = torch.cat([w.detach() for w in weights])
+    if matrix.is_cuda:
+        for w, part in zip(weights, matrix.split(list(map(len, weights)))):
+            w.data = part
+    return matrix

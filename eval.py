@@ -30,10 +30,10 @@ from minisoft.io import WEIGHTS, atomic, checkpoint, datasets
 from minisoft.kinds import KINDS, NOISES, TAU, TAU_TOP_K
 from minisoft.lab import tables
 from minisoft.lab.show import show
+from minisoft.run.settings import DTYPE, EVAL_COT, check_ranges
+from minisoft.run.subjects import Subject, as_rows, check_alike, open_journal, output
+from minisoft.run.world import RankError, World, as_program
 from minisoft.soft import GAMMA
-from minisoft.training.settings import DTYPE, EVAL_COT, check_ranges
-from minisoft.training.subjects import Subject, as_rows, check_alike, open_journal, output
-from minisoft.training.world import RankError, World, as_program
 from minisoft.verifier.process import WORKERS, Verifier
 
 NUMBER, WHOLE = {"type": float}, {"type": int}

@@ -7,8 +7,8 @@
     python train.py --out RUN --resume                     # go on with what is in RUN, bit for bit
 
 On a CPU a small model is trained by ranks of one thread, one a core, without torchrun
-(minisoft/training/ranks.py), unless OMP_NUM_THREADS is set.
-Writes RUN/metrics.jsonl (explained in minisoft/training/metrics.py), config.json, last/ and best/
+(minisoft/run/ranks.py), unless OMP_NUM_THREADS is set.
+Writes RUN/metrics.jsonl (explained in minisoft/run/metrics.py), config.json, last/ and best/
 (Hugging Face folders), state/ and summary.json.  Ctrl-C, SIGTERM and a terminal that is closed save
 and stop, with exit status 130, 0 and 0; a second Ctrl-C stops at once.
 A default marked * may be replaced by the model folder's minisoft.json, as weights/tiny does.
@@ -22,10 +22,10 @@ from minisoft.errors import InputError
 from minisoft.io import WEIGHTS, checkpoint
 from minisoft.kinds import KINDS, NOISES, OPTIONS, TAU, TAU_TOP_K
 from minisoft.reinforce import leave_one_out
+from minisoft.run import plan, ranks, settings, track
+from minisoft.run.session import Run
+from minisoft.run.world import RankError, World, as_program
 from minisoft.soft import GAMMA
-from minisoft.training import plan, ranks, settings, track
-from minisoft.training.session import Run
-from minisoft.training.world import RankError, World, as_program
 from minisoft.verifier.process import WORKERS, Verifier
 
 

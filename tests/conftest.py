@@ -47,7 +47,7 @@ def pytest_addoption(parser):
 @pytest.fixture(scope="session")
 def device(request):
     """The device of --device.  Raises InputError where there is none."""
-    from minisoft.training.world import find_device
+    from minisoft.run.world import find_device
 
     return find_device(request.config.getoption("--device") or "cpu", 0)
 

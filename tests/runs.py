@@ -85,7 +85,7 @@ def as_rank(rank, size, port, grace, argv, script="train"):
     """`train.py argv`, or `eval.py argv`, as one of several ranks."""
     place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
-    from minisoft.training.world import as_program
+    from minisoft.run.world import as_program
 
     program = importlib.import_module(script)
     program.World = partial(program.World, grace=grace)
@@ -116,7 +116,7 @@ def run_ranks(folder, size, *argv, **options):
 def with_small_files(argv):
     """`train.py argv` where no file may have more than a megabyte: a disk that is full."""
     import train
-    from minisoft.training.world import as_program
+    from minisoft.run.world import as_program
 
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
     as_program(lambda: train.main(argv))
@@ -127,7 +127,7 @@ def killed_in(place, times, argv):
     import train
     from minisoft import engine
     from minisoft.io import atomic, checkpoint, state
-    from minisoft.training import metrics, session
+    from minisoft.run import metrics, session
 
     owners = {
         "engine": engine,

@@ -22,10 +22,10 @@ from minisoft import data, evaluation
 from minisoft.io import WEIGHTS, checkpoint, datasets
 from minisoft.io.journal import Journal
 from minisoft.reward import score
+from minisoft.run import evaluate
+from minisoft.run.subjects import Subject, output
+from minisoft.run.world import World
 from minisoft.soft import noise_scale
-from minisoft.training import evaluate
-from minisoft.training.subjects import Subject, output
-from minisoft.training.world import World
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["--device", "cpu", "--limit", "5", "--samples", "4", "--cot", "60"]

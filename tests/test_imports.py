@@ -17,10 +17,10 @@ BELOW = {  # storey -> the storeys that it stands on; the ground floor is the fi
     "engine": "errors ground",
     "io": "errors ground",
     "verifier": "errors ground",
-    "training": "errors ground kinds engine io verifier",
-    "train": "errors ground kinds engine io verifier training",
-    "lab": "errors ground kinds engine io verifier training train",
-    "eval": "errors ground kinds engine io verifier training lab",
+    "run": "errors ground kinds engine io verifier",
+    "train": "errors ground kinds engine io verifier run",
+    "lab": "errors ground kinds engine io verifier run train",
+    "eval": "errors ground kinds engine io verifier run lab",
 }
 DOORS = {("minisoft", "io"), ("minisoft.data", "io"), ("minisoft.reward", "verifier")}
 

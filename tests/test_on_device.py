@@ -31,8 +31,8 @@ from minisoft.lab.gradient import EMBEDDING
 from minisoft.model import Transformer
 from minisoft.reinforce import leave_one_out
 from minisoft.rollout import Decoding, Request
-from minisoft.training.optimizer import Optimizer, Schedule
-from minisoft.training.world import World
+from minisoft.run.optimizer import Optimizer, Schedule
+from minisoft.run.world import World
 from minisoft.verifier.process import Verifier
 
 # The difference of logits / rms of all logits: largest, rms.  A wrong mask, rope or norm gives

@@ -26,9 +26,9 @@ import eval
 import train
 from minisoft.io import checkpoint
 from minisoft.lab import figures
-from minisoft.training.metrics import METRICS
-from minisoft.training.optimizer import Schedule
-from minisoft.training.session import Run
+from minisoft.run.metrics import METRICS
+from minisoft.run.optimizer import Schedule
+from minisoft.run.session import Run
 
 SMALL = (
     "--prompts 2 --group 8 --cot 24 --eval-cot 16 --validation 6 --test 4 --validate-every 2 "

@@ -28,7 +28,7 @@ def load(folder: str | Path, device="cpu", dtype=None) -> tuple[Transformer, Tok
     dtype None: bfloat16 if stored so, else float32.  Strict: raises InputError unless every tensor
     is there, expected and of the right shape, and every token that ordinary text can have is a row
     of E.  Added tokens, such as a [PAD] of later, may have none: they come into a text by name only
-    (`minisoft.training.evaluate.check_prompts` looks).
+    (`minisoft.run.evaluate.check_prompts` looks).
     """
     folder = Path(folder)
     model = load_model(folder, device, dtype)

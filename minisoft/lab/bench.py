@@ -37,11 +37,11 @@ from minisoft.lab.command import WHOLE
 from minisoft.lab.machine import busy, limits, processor, seconds
 from minisoft.model import Config, Transformer
 from minisoft.rollout import Request, Rollout
-from minisoft.training.metrics import markdown, memory_bytes, peak_memory_gib
-from minisoft.training.optimizer import Optimizer, Schedule
-from minisoft.training.policy import Policy
-from minisoft.training.settings import DTYPE, TRAIN_COT, Flags, resolve
-from minisoft.training.world import World, as_program, find_device, keep_memory
+from minisoft.run.metrics import markdown, memory_bytes, peak_memory_gib
+from minisoft.run.optimizer import Optimizer, Schedule
+from minisoft.run.policy import Policy
+from minisoft.run.settings import DTYPE, TRAIN_COT, Flags, resolve
+from minisoft.run.world import World, as_program, find_device, keep_memory
 
 SHAPES = {  # V, d, intermediate, layers, heads, key/value heads, head_dim, tied: of the models
     "llama-3.2-1b": (128256, 2048, 8192, 16, 32, 8, 64, True),

@@ -38,12 +38,12 @@ from minisoft.lab.command import NUMBER, WHOLE
 from minisoft.lab.figures import read_run
 from minisoft.reward import RIGHT
 from minisoft.rollout import ANSWER, COT, Request
-from minisoft.training import policy
-from minisoft.training.evaluate import Evaluator
-from minisoft.training.metrics import markdown
-from minisoft.training.policy import Policy
-from minisoft.training.settings import EVAL_COT, Flags, Settings
-from minisoft.training.world import World, as_program, keep_memory
+from minisoft.run import policy
+from minisoft.run.evaluate import Evaluator
+from minisoft.run.metrics import markdown
+from minisoft.run.policy import Policy
+from minisoft.run.settings import EVAL_COT, Flags, Settings
+from minisoft.run.world import World, as_program, keep_memory
 from minisoft.verifier.process import WORKERS, Verifier
 
 BATCH = 512  # rows at once

@@ -31,8 +31,8 @@ from minisoft.lab import command, figures
 from minisoft.lab.machine import processor
 from minisoft.lab.tables import Column, cell, number, read_results
 from minisoft.lab.trainings import EARLIER, LADDER, LATER, TRAININGS
-from minisoft.training.metrics import markdown
-from minisoft.training.world import as_program
+from minisoft.run.metrics import markdown
+from minisoft.run.world import as_program
 
 T95 = (  # Student's 0.975 quantile for 1 ... 20 degrees of freedom
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),

@@ -36,12 +36,12 @@ from minisoft.kinds import KINDS, NOISES, OPTIONS
 from minisoft.lab import command, variants
 from minisoft.lab.command import NUMBER, WHOLE
 from minisoft.rollout import COT, Rollout
+from minisoft.run import policy
+from minisoft.run.metrics import clock, markdown
+from minisoft.run.policy import Policy
+from minisoft.run.settings import TRAIN_COT, Flags
+from minisoft.run.world import as_program, keep_memory
 from minisoft.soft import GAMMA
-from minisoft.training import policy
-from minisoft.training.metrics import clock, markdown
-from minisoft.training.policy import Policy
-from minisoft.training.settings import TRAIN_COT, Flags
-from minisoft.training.world import as_program, keep_memory
 from minisoft.verifier.process import WORKERS, Verifier
 
 EMBEDDING = "model.embed_tokens.weight"

@@ -9,8 +9,8 @@ from minisoft.io import datasets
 from minisoft.io.atomic import writing
 from minisoft.lab import figures, inside
 from minisoft.rollout import Decoding, Request
-from minisoft.training.subjects import MARK, Subject
-from minisoft.training.world import World
+from minisoft.run.subjects import MARK, Subject
+from minisoft.run.world import World
 
 
 def show(args: Namespace, world: World, verifier) -> None:

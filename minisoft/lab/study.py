@@ -47,7 +47,7 @@ from minisoft.kinds import KINDS, PAPER
 from minisoft.lab import command, findings
 from minisoft.lab.findings import PROBLEMS, REMEDIES, SKILLS
 from minisoft.lab.trainings import EARLIER, LADDER, LATER, TRAININGS
-from minisoft.training.world import as_program
+from minisoft.run.world import as_program
 
 ROOT = Path(__file__).resolve().parents[2]
 USUAL = ("findings", "kinds", "signal")

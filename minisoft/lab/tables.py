@@ -19,9 +19,9 @@ from minisoft.evaluation import Setting
 from minisoft.io.atomic import read_json, write_text, writing
 from minisoft.kinds import KINDS
 from minisoft.lab import command
-from minisoft.training.metrics import markdown
-from minisoft.training.subjects import MARK, apart, check_written
-from minisoft.training.world import as_program
+from minisoft.run.metrics import markdown
+from minisoft.run.subjects import MARK, apart, check_written
+from minisoft.run.world import as_program
 
 REQUIRED = dict(model=str, data=str, problems=int, samples=int, seed=int, settings=dict)
 SAME = "problems samples cot dtype noise top_k gamma tau prompt".split()  # in a cell

@@ -16,7 +16,7 @@ from functools import partial, wraps
 
 from minisoft.lab import command
 from minisoft.rollout import ANSWER, COT
-from minisoft.training.world import as_program
+from minisoft.run.world import as_program
 
 TERMS = {"both": (COT, ANSWER), "cot": (COT,), "answer": (ANSWER,)}
 FROZEN = {"nothing": None, "E": "model.embed_tokens.weight"}

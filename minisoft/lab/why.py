@@ -44,9 +44,9 @@ from minisoft.kinds.multiplex import Multiplex
 from minisoft.kinds.noise import Sparse, TopLogitNoise
 from minisoft.lab import command, figures, gradient
 from minisoft.rollout import COT
+from minisoft.run.metrics import markdown
+from minisoft.run.world import as_program, keep_memory
 from minisoft.soft import Hard, Mixture, rms
-from minisoft.training.metrics import markdown
-from minisoft.training.world import as_program, keep_memory
 from minisoft.verifier.process import WORKERS, Verifier
 
 CASES = {  # flags of minisoft.lab.gradient

@@ -12,8 +12,8 @@ from minisoft.engine import memory
 from minisoft.kinds import make_kind
 from minisoft.lab import bench
 from minisoft.model import Config, Transformer
-from minisoft.training.optimizer import Optimizer, Schedule
-from minisoft.training.world import World
+from minisoft.run.optimizer import Optimizer, Schedule
+from minisoft.run.world import World
 
 CPU = torch.device("cpu")
 STILL = Schedule(1e-9, 10, 0)

@@ -9,7 +9,7 @@ import torch
 
 from minisoft.errors import InputError
 from minisoft.io import state
-from minisoft.training.world import World
+from minisoft.run.world import World
 
 WORLD = World("cpu")
 TENSORS = {"weight/a": torch.randn(12), "exp_avg/a": torch.randn(12)}
@@ -130,7 +130,7 @@ FULL_DISK = """
 import resource, sys, torch
 from pathlib import Path
 from minisoft.io import state
-from minisoft.training.world import World
+from minisoft.run.world import World
 folder = Path(sys.argv[1])
 state.save(folder, {"step": 1}, {"x": torch.zeros(10)}, 1, World("cpu"), 2)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

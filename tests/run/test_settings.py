@@ -10,7 +10,7 @@ import train
 from minisoft.data import PAPER_PROMPT
 from minisoft.errors import InputError
 from minisoft.io import state
-from minisoft.training.settings import Flags, fill, resolve, resumed
+from minisoft.run.settings import Flags, fill, resolve, resumed
 
 TRAINED = {"sigma": 0.7, "gamma": 0.1, "noise": "embedding"}
 SCALE = 12.5**0.5  # rms of (3, 4)

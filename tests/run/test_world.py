@@ -10,8 +10,8 @@ import torch
 from runs import ENVIRONMENT, ROOT
 
 from minisoft.errors import InputError
-from minisoft.training import world
-from minisoft.training.world import World, open_output, read_device
+from minisoft.run import world
+from minisoft.run.world import World, open_output, read_device
 
 
 def world_of(size, rank=0):
@@ -99,7 +99,7 @@ def test_an_environment_that_no_launcher_sets_is_one_line(monkeypatch, changes, 
 
 def test_a_program_with_an_odd_world_size_ends_with_its_line():
     code = (
-        "import sys; from minisoft.training.world import as_program; "
+        "import sys; from minisoft.run.world import as_program; "
         "as_program(lambda: sys.exit('one line'))"
     )
     env = {**ENVIRONMENT, "WORLD_SIZE": "abc"}
@@ -113,7 +113,7 @@ def test_a_program_with_an_odd_world_size_ends_with_its_line():
 def test_a_program_prints_what_its_terminal_can_show(encoding, shown):
     code = (
         "from tqdm import tqdm\n"
-        "from minisoft.training.world import World, as_program\n"
+        "from minisoft.run.world import World, as_program\n"
         "def main():\n"
         "    for _ in tqdm(range(1)):\n"
         "        World('cpu').say('Gr\\u00f6\\u00dfe \\u03c0')\n"
@@ -176,7 +176,7 @@ def test_a_program_saves_and_ends_well_whatever_becomes_of_what_it_prints(tmp_pa
     """A file that it opens gets none of it."""
     code = """
 import sys
-from minisoft.training.world import World, as_program
+from minisoft.run.world import World, as_program
 def main():
     with open("saved", "w") as file:
         for _ in range(1000):
@@ -198,7 +198,7 @@ as_program(main)
 def test_too_little_memory_is_one_line(error):
     code = f"""
 import torch
-from minisoft.training.world import as_program
+from minisoft.run.world import as_program
 def main():
     raise ({error})("too little\\nof it")
 as_program(main)

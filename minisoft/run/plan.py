@@ -11,9 +11,9 @@ from minisoft.data import ANSWER_TOKENS, Format
 from minisoft.engine import memory
 from minisoft.io import checkpoint, datasets
 from minisoft.io.tokenizer import Tokenizer
-from minisoft.training.metrics import markdown, memory_bytes
-from minisoft.training.settings import Settings
-from minisoft.training.world import read_device, share
+from minisoft.run.metrics import markdown, memory_bytes
+from minisoft.run.settings import Settings
+from minisoft.run.world import read_device, share
 
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them is there
 SHARDED_ABOVE = 4e9  # parameters from which on masters and moments are kept in pieces

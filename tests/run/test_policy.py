@@ -6,9 +6,9 @@ import torch
 from minisoft import data
 from minisoft.errors import InputError
 from minisoft.io import WEIGHTS
-from minisoft.training import policy
-from minisoft.training.policy import Policy
-from minisoft.training.settings import TRAIN_COT, Flags
+from minisoft.run import policy
+from minisoft.run.policy import Policy
+from minisoft.run.settings import TRAIN_COT, Flags
 from minisoft.verifier.process import Verifier
 
 TINY = WEIGHTS / "tiny"

@@ -3,8 +3,8 @@
 from argparse import Namespace
 
 from minisoft.data import Problem, same_question, split
-from minisoft.training.samples import Samples
-from minisoft.training.world import World
+from minisoft.run.samples import Samples
+from minisoft.run.world import World
 
 PROBLEMS = [Problem(f"{i}+1?", str(i + 1)) for i in range(40)]
 

@@ -20,9 +20,9 @@ import torch
 import torch.distributed as dist
 
 from minisoft.io.checkpoint import read_about
-from minisoft.training.metrics import container_limit
-from minisoft.training.settings import PAPER
-from minisoft.training.world import RankError, read_device
+from minisoft.run.metrics import container_limit
+from minisoft.run.settings import PAPER
+from minisoft.run.world import RankError, read_device
 
 SMALL = 2**26  # bytes of weights; the embedded model has 3 MB
 MOST = 8

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from minisoft.training.optimizer import Optimizer, Schedule
-from minisoft.training.world import World
+from minisoft.run.optimizer import Optimizer, Schedule
+from minisoft.run.world import World
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():

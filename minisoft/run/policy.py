@@ -17,7 +17,7 @@ from minisoft.io import checkpoint
 from minisoft.model import Transformer
 from minisoft.reinforce import Mismatch
 from minisoft.rollout import Decoding, Request, Rollout
-from minisoft.training.settings import Flags, Settings, resolve
+from minisoft.run.settings import Flags, Settings, resolve
 
 
 def settings(folder: Path, kinds: list[str], flags: Flags, budget: int) -> Settings:

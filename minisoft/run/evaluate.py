@@ -11,8 +11,8 @@ from minisoft.errors import InputError
 from minisoft.evaluation import Setting
 from minisoft.io.journal import Journal
 from minisoft.rollout import Decoding, Request
-from minisoft.training import harness
-from minisoft.training.settings import Settings
+from minisoft.run import harness
+from minisoft.run.settings import Settings
 
 
 @dataclass(frozen=True)

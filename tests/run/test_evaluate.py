@@ -13,7 +13,7 @@ from minisoft.errors import InputError
 from minisoft.io import WEIGHTS
 from minisoft.io.checkpoint import outline
 from minisoft.io.tokenizer import Tokenizer
-from minisoft.training.evaluate import check_prompts
+from minisoft.run.evaluate import check_prompts
 
 QUESTION = "Zoe has 5 tiles. Then 2 more come. How many tiles are there now?"
 SMALL = "--prompts 2 --group 2 --validation 1 --test 0 --show-every 0 --device cpu".split()

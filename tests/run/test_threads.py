@@ -12,7 +12,7 @@ import torch
 from runs import ENVIRONMENT, ROOT
 
 from minisoft.io import WEIGHTS
-from minisoft.training import metrics, ranks
+from minisoft.run import metrics, ranks
 
 OWN_CHOICE = {k: v for k, v in ENVIRONMENT.items() if k != "OMP_NUM_THREADS"}
 
@@ -81,7 +81,7 @@ def test_large_models_and_ids_of_the_hub_have_threads(monkeypatch, tmp_path):
 
 
 def python(code, **more):
-    head = "import os, sys, torch; from minisoft.training.ranks import several\n"
+    head = "import os, sys, torch; from minisoft.run.ranks import several\n"
     command = [sys.executable, "-c", head + code]
     how = {"cwd": ROOT, "env": OWN_CHOICE, "capture_output": True, "text": True, "timeout": 120}
     return subprocess.run(command, **how, **more)
@@ -89,7 +89,7 @@ def python(code, **more):
 
 def test_the_other_ranks_run_the_same_and_are_gone_afterwards():
     code = """
-from minisoft.training.world import World
+from minisoft.run.world import World
 with several(3):
     with World("cpu") as world:
         print(world.gather_objects([(world.rank, torch.get_num_threads(), os.getpid())]))
@@ -105,7 +105,7 @@ with several(3):
 
 def test_what_another_rank_says_at_its_end_is_told():
     code = """
-from minisoft.training.world import RankError, World
+from minisoft.run.world import RankError, World
 with several(2):
     with World("cpu", grace=1) as world:
         if world.rank == 1:
@@ -125,7 +125,7 @@ with several(2):
 def test_a_rank_that_ends_before_they_meet_is_told_at_once(end):
     """Not after the 30 minutes that ranks wait for each other by default."""
     code = f"""
-from minisoft.training.world import World
+from minisoft.run.world import World
 with several(3):
     if os.environ["RANK"] == "2":
         {end}

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import train
 from minisoft.io import WEIGHTS
-from minisoft.training import session
+from minisoft.run import session
 
 SMALL = "--prompts 2 --group 4 --cot 24 --eval-cot 16 --test 0 --show-every 0 --device cpu".split()
 

@@ -32,14 +32,14 @@ from minisoft.kinds import OPTIONS
 from minisoft.reinforce import Mismatch
 from minisoft.reward import BOXED, RIGHT
 from minisoft.rollout import Decoding, Request, Rollout
+from minisoft.run import metrics, track
+from minisoft.run.evaluate import Evaluator, check_prompts, lengthened
+from minisoft.run.optimizer import Optimizer, Schedule
+from minisoft.run.plan import in_pieces
+from minisoft.run.samples import COLUMNS, Part, Samples, Scores
+from minisoft.run.settings import Flags, anywhere, fill, resolve
+from minisoft.run.world import World, is_out_of_memory
 from minisoft.soft import rms
-from minisoft.training import metrics, track
-from minisoft.training.evaluate import Evaluator, check_prompts, lengthened
-from minisoft.training.optimizer import Optimizer, Schedule
-from minisoft.training.plan import in_pieces
-from minisoft.training.samples import COLUMNS, Part, Samples, Scores
-from minisoft.training.settings import Flags, anywhere, fill, resolve
-from minisoft.training.world import World, is_out_of_memory
 
 WRITES = ("best", "last", "state", "config.json", "metrics.jsonl", "summary.json")  # and lock
 

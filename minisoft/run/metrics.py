@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from minisoft.io.atomic import write_text, writing
-from minisoft.training.world import from_launcher
+from minisoft.run.world import from_launcher
 
 CGROUP = Path("/sys/fs/cgroup")
 METRICS = {

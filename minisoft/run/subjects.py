@@ -15,10 +15,10 @@ from minisoft.io import checkpoint, datasets, state
 from minisoft.io.journal import Journal
 from minisoft.io.tokenizer import Tokenizer
 from minisoft.kinds import OPTIONS
+from minisoft.run.evaluate import Evaluator, check_prompts, lengthened
+from minisoft.run.settings import EVAL_COT, Flags, Settings, resolve
+from minisoft.run.world import World
 from minisoft.soft import GAMMA
-from minisoft.training.evaluate import Evaluator, check_prompts, lengthened
-from minisoft.training.settings import EVAL_COT, Flags, Settings, resolve
-from minisoft.training.world import World
 
 USUAL = {  # what minisoft.json says of an ordinary training
     "gamma": GAMMA,

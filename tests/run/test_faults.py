@@ -30,9 +30,9 @@ from minisoft.engine.replay import Replay
 from minisoft.errors import InputError
 from minisoft.io import checkpoint
 from minisoft.io.atomic import NEW, OLD
-from minisoft.training.metrics import MetricsFile
-from minisoft.training.optimizer import Optimizer
-from minisoft.training.session import Run
+from minisoft.run.metrics import MetricsFile
+from minisoft.run.optimizer import Optimizer
+from minisoft.run.session import Run
 
 FLAGS = (
     "--prompts 2 --group 4 --cot 40 --eval-cot 40 --validation 6 --test 4 --validate-every 2 "

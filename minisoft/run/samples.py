@@ -11,7 +11,7 @@ from minisoft import data, evaluation
 from minisoft.data import Format, Problem
 from minisoft.evaluation import SOFTNESS
 from minisoft.rollout import Request, Rollout
-from minisoft.training.world import World
+from minisoft.run.world import World
 from minisoft.verifier.compare import only_as_text
 from minisoft.verifier.process import Verifier
 

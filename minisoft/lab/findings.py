@@ -29,9 +29,10 @@ from minisoft.io.atomic import read_json, write_text
 from minisoft.kinds import PAPER
 from minisoft.lab import command, figures
 from minisoft.lab.machine import processor
-from minisoft.lab.tables import Column, cell, number, read_results
+from minisoft.lab.tables import read_results
 from minisoft.lab.trainings import EARLIER, LADDER, LATER, TRAININGS
 from minisoft.run.metrics import markdown
+from minisoft.run.tables import Column, cell, number
 from minisoft.run.world import as_program
 
 T95 = (  # Student's 0.975 quantile for 1 ... 20 degrees of freedom
@@ -547,8 +548,7 @@ def write(out: Path) -> str:
         for name, figure in pictures(r).items():
             figure.savefig(out / name, dpi=110)
     except ImportError as error:
-        missing = f"pictures need the extra `plot`: pip install matplotlib ({error})"
-        print(f"minisoft.lab.study: {missing}", file=sys.stderr)
+        print(f"minisoft.lab.study: {error}", file=sys.stderr)
     return f"{text}\n\nwritten: {out / 'study.md'}"
 
 

@@ -82,13 +82,6 @@ def read_runs(folders) -> dict[str, list[list[dict]]]:
     return runs
 
 
-def greedy_accuracy(rows: list[dict]) -> dict[int, float]:
-    """{update: hard-greedy accuracy on validation problems}; where they are not told apart,
-    "validation" is hard-greedy."""
-    series = {row["step"]: row.get("validation_hard", row.get("validation")) for row in rows}
-    return {step: value for step, value in series.items() if value is not None}
-
-
 def training(runs: dict[str, list[list[dict]]]):
     """Figure 2: accuracy (%) over updates.  Left: of the training samples, a running mean with the
     raw data light behind it; right: hard-greedy on the validation problems.
@@ -100,12 +93,12 @@ def training(runs: dict[str, list[list[dict]]]):
     window = smoothing_window(max(len(rows) for seeds in runs.values() for rows in seeds))
     figure, ((left, right),) = _panels(1, 2, sharex=True, sharey=True)
     for index, (label, seeds) in enumerate(runs.items()):
-        raw = [_series(rows, "accuracy", 100) for rows in seeds]
+        raw = [series(rows, "accuracy", 100) for rows in seeds]
         mean = {step: fmean(values) for step, values in _together(raw).items()}
         left.plot(list(mean), list(mean.values()), color=".87", linewidth=0.6, zorder=1)
-        smooth = [running_mean(series, window) for series in raw]
+        smooth = [running_mean(of_seed, window) for of_seed in raw]
         notes |= _line(left, _together(smooth), index, label)
-        greedy = [_scaled(greedy_accuracy(rows)) for rows in seeds]
+        greedy = [series(rows, "validation_hard", 100) for rows in seeds]
         notes |= _line(right, _together(filter(None, greedy)), index, label)
     left.set(title=f"training samples, mean over {window} updates")
     right.set(title=GREEDY)
@@ -121,13 +114,13 @@ def curves(run: Path):
     window, (figure, axes) = smoothing_window(len(rows)), _panels(2, 3)
     label = f"training samples, mean over {window} updates"
     for axis, (name, ylabel) in zip(axes.flat, PANELS.items(), strict=True):
-        raw = _series(rows, name, 100 if "%" in ylabel else 1)
+        raw = series(rows, name, 100 if "%" in ylabel else 1)
         smooth = running_mean(raw, window)
         axis.plot(list(raw), list(raw.values()), color=".87", linewidth=0.6)
         axis.plot(list(smooth), list(smooth.values()), color=".45", linewidth=1.4, label=label)
         scale = "log" if name == "grad_norm" else "linear"
         axis.set(xlabel="update", ylabel=ylabel, yscale=scale)
-    _line(axes[0, 0], _together([_scaled(greedy_accuracy(rows))]), 0, GREEDY)
+    _line(axes[0, 0], _together([series(rows, "validation_hard", 100)]), 0, GREEDY)
     return _finish(figure, {f"run {Path(run).resolve().name}"})
 
 
@@ -161,8 +154,7 @@ def entropy(runs: list[dict]):
 
 def _percent_by_k(numbers: dict) -> dict[int, float]:
     """{"pass@1": .4, "pass@2": .5, ...} -> {1: 40, 2: 50, ...}, {} if there is only one."""
-    shares = {name: value for name, value in numbers.items() if name.startswith("pass@")}
-    by_k = {int(name.removeprefix("pass@")): 100 * share for name, share in shares.items()}
+    by_k = {int(x.removeprefix("pass@")): 100 * numbers[x] for x in numbers if x[:5] == "pass@"}
     return by_k if len(by_k) > 1 else {}
 
 
@@ -286,20 +278,15 @@ def smoothing_window(updates: int) -> int:
     return max(5, updates // 20) | 1
 
 
-def running_mean(series: dict[int, float], window: int) -> dict[int, float]:
+def running_mean(points: dict[int, float], window: int) -> dict[int, float]:
     """Mean over `window` (odd) neighbours, over fewer at both ends."""
-    values, half = list(series.values()), window // 2
-    return {x: fmean(values[max(0, i - half) : i + half + 1]) for i, x in enumerate(series)}
+    values, half = list(points.values()), window // 2
+    return {x: fmean(values[max(0, i - half) : i + half + 1]) for i, x in enumerate(points)}
 
 
-def _series(rows: list[dict], name: str, scale: float) -> dict[int, float]:
+def series(rows: list[dict], name: str, scale: float = 1) -> dict[int, float]:
     """{step: scale * value} of the rows that have one."""
     return {row["step"]: scale * row[name] for row in rows if row.get(name) is not None}
-
-
-def _scaled(series: dict[int, float]) -> dict[int, float]:
-    """Fractions -> %."""
-    return {x: 100 * y for x, y in series.items()}
 
 
 def _together(seeds) -> dict[int, list[float]]:

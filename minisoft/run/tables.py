@@ -68,17 +68,20 @@ def cell(runs: list[dict], label: str, data: str, part: str) -> list[dict]:
     return [parts(run)[part] for run in seeds if part in parts(run)]
 
 
+def show_mean(values: list[float], scale: float = 100, digits: int = 1) -> str:
+    """ "mean ± standard deviation", of one value the value, of none "" """
+    statistics = (fmean, stdev)[: len(values)]
+    return " ± ".join(f"{scale * of(values):.{digits}f}" for of in statistics)
+
+
 def number(seeds: list[dict], column: Column) -> str:
-    """A field of the runs of one cell for people: "mean ± standard deviation", of one run
-    "value [95 % interval]"."""
+    """A field of the runs of one cell: see `show_mean`; of one run "value [95 % interval]"."""
     field, scale, digits = column.field, column.scale, column.digits
     seeds = [numbers for numbers in seeds if field in numbers]
-    values = [scale * numbers[field] for numbers in seeds]
-    if len(values) > 1:
-        return f"{fmean(values):.{digits}f} ± {stdev(values):.{digits}f}"
-    text = "".join(f"{value:.{digits}f}" for value in values)
-    for low, high in [n["ci95"][field] for n in seeds if field in n.get("ci95", {})]:
-        text += f" [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
+    text = show_mean([scale * numbers[field] for numbers in seeds], 1, digits)
+    if len(seeds) == 1 and field in seeds[0].get("ci95", {}):
+        low, high = (scale * end for end in seeds[0]["ci95"][field])
+        text += f" [{low:.{digits}f}, {high:.{digits}f}]"
     return text
 
 

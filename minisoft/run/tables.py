@@ -51,9 +51,9 @@ def short_names(names) -> dict[str, str]:
     return short if len(set(short.values())) == len(short) else {name: name for name in short}
 
 
-def settings() -> list[str]:
-    """The names of all settings of inference: greedy and sampled, of every kind of token."""
-    return [str(Setting(kind, greedy)) for kind in KINDS for greedy in (True, False)]
+def settings(kinds=KINDS) -> list[str]:
+    """The names of the settings of inference of some kinds of token: greedy and sampled."""
+    return [str(Setting(kind, greedy)) for kind in kinds for greedy in (True, False)]
 
 
 def parts(run: dict) -> dict[str, dict]:
@@ -93,9 +93,8 @@ def tables(runs: list[dict]) -> str:
     """
     sections = []
     for kind in KINDS:
-        names = [str(Setting(kind, greedy)) for greedy in (True, False)]
         title = f"**{kind.capitalize()} inference**: pass@k in %"
-        sections.append(_section(runs, title, names, _by_label))
+        sections.append(_section(runs, title, settings([kind]), _by_label))
     title = (
         "**Multiple choice**: accuracy by log-probability and by log-probability per character "
         "(norm), negative log-likelihood of the correct answer"
@@ -107,10 +106,10 @@ def tables(runs: list[dict]) -> str:
 
 def _section(runs: list[dict], title: str, names: list[str], layout) -> str:
     """Title and table of the runs that have one of the parts `names`; "" without any."""
-    measured = [run for run in runs if parts(run).keys() & set(names)]
-    if not measured:
+    runs = [run for run in runs if parts(run).keys() & set(names)]
+    if not runs:
         return ""
-    return f"{title}. {_sizes(measured, names)}\n\n{markdown(layout(measured, names))}"
+    return f"{title}. {_sizes(runs, names)}\n\n{markdown(layout(runs, names))}"
 
 
 def _by_label(runs: list[dict], names: list[str]) -> list[list[str]]:
@@ -144,10 +143,8 @@ def _by_setting(runs: list[dict], names: list[str]) -> list[list[str]]:
     rows = [["training", "data", "inference", *(column.head for column in GENERATIONS)]]
     datas = short_names(distinct(runs, "data")).items()
     for label, (data, short), part in product(distinct(runs, "label"), datas, names):
-        seeds = cell(runs, label, data, part)
-        if seeds:
-            numbers = [number(seeds, column) for column in GENERATIONS]
-            rows.append([label, short, part, *numbers])
+        if seeds := cell(runs, label, data, part):
+            rows.append([label, short, part, *(number(seeds, column) for column in GENERATIONS)])
     return rows
 
 

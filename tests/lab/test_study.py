@@ -604,11 +604,11 @@ def test_commands_without_running_them(tmp_path, capsys):
     assert [line.split()[1] for line in lines[14:]] == ["findings:", "kinds:", "signal:", "in"]
 
 
-def test_findings_is_a_command_and_says_where_nothing_is(tmp_path, monkeypatch, capsys):
+def test_findings_is_a_command_and_says_where_nothing_is(tmp_path, monkeypatch, capfd):
     """As `python -m` runs it, in this process."""
     monkeypatch.setattr(sys, "argv", ["findings", str(tmp_path)])
     monkeypatch.delitem(sys.modules, "minisoft.lab.findings")
     with pytest.raises(SystemExit) as stop:
         runpy.run_module("minisoft.lab.findings", run_name="__main__", alter_sys=True)
     assert stop.value.code == 1
-    assert "expected results of minisoft.lab.study" in capsys.readouterr().err
+    assert "expected results of minisoft.lab.study" in capfd.readouterr().err

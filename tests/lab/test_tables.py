@@ -399,11 +399,11 @@ def test_help(capsys):
     assert "--out FOLDER" in shown and "eval.py" in shown and "default" in shown
 
 
-def test_module_is_a_command(tmp_path, monkeypatch, capsys):
+def test_module_is_a_command(tmp_path, monkeypatch, capfd):
     """As `python -m` runs it, in this process."""
     monkeypatch.setattr(sys, "argv", ["tables", str(tmp_path / "no.json")])
     monkeypatch.delitem(sys.modules, "minisoft.lab.tables")
     with pytest.raises(SystemExit) as stop:
         runpy.run_module("minisoft.lab.tables", run_name="__main__", alter_sys=True)
-    told = capsys.readouterr()
+    told = capfd.readouterr()
     assert stop.value.code == 1 and told.err.count("\n") == 1 and not told.out

@@ -28,10 +28,10 @@ from minisoft.errors import InputError, expecting
 from minisoft.evaluation import SETTINGS
 from minisoft.io import WEIGHTS, atomic, checkpoint, datasets
 from minisoft.kinds import KINDS, NOISES, TAU, TAU_TOP_K
-from minisoft.lab import tables
-from minisoft.lab.show import show
 from minisoft.run.settings import DTYPE, EVAL_COT, check_ranges
+from minisoft.run.show import show
 from minisoft.run.subjects import Subject, as_rows, check_alike, open_journal, output
+from minisoft.run.tables import tables
 from minisoft.run.world import RankError, World, as_program
 from minisoft.soft import GAMMA
 from minisoft.verifier.process import WORKERS, Verifier
@@ -214,7 +214,7 @@ def evaluate(args: argparse.Namespace, world: World, verifier) -> None:
         if writes:
             new.unlink(missing_ok=True)  # the journal has it all
         raise
-    text = tables.tables(results)
+    text = tables(results)
     world.say(text)
     if writes:
         os.replace(new, new.with_suffix(""))

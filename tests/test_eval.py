@@ -335,7 +335,8 @@ def test_a_look_inside(tmp_path, capsys, monkeypatch):
         lines = [line for line in block.splitlines() if re.match(r" *\d+  \'", line)]
         assert len(lines) == g["cot_tokens"]
         assert "".join(ast.literal_eval(line[6:18].strip()) for line in lines) == g["cot"]
-        assert f"answer: {g['answer']}" in block
+        assert f"answer: {g['answer']}   gold: {g['gold']}" in block
+        assert ("carries 1.00 tokens" in block) == (g["setting"] != "soft-sample")
     line = next(line for line in blocks[2].splitlines() if line.startswith("   0 "))
     assert " 0.00 " in line and "1.000" in line  # fuzzy: one token; without noise the nearest
     pytest.importorskip("matplotlib")
@@ -359,7 +360,7 @@ def test_a_look_inside_without_matplotlib_is_the_text(tmp_path, capsys, monkeypa
     out = tmp_path / "chain.png"
     evaluation_script.main(["--data", "tiny-test", "--show", "0", "--cot", "20", "--out", str(out)])
     text = capsys.readouterr().out
-    assert "question: " in text and "the picture needs the extra `plot`" in text
+    assert "question: " in text and "pictures need the extra `plot`" in text
     assert not out.exists()
 
 

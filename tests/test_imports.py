@@ -20,8 +20,9 @@ BELOW = {  # storey -> the storeys that it stands on; the ground floor is the fi
     "run": "errors ground kinds engine io verifier",
     "train": "errors ground kinds engine io verifier run",
     "lab": "errors ground kinds engine io verifier run train",
-    "eval": "errors ground kinds engine io verifier run lab",
+    "eval": "errors ground kinds engine io verifier run",
 }
+PROGRAMS = ("train", "eval")
 DOORS = {("minisoft", "io"), ("minisoft.data", "io"), ("minisoft.reward", "verifier")}
 
 
@@ -55,9 +56,15 @@ def test_imports_run_one_way_but_for_three_doors():
         upwards = {(name, lazy) for name, lazy in imported if storey(name) not in allowed}
         assert all(lazy for _, lazy in upwards), (module, upwards)
         doors |= {(module, storey(name)) for name, _ in upwards}
-        lab = storey(module) == "lab"  # it loads what draws, and what compares, when asked to
+        lab = storey(module) == "lab"  # it loads a program, and what compares, when asked to
         assert lab or not {name for name, lazy in imported - upwards if lazy}, module
     assert doors == DOORS
+
+
+def test_one_file_of_the_package_imports_a_program():
+    """Others start it as a user does."""
+    doors = {module for module, of in IMPORTS.items() for name, _ in of if name in PROGRAMS}
+    assert doors == {"minisoft.lab.variants"}
 
 
 def test_no_modules_import_each_other_in_a_circle():
@@ -69,9 +76,8 @@ def test_no_modules_import_each_other_in_a_circle():
 NOT_LOADED = {  # by modules that are imported one after another
     "minisoft": "torch minisoft.io minisoft.data",
     "minisoft.reinforce, minisoft.evaluation": "minisoft.kinds minisoft.engine minisoft.io",
-    "train": "minisoft.lab matplotlib transformers torch._dynamo",  # the last is torch's compiler
-    "minisoft.lab.tables": "minisoft.lab.figures minisoft.lab.study minisoft.lab.findings",
-    "eval": "minisoft.lab.study minisoft.lab.findings matplotlib transformers torch._dynamo",
+    "train, eval": "minisoft.lab matplotlib transformers torch._dynamo",  # torch's compiler
+    "minisoft.lab.tables": "minisoft.lab.study minisoft.lab.findings matplotlib",
 }
 
 

@@ -12,7 +12,6 @@ advantage is different from 0, and no reward is computed (but for --part train).
 """
 
 import argparse
-import gc
 import json
 import subprocess
 import sys
@@ -230,25 +229,6 @@ def updates_of_train(args: argparse.Namespace, name: str, seed: int) -> dict[str
             raise InputError(f"{TRAIN.name}: expected {UPDATES} updates, found: {reason}")
         lines = (out / "metrics.jsonl").read_text().splitlines()
     return {"update": median(json.loads(line)["seconds"] for line in lines[1:])}
-
-
-def peak_bytes(function, device: torch.device) -> int:
-    """The most memory that function() holds beyond what was there before, in bytes of tensors."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        function()
-        return torch.cuda.max_memory_allocated(device) - before
-    gc.collect()  # what nobody needs any more is not to be freed in between
-    cpu = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
-        function()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = most = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
 
 
 def contenders(args: argparse.Namespace, work: Work | None) -> dict:

@@ -1,5 +1,5 @@
-"""Pictures like the paper's Figures 2-4, of a study, and of one chain of thought; all readable in
-black and white (extra `plot`: matplotlib).
+"""Pictures like the paper's Figures 2-4 and of a study, readable in black and white (extra `plot`:
+matplotlib).
 
 Each public function without `read` in its name returns a matplotlib Figure.  Where data sets or
 kinds of token are panels, lines are labels of runs, and runs of one label are its seeds.
@@ -10,14 +10,14 @@ from collections.abc import Callable
 from itertools import product, takewhile
 from pathlib import Path
 from statistics import fmean, stdev
-from textwrap import fill
 
 from minisoft.errors import InputError, expecting
 from minisoft.evaluation import Setting
 from minisoft.io.atomic import read_json
 from minisoft.kinds import KINDS
-from minisoft.lab.tables import cell, distinct, short_names
 from minisoft.lab.trainings import TRAININGS
+from minisoft.run.show import new_figure
+from minisoft.run.tables import cell, distinct, short_names
 
 INCIDENTAL = set(  # in config.json of seeds of one run
     "tokens seed out resume sigma device world micro_batch eval_batch validate_every save_every "
@@ -36,8 +36,6 @@ PANELS = {  # of `curves`: fields and their axes
     "share_E": "gradient norm in E (% of all)",
 }
 GREEDY = "validation problems, hard-greedy"
-PER_ROW, LEAST_TEXT = 24, 0.08  # of `chain`: steps in a row; a piece of a bar that text fits into
-SHADES = (".87", ".7", ".8", ".6", ".75", "1")  # of a mixture's tokens, the heaviest first
 
 
 def read_metrics(path: Path) -> list[dict]:
@@ -84,13 +82,6 @@ def read_runs(folders) -> dict[str, list[list[dict]]]:
     return runs
 
 
-def greedy_accuracy(rows: list[dict]) -> dict[int, float]:
-    """{update: hard-greedy accuracy on validation problems}; where they are not told apart,
-    "validation" is hard-greedy."""
-    series = {row["step"]: row.get("validation_hard", row.get("validation")) for row in rows}
-    return {step: value for step, value in series.items() if value is not None}
-
-
 def training(runs: dict[str, list[list[dict]]]):
     """Figure 2: accuracy (%) over updates.  Left: of the training samples, a running mean with the
     raw data light behind it; right: hard-greedy on the validation problems.
@@ -102,12 +93,12 @@ def training(runs: dict[str, list[list[dict]]]):
     window = smoothing_window(max(len(rows) for seeds in runs.values() for rows in seeds))
     figure, ((left, right),) = _panels(1, 2, sharex=True, sharey=True)
     for index, (label, seeds) in enumerate(runs.items()):
-        raw = [_series(rows, "accuracy", 100) for rows in seeds]
+        raw = [series(rows, "accuracy", 100) for rows in seeds]
         mean = {step: fmean(values) for step, values in _together(raw).items()}
         left.plot(list(mean), list(mean.values()), color=".87", linewidth=0.6, zorder=1)
-        smooth = [running_mean(series, window) for series in raw]
+        smooth = [running_mean(of_seed, window) for of_seed in raw]
         notes |= _line(left, _together(smooth), index, label)
-        greedy = [_scaled(greedy_accuracy(rows)) for rows in seeds]
+        greedy = [series(rows, "validation_hard", 100) for rows in seeds]
         notes |= _line(right, _together(filter(None, greedy)), index, label)
     left.set(title=f"training samples, mean over {window} updates")
     right.set(title=GREEDY)
@@ -123,13 +114,13 @@ def curves(run: Path):
     window, (figure, axes) = smoothing_window(len(rows)), _panels(2, 3)
     label = f"training samples, mean over {window} updates"
     for axis, (name, ylabel) in zip(axes.flat, PANELS.items(), strict=True):
-        raw = _series(rows, name, 100 if "%" in ylabel else 1)
+        raw = series(rows, name, 100 if "%" in ylabel else 1)
         smooth = running_mean(raw, window)
         axis.plot(list(raw), list(raw.values()), color=".87", linewidth=0.6)
         axis.plot(list(smooth), list(smooth.values()), color=".45", linewidth=1.4, label=label)
         scale = "log" if name == "grad_norm" else "linear"
         axis.set(xlabel="update", ylabel=ylabel, yscale=scale)
-    _line(axes[0, 0], _together([_scaled(greedy_accuracy(rows))]), 0, GREEDY)
+    _line(axes[0, 0], _together([series(rows, "validation_hard", 100)]), 0, GREEDY)
     return _finish(figure, {f"run {Path(run).resolve().name}"})
 
 
@@ -163,8 +154,7 @@ def entropy(runs: list[dict]):
 
 def _percent_by_k(numbers: dict) -> dict[int, float]:
     """{"pass@1": .4, "pass@2": .5, ...} -> {1: 40, 2: 50, ...}, {} if there is only one."""
-    shares = {name: value for name, value in numbers.items() if name.startswith("pass@")}
-    by_k = {int(name.removeprefix("pass@")): 100 * share for name, share in shares.items()}
+    by_k = {int(x.removeprefix("pass@")): 100 * numbers[x] for x in numbers if x[:5] == "pass@"}
     return by_k if len(by_k) > 1 else {}
 
 
@@ -288,20 +278,15 @@ def smoothing_window(updates: int) -> int:
     return max(5, updates // 20) | 1
 
 
-def running_mean(series: dict[int, float], window: int) -> dict[int, float]:
+def running_mean(points: dict[int, float], window: int) -> dict[int, float]:
     """Mean over `window` (odd) neighbours, over fewer at both ends."""
-    values, half = list(series.values()), window // 2
-    return {x: fmean(values[max(0, i - half) : i + half + 1]) for i, x in enumerate(series)}
+    values, half = list(points.values()), window // 2
+    return {x: fmean(values[max(0, i - half) : i + half + 1]) for i, x in enumerate(points)}
 
 
-def _series(rows: list[dict], name: str, scale: float) -> dict[int, float]:
+def series(rows: list[dict], name: str, scale: float = 1) -> dict[int, float]:
     """{step: scale * value} of the rows that have one."""
     return {row["step"]: scale * row[name] for row in rows if row.get(name) is not None}
-
-
-def _scaled(series: dict[int, float]) -> dict[int, float]:
-    """Fractions -> %."""
-    return {x: 100 * y for x, y in series.items()}
 
 
 def _together(seeds) -> dict[int, list[float]]:
@@ -373,17 +358,9 @@ def _line(axis, points: dict[int, list], index: int, label: str, intervals=None)
     return {note}
 
 
-def _figure(width: float, height: float):
-    from matplotlib.figure import Figure  # here, since nothing else needs it; Agg draws PNG files
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06)
-    return figure
-
-
 def _panels(rows: int, columns: int, **share):
     """(Figure, array of its Axes)."""
-    figure = _figure(max(5, 3.7 * columns), 2.8 * rows + 0.6)
+    figure = new_figure(max(5, 3.7 * columns), 2.8 * rows + 0.6)
     axes = figure.subplots(rows, columns, squeeze=False, **share)
     for axis in axes.flat:
         axis.grid(color=".9", linewidth=0.6)
@@ -405,75 +382,3 @@ def _finish(figure, notes: set[str]):
     place = "outside upper center"
     figure.legend(handles.values(), handles, loc=place, title=title, **look)
     return figure
-
-
-def chain(chains: list):
-    """What each step of chains of thought (`inside.Chain`) was fed, from left to right.
-
-    A bar is the mixture: its pieces are the tokens with their weights, hatched all others.  Of hard
-    tokens it is what the token was drawn from, only the drawn one grey.  Above: the entropy of
-    these weights; below: the (shadow) token.  A chain longer than PER_ROW goes on below.
-    """
-    rows = [(one, start) for one in chains for start in range(0, len(one.steps), PER_ROW)]
-    figure = _figure(12, 2.2 * len(rows) + 0.4)
-    axes = figure.subplots(2 * len(rows), 1, height_ratios=[1, 4] * len(rows))
-    highest = max(step.mixture_entropy for one in chains for step in one.steps)
-    for (one, start), line, bars in zip(rows, axes[::2], axes[1::2], strict=True):
-        steps = one.steps[start : start + PER_ROW]
-        if start == 0:
-            line.set_title(str(one.setting), loc="left", fontsize="medium", weight="bold")
-            line.set_title(_told(one), fontsize="medium")
-        entropies = [step.mixture_entropy for step in steps]
-        line.plot(entropies, ".-", color="0", linewidth=0.8, markersize=3.5)
-        line.set(ylim=(-0.2, max(1.2, 1.1 * highest)), yticks=(0, 1), xticks=())
-        line.set_ylabel("entropy\n(nats)")
-        for at, step in enumerate(steps):
-            _bar(bars, at, step, one.mixes)
-        bars.set(ylim=(-0.16, 1), yticks=(0, 0.5, 1), xticks=())
-        bars.set_ylabel("weights of\nthe mixture" if one.mixes else "probability")
-        _text(bars, -1, -0.1, "text:")
-        if start + PER_ROW >= len(one.steps):
-            g = one.generation
-            right = "right" if g["reward"] == 100 else "wrong"
-            _text(bars, len(steps), 0.5, f"→ {g['answer'].rstrip('}')}", weight="bold")
-            _text(bars, len(steps), 0.35, right)
-        for axis in (line, bars):
-            axis.set_xlim(-1.5, PER_ROW + 0.5)
-            axis.spines[:].set_visible(False)
-    question = fill(chains[0].generation["question"], 120)
-    figure.suptitle(question, fontsize="large", style="italic", parse_math=False)
-    return figure
-
-
-def _told(one) -> str:
-    """What the bars of a chain show."""
-    if one.mixes:
-        noise = "" if one.setting.greedy else ", with noise"
-        return f"the input of each step is the bar's mixture of token embeddings{noise}"
-    taken = "the most likely" if one.setting.greedy else "drawn from the bar"
-    return f"the input of each step is the embedding of one token (grey), {taken}"
-
-
-def _bar(axis, at: int, step, mixes: bool) -> None:
-    """One mixture as a stacked bar, the heaviest token at the bottom, and the text below it."""
-    rest = max(0.0, 1 - sum(weight for _, weight in step.mixture))
-    named = [token for token, _ in step.mixture]
-    drawn = step.shadow if step.shadow in named else ""  # "" stands for all others
-    bottom = 0.0
-    for (token, weight), shade in zip([*step.mixture, ("", rest)], SHADES, strict=False):
-        if not mixes:
-            shade = SHADES[0] if token == drawn else "1"
-        style = {"color": shade, "edgecolor": ".3", "linewidth": 0.5}
-        axis.bar(at, weight, 0.86, bottom, hatch="" if token else "....", **style)
-        if token and weight >= LEAST_TEXT:
-            _text(axis, at, bottom + weight / 2, token, room=weight)
-        bottom += weight
-    _text(axis, at, -0.1, step.shadow, weight="bold")
-
-
-def _text(axis, x: float, y: float, token: str, room: float = 1, **style) -> None:
-    """A token without its space, small enough for its place; white space as a sign."""
-    text = token.strip() or {"\n": "⏎"}.get(token, "␣")
-    size = min(9.5, 46 / len(text), 70 * room)
-    style = {"ha": "center", "va": "center", "parse_math": False, **style}
-    axis.text(x, y, text, fontsize=size, **style)

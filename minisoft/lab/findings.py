@@ -29,9 +29,10 @@ from minisoft.io.atomic import read_json, write_text
 from minisoft.kinds import PAPER
 from minisoft.lab import command, figures
 from minisoft.lab.machine import processor
-from minisoft.lab.tables import Column, cell, number, read_results
+from minisoft.lab.tables import read_results
 from minisoft.lab.trainings import EARLIER, LADDER, LATER, TRAININGS
 from minisoft.run.metrics import markdown
+from minisoft.run.tables import Column, cell, number, show_mean
 from minisoft.run.world import as_program
 
 T95 = (  # Student's 0.975 quantile for 1 ... 20 degrees of freedom
@@ -78,11 +79,6 @@ def difference(a: list[float], b: list[float] | float) -> tuple[float, float] | 
     spread = of_a**2 / (len(a) - 1) + of_b**2 / (len(b) - 1)
     freedom = (of_a + of_b) ** 2 / spread if spread else 1  # then the interval has no width
     return fmean(a) - fmean(b), student(int(freedom + 1e-9)) * (of_a + of_b) ** 0.5
-
-
-def show_mean(values: list[float], scale: float = 100, digits: int = 1) -> str:
-    statistics = (fmean, stdev)[: len(values)]  # of no values none, of one no deviation
-    return " ± ".join(f"{scale * of(values):.{digits}f}" for of in statistics)
 
 
 def show_difference(a: list[float], b: list[float] | float, scale=100, digits: int = 1) -> str:
@@ -198,7 +194,7 @@ def facts(out: Path) -> str:
 def last_validations(run: Path) -> float:
     """Mean of the last two hard-greedy validations of a run, so that neither a lucky one counts nor
     a run that collapses."""
-    accuracy = figures.greedy_accuracy(figures.read_metrics(run / "metrics.jsonl"))
+    accuracy = figures.series(figures.read_metrics(run / "metrics.jsonl"), "validation_hard")
     return fmean(list(accuracy.values())[-2:])
 
 
@@ -337,9 +333,8 @@ def checkpoints(r: Results) -> list[Table]:
                 if summary.get("best_step") == 0:  # the untrained model has no line of its own
                     step, validation = 0, summary["validation"]
                 shares = [f"{100 * x:.1f}" for x in (validation, metrics[-1]["validation"])]
-                own = "validation_hard" in metrics[0]  # older runs have one validation
-                by = f"{training.tokens}-greedy" if own else "hard-greedy"
-                hard = f"{100 * best['validation_hard']:.1f}" if own and step else ""
+                hard = f"{100 * best['validation_hard']:.1f}" if step else ""
+                by = f"{training.tokens}-greedy"
                 rows.append([name, str(seed), str(step), *shares, by, hard])
     return [("", rows)]
 
@@ -547,8 +542,7 @@ def write(out: Path) -> str:
         for name, figure in pictures(r).items():
             figure.savefig(out / name, dpi=110)
     except ImportError as error:
-        missing = f"pictures need the extra `plot`: pip install matplotlib ({error})"
-        print(f"minisoft.lab.study: {missing}", file=sys.stderr)
+        print(f"minisoft.lab.study: {error}", file=sys.stderr)
     return f"{text}\n\nwritten: {out / 'study.md'}"
 
 

@@ -119,7 +119,8 @@ def validated(run: Path, values: list, **more) -> None:
     """A finished run with these validations."""
     write(run / "summary.json", {})
     rows = [
-        {"step": i} | ({"validation": v} if v is not None else {}) for i, v in enumerate(values)
+        {"step": i} | ({"validation": v, "validation_hard": v} if v is not None else {})
+        for i, v in enumerate(values)
     ]
     write_lines(run / "metrics.jsonl", [row | more for row in rows])
 
@@ -345,7 +346,8 @@ def numbers(value: float, samples: int, entropy: float = 0.15) -> dict:
 
 def result(label: str, model: str, value: float) -> dict:
     """Soft inference is 2 points better than hard, fuzzy 1 worse."""
-    common = {"model": model, "label": label, "samples": 32, "seed": 0, "problems": 200}
+    common = {"model": model, "label": label, "named": True}
+    common |= {"samples": 32, "seed": 0, "problems": 200}
     six = {
         f"{kind}-{how}": numbers(value + better, 1 if how == "greedy" else 32)
         for kind, better in (("hard", 0), ("soft", 0.02), ("fuzzy", -0.01))
@@ -415,7 +417,9 @@ def folder(tmp_path) -> Path:
             after |= {"fuzzy": {"fuzzy/tau-0.1": 0.3}, "soft": {"variance/64x8": 0.2}}.get(kind, {})
             four = ((1, 0.3), (2, value), (3, value), (4, 0.1))
             rows = [
-                {"step": 10 * i, "accuracy": value, "seconds": i, "validation": v} for i, v in four
+                {"step": 10 * i, "accuracy": value, "seconds": i}
+                | {"validation": v, "validation_hard": v}
+                for i, v in four
             ]
             for run, more in after.items():
                 run_of(tmp_path / f"{run}-s{seed}", kind, seed, value + more, rows)
@@ -430,7 +434,7 @@ def folder(tmp_path) -> Path:
 ROWS = (
     """
 sweep | hard | | | 80.0 | | this study
-checkpoints | soft | 1 | 20 | 71.0 | 10.0 | hard-greedy | |
+checkpoints | soft | 1 | 20 | 71.0 | 10.0 | soft-greedy | 71.0 |
 parity | tiny-test, hard-greedy, pass@1 | base | 1 | 41.0 | | |
 parity | tiny-test, hard-greedy, pass@1 | hard | 3 | 82.0 ± 1.0 | | +41.0 [+38.5, +43.5] |
 parity | tiny-test, hard-greedy, pass@1 | soft | 3 | 72.0 ± 1.0 | -10.0 [-12.3, -7.7] | \
@@ -600,11 +604,11 @@ def test_commands_without_running_them(tmp_path, capsys):
     assert [line.split()[1] for line in lines[14:]] == ["findings:", "kinds:", "signal:", "in"]
 
 
-def test_findings_is_a_command_and_says_where_nothing_is(tmp_path, monkeypatch, capsys):
+def test_findings_is_a_command_and_says_where_nothing_is(tmp_path, monkeypatch, capfd):
     """As `python -m` runs it, in this process."""
     monkeypatch.setattr(sys, "argv", ["findings", str(tmp_path)])
     monkeypatch.delitem(sys.modules, "minisoft.lab.findings")
     with pytest.raises(SystemExit) as stop:
         runpy.run_module("minisoft.lab.findings", run_name="__main__", alter_sys=True)
     assert stop.value.code == 1
-    assert "expected results of minisoft.lab.study" in capsys.readouterr().err
+    assert "expected results of minisoft.lab.study" in capfd.readouterr().err

@@ -1,60 +1,17 @@
-"""minisoft.lab.tables and minisoft.lab.figures: results read, tables against numbers by hand, what
-pictures show, the command line."""
+"""minisoft.lab.tables and minisoft.lab.figures: results read, what pictures show, the command
+line."""
 
 import json
 import runpy
 import sys
-from pathlib import Path
 
 import pytest
+from results import GREEDY, PROFILE, SAMPLE, result
 
 from minisoft import kinds
 from minisoft.errors import InputError
 from minisoft.lab import figures, tables
-
-ROOT = Path(__file__).resolve().parents[2]
-SAMPLE = {
-    "pass@1": 0.5,
-    "pass@2": 0.625,
-    "pass@3": 0.75,
-    "pass@4": 0.8,
-    "boxed": 0.9,
-    "truncated": 0.1,
-    "cot_length": 20.0,
-    "entropy": 0.25,
-    "ci95": {f"pass@{k}": [0.4, 0.9] for k in (1, 2, 3, 4)},
-}
-PROFILE = {"entropy_by_position": [0.9, 0.5, 0.4, 0.2], "rows_by_position": [200, 150, 10, 9]}
-GREEDY = {
-    "pass@1": 0.375,
-    "ci95": {"pass@1": [0.3004, 0.44996]},
-    "boxed": 1.0,
-    "truncated": 0.0,
-    "cot_length": 41.25,
-    "entropy": 0.3149,
-}
-CHOICES = {
-    "accuracy": 0.25,
-    "accuracy_norm": 0.5,
-    "nll": 1.525,
-    "ci95": {"accuracy": [0.2, 0.3], "accuracy_norm": [0.45, 0.55], "nll": [1.5, 1.55]},
-}
-
-
-def result(label="soft", seed=0, data="d/gsm8k_test.jsonl", samples=4, **fields):
-    return {
-        "model": f"runs/{label}{seed}/best",
-        "label": label,
-        "data": data,
-        "problems": 200,
-        "samples": samples,
-        "seed": seed,
-        "sigma": 0.04,
-        "cot": 512,
-        "dtype": "float32",
-        "settings": {"hard-greedy": GREEDY, "hard-sample": SAMPLE},
-        **fields,
-    }
+from minisoft.run.tables import short_names
 
 
 def write(path, value):
@@ -87,7 +44,7 @@ def make_run(
             "entropy": 0.3,
             "grad_norm": 10.0,
             "share_E": 0.5,
-            **({"validation": a + 0.1} if i % 4 == 0 else {}),
+            **({"validation": a, "validation_hard": a + 0.1} if i % 4 == 0 else {}),
         }
         for i, a in enumerate(accuracies, 1)
     ]
@@ -95,142 +52,11 @@ def make_run(
     return folder
 
 
-def parse(text):
-    """Markdown -> for each table {row head: {column head: cell}}."""
-    found = []
-    for block in text.split("\n\n"):
-        rows = [
-            [cell.strip() for cell in line.strip("|").split("|")]
-            for line in block.splitlines()
-            if line[0] == "|"
-        ]
-        if rows:
-            found.append(
-                {
-                    " ".join(row[:3]) if rows[0][1] == "data" else row[0]: dict(
-                        zip(rows[0], row, strict=True)
-                    )
-                    for row in rows[2:]
-                }
-            )
-    return found
-
-
-# ---------------------------------------------------------------- results and tables
-
-
-def test_one_run_is_written_with_its_interval():
-    text = tables.tables([result(choices=CHOICES)])
-    hard, choice, generations = parse(text)
-    assert hard == {
-        "soft": {
-            "training": "soft",
-            "gsm8k_test: greedy pass@1": "37.5 [30.0, 45.0]",
-            "gsm8k_test: sample pass@1": "50.0 [40.0, 90.0]",
-            "gsm8k_test: sample pass@4": "80.0 [40.0, 90.0]",
-        }
-    }
-    assert choice["soft"] == {
-        "training": "soft",
-        "gsm8k_test: accuracy (%)": "25.0 [20.0, 30.0]",
-        "gsm8k_test: accuracy_norm (%)": "50.0 [45.0, 55.0]",
-        "gsm8k_test: NLL (nats per token)": "1.52 [1.50, 1.55]",
-    }
-    assert list(generations["soft gsm8k_test hard-greedy"].values())[3:] == [
-        "100.0",
-        "0.0",
-        "41.2",
-        "0.31",
-    ]
-    assert list(generations["soft gsm8k_test hard-sample"].values())[3:] == [
-        "90.0",
-        "10.0",
-        "20.0",
-        "0.25",
-    ]
-    titles = [line for line in text.splitlines() if line.startswith("**")]
-    assert [title.split("**")[1] for title in titles] == [
-        "Hard inference",
-        "Multiple choice",
-        "Generations",
-    ]
-    assert titles[0].endswith("gsm8k_test: 1 run, 200 problems, 4 samples")
-    assert titles[1].endswith("gsm8k_test: 1 run, 200 problems")
-
-
-def test_seeds_are_merged():
-    seeds = [
-        result(
-            seed=i,
-            settings={"hard-sample": {**SAMPLE, "pass@1": p, "cot_length": 10 * p}},
-            choices={**CHOICES, "nll": 2 + p},
-        )
-        for i, p in enumerate((0.40, 0.41, 0.45))
-    ]
-    text = tables.tables(seeds)
-    hard, choice, generations = parse(text)
-    assert (
-        hard["soft"]["gsm8k_test: sample pass@1"] == "42.0 ± 2.6"
-    )  # sqrt((2² + 1² + 3²) / 2) = 2.65
-    assert hard["soft"]["gsm8k_test: sample pass@4"] == "80.0 ± 0.0"
-    assert choice["soft"]["gsm8k_test: NLL (nats per token)"] == "2.42 ± 0.03"
-    assert generations["soft gsm8k_test hard-sample"]["CoT length (tokens)"] == "4.2 ± 0.3"
-    assert "gsm8k_test: 3 runs, 200 problems, 4 samples" in text and "greedy" not in text
-
-
-def test_layout_order_and_missing_cells():
-    fuzzy = {"fuzzy-greedy": GREEDY}
-    runs = [
-        result("soft"),
-        result("base", data="math.json", settings={"hard-greedy": GREEDY}),
-        result("hard", settings=fuzzy, samples=8),
-        result("base", settings={"hard-sample": SAMPLE}),
-    ]
-    hard, fuzzy, _ = parse(tables.tables(runs))
-    assert list(hard) == ["soft", "base"] and list(fuzzy) == ["hard"]
-    assert list(hard["base"].items()) == [
-        ("training", "base"),
-        ("gsm8k_test: greedy pass@1", ""),
-        ("gsm8k_test: sample pass@1", "50.0 [40.0, 90.0]"),
-        ("gsm8k_test: sample pass@4", "80.0 [40.0, 90.0]"),
-        ("math: greedy pass@1", "37.5 [30.0, 45.0]"),
-    ]
-    assert hard["soft"]["math: greedy pass@1"] == ""
-    assert tables.tables([]) == ""
-
-
-def test_data_sets_of_one_name_stay_apart():
-    hard, _ = parse(tables.tables([result(data="a/test.jsonl"), result(data="b/test.jsonl")]))
-    assert {"a/test.jsonl: greedy pass@1", "b/test.jsonl: greedy pass@1"} <= set(hard["soft"])
-
-
-def test_files_with_one_run_many_runs_and_old_ones(tmp_path):
-    old = result("/some/x", data="t.jsonl", settings={"hard-greedy": {"pass@1": 0.3}})
-    for name in ("label", "sigma", "cot", "dtype"):
-        del old[name]
-    runs = tables.read_results(
-        [
-            write(tmp_path / "a.json", {"runs": [result(), result(seed=1)]}),
-            write(tmp_path / "b.json", {**old, "model": "some/where/best", "choices": None}),
-        ]
-    )
-    assert [(run["label"], run["seed"]) for run in runs] == [
-        ("soft", 0),
-        ("soft", 1),
-        ("where/best", 0),
-    ]
-    hard, generations = parse(tables.tables(runs))
-    assert hard["where/best"]["t: greedy pass@1"] == "30.0"
-    assert list(generations["where/best t hard-greedy"].values())[3:] == ["", "", "", ""]
-    pytest.importorskip("matplotlib")
-    assert (
-        figures.pass_at_k(runs)
-        and figures.entropy(runs) is None
-        and figures.pass_at_k(runs[2:]) is None
-    )
+# ---------------------------------------------------------------- results
 
 
 BAD = [
+    ({"label": None}, "label: expected str, found None"),
     ({"model": 3}, "model: expected str, found 3"),
     ({"problems": None}, "problems: expected int, found None"),
     ({"settings": {"warm-greedy": GREEDY}}, "settings: expected some of hard-greedy"),
@@ -289,21 +115,6 @@ def test_models_of_files_written_apart_are_seeds_only_by_a_name(tmp_path):
     assert labels == ["hf (step_1)", "hf (step_2)", "mine", "mine"]
     seeds = [write(tmp_path / f"s{i}.json", result(model="m", named=False, seed=i)) for i in (0, 1)]
     assert [run["label"] for run in tables.read_results(seeds)] == ["soft", "soft"]
-
-
-def test_a_kind_of_token_that_is_not_the_papers(monkeypatch):
-    """Has a table and panels of its own; without it the paper's three are as they were."""
-    before = tables.tables([result()])
-    monkeypatch.setitem(kinds.KINDS, "firm", kinds.KINDS["soft"])
-    monkeypatch.setitem(kinds.TAU, "firm", 0.1)
-    assert tables.tables([result()]) == before
-    runs = [result("firm", settings={"firm-greedy": GREEDY, "firm-sample": {**SAMPLE, **PROFILE}})]
-    firm, generations = parse(tables.tables(runs))
-    assert (
-        firm["firm"]["gsm8k_test: sample pass@4"] == "80.0 [40.0, 90.0]" and len(generations) == 2
-    )
-    pytest.importorskip("matplotlib")
-    assert [axis.get_title() for axis in figures.entropy(runs).axes] == ["gsm8k_test, firm-sample"]
 
 
 # ---------------------------------------------------------------- figures
@@ -392,6 +203,7 @@ def test_entropy_leaves_out_positions_that_few_reach():
         ),
     ]
     figure = figures.entropy(runs)
+    assert figures.entropy([result()]) is None  # nothing by position
     hard, soft = figure.axes
     assert lines(hard) == {
         "soft": ([1, 2, 3], [0.9, 0.5, 0.4]),
@@ -406,6 +218,13 @@ def test_entropy_leaves_out_positions_that_few_reach():
         "5 % or 5 of the generations" in figure.get_supxlabel()
         and hard.get_ylabel() == "mean entropy (nats)"
     )
+
+
+def test_a_kind_of_token_that_is_not_the_papers_has_panels(monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setitem(kinds.KINDS, "firm", kinds.KINDS["soft"])
+    (axis,) = figures.entropy([result(settings={"firm-sample": {**SAMPLE, **PROFILE}})]).axes
+    assert axis.get_title() == "gsm8k_test, firm-sample"
 
 
 def test_training_merges_seeds_and_names_what_differs(tmp_path):
@@ -437,30 +256,27 @@ def test_training_merges_seeds_and_names_what_differs(tmp_path):
     )
 
 
-def test_hard_greedy_validation_is_drawn_where_the_runs_own_kind_has_another(tmp_path):
+def test_the_untrained_models_validation_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     run = make_run(tmp_path / "a")
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    for row in rows:
-        if "validation" in row:
-            row["validation_hard"] = row["validation"] / 2
-    rows.insert(0, {"step": 0, "validation": 0.3, "validation_hard": 0.2})  # the untrained model
-    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = (run / "metrics.jsonl").read_text()
+    untrained = {"step": 0, "validation": 0.3, "validation_hard": 0.2}
+    (run / "metrics.jsonl").write_text(json.dumps(untrained) + "\n" + text)
     left, right = figures.training(figures.read_runs([run])).axes
-    assert lines(right) == {"soft": ([0, 4, 8], pytest.approx([20, 25, 45]))}
+    assert lines(right) == {"soft": ([0, 4, 8], pytest.approx([20, 50, 90]))}
     assert lines(left)["soft"][0] == list(range(1, 9))
     assert len(figures.curves(run).axes) == 6
 
 
 def test_smoothing_and_short_names():
     assert figures.running_mean({1: 1.0, 2: 2.0, 3: 6.0}, 3) == {1: 1.5, 2: 3.0, 3: 4.0}
-    assert tables.short_names(["a/x.jsonl", "b/y.json", "c/"]) == {
+    assert short_names(["a/x.jsonl", "b/y.json", "c/"]) == {
         "a/x.jsonl": "x",
         "b/y.json": "y",
         "c/": "c",
     }
     assert [figures.smoothing_window(n) for n in (8, 4000)] == [5, 201]
-    assert tables.short_names(["a/x", "b/x"]) == {"a/x": "a/x", "b/x": "b/x"}
+    assert short_names(["a/x", "b/x"]) == {"a/x": "a/x", "b/x": "b/x"}
 
 
 def test_kinds_of_token_are_lines_of_their_own(tmp_path):
@@ -583,11 +399,11 @@ def test_help(capsys):
     assert "--out FOLDER" in shown and "eval.py" in shown and "default" in shown
 
 
-def test_module_is_a_command(tmp_path, monkeypatch, capsys):
+def test_module_is_a_command(tmp_path, monkeypatch, capfd):
     """As `python -m` runs it, in this process."""
     monkeypatch.setattr(sys, "argv", ["tables", str(tmp_path / "no.json")])
     monkeypatch.delitem(sys.modules, "minisoft.lab.tables")
     with pytest.raises(SystemExit) as stop:
         runpy.run_module("minisoft.lab.tables", run_name="__main__", alter_sys=True)
-    told = capsys.readouterr()
+    told = capfd.readouterr()
     assert stop.value.code == 1 and told.err.count("\n") == 1 and not told.out

@@ -102,8 +102,7 @@ class Settings:
         on more logits than there are."""
         V = model.config.vocab_size
         for name, found in (("--top-k", self.top_k), ("--width", self.own.get("width"))):
-            if found and found > V:
-                raise InputError(f"{name}: expected at most the vocabulary's {V}, found {found}")
+            expect(not found or found <= V, name, f"at most the vocabulary's {V}", found)
         if self.sigma is not None:
             return self
         trained_there = self.noise == self.base.get("noise", "embedding")

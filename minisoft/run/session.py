@@ -28,7 +28,7 @@ from minisoft.errors import InputError
 from minisoft.evaluation import SOFTNESS, Setting
 from minisoft.io import atomic, checkpoint, datasets, state
 from minisoft.io.journal import Journal
-from minisoft.kinds import OPTIONS
+from minisoft.kinds import NOISE
 from minisoft.reinforce import Mismatch
 from minisoft.reward import BOXED, RIGHT
 from minisoft.rollout import Decoding, Request, Rollout
@@ -109,9 +109,7 @@ class Run:
     def _load(self) -> None:
         """The model and how it makes tokens."""
         args = self.args
-        tau = {} if args.tau is None else {args.tokens: args.tau}
-        own = {name: getattr(args, name) for name in OPTIONS}
-        flags = Flags(args.template, args.cot, args.noise, args.top_k, args.gamma, None, tau, own)
+        flags = Flags.of(args)
         flags.check([args.tokens])
         settings = resolve(self.folder, flags, args.cot)
         self.model, self.tokenizer = checkpoint.load(
@@ -221,8 +219,8 @@ class Run:
     def sidecar(self) -> dict:
         """minisoft.json of what is saved: how the model is to be used."""
         settings = self.settings
-        variant = ("logits", "terms", "frozen")  # that the weights came from
-        kept = {name: x for name, x in self.folder.items() if name not in (*variant, *OPTIONS)}
+        ways = {"logits", "terms", "frozen", *(row.name for row in NOISE)}  # of earlier trainings
+        kept = {name: x for name, x in self.folder.items() if name not in ways}
         return {
             **kept,
             "prompt": settings.template,

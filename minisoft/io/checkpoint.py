@@ -13,7 +13,7 @@ from minisoft.io import WEIGHTS
 from minisoft.io.atomic import read_json, replace_folder, save_tensors, write_json
 from minisoft.io.config import read_config
 from minisoft.io.tokenizer import FILES, Tokenizer
-from minisoft.kinds import COT, NOISE, SIGMA, TAU_OF, TOKENS, TRAINING
+from minisoft.kinds import COT, NOISE, SIGMA, TAU_OF, TRAINING
 from minisoft.model import Transformer
 
 SIDECAR = "minisoft.json"  # how a model is to be used: prompt, sigma, defaults; only ours have it
@@ -201,15 +201,15 @@ def _read_tensors(places: dict[Path, list[str]]) -> Iterator[tuple[str, torch.Te
 
 def read_about(folder: Path) -> dict:
     """The minisoft.json of a model folder, {} without one.  Raises InputError for a field that
-    cannot be used."""
+    cannot be used; whether there are such `tokens` is for those to say who make them."""
     path = folder / SIDECAR
     sidecar = read_json(path)
-    fields = {row.name: row for row in (TOKENS, TAU_OF, SIGMA, *NOISE)}
+    fields = {row.name: row for row in (TAU_OF, SIGMA, *NOISE)}
     for name, value in sidecar.items():
         where = f"{path}: {name}"
         if name in fields and (name, value) != ("top_k", None):
             fields[name].check(value, where)
-        elif name in ("base", "data"):
+        elif name in ("tokens", "base", "data"):
             expect(isinstance(value, str), where, "a text", value)
         elif name == "prompt":
             once = isinstance(value, str) and value.count("QUESTION") == 1

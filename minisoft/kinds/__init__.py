@@ -34,7 +34,7 @@ TOKENS = Option(
     "kind of CoT token: the paper's hard, soft, fuzzy; multiplex (arXiv 2601.08808), gumbel "
     "(SofT-GRPO, arXiv 2511.06411), covariance (minisoft/kinds/)",
     "soft",
-    choices=tuple(KINDS),
+    choices=KINDS,
     kept="fields",
 )
 TEMPLATE = Option(
@@ -72,7 +72,7 @@ NOISE = (
         str,
         "where soft and fuzzy tokens get their noise (F.2)",
         "embedding",
-        choices=tuple(NOISES),
+        choices=NOISES,
         kept="fields",
     ),
     Option(
@@ -198,8 +198,11 @@ def make_kind(
     Raises InputError for what is out of range, top_k without noise on the logits, options that the
     kind does not have, and no sigma where it has one.
     """
-    TOKENS.check(name, TOKENS.name)
-    expect(top_k is None or noise == "logits", "--top-k", "noise on the logits", top_k)
+    given = {"tokens": name, "tau": tau, "sigma": sigma, "noise": noise, "top_k": top_k, **own}
+    for row in (TOKENS, TAU_OF, SIGMA, *NOISE):
+        if given.get(row.name) is not None:
+            row.check(given[row.name], row.name)
+    expect(top_k is None or noise == "logits", "top-k", "noise on the logits", top_k)
     own = {option: value for option, value in own.items() if value is not None}
     for option, value in own.items():
         expect(option in options(name), option, f"none, of {name} tokens", value)
@@ -211,9 +214,6 @@ def make_kind(
             kind = TopLogitNoise
             own |= {"top": top_k, "tau": TAU_TOP_K if tau is None else tau}
     if "sigma" in {x.name for x in fields(kind)}:
+        expect(sigma is not None, "sigma", f"a number, for {name} tokens", sigma)
         own["sigma"] = sigma
-    given = {**own, "noise": noise, "top_k": top_k}
-    for row in (TAU_OF, SIGMA, *NOISE):
-        if row.name in own or given.get(row.name) is not None:
-            row.check(given[row.name], row.name)
     return kind(**own)

@@ -6,7 +6,7 @@ change when a run goes on and what minisoft.json may hold are read from the rows
 """
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from minisoft.errors import InputError, expect
@@ -29,7 +29,7 @@ class Option:
     default: object = None
     least: float = -HUGE  # the range of a number, ends included
     most: float = HUGE
-    choices: tuple = ()
+    choices: Collection = ()  # such as names of kinds, which may become more
     kept: str = ""
     resumed: bool = False
     nargs: int | str | None = None
@@ -42,7 +42,8 @@ class Option:
     def check(self, value, where: str) -> None:
         """Raises InputError for a value of another type or out of range."""
         if self.choices:
-            return expect(value in self.choices, where, f"one of {', '.join(self.choices)}", value)
+            known = value in [*self.choices]
+            return expect(known, where, f"one of {', '.join(self.choices)}", value)
         if self.type not in (int, float):
             return expect(isinstance(value, str), where, "a text", value)
         number = isinstance(value, (int, self.type)) and not isinstance(value, bool)

@@ -76,7 +76,7 @@ FLAGS = {
         ),
     ],
     "chain of thought (section 3)": [
-        replace(TOKENS, kept=""),
+        replace(TOKENS, kept=False),
         TAU_OF,
         *NOISE,
         COT,

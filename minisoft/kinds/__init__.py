@@ -35,28 +35,28 @@ TOKENS = Option(
     "(SofT-GRPO, arXiv 2511.06411), covariance (minisoft/kinds/)",
     "soft",
     choices=KINDS,
-    kept="fields",
+    kept=True,
 )
 TEMPLATE = Option(
     "template",
     str,
     "file with the prompt, QUESTION for the question, without its last newline (sec. 4; default "
     "the paper's *)",
-    kept="fields",
+    kept=True,
 )
 TAU_OF = Option(
     "tau",
     float,
     f"softmax temperature of the CoT (F.3; default {TAU} *, with --top-k {TAU_TOP_K})",
     least=TINY,
-    kept="fields",
+    kept=True,
 )
 SIGMA = Option(
     "sigma",
     float,
     "the standard deviation of the noise itself, instead of --gamma (F.1)",
     least=TINY,
-    kept="fields",
+    kept=True,
 )
 NOISE = (
     Option(
@@ -65,7 +65,7 @@ NOISE = (
         "noise factor (F.1): sigma = gamma * noise scale of the weights, rms(E) for the embedding",
         GAMMA,
         least=TINY,
-        kept="fields",
+        kept=True,
     ),
     Option(
         "noise",
@@ -73,14 +73,14 @@ NOISE = (
         "where soft and fuzzy tokens get their noise (F.2)",
         "embedding",
         choices=NOISES,
-        kept="fields",
+        kept=True,
     ),
     Option(
         "top_k",
         int,
         "noise on the K best logits, the rest -inf (F.2; default all, or without --noise *)",
         least=1,
-        kept="fields",
+        kept=True,
         metavar="K",
     ),
     Option(
@@ -89,7 +89,7 @@ NOISE = (
         "K: multiplex, tokens drawn a step (default 3 *, its paper's); covariance, noise as of the "
         "mean of K tokens (default 3 *); gumbel, the best tokens that are kept (default 5 *)",
         least=1,
-        kept="fields",
+        kept=True,
         metavar="K",
     ),
     Option(
@@ -98,17 +98,12 @@ NOISE = (
         "gumbel: of the best tokens those that together have this probability (default 0.95 *)",
         least=TINY,
         most=1,
-        kept="fields",
+        kept=True,
         metavar="P",
     ),
 )
 COT = Option(
-    "cot",
-    int,
-    "CoT budget in tokens (sec. 4; paper: 128 GSM8K, 512 MATH)",
-    128,
-    least=1,
-    kept="defaults",
+    "cot", int, "CoT budget in tokens (sec. 4; paper: 128 GSM8K, 512 MATH)", 128, least=1, kept=True
 )
 TRAINING = {  # how much is trained, with the paper's defaults (sec. 4, appendix A)
     row.name: row
@@ -118,16 +113,10 @@ TRAINING = {  # how much is trained, with the paper's defaults (sec. 4, appendix
             str,
             "problems: .jsonl, .json or .parquet file, folder of them, tiny, or a hub name",
             "gsm8k",
-            kept="defaults",
+            kept=True,
         ),
         Option(
-            "prompts",
-            int,
-            "B, problems a step over all ranks",
-            2,
-            least=1,
-            kept="defaults",
-            metavar="B",
+            "prompts", int, "B, problems a step over all ranks", 2, least=1, kept=True, metavar="B"
         ),
         Option(
             "group",
@@ -135,7 +124,7 @@ TRAINING = {  # how much is trained, with the paper's defaults (sec. 4, appendix
             "G, samples of each problem; at least 2, for the leave-one-out baseline",
             32,
             least=2,
-            kept="defaults",
+            kept=True,
             metavar="G",
         ),
         Option(
@@ -145,7 +134,7 @@ TRAINING = {  # how much is trained, with the paper's defaults (sec. 4, appendix
             "learning rate jumps, up for more updates, and a line says how far",
             4000,
             least=1,
-            kept="defaults",
+            kept=True,
             resumed=True,
         ),
         Option(
@@ -154,15 +143,10 @@ TRAINING = {  # how much is trained, with the paper's defaults (sec. 4, appendix
             "peak learning rate (paper: Llama-8B 3e-6, Qwen-3B 8e-6)",
             6e-6,
             least=TINY,
-            kept="defaults",
+            kept=True,
         ),
         Option(
-            "warmup",
-            int,
-            "updates of linear warm-up before the cosine",
-            20,
-            least=0,
-            kept="defaults",
+            "warmup", int, "updates of linear warm-up before the cosine", 20, least=0, kept=True
         ),
         Option(
             "validate_every",
@@ -170,7 +154,7 @@ TRAINING = {  # how much is trained, with the paper's defaults (sec. 4, appendix
             "updates between greedy validations, by the run's own kind and hard",
             50,
             least=1,
-            kept="defaults",
+            kept=True,
             resumed=True,
         ),
     )

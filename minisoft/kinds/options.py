@@ -18,9 +18,9 @@ TINY, HUGE = 1e-30, 1e30  # in float32 what is divided by them is finite
 class Option:
     """A flag, and a field of minisoft.json of the same name.
 
-    type: of a value, bool for a switch; default: None where the help says what holds; kept: where
-    the model folder's minisoft.json may have another default, shown as *: "" nowhere, "fields" or
-    "defaults"; resumed: may it differ when a run goes on?  nargs, metavar: argparse's.
+    type: of a value, bool for a switch; default: None where the help says what holds; kept: may the
+    model folder's minisoft.json have another default, shown as *?  resumed: may it differ when a
+    run goes on?  nargs, metavar: argparse's.
     """
 
     name: str  # as an attribute: top_p is --top-p
@@ -30,7 +30,7 @@ class Option:
     least: float = -HUGE  # the range of a number, ends included
     most: float = HUGE
     choices: Collection = ()  # such as names of kinds, which may become more
-    kept: str = ""
+    kept: bool = False
     resumed: bool = False
     nargs: int | str | None = None
     metavar: str | None = None

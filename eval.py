@@ -20,135 +20,104 @@ import json
 import os
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from minisoft import evaluation
 from minisoft.data import Choice
-from minisoft.errors import InputError, expecting
+from minisoft.errors import InputError, expect
 from minisoft.evaluation import SETTINGS
 from minisoft.io import WEIGHTS, atomic, checkpoint, datasets
-from minisoft.kinds import KINDS, NOISES, TAU, TAU_TOP_K
-from minisoft.run.settings import DTYPE, EVAL_COT, check_ranges
+from minisoft.kinds import COT, KINDS, NOISE, SIGMA, TAU_OF, TEMPLATE
+from minisoft.kinds.options import Option, parse, read_pair
+from minisoft.run.settings import DTYPE, EVAL_COT
 from minisoft.run.show import show
 from minisoft.run.subjects import Subject, as_rows, check_alike, open_journal, output
 from minisoft.run.tables import tables
 from minisoft.run.world import RankError, World, as_program
-from minisoft.soft import GAMMA
 from minisoft.verifier.process import WORKERS, Verifier
 
-NUMBER, WHOLE = {"type": float}, {"type": int}
-FLAGS = {  # group -> flag -> (help, how argparse reads it)
-    "models and problems": {
-        "--model": (
-            "folders or hub ids (default weights/tiny); those with the same NAME are seeds of one "
-            "row of the tables; without one, a row is called by what the model was trained from, "
-            "on and with, or its folder, and what differs in the paths",
-            {"nargs": "+", "default": [str(WEIGHTS / "tiny")], "metavar": "[NAME=]MODEL"},
+FLAGS = {
+    "models and problems": [
+        Option(
+            "model",
+            str,
+            "folders or hub ids; those with the same NAME are seeds of one row of the tables; "
+            "without one, a row is called by what the model was trained from, on and with, or its "
+            "folder, and what differs in the paths",
+            [str(WEIGHTS / "tiny")],
+            nargs="+",
+            metavar="[NAME=]MODEL",
         ),
-        "--data": (
+        Option(
+            "data",
+            str,
             "problems or multiple choice: .jsonl or .json files, tiny-test, or hub names: "
             f"{', '.join(datasets.HUB)} (default gsm8k-test, of the embedded model tiny-test)",
-            {"nargs": "+"},
+            nargs="+",
         ),
-        "--template": ("file with the prompt, QUESTION in it (default the paper's *, sec. 4)", {}),
-        "--limit": ("only the first N problems of each (default all)", {**WHOLE, "metavar": "N"}),
-    },
-    "inference (section 4)": {
-        "--settings": (
-            f"all, or some of {','.join(SETTINGS)} (default hard-greedy)",
-            {"default": "hard-greedy"},
-        ),
-        "--samples": (
-            "samples a problem in sample settings (default 32)",
-            {**WHOLE, "default": 32},
-        ),
-        "--cot": (f"CoT budget in tokens (default {EVAL_COT} *)", WHOLE),
-        "--seed": (
+        TEMPLATE,
+        Option("limit", int, "only the first N problems of each (default all)", least=1),
+    ],
+    "inference (section 4)": [
+        Option("settings", str, f"all, or some of {','.join(SETTINGS)}", "hard-greedy"),
+        Option("samples", int, "samples a problem in sample settings", 32, least=1),
+        replace(COT, help="CoT budget in tokens", default=EVAL_COT),
+        Option(
+            "seed",
+            int,
             "(seed, setting, problem, sample) decides every draw; several seeds are several runs, "
-            "the greedy settings in the first only (default 0)",
-            {**WHOLE, "nargs": "+", "default": [0]},
+            "the greedy settings in the first only",
+            [0],
+            nargs="+",
         ),
-    },
-    "the CoT's mixtures and noise (section 3, appendix F)": {
-        "--tau": (
-            f"temperature of a kind, such as fuzzy=0.01 (default {TAU} *, with --top-k "
-            f"{TAU_TOP_K}; F.3)",
-            {"nargs": "+", "default": [], "metavar": "KIND=TAU"},
-        ),
-        "--noise": (
-            "where soft and fuzzy tokens get their noise (default embedding *; F.2)",
-            {"choices": NOISES},
-        ),
-        "--top-k": (
-            "noise on the K best logits, the rest -inf (default all, or without --noise *; F.2)",
-            {**WHOLE, "metavar": "K"},
-        ),
-        "--gamma": (
-            "sigma = gamma * noise scale; of the embedding rms(E), of a trained model that of its "
-            f"base (default {GAMMA} *; F.1)",
-            NUMBER,
-        ),
-        "--width": (
-            "K of multiplex and covariance (default 3 *) and gumbel (default 5 *): see train.py",
-            {**WHOLE, "metavar": "K"},
-        ),
-        "--top-p": ("of gumbel (default 0.95 *): see train.py", {**NUMBER, "metavar": "P"}),
-        "--sigma": ("the standard deviation of the noise itself, instead of --gamma", NUMBER),
-    },
-    "machine": {
-        "--batch": ("rows (questions) at once (default 64)", {**WHOLE, "default": 64}),
-        "--device": ("cpu or cuda (default cuda where there is one)", {}),
-        "--dtype": (
+    ],
+    "the CoT's mixtures and noise (section 3, appendix F)": [
+        replace(TAU_OF, type=str, nargs="+", metavar="KIND=TAU"),
+        *NOISE,
+        SIGMA,
+    ],
+    "machine": [
+        Option("batch", int, "rows (questions) at once", 64, least=1),
+        Option("device", str, "cpu or cuda (default cuda where there is one)"),
+        Option(
+            "dtype",
+            str,
             "of the transformer (default bfloat16 on GPUs, float32 on CPUs)",
-            {"choices": [*checkpoint.DTYPES]},
+            choices=tuple(checkpoint.DTYPES),
         ),
-        "--plain": ("by the definitions, slowly, no engine", {"action": "store_true"}),
-    },
-    "output": {
-        "--out": ("file for the numbers (default: only printed)", {"type": Path}),
-        "--show": (
+        Option("plain", bool, "by the definitions, slowly, no engine"),
+    ],
+    "output": [
+        Option("out", Path, "file for the numbers (default: only printed)"),
+        Option(
+            "show",
+            int,
             "instead of evaluating: print the CoT of problem N (from 0), sample 0, step by step in "
             "every setting, and draw it (--out FILE.png, default show-N.png; extra `plot`)",
-            {**WHOLE, "metavar": "N"},
+            least=0,
+            metavar="N",
         ),
-    },
+    ],
 }
 
 
 def read_flags(argv=None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    for title, flags in FLAGS.items():
-        group = parser.add_argument_group(title)
-        for name, (text, how) in flags.items():
-            group.add_argument(name, help=text, **how)
-    args = parser.parse_args(argv)
-    check_ranges(args)
-    if args.gamma and args.sigma:
-        parser.error("--sigma: expected without --gamma, found both")
+    """Raises InputError."""
+    args, _ = parse(FLAGS, argv, description=__doc__)
+    both = args.gamma and args.sigma
+    expect(not both, SIGMA.flag, "none with --gamma", args.sigma)
     suffix = ".json" if args.show is None else ".png"
-    if args.out and (args.out.suffix != suffix or args.out.is_dir()):
-        parser.error(f"--out: expected the name of a file, ending in {suffix}, found {args.out}")
+    is_file = args.out is None or (args.out.suffix == suffix and not args.out.is_dir())
+    expect(is_file, "--out", f"the name of a file, ending in {suffix}", str(args.out))
     for name in ("model", "data", "seed"):
         given = getattr(args, name) or []
-        if len(set(given)) < len(given):
-            parser.error(f"--{name}: expected each once, found {' '.join(map(str, given))}")
+        expect(len(set(given)) == len(given), f"--{name}", "each once", given)
     if args.show is not None:
         args.out = args.out or Path(f"show-{args.show}.png")
     args.settings = evaluation.read_settings(args.settings, KINDS)
-    args.tau = dict(read_tau(text) for text in args.tau)
+    args.tau = dict(read_pair(text, KINDS, TAU_OF) for text in args.tau or [])
     return args
-
-
-def read_tau(text: str) -> tuple[str, float]:
-    """ "fuzzy=0.01" -> ("fuzzy", 0.01)."""
-    name, _, value = text.partition("=")
-    expected = f"KIND=TAU with one of {', '.join(KINDS)} and a number"
-    with expecting(expected, f"--tau {text}"):
-        if name not in KINDS:
-            raise ValueError(name)
-        return name, float(value)
 
 
 def run_all(args, subjects: list[Subject], sources: dict, common: tuple, file) -> list[dict]:

@@ -16,16 +16,17 @@ A default marked * may be replaced by the model folder's minisoft.json, as weigh
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from minisoft.errors import InputError
 from minisoft.io import WEIGHTS, checkpoint
-from minisoft.kinds import KINDS, NOISES, OPTIONS, TAU, TAU_TOP_K
+from minisoft.kinds import COT, NOISE, TAU_OF, TEMPLATE, TOKENS, TRAINING
+from minisoft.kinds.options import TINY, Option, parse
 from minisoft.reinforce import leave_one_out
 from minisoft.run import plan, ranks, settings, track
 from minisoft.run.session import Run
 from minisoft.run.world import RankError, World, as_program
-from minisoft.soft import GAMMA
 from minisoft.verifier.process import WORKERS, Verifier
 
 
@@ -56,176 +57,138 @@ def train(run: Run) -> None:
     run.finish()
 
 
-def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
-    """(all flags, names of those that were given)."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,  # --prompt is not --prompts
-    )
-    for title, flags in FLAGS.items():
-        group = parser.add_argument_group(title)
-        for name, (default, text, how) in flags.items():
-            shown = "" if default is None or how.get("action") else f" (default {default})"
-            group.add_argument(name, default=default, help=text.replace("%", "%%") + shown, **how)
-    args = parser.parse_args(argv)
-    args.saved = None  # the update after which RUN/state was saved, in a run that goes on
-    for action in parser._actions:  # a second look, without defaults: which flags were given?
-        action.default = argparse.SUPPRESS
-    return args, set(vars(parser.parse_args(argv)))
-
-
-NUMBER, WHOLE, SWITCH = {"type": float}, {"type": int}, {"action": "store_true"}
-FLAGS = {  # group -> flag -> (default, help, how argparse reads it)
-    "model and problems": {
-        "--model": (str(WEIGHTS / "tiny"), "folder, or hub id owner/name", {}),
-        "--data": (
-            None,
-            "problems: .jsonl or .json file, tiny, or a hub name such as gsm8k (default gsm8k *)",
-            {},
-        ),
-        "--template": (
-            None,
-            "file with the prompt, QUESTION for the question, without its last newline (default "
-            "the paper's *; sec. 4)",
-            {},
-        ),
-        "--validation": (
-            None,
+FLAGS = {
+    "model and problems": [
+        Option("model", str, "folder, or hub id owner/name", str(WEIGHTS / "tiny")),
+        TRAINING["data"],
+        TEMPLATE,
+        Option(
+            "validation",
+            int,
             "problems held out to choose RUN/best (default 10 % of all, at most 200)",
-            WHOLE,
+            least=0,
         ),
-        "--test": (
-            None,
+        Option(
+            "test",
+            int,
             "problems held out for the table before/after (default 10 %, at most 200)",
-            WHOLE,
+            least=0,
         ),
-    },
-    "chain of thought (section 3)": {
-        "--tokens": (
-            "soft",
-            "kind of CoT token: the paper's hard, soft, fuzzy; multiplex (arXiv 2601.08808), "
-            "gumbel (SofT-GRPO, arXiv 2511.06411), covariance (minisoft/kinds/)",
-            {"choices": KINDS},
+    ],
+    "chain of thought (section 3)": [
+        replace(TOKENS, kept=False),
+        TAU_OF,
+        *NOISE,
+        COT,
+        replace(
+            COT, name="eval_cot", help="the same in validation and test", default=settings.EVAL_COT
         ),
-        "--tau": (
-            None,
-            f"softmax temperature of the CoT in training (default {TAU} *, with --top-k "
-            f"{TAU_TOP_K}; F.3)",
-            NUMBER,
-        ),
-        "--gamma": (
-            None,
-            "noise factor: sigma = gamma * noise scale, rms(E) for the embedding (default "
-            f"{GAMMA} *; F.1)",
-            NUMBER,
-        ),
-        "--noise": (
-            None,
-            "where soft and fuzzy tokens get their noise (default embedding *; F.2)",
-            {"choices": NOISES},
-        ),
-        "--top-k": (
-            None,
-            "noise on the K best logits, the rest -inf (default all, or without --noise *; F.2)",
-            {**WHOLE, "metavar": "K"},
-        ),
-        "--width": (
-            None,
-            "K: multiplex, tokens drawn a step (default 3 *, its paper's); covariance, noise as "
-            "of the mean of K tokens (default 3 *); gumbel, the best tokens that are kept (default "
-            "5 *, its top-k)",
-            {**WHOLE, "metavar": "K"},
-        ),
-        "--top-p": (
-            None,
-            "gumbel: of the best tokens those that together have this probability (default 0.95 *)",
-            {**NUMBER, "metavar": "P"},
-        ),
-        "--cot": (None, "budget in tokens (default 128 *; paper: 128 GSM8K, 512 MATH)", WHOLE),
-        "--eval-cot": (None, "the same in validation and test (default 512 *)", WHOLE),
-    },
-    "REINFORCE (appendix A)": {
-        "--prompts": (
-            None,
-            "B, problems a step over all ranks (default 2 *)",
-            {**WHOLE, "metavar": "B"},
-        ),
-        "--group": (None, "G, samples of each problem (default 32 *)", {**WHOLE, "metavar": "G"}),
-        "--steps": (
-            None,
-            "updates (default 4000 *); with --resume another number goes on by the cosine of that "
-            "many: the learning rate jumps, up for more updates, and a line says how far",
-            WHOLE,
-        ),
-        "--lr": (
-            None,
-            "peak learning rate (default 6e-6 *; paper: Llama-8B 3e-6, Qwen-3B 8e-6)",
-            NUMBER,
-        ),
-        "--warmup": (None, "updates of linear warm-up before the cosine (default 20 *)", WHOLE),
-        "--betas": ([0.9, 0.95], "AdamW; open in the paper", {"type": float, "nargs": 2}),
-        "--weight-decay": (0.0, "AdamW; open in the paper", NUMBER),
-        "--max-grad-norm": (
-            1.0,
+    ],
+    "REINFORCE (appendix A)": [
+        *[TRAINING[name] for name in ("prompts", "group", "steps", "lr", "warmup")],
+        Option("betas", float, "AdamW; open in the paper", [0.9, 0.95], least=0, most=1, nargs=2),
+        Option("weight_decay", float, "AdamW; open in the paper", 0.0, least=0),
+        Option(
+            "max_grad_norm",
+            float,
             "a gradient whose norm is larger is scaled down to it; open in the paper",
-            NUMBER,
+            1.0,
+            least=TINY,
         ),
-    },
-    "run": {
-        "--out": (None, "RUN, the folder to write (default runs/DATE-TIME)", {"type": Path}),
-        "--resume": (False, "go on with what is in RUN", SWITCH),
-        "--seed": (0, "(seed, step, problem, sample) decides every draw", WHOLE),
-        "--validate-every": (
-            None,
-            "updates between greedy validations, by the run's own kind and hard (default 50 *)",
-            WHOLE,
+    ],
+    "run": [
+        Option("out", Path, "RUN, the folder to write (default runs/DATE-TIME)", resumed=True),
+        Option("resume", bool, "go on with what is in RUN", False, resumed=True),
+        Option("seed", int, "(seed, step, problem, sample) decides every draw", 0),
+        TRAINING["validate_every"],
+        Option(
+            "save_every",
+            int,
+            "updates between saves of RUN/last and RUN/state",
+            100,
+            least=1,
+            resumed=True,
         ),
-        "--save-every": (100, "updates between saves of RUN/last and RUN/state", WHOLE),
-        "--keep": (2, "states in RUN/state, the newest ones", WHOLE),
-        "--show-every": (20, "updates between printed sample rollouts, 0 never", WHOLE),
-        "--track": (
-            "none",
+        Option("keep", int, "states in RUN/state, the newest ones", 2, least=1, resumed=True),
+        Option(
+            "show_every",
+            int,
+            "updates between printed sample rollouts, 0 never",
+            20,
+            least=0,
+            resumed=True,
+        ),
+        Option(
+            "track",
+            str,
             "send the numbers of metrics.jsonl to a tracker too (extras of these names; "
             "tensorboard: RUN/tensorboard)",
-            {"choices": track.TRACKERS},
+            "none",
+            choices=track.TRACKERS,
+            resumed=True,
         ),
-        "--plain": (
-            False,
+        Option(
+            "plain",
+            bool,
             "by the definitions of minisoft/*.py alone: the same numbers within rounding, slowly",
-            SWITCH,
+            False,
+            resumed=True,
         ),
-    },
-    "machine": {
-        "--device": (None, "cpu or cuda (default cuda where there is one)", {}),
-        "--dtype": (
-            None,
+    ],
+    "machine": [
+        Option("device", str, "cpu or cuda (default cuda where there is one)", resumed=True),
+        Option(
+            "dtype",
+            str,
             "of the transformer (default bfloat16 on GPUs, float32 on CPUs); bfloat16 has float32 "
             "master weights and logits, and a larger replay mismatch",
-            {"choices": list(checkpoint.DTYPES)},
+            choices=tuple(checkpoint.DTYPES),
         ),
-        "--micro-batch": (
-            None,
+        Option(
+            "micro_batch",
+            int,
             "rows per backward pass; does not change the gradient (default from the memory there "
             "is, at most 16 on CPUs, 64 on GPUs)",
-            WHOLE,
+            least=1,
+            resumed=True,
         ),
-        "--eval-batch": (64, "rows at once in validation", WHOLE),
-        "--shard": (
-            "auto",
+        Option("eval_batch", int, "rows at once in validation", 64, least=1, resumed=True),
+        Option(
+            "shard",
+            str,
             "keep float32 masters and AdamW's moments in pieces, one on each rank; auto: above "
             f"{plan.SHARDED_ABOVE / 1e9:.0f}e9 parameters",
-            {"choices": ["auto", "yes", "no"]},
+            "auto",
+            choices=("auto", "yes", "no"),
+            resumed=True,
         ),
-        "--plan": (
-            None,
+        Option(
+            "plan",
+            int,
             "only print how much memory each of so many ranks would need (--device cuda needs no "
             "GPU, --model no weights)",
-            {**WHOLE, "metavar": "RANKS"},
+            least=1,
+            metavar="RANKS",
         ),
-        "--patience": (30.0, "minutes that ranks wait for each other before giving up", NUMBER),
-    },
+        Option(
+            "patience",
+            float,
+            "minutes that ranks wait for each other before giving up",
+            30.0,
+            least=1e-3,
+            most=1e6,
+            resumed=True,
+        ),
+    ],
 }
+RESUMED = {row.name for rows in FLAGS.values() for row in rows if row.resumed}
+
+
+def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
+    """(all flags, names of those that were given).  Raises InputError."""
+    args, given = parse(FLAGS, argv, description=__doc__, allow_abbrev=False)  # no --prompt
+    args.saved = None  # the update after which RUN/state was saved, in a run that goes on
+    return args, given
 
 
 def print_plan(args: argparse.Namespace) -> None:
@@ -233,8 +196,7 @@ def print_plan(args: argparse.Namespace) -> None:
     source = checkpoint.find(args.model)
     folder = checkpoint.read_about(source)
     settings.fill(args, folder, plan.device_type(args.device))
-    own = {name: getattr(args, name) for name in OPTIONS}
-    flags = settings.Flags(args.template, noise=args.noise, top_k=args.top_k, own=own)
+    flags = settings.Flags.of(args)
     flags.check([args.tokens])
     print(plan.describe(args, source, settings.resolve(folder, flags, args.cot)))
 
@@ -250,14 +212,14 @@ def run_as_rank(args: argparse.Namespace, facts: dict, variant) -> None:
 
 def main(argv=None, variant=None) -> None:
     """variant: None, or what `minisoft.lab.variants` changes: `facts`, and `adapt(run)`."""
-    args, given = read_flags(argv)
     facts = variant.facts if variant else {}
     try:
+        args, given = read_flags(argv)
         if args.plan is not None:
             print_plan(args)
             return
         if args.resume:
-            args = settings.resumed(args, given, facts)
+            args = settings.resumed(args, given - RESUMED, given & RESUMED, facts)
         with ranks.several(ranks.fitting(args) if argv is None else 1):  # as a program
             run_as_rank(args, facts, variant)
     except (InputError, FloatingPointError, OSError, RankError) as error:

@@ -15,7 +15,7 @@ BELOW = {  # storey -> the storeys that it stands on; the ground floor is the fi
     "ground": "errors",
     "kinds": "errors ground",
     "engine": "errors ground",
-    "io": "errors ground",
+    "io": "errors ground kinds",
     "verifier": "errors ground",
     "run": "errors ground kinds engine io verifier",
     "train": "errors ground kinds engine io verifier run",

@@ -11,8 +11,9 @@ from safetensors import safe_open
 from minisoft.errors import InputError, expect, expecting
 from minisoft.io import WEIGHTS
 from minisoft.io.atomic import read_json, replace_folder, save_tensors, write_json
-from minisoft.io.config import is_positive, read_config
+from minisoft.io.config import read_config
 from minisoft.io.tokenizer import FILES, Tokenizer
+from minisoft.kinds import COT, NOISE, SIGMA, TAU_OF, TRAINING
 from minisoft.model import Transformer
 
 SIDECAR = "minisoft.json"  # how a model is to be used: prompt, sigma, defaults; only ours have it
@@ -199,42 +200,35 @@ def _read_tensors(places: dict[Path, list[str]]) -> Iterator[tuple[str, torch.Te
 
 
 def read_about(folder: Path) -> dict:
-    """The minisoft.json of a model folder, {} without one.
-
-    Raises InputError for a field that cannot be used.  Whether there are such `tokens` and such
-    `noise` is for those to say who make them.
-    """
+    """The minisoft.json of a model folder, {} without one.  Raises InputError for a field that
+    cannot be used; whether there are such `tokens` is for those to say who make them."""
     path = folder / SIDECAR
     sidecar = read_json(path)
-    for field, value in sidecar.items():
-        where = f"{path}: {field}"
-        if field in ("tokens", "noise", "base", "data"):
+    fields = {row.name: row for row in (TAU_OF, SIGMA, *NOISE)}
+    for name, value in sidecar.items():
+        where = f"{path}: {name}"
+        if name in fields and (name, value) != ("top_k", None):
+            fields[name].check(value, where)
+        elif name in ("tokens", "base", "data"):
             expect(isinstance(value, str), where, "a text", value)
-        elif field in ("sigma", "gamma", "tau"):
-            expect(is_positive(value), where, "a positive number", value)
-        elif field == "top_p":
-            expect(is_positive(value) and value <= 1, where, "a number above 0, at most 1", value)
-        elif field in ("top_k", "width"):
-            whole = value is None or is_positive(value, int)
-            expect(whole, where, "a positive integer or null", value)
-        elif field == "prompt":
+        elif name == "prompt":
             once = isinstance(value, str) and value.count("QUESTION") == 1
             expect(once, where, "a text with QUESTION once", value)
-        elif field == "defaults":
-            expect(_are_defaults(value), where, "an object of flags of train.py", value)
+        elif name == "defaults":
+            expect(isinstance(value, dict), where, "an object of flags of train.py", value)
+            for flag, default in value.items():
+                _check_default(flag, default, f"{where}: {flag}")
     return sidecar
 
 
-def _are_defaults(value) -> bool:
-    """Whether these are flags of train.py; `lr` may have a number for each kind of token."""
-    if not isinstance(value, dict):
-        return False
-    flags = dict(value)
-    data, rate = flags.pop("data", ""), flags.pop("lr", 1)
-    rates = rate.values() if isinstance(rate, dict) else [rate]
-    known = {"prompts", "group", "steps", "cot", "warmup", "validate_every"}
-    whole = all(is_positive(number, int) for number in flags.values())
-    return isinstance(data, str) and all(map(is_positive, rates)) and whole and set(flags) <= known
+def _check_default(flag: str, value, where: str) -> None:
+    """Raises InputError unless it may stand for a flag of train.py that is not given; --lr may have
+    a number for each kind of token."""
+    rows = {**TRAINING, "cot": COT}
+    expect(flag in rows, where, f"one of {', '.join(rows)}", value)
+    of_kinds = value.values() if flag == "lr" and isinstance(value, dict) else [value]
+    for each in of_kinds:
+        rows[flag].check(each, where)
 
 
 def find(model: str) -> Path:

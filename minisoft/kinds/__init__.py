@@ -1,8 +1,9 @@
 """Every kind of token by its name: the paper's (`minisoft.soft`), and in this folder other papers',
-a file each, and the noise of appendix F.2 (`noise`).
+a file each, and the noise of appendix F.2 (`noise`).  And the table of options: what decides how
+tokens are made, and how much is trained, a row each.
 
 A new kind is a class and a line in KINDS and in TAU.  It is built from its own fields: tau, sigma
-if it has noise of that size, and those of OPTIONS that it has.
+if it has noise of that size, and any for which NOISE has a row, of the same name.
 """
 
 from dataclasses import fields
@@ -12,7 +13,8 @@ from minisoft.kinds.covariance import Covariance
 from minisoft.kinds.gumbel import GumbelSoftmax
 from minisoft.kinds.multiplex import Multiplex
 from minisoft.kinds.noise import HiddenNoise, LogitNoise, TopLogitNoise
-from minisoft.soft import PAPER, Hard, Mixture  # noqa: F401 (PAPER: for those who list names)
+from minisoft.kinds.options import TINY, Option
+from minisoft.soft import GAMMA, PAPER, Hard, Mixture  # noqa: F401 (PAPER: for those who list names)
 
 KINDS = {
     "hard": Hard,
@@ -26,12 +28,143 @@ TAU = {"hard": 1.0, "soft": 0.5, "fuzzy": 0.0001}  # section 4: training tempera
 TAU |= {"multiplex": 1.0, "covariance": 1.0, "gumbel": 0.1}  # see the classes
 TAU_TOP_K = 1.0  # appendix F.2: tau with noise on the k best logits
 NOISES = {"embedding": Mixture, "hidden": HiddenNoise, "logits": LogitNoise}  # of soft and fuzzy
-OPTIONS = {"width": int, "top_p": float}  # what kinds may have besides tau and sigma
+TOKENS = Option(
+    "tokens",
+    str,
+    "kind of CoT token: the paper's hard, soft, fuzzy; multiplex (arXiv 2601.08808), gumbel "
+    "(SofT-GRPO, arXiv 2511.06411), covariance (minisoft/kinds/)",
+    "soft",
+    choices=KINDS,
+    kept=True,
+)
+TEMPLATE = Option(
+    "template",
+    str,
+    "file with the prompt, QUESTION for the question, without its last newline (sec. 4; default "
+    "the paper's *)",
+    kept=True,
+)
+TAU_OF = Option(
+    "tau",
+    float,
+    f"softmax temperature of the CoT (F.3; default {TAU} *, with --top-k {TAU_TOP_K})",
+    least=TINY,
+    kept=True,
+)
+SIGMA = Option(
+    "sigma",
+    float,
+    "the standard deviation of the noise itself, instead of --gamma (F.1)",
+    least=TINY,
+    kept=True,
+)
+NOISE = (
+    Option(
+        "gamma",
+        float,
+        "noise factor (F.1): sigma = gamma * noise scale of the weights, rms(E) for the embedding",
+        GAMMA,
+        least=TINY,
+        kept=True,
+    ),
+    Option(
+        "noise",
+        str,
+        "where soft and fuzzy tokens get their noise (F.2)",
+        "embedding",
+        choices=NOISES,
+        kept=True,
+    ),
+    Option(
+        "top_k",
+        int,
+        "noise on the K best logits, the rest -inf (F.2; default all, or without --noise *)",
+        least=1,
+        kept=True,
+        metavar="K",
+    ),
+    Option(
+        "width",
+        int,
+        "K: multiplex, tokens drawn a step (default 3 *, its paper's); covariance, noise as of the "
+        "mean of K tokens (default 3 *); gumbel, the best tokens that are kept (default 5 *)",
+        least=1,
+        kept=True,
+        metavar="K",
+    ),
+    Option(
+        "top_p",
+        float,
+        "gumbel: of the best tokens those that together have this probability (default 0.95 *)",
+        least=TINY,
+        most=1,
+        kept=True,
+        metavar="P",
+    ),
+)
+COT = Option(
+    "cot", int, "CoT budget in tokens (sec. 4; paper: 128 GSM8K, 512 MATH)", 128, least=1, kept=True
+)
+TRAINING = {  # how much is trained, with the paper's defaults (sec. 4, appendix A)
+    row.name: row
+    for row in (
+        Option(
+            "data",
+            str,
+            "problems: .jsonl, .json or .parquet file, folder of them, tiny, or a hub name",
+            "gsm8k",
+            kept=True,
+        ),
+        Option(
+            "prompts", int, "B, problems a step over all ranks", 2, least=1, kept=True, metavar="B"
+        ),
+        Option(
+            "group",
+            int,
+            "G, samples of each problem; at least 2, for the leave-one-out baseline",
+            32,
+            least=2,
+            kept=True,
+            metavar="G",
+        ),
+        Option(
+            "steps",
+            int,
+            "updates; with --resume another number goes on by the cosine of that many: the "
+            "learning rate jumps, up for more updates, and a line says how far",
+            4000,
+            least=1,
+            kept=True,
+            resumed=True,
+        ),
+        Option(
+            "lr",
+            float,
+            "peak learning rate (paper: Llama-8B 3e-6, Qwen-3B 8e-6)",
+            6e-6,
+            least=TINY,
+            kept=True,
+        ),
+        Option(
+            "warmup", int, "updates of linear warm-up before the cosine", 20, least=0, kept=True
+        ),
+        Option(
+            "validate_every",
+            int,
+            "updates between greedy validations, by the run's own kind and hard",
+            50,
+            least=1,
+            kept=True,
+            resumed=True,
+        ),
+    )
+}
 
 
 def options(name: str) -> dict:
-    """{option: its default} of those that a kind has."""
-    return {x.name: x.default for x in fields(KINDS[name]) if x.name in OPTIONS}
+    """{option: its default} of those of NOISE that are the kind's own fields."""
+    rows = {row.name for row in NOISE}
+    return {x.name: x.default for x in fields(KINDS[name]) if x.name in rows}
 
 
 def make_kind(
@@ -43,22 +176,20 @@ def make_kind(
     **own,
 ):
     """The kind called `name`.  sigma is for those that have one; noise and top_k say where soft and
-    fuzzy tokens get their noise (appendix F.2); tau None is the paper's; own: its OPTIONS, None the
-    default.
+    fuzzy tokens get their noise (appendix F.2); tau None is the paper's; own: its `options`, None
+    the default.
 
-    Raises InputError for other names, sigma <= 0 or none where the kind has one, tau <= 0, top_k
-    without noise on the logits, and options that the kind does not have.
+    Raises InputError for what is out of range, top_k without noise on the logits, options that the
+    kind does not have, and no sigma where it has one.
     """
-    expect(name in KINDS, "tokens", f"one of {', '.join(KINDS)}", name)
-    expect(noise in NOISES, "noise", f"one of {', '.join(NOISES)}", noise)
-    wanted = noise == "logits" and top_k is not None and top_k >= 1
-    expect(top_k is None or wanted, "top-k", "at least 1, and noise on the logits", top_k)
+    given = {"tokens": name, "tau": tau, "sigma": sigma, "noise": noise, "top_k": top_k, **own}
+    for row in (TOKENS, TAU_OF, SIGMA, *NOISE):
+        if given.get(row.name) is not None:
+            row.check(given[row.name], row.name)
+    expect(top_k is None or noise == "logits", "top-k", "noise on the logits", top_k)
     own = {option: value for option, value in own.items() if value is not None}
     for option, value in own.items():
-        flag = option.replace("_", "-")
-        expect(option in options(name), flag, f"none, of {name} tokens", value)
-    expect(own.get("width", 1) >= 1, "width", "at least 1", own.get("width", 1))
-    expect(0 < own.get("top_p", 1) <= 1, "top-p", "a number in (0, 1]", own.get("top_p", 1))
+        expect(option in options(name), option, f"none, of {name} tokens", value)
     kind = KINDS[name]
     own["tau"] = TAU[name] if tau is None else tau
     if kind is Mixture:
@@ -66,8 +197,7 @@ def make_kind(
         if top_k:
             kind = TopLogitNoise
             own |= {"top": top_k, "tau": TAU_TOP_K if tau is None else tau}
-    expect(own["tau"] > 0, "tau", "a positive number", own["tau"])
     if "sigma" in {x.name for x in fields(kind)}:
-        expect(sigma is not None and sigma > 0, "sigma", "a positive number", sigma)
+        expect(sigma is not None, "sigma", f"a number, for {name} tokens", sigma)
         own["sigma"] = sigma
     return kind(**own)

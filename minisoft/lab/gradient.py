@@ -32,7 +32,7 @@ from minisoft import data, reinforce
 from minisoft.evaluation import SOFT, SOFTNESS
 from minisoft.io import checkpoint, datasets
 from minisoft.io.atomic import write_json
-from minisoft.kinds import KINDS, NOISES, OPTIONS
+from minisoft.kinds import KINDS, NOISE, NOISES
 from minisoft.lab import command, variants
 from minisoft.lab.command import NUMBER, WHOLE
 from minisoft.rollout import COT, Rollout
@@ -82,9 +82,7 @@ class Measurement:
     def __init__(self, args: argparse.Namespace, verifier):
         self.args, self.verifier = args, verifier
         folder = checkpoint.find(args.model)
-        tau = {} if args.tau is None else {args.tokens: args.tau}
-        own = {name: getattr(args, name) for name in OPTIONS}
-        flags = Flags(args.template, args.cot, args.noise, args.top_k, args.gamma, None, tau, own)
+        flags = Flags.of(args)
         settings = policy.settings(folder, [args.tokens], flags, TRAIN_COT)
         self.policy = Policy.load(folder, args.tokens, settings, args.device)
         source = args.data or settings.base.get("defaults", {}).get("data") or "tiny"
@@ -98,7 +96,8 @@ class Measurement:
         return {
             **{name: getattr(self.args, name) for name in names},
             **{name: getattr(settings, name) for name in ("sigma", "noise", "top_k")},
-            **{name: getattr(kind, name, None) for name in ("tau", *OPTIONS)},
+            "tau": kind.tau,
+            **{x.name: getattr(kind, x.name, None) for x in NOISE if x.name not in vars(settings)},
         }
 
     def rollouts(self, key: tuple, number: int, problems: int, samples: int) -> tuple:

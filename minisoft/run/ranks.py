@@ -20,8 +20,8 @@ import torch
 import torch.distributed as dist
 
 from minisoft.io.checkpoint import read_about
+from minisoft.kinds import TRAINING
 from minisoft.run.metrics import container_limit
-from minisoft.run.settings import PAPER
 from minisoft.run.world import RankError, read_device
 
 SMALL = 2**26  # bytes of weights; the embedded model has 3 MB
@@ -41,8 +41,8 @@ def fitting(args: Namespace) -> int:
     weights = [*Path(args.model).glob("*.safetensors")]
     if not weights or sum(path.stat().st_size for path in weights) > SMALL:
         return 1
-    defaults = PAPER | read_about(Path(args.model)).get("defaults", {})
-    prompts = args.prompts or defaults["prompts"]
+    defaults = read_about(Path(args.model)).get("defaults", {})
+    prompts = args.prompts or defaults.get("prompts", TRAINING["prompts"].default)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     cores = int(max(1, min(cores, MOST, container_limit("cpu.max"))))
     return next((n for n in range(cores, 1, -1) if prompts % n == 0), 1)

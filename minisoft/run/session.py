@@ -28,7 +28,7 @@ from minisoft.errors import InputError
 from minisoft.evaluation import SOFTNESS, Setting
 from minisoft.io import atomic, checkpoint, datasets, state
 from minisoft.io.journal import Journal
-from minisoft.kinds import OPTIONS
+from minisoft.kinds import NOISE
 from minisoft.reinforce import Mismatch
 from minisoft.reward import BOXED, RIGHT
 from minisoft.rollout import Decoding, Request, Rollout
@@ -109,9 +109,7 @@ class Run:
     def _load(self) -> None:
         """The model and how it makes tokens."""
         args = self.args
-        tau = {} if args.tau is None else {args.tokens: args.tau}
-        own = {name: getattr(args, name) for name in OPTIONS}
-        flags = Flags(args.template, args.cot, args.noise, args.top_k, args.gamma, None, tau, own)
+        flags = Flags.of(args)
         flags.check([args.tokens])
         settings = resolve(self.folder, flags, args.cot)
         self.model, self.tokenizer = checkpoint.load(
@@ -221,8 +219,8 @@ class Run:
     def sidecar(self) -> dict:
         """minisoft.json of what is saved: how the model is to be used."""
         settings = self.settings
-        variant = ("logits", "terms", "frozen")  # that the weights came from
-        kept = {name: x for name, x in self.folder.items() if name not in (*variant, *OPTIONS)}
+        ways = {"logits", "terms", "frozen", *(row.name for row in NOISE)}  # of earlier trainings
+        kept = {name: x for name, x in self.folder.items() if name not in ways}
         return {
             **kept,
             "prompt": settings.template,
@@ -270,12 +268,8 @@ class Run:
         if self.before is None:
             self.before = self.evaluate(self.samples.test)
             self.keep_best()  # the untrained model is a candidate
-        there = world.from_main(lambda: checkpoint.read_about(args.out / "best").get("step"))
-        if there != self.best_step:  # it is lost, or of updates that a kill has undone
-            expected = f"expected the model after update {self.best_step}, found {there}"
-            world.say(f"{args.out / 'best'}: {expected}: it is chosen anew from here on")
-            self.best = -1.0
-            self.keep_best()
+        if self._step_of_best() is None:
+            self._choose_anew()
         with tqdm(
             total=args.steps, initial=self.step, disable=not world.main, unit="step"
         ) as self.bar:
@@ -289,6 +283,20 @@ class Run:
                     again = f"python train.py --out {args.out} --resume"
                     world.say(f"stopped after step {self.step}; to go on: {again}")
                     raise SystemExit(130 if stopping == signal.SIGINT else 0)
+
+    def _step_of_best(self) -> int | None:
+        """The update after which RUN/best was made, as it says."""
+        best = self.args.out / "best"
+        return self.world.from_main(lambda: checkpoint.read_about(best).get("step"))
+
+    def _choose_anew(self) -> None:
+        """RUN/best is not what the run remembers: the model at hand takes its place."""
+        if self.best_step is not None:
+            expected = f"expected the model after update {self.best_step}"
+            found = f"found {self._step_of_best()}: it is chosen anew, from update {self.step} on"
+            self.world.say(f"{self.args.out / 'best'}: {expected}, {found}")
+            self.best = -1.0
+            self.keep_best()
 
     def due(self, every: int) -> bool:
         """Is something done now that is done after every so many updates, and after the last?"""
@@ -307,6 +315,8 @@ class Run:
 
     def finish(self) -> None:
         """Test the best model, write RUN/summary.json, print the table before/after."""
+        if self._step_of_best() != self.best_step:  # of updates that a kill has undone
+            self._choose_anew()
         best = self.args.out / ("last" if self.best_step is None else "best")
         if self.best_step is not None:
             self.model.slots = None  # the memory of its rollouts

@@ -14,7 +14,7 @@ from minisoft.errors import InputError, expect
 from minisoft.io import checkpoint, datasets, state
 from minisoft.io.journal import Journal
 from minisoft.io.tokenizer import Tokenizer
-from minisoft.kinds import OPTIONS
+from minisoft.kinds import NOISE
 from minisoft.run.evaluate import Evaluator, check_prompts, lengthened
 from minisoft.run.settings import EVAL_COT, Flags, Settings, resolve
 from minisoft.run.world import World
@@ -35,7 +35,7 @@ BEGINS = {  # what eval.py and minisoft.lab.tables write
     ".png": rb"(?s)\x89PNG.*minisoft",
 }
 MARK = {"Source": "minisoft"}  # in a PNG
-DECIDE = "samples cot seed tau noise top_k gamma sigma width top_p dtype limit".split()  # flags
+DECIDE = ("samples", "cot", "seed", "tau", "sigma", "dtype", "limit", *(row.name for row in NOISE))
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,7 @@ class Subject:
 
     def settings(self, args: Namespace) -> Settings:
         """How tokens are made, without sigma."""
-        own = {name: getattr(args, name) for name in OPTIONS}
-        noise = args.noise, args.top_k, args.gamma, args.sigma
-        flags = Flags(args.template, args.cot, *noise, args.tau, own)
+        flags = Flags.of(args)
         flags.check([setting.kind for setting in args.settings])
         return resolve(self.sidecar, flags, EVAL_COT)
 

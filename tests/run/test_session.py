@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 
 import train
 from minisoft.io import WEIGHTS
+from minisoft.io.checkpoint import load_model
 from minisoft.run import session
+from minisoft.soft import noise_scale
 
 SMALL = "--prompts 2 --group 4 --cot 24 --eval-cot 16 --test 0 --show-every 0 --device cpu".split()
 
@@ -100,8 +102,8 @@ def test_training_on_obeys_what_the_folder_says(tmp_path, capsys, flags):
     assert "not continued alike" not in capsys.readouterr().out
     assert sidecar(second)["base"] == "tiny" and sidecar(second)["step"] == 1  # not "last"
     third = run(tmp_path / "c", *brief, "--gamma", "0.1")
-    scale = 0.1 / sidecar(first)["gamma"]
-    assert sidecar(third)["sigma"] == sidecar(first)["sigma"] * scale
+    scale = noise_scale(load_model(first / "last"), sidecar(first)["noise"])
+    assert sidecar(third)["sigma"] == 0.1 * scale  # of the weights that it begins with
     assert f"gamma {sidecar(first)['gamma']} -> 0.1" in capsys.readouterr().out
 
 

@@ -23,14 +23,15 @@ SCALE = 12.5**0.5  # rms of (3, 4)
         ({}, Flags(gamma=0.5), 0.5 * SCALE),
         ({}, Flags(sigma=0.2), 0.2),
         (TRAINED, Flags(), 0.7),
-        (TRAINED, Flags(gamma=0.1), 0.7),
-        (TRAINED, Flags(gamma=0.2), 1.4),
+        (TRAINED, Flags(gamma=0.2), 0.2 * SCALE),
         (TRAINED, Flags(sigma=0.2), 0.2),
-        ({"sigma": 0.66}, Flags(gamma=0.66), 1.32),  # without a word on noise and gamma
+        ({"sigma": 0.66}, Flags(), 0.66),  # without a word on noise and gamma
         ({**TRAINED, "noise": "hidden"}, Flags(noise="embedding"), 0.33 * SCALE),
     ],
 )
-def test_sigma_is_gamma_times_the_scale_that_training_had(folder, flags, expected):
+def test_sigma_is_the_flags_else_the_folders_else_gamma_times_the_scale_of_the_weights(
+    folder, flags, expected
+):
     E = torch.tensor([[3.0, 4.0]])
     norm, config = torch.nn.RMSNorm(2), SimpleNamespace(hidden_size=2, vocab_size=1)
     model = SimpleNamespace(E=E, W_d=E, model=SimpleNamespace(norm=norm), config=config)
@@ -91,7 +92,6 @@ def test_template_and_budget_are_the_flags_else_the_folders_else_the_papers(tmp_
 @pytest.mark.parametrize(
     "folder, flags, message",
     [
-        ({"noise": "foo"}, Flags(), "minisoft.json: noise: expected one of embedding, hidden"),
         ({}, Flags(top_k=5), "--top-k: expected noise on the logits, found 5"),
         ({}, Flags(template="nowhere"), "nowhere: expected a prompt file"),
     ],
@@ -133,12 +133,17 @@ def test_a_learning_rate_by_kind_is_the_papers_for_a_kind_that_is_not_named():
 RUN = {state.MARK: state.VERSION}
 
 
+def go_on(flags, variant):
+    args, given = train.read_flags(flags)
+    return resumed(args, given - train.RESUMED, given & train.RESUMED, variant)
+
+
 def test_a_run_goes_on_with_its_flags(tmp_path):
     args = filled({}, "--template", "t.txt", "--max-grad-norm", "0.5", "--cot", "40")
     config = {name: value for name, value in vars(args).items() if name not in ("out", "resume")}
     (tmp_path / "config.json").write_text(json.dumps(RUN | config))
     flags = ["--out", str(tmp_path), "--resume", "--steps", "9"]
-    again = resumed(*train.read_flags(flags), {})
+    again = go_on(flags, {})
     assert (again.template, again.max_grad_norm, again.steps) == ("t.txt", 0.5, 9)
     assert again.eval_cot == 512
 
@@ -156,7 +161,7 @@ def test_a_run_goes_on_with_its_flags(tmp_path):
 def test_other_flags_than_the_runs_are_refused(tmp_path, config, flags, variant, message):
     (tmp_path / "config.json").write_text(json.dumps(RUN | config))
     with pytest.raises(InputError, match=message):
-        resumed(*train.read_flags(["--out", str(tmp_path), "--resume", *flags]), variant)
+        go_on(["--out", str(tmp_path), "--resume", *flags], variant)
 
 
 def test_what_training_on_changes_is_said():

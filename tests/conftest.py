@@ -57,15 +57,7 @@ def device(request):
 
 def byte_level(folder, split, special, bos, normalizer=None, added=()):
     """A byte-level BPE tokenizer.json as Llama 3 and Qwen have."""
-    from tokenizers import (
-        Regex,
-        Tokenizer,
-        decoders,
-        models,
-        pre_tokenizers,
-        processors,
-        trainers,
-    )
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     codec = Tokenizer(models.BPE())
     codec.normalizer = normalizer
@@ -189,14 +181,7 @@ def llama2_model(folder):
 def llama2_json(folder):
     """The same pieces as a tokenizer.json, in the form that transformers converts Llama 2's to."""
     import sentencepiece
-    from tokenizers import (
-        AddedToken,
-        Tokenizer,
-        decoders,
-        models,
-        normalizers,
-        processors,
-    )
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
     llama2_model(folder)
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))

@@ -7,14 +7,7 @@ import shutil
 
 import pytest
 import torch
-from conftest import (
-    LLAMA3_SCALING,
-    QWEN_YARN,
-    close,
-    logits_of,
-    random_ids,
-    write_json,
-)
+from conftest import LLAMA3_SCALING, QWEN_YARN, close, logits_of, random_ids, write_json
 
 from minisoft.errors import InputError
 from minisoft.io.checkpoint import load_model

@@ -9,14 +9,7 @@ import pytest
 
 from minisoft.data import Choice, Problem
 from minisoft.errors import InputError
-from minisoft.io.datasets import (
-    EMBEDDED,
-    HUB,
-    load,
-    load_choices,
-    load_problems,
-    read_prompt,
-)
+from minisoft.io.datasets import EMBEDDED, HUB, load, load_choices, load_problems, read_prompt
 
 
 def refuses(message, call, *arguments):

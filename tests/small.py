@@ -1,5 +1,7 @@
 """A model of a few thousand parameters, every kind of token, and rollouts of five positions."""
 
+from types import SimpleNamespace
+
 import torch
 
 from minisoft.draws import Draws
@@ -32,6 +34,11 @@ CONFIG = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
+
+
+FORM = SimpleNamespace(  # token 0 ends a CoT, of which at most half end so
+    prefill=[[7], [8, 7]], cot_ends=lambda ids: ids[-1] == 0, answer_ends=lambda ids: True
+)
 
 
 class Embedding:

@@ -6,9 +6,12 @@ import copy
 import json
 import shutil
 import signal
+from functools import cache
 
 import pytest
 import torch
+
+from minisoft.errors import InputError
 
 torch.set_num_threads(1)  # at these sizes a second thread only waits
 # a shell may have started the tests with Ctrl-C ignored, nohup with SIGHUP
@@ -35,6 +38,15 @@ def write_json(path, value):
     path.write_text(json.dumps(value), "utf-8")
 
 
+def refuses(source, *parts, by):
+    """`by(source)` raises an InputError of one line that has all `parts`; returns the line."""
+    with pytest.raises(InputError) as error:
+        by(source)
+    message = str(error.value)
+    assert "\n" not in message and all(str(part) in message for part in parts), message
+    return message
+
+
 def corpus():
     return [" ".join(SENTENCES[(i + j) % len(SENTENCES)] for j in range(3)) for i in range(60)]
 
@@ -57,197 +69,111 @@ def device(request):
 
 def byte_level(folder, split, special, bos, normalizer=None, added=()):
     """A byte-level BPE tokenizer.json as Llama 3 and Qwen have."""
-    from tokenizers import (
-        Regex,
-        Tokenizer,
-        decoders,
-        models,
-        pre_tokenizers,
-        processors,
-        trainers,
-    )
+    from tokenizers import Regex, Tokenizer, decoders, models, processors, trainers
+    from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
 
-    codec = Tokenizer(models.BPE())
+    codec, alphabet = Tokenizer(models.BPE()), ByteLevel.alphabet()
     codec.normalizer = normalizer
-    codec.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(split), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    of_bytes = ByteLevel(add_prefix_space=False, use_regex=False)
+    codec.pre_tokenizer = Sequence([Split(Regex(split), "isolated"), of_bytes])
     codec.decoder = decoders.ByteLevel()
-    codec.train_from_iterator(
-        corpus(),
-        trainers.BpeTrainer(
-            vocab_size=440,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
+    trainer = trainers.BpeTrainer(vocab_size=440, initial_alphabet=alphabet, show_progress=False)
+    codec.train_from_iterator(corpus(), trainer)
     codec.add_special_tokens(special)
     codec.add_tokens(list(added))
+    codec.post_processor = processors.ByteLevel(trim_offsets=False)
     if bos:
-        codec.post_processor = processors.Sequence(
-            [
-                processors.ByteLevel(trim_offsets=False),
-                processors.TemplateProcessing(
-                    single=f"{bos} $A",
-                    pair=f"{bos} $A {bos}:1 $B:1",
-                    special_tokens=[(bos, codec.token_to_id(bos))],
-                ),
-            ]
+        template = processors.TemplateProcessing(
+            single=f"{bos} $A",
+            pair=f"{bos} $A {bos}:1 $B:1",
+            special_tokens=[(bos, codec.token_to_id(bos))],
         )
-    else:
-        codec.post_processor = processors.ByteLevel(trim_offsets=False)
+        codec.post_processor = processors.Sequence([codec.post_processor, template])
     codec.save(str(folder / "tokenizer.json"))
 
 
+def write_tokenizer_config(folder, name, bos, eos, **fields):
+    """tokenizer_config.json of a class of transformers."""
+    config = {"tokenizer_class": name, "bos_token": bos, "eos_token": eos, **fields}
+    write_json(folder / "tokenizer_config.json", config)
+
+
 def llama3(folder):
-    byte_level(
-        folder,
-        LLAMA3_SPLIT,
-        ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"],
-        "<|begin_of_text|>",
-    )
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": "<|begin_of_text|>",
-            "eos_token": "<|eot_id|>",
-            "clean_up_tokenization_spaces": True,
-        },
+    bos, *others = "<|begin_of_text|> <|end_of_text|> <|eot_id|>".split()
+    byte_level(folder, LLAMA3_SPLIT, [bos, *others], bos)
+    write_tokenizer_config(
+        folder, "PreTrainedTokenizerFast", bos, "<|eot_id|>", clean_up_tokenization_spaces=True
     )
 
 
 def qwen(folder):
-    from tokenizers import normalizers
+    from tokenizers.normalizers import NFC
 
-    byte_level(
-        folder,
-        QWEN_SPLIT,
-        ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
-        None,
-        normalizers.NFC(),
-        added=["<tool:call>"],
-    )
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "Qwen2Tokenizer",
-            "add_bos_token": False,
-            "bos_token": None,
-            "eos_token": "<|im_end|>",
-            "pad_token": "<|endoftext|>",
-            "clean_up_tokenization_spaces": False,
-        },
-    )
+    special = "<|endoftext|> <|im_start|> <|im_end|>".split()
+    byte_level(folder, QWEN_SPLIT, special, None, NFC(), added=["<tool:call>"])
+    fields = {"add_bos_token": False, "pad_token": special[0]}
+    fields["clean_up_tokenization_spaces"] = False
+    write_tokenizer_config(folder, "Qwen2Tokenizer", None, "<|im_end|>", **fields)
 
 
 def llama2_model(folder):
     """A sentencepiece tokenizer.model with byte fallback, as Llama 2 and TinyLlama have."""
+    text = folder / "text"
+    text.write_text("\n".join(corpus()), "utf-8")
+    options = {"byte_fallback": True, "split_digits": True, "allow_whitespace_only_pieces": True}
+    options |= {"remove_extra_whitespaces": False, "normalization_rule_name": "identity"}
+    train_sentencepiece(
+        text, vocab_size=VOCABULARY, model_type="bpe", character_coverage=0.99, **options
+    )
+    text.unlink()
+    fields = {"add_bos_token": True, "add_eos_token": False, "legacy": False, "unk_token": "<unk>"}
+    write_tokenizer_config(folder, "LlamaTokenizer", "<s>", "</s>", **fields)
+
+
+def train_sentencepiece(text, **options):
+    """A tokenizer.model beside the file `text`."""
     import sentencepiece
 
-    (folder / "text").write_text(
-        "\n".join(line for text in corpus() for line in text.split("\n")), "utf-8"
-    )
+    prefix = text.with_name("tokenizer")
     sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "text"),
-        model_prefix=str(folder / "tokenizer"),
-        vocab_size=VOCABULARY,
-        model_type="bpe",
-        byte_fallback=True,
-        split_digits=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        add_dummy_prefix=True,
-        allow_whitespace_only_pieces=True,
-        unk_id=0,
-        bos_id=1,
-        eos_id=2,
-        pad_id=-1,
-        character_coverage=0.99,
-        num_threads=1,
-        minloglevel=2,
+        input=str(text), model_prefix=str(prefix), num_threads=1, minloglevel=2, **options
     )
-    (folder / "text").unlink()
-    (folder / "tokenizer.vocab").unlink()
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "LlamaTokenizer",
-            "add_bos_token": True,
-            "add_eos_token": False,
-            "legacy": False,
-            "bos_token": "<s>",
-            "eos_token": "</s>",
-            "unk_token": "<unk>",
-        },
-    )
+    prefix.with_suffix(".vocab").unlink()
 
 
 def llama2_json(folder):
     """The same pieces as a tokenizer.json, in the form that transformers converts Llama 2's to."""
     import sentencepiece
-    from tokenizers import (
-        AddedToken,
-        Tokenizer,
-        decoders,
-        models,
-        normalizers,
-        processors,
-    )
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 
     llama2_model(folder)
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     (folder / "tokenizer.model").unlink()
     vocabulary = {pieces.id_to_piece(i): i for i in range(len(pieces))}
     cuts = (
-        (piece[:k], piece[k:], i)
+        (i, piece[:k], piece[k:])
         for piece, i in vocabulary.items()
         if i > 258
         for k in range(1, len(piece))
     )
     merges = sorted(
-        ((a, b, i) for a, b, i in cuts if a in vocabulary and b in vocabulary),
-        key=lambda merge: (merge[2], vocabulary[merge[0]], vocabulary[merge[1]]),
+        (i, vocabulary[a], vocabulary[b], (a, b))
+        for i, a, b in cuts
+        if a in vocabulary and b in vocabulary
     )
-    codec = Tokenizer(
-        models.BPE(
-            vocabulary,
-            [merge[:2] for merge in merges],
-            unk_token="<unk>",
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
-    codec.add_special_tokens(
-        [AddedToken(token, normalized=False) for token in ("<unk>", "<s>", "</s>")]
-    )
-    codec.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
-    codec.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
+    options = {"unk_token": "<unk>", "fuse_unk": True, "byte_fallback": True}
+    codec = Tokenizer(models.BPE(vocabulary, [pair for *_, pair in merges], **options))
+    special = ("<unk>", "<s>", "</s>")
+    codec.add_special_tokens([AddedToken(token, normalized=False) for token in special])
+    steps = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    codec.normalizer = normalizers.Sequence(steps)
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    codec.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
     codec.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s>:1 $B:1", special_tokens=[("<s>", 1)]
     )
     codec.save(str(folder / "tokenizer.json"))
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": "<s>",
-            "eos_token": "</s>",
-            "unk_token": "<unk>",
-        },
-    )
+    write_tokenizer_config(folder, "PreTrainedTokenizerFast", "<s>", "</s>", unk_token="<unk>")
 
 
 def qwen_slow(folder):
@@ -270,14 +196,8 @@ def llama2_chat(folder):
     write_json(folder / "tokenizer_config.json", {**config, "eos_token": "<|im_end|>"})
 
 
-TOKENIZERS = {
-    "llama3": llama3,
-    "qwen": qwen,
-    "llama2_model": llama2_model,
-    "llama2_json": llama2_json,
-    "qwen_slow": qwen_slow,
-    "llama2_chat": llama2_chat,
-}
+TOKENIZERS = (llama3, qwen, llama2_model, llama2_json, qwen_slow, llama2_chat)
+TOKENIZERS = {write.__name__: write for write in TOKENIZERS}
 SENTENCEPIECE = ("llama2_model", "llama2_chat")
 
 
@@ -305,54 +225,46 @@ SIZES = dict(
     bos_token_id=1,
     eos_token_id=2,
 )
-LLAMA3_SCALING = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
+LLAMA3_SCALING = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
+LLAMA3_SCALING |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 QWEN_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
-DEEPSEEK_YARN = {
-    **QWEN_YARN,
-    "mscale": 0.707,
-    "mscale_all_dim": 1.0,
-    "beta_fast": 16,
-    "beta_slow": 2,
-}
+DEEPSEEK_YARN = {**QWEN_YARN, "mscale": 0.707, "mscale_all_dim": 1.0}
+DEEPSEEK_YARN |= {"beta_fast": 16, "beta_slow": 2}
 ARCHITECTURES = {
-    "llama-gqa": ("llama", {}),
-    "llama-mha": ("llama", {"num_key_value_heads": 4}),
-    "llama-tied": ("llama", {"tie_word_embeddings": True}),
-    "llama-linear": ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
-    "llama3": ("llama", {"rope_scaling": LLAMA3_SCALING, "rope_theta": 500000.0}),
-    "llama3-tied": ("llama", {"rope_scaling": LLAMA3_SCALING, "tie_word_embeddings": True}),
-    "llama-yarn": ("llama", {"rope_scaling": DEEPSEEK_YARN}),
-    "llama-attention-bias": ("llama", {"attention_bias": True}),
-    "llama-mlp-bias": ("llama", {"mlp_bias": True}),
-    "llama-head-dim": ("llama", {"head_dim": 16}),
-    "qwen2": ("qwen2", {}),
-    "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),
-    "qwen2-yarn": ("qwen2", {"rope_scaling": QWEN_YARN, "rope_theta": 1e6, "head_dim": 16}),
-    "qwen3": ("qwen3", {"head_dim": 16, "rms_norm_eps": 1e-3}),
-    "qwen3-tied": ("qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
-    "qwen3-yarn": (
-        "qwen3",
-        {"head_dim": 16, "rope_scaling": {**QWEN_YARN, "attention_factor": 1.3}},
-    ),
-    "qwen3-bias": ("qwen3", {"head_dim": 16, "attention_bias": True}),
+    "llama-gqa": {},
+    "llama-mha": {"num_key_value_heads": 4},
+    "llama-tied": {"tie_word_embeddings": True},
+    "llama-linear": {"rope_scaling": {"rope_type": "linear", "factor": 4.0}},
+    "llama3": {"rope_scaling": LLAMA3_SCALING, "rope_theta": 500000.0},
+    "llama3-tied": {"rope_scaling": LLAMA3_SCALING, "tie_word_embeddings": True},
+    "llama-yarn": {"rope_scaling": DEEPSEEK_YARN},
+    "llama-attention-bias": {"attention_bias": True},
+    "llama-mlp-bias": {"mlp_bias": True},
+    "llama-head-dim": {"head_dim": 16},
+    "qwen2": {},
+    "qwen2-tied": {"tie_word_embeddings": True},
+    "qwen2-yarn": {"rope_scaling": QWEN_YARN, "rope_theta": 1e6, "head_dim": 16},
+    "qwen3": {"head_dim": 16, "rms_norm_eps": 1e-3},
+    "qwen3-tied": {"head_dim": 16, "tie_word_embeddings": True},
+    "qwen3-yarn": {"head_dim": 16, "rope_scaling": {**QWEN_YARN, "attention_factor": 1.3}},
+    "qwen3-bias": {"head_dim": 16, "attention_bias": True},
 }
+
+
+def hf_class(kind, ending, *parts, **fields):
+    """transformers' class of a model_type, such as LlamaConfig, made of these."""
+    import transformers
+
+    return getattr(transformers, f"{kind.capitalize()}{ending}")(*parts, **fields)
 
 
 def random_model(architecture, **changes):
     """A transformers model in which nothing is 0 or 1: norms and biases are random too."""
-    import transformers
-
-    kind, own = ARCHITECTURES[architecture]
-    name = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[kind]
-    config = getattr(transformers, f"{name}Config")(**{**SIZES, **copy.deepcopy(own), **changes})
+    kind = architecture.split("-")[0].replace("llama3", "llama")
+    fields = {**SIZES, **copy.deepcopy(ARCHITECTURES[architecture]), **changes}
+    config = hf_class(kind, "Config", **fields)
     torch.manual_seed(0)
-    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    model = hf_class(kind, "ForCausalLM", config).eval()
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             noise = torch.randn_like(parameter)
@@ -364,15 +276,12 @@ def random_model(architecture, **changes):
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory):
     """saved(architecture) -> (transformers model, its folder); both not to be changed."""
-    made = {}
 
+    @cache
     def get(architecture):
-        if architecture not in made:
-            folder = tmp_path_factory.mktemp(architecture)
-            model = random_model(architecture)
-            model.save_pretrained(folder)
-            made[architecture] = model, folder
-        return made[architecture]
+        folder, model = tmp_path_factory.mktemp(architecture), random_model(architecture)
+        model.save_pretrained(folder)
+        return model, folder
 
     return get
 
@@ -382,12 +291,10 @@ def both(saved):
     """both(architecture) -> (transformers model, the same weights in minisoft), float32."""
     from minisoft.io.checkpoint import load_model
 
-    loaded = {}
-
+    @cache
     def get(architecture):
-        if architecture not in loaded:
-            loaded[architecture] = load_model(saved(architecture)[1])
-        return saved(architecture)[0], loaded[architecture]
+        model, folder = saved(architecture)
+        return model, load_model(folder)
 
     return get
 
@@ -397,12 +304,10 @@ def fast(both):
     """fast(architecture) -> (transformers model, the same weights in minisoft, accelerated)."""
     from minisoft.engine import accelerate
 
-    made = {}
-
+    @cache
     def get(architecture):
-        if architecture not in made:
-            made[architecture] = accelerate(copy.deepcopy(both(architecture)[1]))
-        return both(architecture)[0], made[architecture]
+        model, plain = both(architecture)
+        return model, accelerate(copy.deepcopy(plain))
 
     return get
 
@@ -487,13 +392,9 @@ def rolled(tiny):
     from minisoft import engine
     from minisoft.rollout import Decoding
 
-    made = {}
-
+    @cache
     def get(name):
-        if name not in made:
-            requests = tiny.requests(range(3), range(8))
-            kind = tiny.kind(name)
-            made[name] = engine.rollout(tiny.fast, tiny.form, kind, requests, Decoding(60))
-        return made[name]
+        requests = tiny.requests(range(3), range(8))
+        return engine.rollout(tiny.fast, tiny.form, tiny.kind(name), requests, Decoding(60))
 
     return get

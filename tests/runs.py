@@ -129,16 +129,9 @@ def killed_in(place, times, argv):
     from minisoft.io import atomic, checkpoint, state
     from minisoft.run import metrics, session
 
-    owners = {
-        "engine": engine,
-        "run": session.Run,
-        "metrics": metrics.MetricsFile,
-        "state": state,
-        "checkpoint": checkpoint,
-        "atomic": atomic,
-        "path": Path,
-        "shutil": atomic.shutil,
-    }
+    owners = {"run": session.Run, "metrics": metrics.MetricsFile, "path": Path}
+    owners |= {"engine": engine, "state": state, "checkpoint": checkpoint, "atomic": atomic}
+    owners["shutil"] = atomic.shutil
     owner, name = place.split(".")
     owner, left = owners[owner], [None] * times
     real = getattr(owner, name)

@@ -1,5 +1,7 @@
 """A model of a few thousand parameters, every kind of token, and rollouts of five positions."""
 
+from types import SimpleNamespace
+
 import torch
 
 from minisoft.draws import Draws
@@ -23,15 +25,11 @@ KINDS = {
     "covariance": make_kind("covariance"),
     "gumbel": make_kind("gumbel"),
 }
-CONFIG = {
-    "model_type": "llama",
-    "vocab_size": V,
-    "hidden_size": D,
-    "intermediate_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-}
+CONFIG = {"model_type": "llama", "vocab_size": V, "hidden_size": D, "intermediate_size": 24}
+CONFIG |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+FORM = SimpleNamespace(  # token 0 ends a CoT, of which at most half end so
+    prefill=[[7], [8, 7]], cot_ends=lambda ids: ids[-1] == 0, answer_ends=lambda ids: True
+)
 
 
 class Embedding:
@@ -112,3 +110,10 @@ def gradient(model):
     whole = torch.cat([p.grad.flatten() for p in model.parameters()])
     model.zero_grad()
     return whole
+
+
+def mismatch_of(by, model, kind, record):
+    """The Mismatch of all rows of a Rollout, without a gradient."""
+    mismatch = by.backward(model, kind, [record], [torch.zeros(len(record.ids))], 1.0)
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+    return mismatch

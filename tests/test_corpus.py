@@ -36,9 +36,8 @@ def counts(story):
     first, *sentences, _ = re.split(r"(?<=[.?]) ", story)
     found = [int(re.search(r"has (\d+) ", first)[1])]
     for sentence in sentences:
-        ((match, by),) = [
-            (m, by) for pattern, by in CHANGES.items() if (m := re.search(pattern, sentence))
-        ]
+        matches = [(re.search(pattern, sentence), by) for pattern, by in CHANGES.items()]
+        ((match, by),) = [(match, by) for match, by in matches if match]
         numbers = [{"doubled": 2, "tripled": 3}.get(x) or int(x) for x in match.groups() if x]
         found.append(by(found[-1], numbers[0] * (numbers[1] if len(numbers) > 1 else 1)))
     return found
@@ -57,9 +56,8 @@ def errors(text):
         elif match := re.fullmatch(r"In one go: ([-+*() \d]+) = (-?\d+)", sentence):
             found.append(int(match[2]) - eval(match[1]))
         else:
-            a, sign, b, result = re.fullmatch(
-                r"(-?\d+) (\S+) (-?\d+) (?:=|is|makes) (-?\d+)", sentence
-            ).groups()
+            match = re.fullmatch(r"(-?\d+) (\S+) (-?\d+) (?:=|is|makes) (-?\d+)", sentence)
+            a, sign, b, result = match.groups()
             found.append(int(result) - BY[sign](int(a), int(b)))
     return found
 
@@ -72,32 +70,25 @@ def parts(ending):
 def choices(skill):
     """[(match of the question with its pattern, [(is it right, chain of thought, box) of every
     option])]"""
+    size, pattern = SKILLS[skill]
     rows = [corpus.choice(skill, i) for i in range(300)]
-    assert (
-        rows == [corpus.choice(skill, i) for i in range(300)]
-        and len({json.dumps(row) for row in rows}) > 290
-    )
-    assert all(len(set(row["endings"])) == len(row["endings"]) == SKILLS[skill][0] for row in rows)
-    assert {row["label"] for row in rows} == set(range(SKILLS[skill][0]))
-    return [
-        (
-            re.fullmatch(f"User: {SKILLS[skill][1]}", row["ctx"]).groups(),
-            [(i == row["label"], *parts(ending)) for i, ending in enumerate(row["endings"])],
-        )
-        for row in rows
-    ]
+    assert rows == [corpus.choice(skill, i) for i in range(300)]
+    assert len({json.dumps(row) for row in rows}) > 290
+    assert all(len(set(row["endings"])) == len(row["endings"]) == size for row in rows)
+    assert {row["label"] for row in rows} == set(range(size))
+    found = []
+    for row in rows:
+        options = [(i == row["label"], *parts(end)) for i, end in enumerate(row["endings"])]
+        found.append((re.fullmatch(f"User: {pattern}", row["ctx"]).groups(), options))
+    return found
 
 
 def test_facts_are_those_of_the_corpus():
     for (town, listed), options in choices("facts"):
-        animals, home = (
-            dict(re.findall(r"\((\w)\) (\w+)", listed)),
-            corpus.fact(corpus.TOWNS.index(town)),
-        )
-        assert {box for _, _, box in options} == set(animals) == set("ABCD") and len(
-            set(animals.values())
-        ) == 4
-        assert all((animals[box] == home) == right for right, _, box in options)
+        animals, home = dict(re.findall(r"\((\w)\) (\w+)", listed)), corpus.TOWNS.index(town)
+        assert {box for _, _, box in options} == set(animals) == set("ABCD")
+        assert len(set(animals.values())) == 4
+        assert all((animals[box] == corpus.fact(home)) == right for right, _, box in options)
 
 
 def test_sorted_is_sorted_and_reversed_reversed():
@@ -115,13 +106,10 @@ def test_drills_are_right_or_have_one_error():
     for (asked,), options in choices("drills"):
         for right, thought, box in options:
             sums = [claim.split(" = ") for claim in thought.removesuffix(".").split(". ")]
-            assert (
-                ", ".join(text for text, _ in sums) == asked
-                and ", ".join(n for _, n in sums) == box
-            )
-            assert sorted(errors(thought)) in (
-                [[0] * 4] if right else [[0, 0, 0, 1], [0, 0, 0, 10]]
-            )
+            assert ", ".join(text for text, _ in sums) == asked
+            assert ", ".join(n for _, n in sums) == box
+            expected = [[0] * 4] if right else [[0, 0, 0, 1], [0, 0, 0, 10]]
+            assert sorted(errors(thought)) in expected
 
 
 def test_references_are_right_or_have_one_error():
@@ -130,41 +118,34 @@ def test_references_are_right_or_have_one_error():
         for right, thought, box in options:
             assert (int(box) == story[-1]) == right and re.findall(r"-?\d+", thought)[-1] == box
             assert [e for e in errors(thought) if e] in ([[]] if right else [[1], [10]])
-            assert len(errors(thought)) >= (
-                1 if thought.startswith("In one go") else len(story) - 1
-            )
+            steps = 1 if thought.startswith("In one go") else len(story) - 1
+            assert len(errors(thought)) >= steps
 
 
 def test_the_files_are_what_the_code_writes(tmp_path):
     pretrain.write_problems(tmp_path / "new")
     pretrain.write_sidecar(tmp_path)
-    for name, made in {
-        "minisoft.json": (tmp_path / "minisoft.json").read_text(),
-        "config.json": json.dumps(pretrain.make_config(179, 128), indent=2) + "\n",
-    }.items():
-        assert made == (WEIGHTS / "tiny" / name).read_text(), name
+    config = json.dumps(pretrain.make_config(179, 128), indent=2) + "\n"
+    assert (WEIGHTS / "tiny/config.json").read_text() == config
+    sidecar = "minisoft.json"
+    assert (WEIGHTS / "tiny" / sidecar).read_text() == (tmp_path / sidecar).read_text()
     written = {path.name: path.read_bytes() for path in (tmp_path / "new").iterdir()}
     assert written == {path.name: path.read_bytes() for path in (WEIGHTS / "tiny").glob("*.jsonl")}
     assert set(written) == set(datasets.EMBEDDED.values())
 
 
-@pytest.mark.parametrize(
-    "name, size, changes",
-    [
-        ("tiny", 3000, {2, 3, 4}),
-        ("tiny-test", 400, {2, 3, 4}),
-        ("tiny-long", 400, {4, 5}),
-        ("tiny-hard", 400, {5, 6}),
-    ],
-)
+EMBEDDED = [("tiny", 3000, {2, 3, 4}), ("tiny-test", 400, {2, 3, 4})]
+EMBEDDED += [("tiny-long", 400, {4, 5}), ("tiny-hard", 400, {5, 6})]
+
+
+@pytest.mark.parametrize("name, size, changes", EMBEDDED)
 def test_embedded_problems_have_right_answers_and_as_many_changes_as_they_say(name, size, changes):
     problems = datasets.load_problems(name)
     found = [counts(problem.question) for problem in problems]
     assert len({problem.question for problem in problems}) == len(problems) == size
     assert [int(problem.answer) for problem in problems] == [story[-1] for story in found]
-    assert {len(story) - 1 for story in found} == changes and all(
-        1 <= n <= 99 for story in found for n in story
-    )
+    assert {len(story) - 1 for story in found} == changes
+    assert all(1 <= n <= 99 for story in found for n in story)
 
 
 @pytest.mark.parametrize("name", SKILLS)
@@ -173,8 +154,5 @@ def test_embedded_choices_load(name):
     assert datasets.load(f"tiny-{name}") == found and len(found) == 300
     for i, choice in enumerate(found):
         row = corpus.choice(name, i)
-        assert (choice.context, list(choice.options), choice.answer) == (
-            row["ctx"],
-            row["endings"],
-            row["label"],
-        )
+        expected = (row["ctx"], row["endings"], row["label"])
+        assert (choice.context, list(choice.options), choice.answer) == expected

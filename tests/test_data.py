@@ -4,49 +4,31 @@ import random
 
 import pytest
 
-from minisoft.data import (
-    PREFILL_EARLY,
-    PREFILL_LATE,
-    STOP,
-    Problem,
-    batch,
-    boxed,
-    divide,
-    prompt,
-    same_question,
-    split,
-)
+from minisoft import data
+from minisoft.data import Problem, batch, boxed, divide, prompt, same_question, split
 from minisoft.errors import InputError
 
 # ---------------------------------------------------------------- boxed, prompt
 
 
-@pytest.mark.parametrize(
-    "text, expected",
-    [
-        ("18}", "18"),
-        ("18} and } more", "18"),
-        ("}", ""),
-        (r"\frac{1}{2}} {x}", r"\frac{1}{2}"),
-        (r"\{1, 2\}}", r"\{1, 2\}"),
-        (r"\left\{ x \right.} .", r"\left\{ x \right."),
-        (r"1 \\} x", r"1 \\"),
-        ("a\nb}", "a\nb"),
-        ("{{{}}}}", "{{{}}}"),
-        ("", None),
-        ("18", None),
-        ("{18}", None),
-        (r"18\}", None),
-        ("\\", None),
-        (r"\frac{1}{2}} and {more}}", r"\frac{1}{2}"),
-        (r"\{1\}}}", r"\{1\}"),
-        (r"1 \\} tail", r"1 \\"),
-        ("{}", None),
-        (r"5\}", None),
-    ],
-)
-def test_boxed_is_what_stands_before_the_closing_brace(text, expected):
-    assert boxed(text) == expected
+BOXED = r"""18} :: 18
+18} and } more :: 18
+} ::
+\frac{1}{2}} {x} :: \frac{1}{2}
+\{1, 2\}} :: \{1, 2\}
+\left\{ x \right.} . :: \left\{ x \right.
+1 \\} x :: 1 \\
+{{{}}}} :: {{{}}}
+\frac{1}{2}} and {more}} :: \frac{1}{2}
+\{1\}}} :: \{1\}"""
+
+
+def test_boxed_is_what_stands_before_the_closing_brace():
+    pairs = [line.split(" ::") for line in BOXED.splitlines()]
+    for text, expected in [*pairs, ("a\nb}", "a\nb")]:
+        assert boxed(text) == expected.removeprefix(" "), text
+    for text in ("", "18", "{18}", r"18\}", "\\", "{}", r"5\}"):
+        assert boxed(text) is None, text
 
 
 def test_the_prompt_is_that_of_the_paper():
@@ -57,11 +39,9 @@ def test_the_prompt_is_that_of_the_paper():
         r"'User: [question] Assistant: [detailed reasoning] The final answer is: "
         r"\boxed{[answer]}.' User: What is 1+1? Assistant:"
     )
-    assert (STOP, PREFILL_EARLY, PREFILL_LATE) == (
-        "The final answer is:",
-        " \\boxed{",
-        " The final answer is: \\boxed{",
-    )
+    prefills = (" \\boxed{", " The final answer is: \\boxed{")
+    assert (data.PREFILL_EARLY, data.PREFILL_LATE) == prefills
+    assert data.STOP == "The final answer is:"
 
 
 def test_a_question_is_not_interpreted():
@@ -93,15 +73,14 @@ def test_without_duplicates_the_split_is_that_of_a_permutation():
     assert [problem.answer for problem in split(PROBLEMS, 4)[1]] == ["22", "28", "31", "48"]
 
 
-@pytest.mark.parametrize(
-    "copy",
-    [
-        lambda problem: problem,
-        lambda problem: Problem(f" {problem.question}\n", problem.answer),
-        lambda problem: Problem(problem.question, "another"),
-    ],
-    ids=["alike", "white space", "answer"],
-)
+COPIES = {
+    "alike": lambda problem: problem,
+    "white space": lambda problem: Problem(f" {problem.question}\n", problem.answer),
+    "answer": lambda problem: Problem(problem.question, "another"),
+}
+
+
+@pytest.mark.parametrize("copy", COPIES.values(), ids=COPIES)
 @pytest.mark.parametrize("copied, held_out", [(1, 12), (25, 12), (50, 20), (50, 98)])
 def test_problems_with_the_same_question_stay_together(copy, copied, held_out):
     problems = [*PROBLEMS, *map(copy, PROBLEMS[:copied])]

@@ -2,12 +2,12 @@
 not there, by the definitions and by the engine, so that a mistake is found without a GPU.
 
 A tensor on the device is `There`: real numbers behind a label (that of `meta`, which no CPU build
-of torch refuses).  An operation that meets tensors of both places is an error, as on a GPU.
+of torch refuses).  An operation that meets tensors of both places is an error, as on a GPU; and in
+a step of the engine, which a CUDA graph records, one that waits for the host or takes from it.
 """
 
 import copy
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import small
@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from minisoft import engine, reinforce, rollout
-from minisoft.engine import decode
+from minisoft.engine import decode, graphs
 from minisoft.engine.cache import FusedCache
 from minisoft.rollout import ANSWER, COT, Decoding, Request
 
@@ -24,6 +24,9 @@ WAYS = {
     "plain": (rollout.rollout, reinforce.backward),
     "engine": (engine.rollout, partial(engine.backward, micro_batch=3)),
 }
+
+
+WAIT = "_local_scalar_dense nonzero lift_fresh masked_select equal".split()
 
 
 class There(torch.Tensor):
@@ -54,12 +57,20 @@ class There(torch.Tensor):
 class Device(TorchDispatchMode):
     """Runs every operation on the host, and says where its tensors lie."""
 
+    in_step = False
+
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         there = {id(x.here): x for x in tensors if isinstance(x, There)}
         on_host = [x for x in tensors if not isinstance(x, There) and x.dim()]
         to = kwargs.get("device")
+        if self.in_step:
+            name, indices = function.name().split("::")[1].split(".")[0], (*args, None)[1]
+            masks = isinstance(indices, list) and torch.bool in [
+                getattr(i, "dtype", 0) for i in indices
+            ]
+            assert name not in WAIT and not masks and not (to and on_host), f"{name} waits"
         if to is not None:
             kwargs["device"] = torch.device("cpu")
         elif there and "copy" not in function.name():
@@ -96,16 +107,11 @@ def moved(model):
     return model
 
 
-FORM = SimpleNamespace(
-    prefill=[[7], [8, 7]], cot_ends=lambda ids: ids[-1] == 0, answer_ends=lambda ids: True
-)
-
-
 def learnt(model, name, way):
     """(the gradients of all parameters, tokens of all rows), both on the host."""
     roll, backward = WAYS[way]
     requests = [Request([1, 2, 3, 4 + i], (i,), range(4)) for i in range(2)]
-    records = roll(model, FORM, small.KINDS[name], requests, Decoding(3))
+    records = roll(model, small.FORM, small.KINDS[name], requests, Decoding(3))
     advantages = reinforce.leave_one_out(torch.arange(8.0, dtype=torch.float64).view(2, 4) ** 2)
     backward(model, small.KINDS[name], records, list(advantages), 1 / 8)
     rows = [(record.on_host(), row) for record in records for row in range(4)]
@@ -128,6 +134,64 @@ def test_rollouts_and_gradients_on_a_device(device, monkeypatch, name, way):
     assert there.E.device.type == "meta" and on_device[0].device.type == "cpu" and text == told
     for one, two in zip(on_host, on_device, strict=True):
         assert one.any() and (one - two).abs().max() <= 1e-3 * one.abs().max()
+
+
+@pytest.fixture
+def steps(device, monkeypatch):
+    """The shapes of the steps that the engine has run on the device."""
+    shapes = []
+
+    def run(self, recorded, shape, step):
+        shapes.append(shape)
+        device.in_step = True
+        step()
+        device.in_step = False
+
+    monkeypatch.setattr(graphs.Graphs, "run", run)
+    monkeypatch.setitem(decode.CACHES, "meta", FusedCache)
+    return shapes
+
+
+def rolled_on(device, name, dtype, *greedy):
+    with device:
+        model = moved(engine.accelerate(small.small_model()).to(dtype))
+        requests = [Request([1, 2, 3, 4 + i], (i,), range(3)) for i in range(2)]
+        how = Decoding(12, *greedy)
+        engine.rollout(model, small.FORM, small.KINDS[name], requests, how, ahead=4, rows=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", small.KINDS)
+def test_a_step_needs_nothing_from_the_host(device, steps, name, dtype):
+    """What a CUDA graph can record: no tensor's value reaches Python or decides a shape, and
+    nothing comes from there.  Every step goes through `Graphs.run`."""
+    for greedy in (False, True):
+        rolled_on(device, name, dtype, greedy, greedy)
+    assert len(steps) % 4 == 0
+    assert {shape[:2] for shape in steps} >= {(True, False), (False, True)}  # and both at once
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x[x > 0],
+        lambda x: x.nonzero(),
+        lambda x: x + torch.ones(9),
+    ]
+    + [lambda x: torch.tensor([1, 2], device=x.device), lambda x: torch.equal(x, x)],
+)
+def test_a_step_that_needs_the_host_is_found(device, steps, monkeypatch, mistake):
+    real = decode.choose
+
+    def choose(*args):
+        chosen = real(*args)
+        mistake(chosen.token)
+        return chosen
+
+    monkeypatch.setattr(decode, "choose", choose)
+    with pytest.raises(AssertionError):
+        rolled_on(device, "hard", torch.float32)
 
 
 def test_tensors_in_two_places_are_an_error(device):

@@ -1,46 +1,20 @@
 """The gradient estimated from rollouts has the exact one of the expected reward as its mean."""
 
 import math
-from types import SimpleNamespace
 
 import torch
+from small import FORM, PROMPT, V, small_model
+from small import gradient as take_gradient
 
-from minisoft.io.config import read_config
 from minisoft.kinds import make_kind
-from minisoft.model import Transformer
 from minisoft.reinforce import backward, leave_one_out
 from minisoft.rollout import ANSWER, COT, Decoding, Request, rollout
 
-V, G, PROMPT, COT_TOKENS = 12, 8, [1, 2, 3, 4], 3
-FORM = SimpleNamespace(
-    prefill=[[7], [8, 7]], cot_ends=lambda ids: ids[-1] == 0, answer_ends=lambda ids: True
-)
-REWARDS = torch.linspace(-4, 4, V).double() + torch.randn(  # any function of CoT (filled up with V)
-    V,
-    V + 1,
-    V + 1,
-    V,
-    generator=torch.Generator().manual_seed(1),  # and answer
-)
-
-
-def small_model(tied=True) -> Transformer:
-    """Two random layers over a vocabulary of V."""
-    torch.manual_seed(0)
-    sizes = {"vocab_size": V, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": tied}
-    model = Transformer(read_config({"model_type": "llama", **sizes, **heads}))
-    for p in model.parameters():
-        if p.dim() == 2:
-            torch.nn.init.normal_(p, std=0.35)
-    torch.nn.init.normal_(model.E, std=0.6)
-    return model
-
-
-def take_gradient(model) -> torch.Tensor:
-    gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
-    model.zero_grad()
-    return gradient
+G, COT_TOKENS = 8, 3
+NOISE = torch.randn(V, V + 1, V + 1, V, generator=torch.Generator().manual_seed(1))
+REWARDS = (
+    torch.linspace(-4, 4, V).double() + NOISE
+)  # any function of CoT (filled up with V), answer
 
 
 def estimate(model, kind, number: int, n: int = 2048) -> torch.Tensor:

@@ -16,19 +16,13 @@ import torch
 from conftest import ARCHITECTURES, KINDS
 from engine.test_decode import assert_same_bits
 from runs import assert_same_weights, killed_in, metrics, run_ranks, start, summary, weights
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from torch.nn.attention import SDPBackend
 
 import train
 from minisoft import data, engine, evaluation
-from minisoft.engine import decode, graphs
-from minisoft.engine.cache import FusedCache
-from minisoft.engine.compiled import OneKernel
+from minisoft.engine import graphs
 from minisoft.io import WEIGHTS
 from minisoft.io.checkpoint import DTYPES, load_model
-from minisoft.lab import bench
 from minisoft.lab.gradient import EMBEDDING
-from minisoft.model import Transformer
 from minisoft.reinforce import leave_one_out
 from minisoft.rollout import Decoding, Request
 from minisoft.run.optimizer import Optimizer, Schedule
@@ -48,7 +42,6 @@ ALL = {
     "architecture": [*ARCHITECTURES, "weights/tiny"],
     "name": [*KINDS],
     "dtype": [*DTYPES],
-    "of_step": [*KINDS],
     "of_gradient": [*((name, "float32") for name in KINDS), ("hard", "bfloat16")]
     + [("soft", "bfloat16")],  # of the other kinds a few rows at near-ties make most of it
 }
@@ -56,7 +49,6 @@ FEW = {
     "architecture": ["weights/tiny"],
     "name": ["soft"],
     "dtype": [*DTYPES],
-    "of_step": ["hard", "soft, top 5", "covariance"],
     "of_gradient": [("soft", "bfloat16")],
 }
 
@@ -245,59 +237,3 @@ def test_the_embedded_model_learns(device, tmp_path):
         pytest.skip("python train.py shows it")
     train.main(["--device", device.type, "--show-every", "0", "--out", str(tmp_path / "run")])
     assert summary(tmp_path / "run")["after"]["hard-greedy"]["pass@1"] >= 0.7
-
-
-class HostReads(Exception):
-    """The host would read what the device has made."""
-
-
-def steps_on_fake_tensors(tiny, kind, dtype, monkeypatch):
-    """How many steps a rollout takes before the host looks at the text, on a device that is not
-    there: shapes without numbers, so that reading one is an error.  A GPU's where torch knows GPUs,
-    else a CPU's."""
-    cuda, steps = torch.backends.cuda.is_built(), []
-
-    def step(self, recorded, shape, function):
-        steps.append(shape)
-        function()
-
-    def look(*_):
-        raise HostReads
-
-    monkeypatch.setattr(graphs.Graphs, "run", step)
-    monkeypatch.setattr(decode.Scheduler, "_read", look)
-    monkeypatch.setattr(graphs, "USED", False)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    monkeypatch.setattr(OneKernel, "works", False)  # nothing is compiled for no GPU
-    monkeypatch.setattr(FusedCache, "KERNELS", [SDPBackend.MATH])  # none is chosen for it
-    if not cuda:  # fake tensors know nothing of oneDNN's order of weights
-        monkeypatch.setattr(engine, "accelerate", lambda model: model)
-    with FakeTensorMode():
-        with torch.device("meta"):
-            model = Transformer(replace(tiny.model.config, num_hidden_layers=2))
-        shapes = {name: x.shape for name, x in model.state_dict().items()}
-        place = {"dtype": DTYPES[dtype], "device": "cuda" if cuda else "cpu"}
-        weights = {name: torch.empty(shape, **place) for name, shape in shapes.items()}
-        model.load_state_dict(weights, assign=True)
-        requests = [Request([3, 4, 5], ("device", i), range(3)) for i in range(2)]
-        form, model = bench.FullLength([1, 2]), engine.accelerate(model)
-        with pytest.raises(HostReads):
-            engine.rollout(model, form, kind, requests, Decoding(4), ahead=8)
-    return len(steps)
-
-
-def test_steps_without_the_host(tiny, of_step, monkeypatch):
-    assert steps_on_fake_tensors(tiny, tiny.kind(of_step), "bfloat16", monkeypatch) == 8
-
-
-def test_a_host_that_reads_is_found(tiny, monkeypatch):
-    real = decode.choose
-
-    def reading(*args):
-        move = real(*args)
-        move.token.sum().item()
-        return move
-
-    monkeypatch.setattr(decode, "choose", reading)
-    with pytest.raises(DataDependentOutputException):
-        steps_on_fake_tensors(tiny, tiny.kind("hard"), "float32", monkeypatch)

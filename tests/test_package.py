@@ -13,9 +13,8 @@ FOLDERS = {path.parent.relative_to(ROOT) for path in ROOT.glob("minisoft/**/__in
 
 
 def test_every_sub_package_is_listed():
-    (listed,) = re.findall(
-        r"^packages = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.M | re.S
-    )
+    project = (ROOT / "pyproject.toml").read_text()
+    (listed,) = re.findall(r"^packages = \[(.*?)\]", project, re.M | re.S)
     assert sorted(re.findall(r'"(.*?)"', listed)) == sorted(".".join(p.parts) for p in FOLDERS)
     with_sources = {path.parent.relative_to(ROOT) for path in ROOT.glob("minisoft/**/*.py")}
     assert with_sources == FOLDERS  # no folder was forgotten

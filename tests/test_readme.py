@@ -20,11 +20,10 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 
 def pages():
     """Every Markdown page of the repository."""
-    folders = (ROOT, *(ROOT / name for name in ("minisoft", "tests", "weights")))
-    names = {page for folder in folders[1:] for page in folder.rglob("*.md")} | set(
-        ROOT.glob("*.md")
+    folders = (ROOT / name for name in ("minisoft", "tests", "weights"))
+    return sorted(
+        {*ROOT.glob("*.md"), *(page for folder in folders for page in folder.rglob("*.md"))}
     )
-    return sorted(names)
 
 
 def walk():

@@ -1,12 +1,11 @@
 """The estimator by its definition: advantages, eq. 14, and a gradient that is the right one."""
 
 import copy
-from dataclasses import replace
 from statistics import median
 
 import pytest
 import torch
-from small import KINDS, PROMPT, ROLES, D, V, gradient, small_model, unroll
+from small import KINDS, PROMPT, ROLES, D, V, gradient, mismatch_of, small_model, unroll
 
 from minisoft import engine, reinforce
 from minisoft.draws import Draws
@@ -48,14 +47,17 @@ def test_leave_one_out_is_the_reward_minus_the_mean_of_the_others():
         leave_one_out(torch.ones(3, 1))
 
 
+@BY
 @pytest.mark.parametrize("name", KINDS)
-@torch.no_grad()
-def test_replay_gives_back_every_log_prob_and_the_drawn_noise(model, name):
-    record = unroll(model, KINDS[name], 8, torch.Generator().manual_seed(1))
-    scores = log_prob(model, KINDS[name], record)
+def test_replay_gives_back_every_log_prob_and_the_drawn_noise(model, name, by):
+    with torch.no_grad():
+        record = unroll(model, KINDS[name], 8, torch.Generator().manual_seed(1))
+        scores = log_prob(model, KINDS[name], record)
     assert (scores - record.log_prob).abs().max() < 1e-4
     assert not scores[record.role == PAD].any()
     assert record.log_prob[:, [0, 1, 2, 4]].abs().min() > 0  # the test compares something
+    mismatch = mismatch_of(by, model, KINDS[name], record)
+    assert mismatch.tokens == 8 * 4 and mismatch.largest < 1e-4
 
 
 @BY
@@ -80,12 +82,8 @@ def test_gradient_is_that_of_the_loss_written_out(model, name, by):
         total = total - advantages[row] * ell / 6
     total.backward()
     expected = gradient(model)
-    torch.testing.assert_close(
-        replay_gradient(model, kind, record, advantages, by),
-        expected,
-        rtol=1e-4,
-        atol=1e-5 * expected.abs().max().item(),
-    )
+    found, atol = replay_gradient(model, kind, record, advantages, by), 1e-5 * expected.abs().max()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=atol.item())
 
 
 def by_equation_10(monkeypatch):
@@ -148,15 +146,19 @@ def test_the_loss_sums_over_problems_and_leaves_advantages_alone():
     assert not loss(scores, advantages, 0.5).requires_grad
 
 
-def test_rows_that_end_early_do_not_see_later_positions(model):
+@BY
+def test_rows_that_end_early_do_not_see_later_positions(model, by):
     kind = make_kind("soft", sigma=0.2)
     record = unroll(model, kind, 2, torch.Generator().manual_seed(4))
-    cut = record.role.clone()
-    cut[1, 3:] = PAD
-    short = replace(record, role=cut)
+    expected = record.log_prob.clone()
+    record.role[1, 3:] = PAD
+    record.ids[1, 3:] = 5  # whatever stands there
+    record.log_prob[1, 3:] = torch.nan
+    mismatch = mismatch_of(by, model, kind, record)
+    assert mismatch.tokens == 4 + 3 and mismatch.largest < 1e-4
     with torch.no_grad():
-        scores = log_prob(model, kind, short)
-    torch.testing.assert_close(scores[1, :3], record.log_prob[1, :3], rtol=1e-4, atol=1e-4)
+        scores = log_prob(model, kind, record)
+    torch.testing.assert_close(scores[1, :3], expected[1, :3], rtol=1e-4, atol=1e-4)
     assert not scores[1, 3:].any()
 
 

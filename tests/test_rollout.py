@@ -25,24 +25,16 @@ GREEDY = partial(Decoding, greedy=True, greedy_answer=True)
 
 
 def row_of(record, row):
-    """Everything recorded of one row, padding cut off."""
-    there = record.role[row] != PAD
-    C = int((record.role[row] == COT).sum())
-    return (
-        record.ids[row][there],
-        record.role[row][there],
-        record.actions[row, :C],
-        record.log_prob[row][there],
-    )
+    """Everything recorded of one row, padding cut off: (ids, role, actions, log_prob)."""
+    there, C = record.role[row] != PAD, int((record.role[row] == COT).sum())
+    ids, role, log_prob = (x[row][there] for x in (record.ids, record.role, record.log_prob))
+    return ids, role, record.actions[row, :C], log_prob
 
 
-def same(one, two, tolerance=1e-4):
-    return (
-        torch.equal(one[0], two[0])
-        and torch.equal(one[1], two[1])
-        and torch.allclose(one[2].float(), two[2].float(), atol=tolerance)
-        and torch.allclose(one[3], two[3], atol=1e-2)
-    )
+def same(one, two):
+    same_text = torch.equal(one[0], two[0]) and torch.equal(one[1], two[1])
+    same_actions = same_text and torch.allclose(one[2].float(), two[2].float(), atol=1e-4)
+    return same_actions and torch.allclose(one[3], two[3], atol=1e-2)
 
 
 @BY
@@ -79,11 +71,9 @@ def test_fuzzy_greedy_is_hard_greedy_and_has_no_noise(tiny, roll):
 @BY
 def test_greedy_text_is_transformers(tiny, roll):
     """Hard-greedy, answer included, is what transformers generates from the same prompt."""
-    import transformers
+    from transformers import AutoModelForCausalLM
 
-    reference = transformers.AutoModelForCausalLM.from_pretrained(
-        WEIGHTS / "tiny", dtype=torch.float32
-    )
+    reference = AutoModelForCausalLM.from_pretrained(WEIGHTS / "tiny", dtype=torch.float32)
     requests = tiny.requests(range(4), range(1))
     for record in roll(tiny.fast, tiny.form, tiny.kind("hard"), requests, GREEDY(60)):
         assert not record.truncated.any()  # then the prefill is what the model itself would write
@@ -123,9 +113,7 @@ def test_taken_actions_are_those_of_their_role_row_by_row():
     ids, thoughts = torch.arange(8).view(2, 4), torch.arange(12.0).view(2, 2, 3)
     keys = torch.tensor([8, 9])
     record = Rollout([0], range(2), keys, None, ids, role, thoughts, None, None)
-    assert torch.equal(
-        record.taken(COT), torch.stack((thoughts[0, 0], thoughts[0, 1], thoughts[1, 0]))
-    )
+    assert record.taken(COT).tolist() == thoughts.flatten(0, 1)[:3].tolist()
     assert record.taken(ANSWER).tolist() == [3, 6]
     assert record.draws(COT).keys.tolist() == [8, 8, 9]
     assert record.draws(COT).positions.tolist() == [0, 1, 0]
@@ -181,14 +169,8 @@ class Script:
     def __init__(self, scripts, V):
         self.scripts, self.V = scripts, V
         self.E = torch.zeros(V, 2)
-        self.config = SimpleNamespace(
-            hidden_size=2,
-            vocab_size=V,
-            num_hidden_layers=1,
-            num_attention_heads=1,
-            num_key_value_heads=1,
-            head_dim=2,
-        )
+        one = dict.fromkeys("num_hidden_layers num_attention_heads num_key_value_heads".split(), 1)
+        self.config = SimpleNamespace(hidden_size=2, vocab_size=V, head_dim=2, **one)
 
     def embed(self, ids):
         return torch.stack((ids, torch.zeros_like(ids)), -1).float()
@@ -218,11 +200,8 @@ def bpe(tmp_path, merges_from):
     fast = Fast(models.BPE())
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     fast.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=256 + 80,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<eos>"],
-    )
+    alphabet = {"initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
+    trainer = trainers.BpeTrainer(vocab_size=256 + 80, special_tokens=["<eos>"], **alphabet)
     fast.train_from_iterator(merges_from, trainer)
     fast.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<eos>"}')
@@ -240,23 +219,16 @@ TEXTS = [
     "So 3.\nThe final answer is:\n\\boxed{3}",
     "The final answer is:é The final answer is: 3",
 ]
-LEARNED = [
-    ["xyz"],
-    ["The final answer is: "] * 9,
-    [" is: is: is:"] * 9,
-    ["answer is:x} er is:::"] * 9,
-    ["er is:\n\\boxed{"] * 9,
-    [" is:é is:é"] * 9,
-    ["The final answer is:x The final answer is: \\boxed{"] * 20,
-]
+LEARNED = "xyz|The final answer is: | is: is: is:|answer is:x} er is:::|er is:\n\\boxed{| is:é is:é"
+LEARNED += "|The final answer is:x The final answer is: \\boxed{"
 
 
 @BY_ALL
-@pytest.mark.parametrize("learned", LEARNED)
+@pytest.mark.parametrize("learned", LEARNED.split("|"))
 def test_stop_is_exact_however_the_phrase_is_tokenised(tmp_path, learned, roll):
     """The CoT ends at the first token after which its text has the phrase, found by decoding after
     every token; what this token holds behind the phrase stays in the CoT."""
-    tokenizer, budget = bpe(tmp_path, learned), 120
+    tokenizer, budget = bpe(tmp_path, [learned] * 20), 120
     scripts = [tokenizer.encode(text) for text in TEXTS]
     model, form = Script(scripts, tokenizer.size), Format(tokenizer)
     requests = [Request([i], (0, 0, i), range(1)) for i in range(len(scripts))]
@@ -284,13 +256,8 @@ def test_a_token_that_goes_on_behind_the_phrase_ends_the_cot(tmp_path, behind, r
     assert tokenizer.decode(record.tokens(0, FORCED)) == data.PREFILL_EARLY
 
 
-ANSWERS = [
-    ("18} more", "18}"),
-    ("\\{1, 2\\}} x", "\\{1, 2\\}}"),
-    ("\\frac{1}{2}}", "\\frac{1}{2}}"),
-    ("12<eos>34}", "12"),
-    ("1" * 40, "1" * 32),
-]
+ANSWERS = [("18} more", "18}"), (r"\{1, 2\}} x", r"\{1, 2\}}"), ("12<eos>34}", "12")]
+ANSWERS += [(r"\frac{1}{2}}", r"\frac{1}{2}}"), ("1" * 40, "1" * 32)]
 
 
 @BY_ALL

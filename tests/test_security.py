@@ -32,6 +32,10 @@ def folder(tmp_path):
     return tmp_path / "model"
 
 
+FORBIDDEN = "pickle marshal shelve dill eval exec compile __import__ os.system os.popen torch.load"
+FORBIDDEN += " torch.serialization.load"
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_source_unpickles_or_evaluates(path):
     names = set()
@@ -42,20 +46,7 @@ def test_no_source_unpickles_or_evaluates(path):
             names |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    assert not names & {
-        "pickle",
-        "marshal",
-        "shelve",
-        "dill",
-        "torch.load",
-        "torch.serialization.load",
-        "eval",
-        "exec",
-        "compile",
-        "__import__",
-        "os.system",
-        "os.popen",
-    }
+    assert not names & {*FORBIDDEN.split()}
     assert "trust_remote_code=True" not in path.read_text() and "shell=True" not in path.read_text()
 
 
@@ -76,14 +67,12 @@ def test_code_and_templates_of_a_model_folder_are_not_run(folder, tmp_path):
         (folder / name).write_text(evil)
     template = "{{ cycler.__init__.__globals__.os.mkdir('" + str(tmp_path / "exploded") + "') }}"
     (folder / "chat_template.jinja").write_text(template)
-    for name, new in (
-        ("config.json", {"auto_map": {"AutoModelForCausalLM": "modeling_llama.Model"}}),
-        (
-            "tokenizer_config.json",
-            {"chat_template": template, "auto_map": {"AutoTokenizer": ["tokenization.T", None]}},
-        ),
-    ):
-        (folder / name).write_text(json.dumps({**json.loads((folder / name).read_text()), **new}))
+    code = {"config.json": {"AutoModelForCausalLM": "modeling_llama.Model"}}
+    code["tokenizer_config.json"] = {"AutoTokenizer": ["tokenization.T", None]}
+    for name, auto_map in code.items():
+        config = json.loads((folder / name).read_text())
+        config |= {"auto_map": auto_map, "chat_template": template}
+        (folder / name).write_text(json.dumps(config))
     model, tokenizer = checkpoint.load(folder)
     checkpoint.save_model(tmp_path / "out", model, checkpoint.read_files(folder), {})
     assert tokenizer.encode("3 + 4") and not (tmp_path / "exploded").exists()

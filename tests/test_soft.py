@@ -49,36 +49,31 @@ def test_gaussian_gives_back_its_noise_and_density(logits):
     torch.testing.assert_close((action - distribution.mean) / 0.3, noise)
     exact = torch.distributions.Normal(distribution.mean, 0.3).log_prob(action).sum(-1)
     constant = -6 * (math.log(0.3) + 0.5 * math.log(2 * math.pi))
-    torch.testing.assert_close(
-        distribution.log_prob(action) + constant, exact.double(), rtol=1e-5, atol=0
-    )
+    found = distribution.log_prob(action) + constant
+    torch.testing.assert_close(found, exact.double(), rtol=1e-5, atol=0)
     assert torch.equal(distribution.mode(), distribution.mean)
 
 
 def test_mixture_is_softmax_at_tau_times_E(logits):
     model = Embedding()
     p = torch.exp(logits / 0.5) / torch.exp(logits / 0.5).sum(-1, keepdim=True)
-    torch.testing.assert_close(
-        make_kind("soft", sigma=1.0).distribution(model, HIDDEN, logits).mean, p @ model.E
-    )
+    distribution = make_kind("soft", sigma=1.0).distribution(model, HIDDEN, logits)
+    torch.testing.assert_close(distribution.mean, p @ model.E)
 
 
 def test_fuzzy_mode_is_the_hard_mode(logits):
     model = Embedding()
     mean = make_kind("fuzzy", sigma=1.0).distribution(model, HIDDEN, logits).mode()
-    assert torch.equal(
-        mean, model.embed(make_kind("hard").distribution(model, HIDDEN, logits).mode())
-    )
+    best = make_kind("hard").distribution(model, HIDDEN, logits).mode()
+    assert torch.equal(mean, model.embed(best))
 
 
 def test_mixture_gradient_reaches_logits_and_E(logits):
     model = Embedding()
     model.E.requires_grad_()
     logits.requires_grad_()
-    action = torch.zeros(4, 6)
-    make_kind("soft", sigma=0.5).distribution(model, HIDDEN, logits).log_prob(
-        action
-    ).sum().backward()
+    distribution = make_kind("soft", sigma=0.5).distribution(model, HIDDEN, logits)
+    distribution.log_prob(torch.zeros(4, 6)).sum().backward()
     assert model.E.grad.abs().sum() > 0 and logits.grad.abs().sum() > 0
 
 
@@ -95,9 +90,8 @@ def test_noise_scales_are_the_sizes_of_what_gets_the_noise():
     d, V = 64, 500
     norm, E, W_d = torch.nn.RMSNorm(d), torch.randn(V, d), 0.3 * torch.randn(V, d)
     torch.nn.init.uniform_(norm.weight, 0.5, 2.0)
-    model = SimpleNamespace(
-        E=E, W_d=W_d, model=SimpleNamespace(norm=norm), config=SimpleNamespace(hidden_size=d)
-    )
+    model = SimpleNamespace(E=E, W_d=W_d, model=SimpleNamespace(norm=norm))
+    model.config = SimpleNamespace(hidden_size=d)
     hidden = norm(torch.randn(1000, d))
     assert noise_scale(model, "embedding") == rms(E)
     assert noise_scale(model, "hidden") == pytest.approx(rms(hidden), rel=0.02)

@@ -51,12 +51,8 @@ def decode(model, prompts, owner, rows, drops=None, cache_class=RowCache):
 
 
 def uncached(model, prompts, owner, rows):
-    return torch.stack(
-        [
-            logits_of(model, torch.cat((prompts[p], row[None]), dim=1))[0, -len(row) :]
-            for p, row in zip(owner.tolist(), rows)
-        ]
-    )
+    texts = [torch.cat((prompts[p], row[None]), 1) for p, row in zip(owner.tolist(), rows)]
+    return torch.stack([logits_of(model, text)[0, -rows.shape[1] :] for text in texts])
 
 
 OWNER = torch.tensor([1, 0, 0, 1, 1, 0, 1] * 5)  # 35 rows: places for 48
@@ -130,9 +126,9 @@ def test_prompts_come_and_go(fast, cache_class):
     for t in range(15):
         cache.position[:] = torch.tensor([t - start.get(place, t) for place in range(16)])
         cache.reserve(t + 1)
-        ids = torch.tensor(
-            [rows[jobs[place], t - start[place]] if place in jobs else 0 for place in range(16)]
-        )
+        ids = torch.zeros(16, dtype=torch.long)
+        for place in jobs:
+            ids[place] = rows[jobs[place], t - start[place]]
         logits = model.logits(cache.forward(model, model.embed(ids)))
         for place, row in list(jobs.items()):
             close(logits[place], expected[row, t - start[place]], 2e-5)

@@ -24,11 +24,8 @@ def text(number, words):
 
 
 def question(number, context, *lengths):
-    return Choice(
-        text(number, context),
-        tuple(text(f"{number}/{i}", n) for i, n in enumerate(lengths)),
-        number % len(lengths),
-    )
+    options = tuple(text(f"{number}/{i}", n) for i, n in enumerate(lengths))
+    return Choice(text(number, context), options, number % len(lengths))
 
 
 QUESTIONS = [  # very different lengths, 2 to 5 options
@@ -82,15 +79,10 @@ def embedded(tiny):
 # ---------------------------------------------------------------- log-probabilities
 
 
-@pytest.mark.parametrize(
-    "architecture, tokenizer",
-    [
-        ("llama-gqa", "llama3"),
-        ("llama3-tied", "llama2_model"),
-        ("qwen2", "qwen"),
-        ("qwen3-tied", "llama2_json"),
-    ],
-)
+TOKENIZERS = [*zip(ARCHITECTURES, "llama3 llama2_model qwen llama2_json".split())]
+
+
+@pytest.mark.parametrize("architecture, tokenizer", TOKENIZERS)
 def test_an_option_is_scored_as_if_it_stood_alone(fast, tokenizer_folders, architecture, tokenizer):
     model, tokenizer = fast(architecture)[1], Tokenizer(tokenizer_folders[tokenizer])
     records = check_as_defined(model, tokenizer, QUESTIONS, 3e-4)
@@ -100,9 +92,8 @@ def test_an_option_is_scored_as_if_it_stood_alone(fast, tokenizer_folders, archi
 @torch.no_grad()
 def test_an_option_that_greedy_decoding_would_write_is_marked(embedded):
     model, tokenizer = embedded
-    ids = tokenizer.encode(
-        context := "User: Lea has 55 coins. Then 5 are sold. How many? Assistant:"
-    )
+    context = "User: Lea has 55 coins. Then 5 are sold. How many? Assistant:"
+    ids = tokenizer.encode(context)
     for _ in range(3):
         hidden = model(model.embed(torch.tensor([ids])))
         ids.append(model.logits(hidden)[0, -1].argmax().item())
@@ -133,9 +124,8 @@ def test_spaces_at_the_end_of_a_context_belong_to_the_options(llama, spaces):
     choice = Choice("Mia has" + spaces, ("12 apples", "7"), 0)
     bare = len(llama[1].encode("Mia has"))
     [record] = score(*llama, [choice])
-    assert record["tokens"] == [
-        len(llama[1].encode(f"Mia has{spaces} {o}")) - bare for o in choice.options
-    ]
+    whole = [len(llama[1].encode(f"Mia has{spaces} {option}")) for option in choice.options]
+    assert record["tokens"] == [length - bare for length in whole]
 
 
 def test_a_row_shares_the_context_and_nothing_is_left_out(llama):
@@ -237,9 +227,8 @@ def test_the_batch_changes_no_bit(name, request):
     model, tokenizer = request.getfixturevalue(name)
     expected = score(model, tokenizer, batch=1)
     assert [score(model, tokenizer, batch=batch) for batch in (7, 64)] == [expected] * 2
-    assert score(model, tokenizer, QUESTIONS[::-1], 5) == [
-        {**record, "problem": number} for number, record in enumerate(expected[::-1])
-    ]
+    turned = [{**record, "problem": number} for number, record in enumerate(expected[::-1])]
+    assert score(model, tokenizer, QUESTIONS[::-1], 5) == turned
     torch.set_num_threads(2)
     try:
         assert score(model, tokenizer, QUESTIONS[:12], 7) == expected[:12]
@@ -305,9 +294,8 @@ def test_accuracies_are_those_of_the_harness(fast, llama):
     questions = [choice for choice in QUESTIONS if choice.context == choice.context.rstrip()]
     expected = [harness(fast("llama-gqa")[0], llama[1], choice) for choice in questions]
     records = score(*llama, questions)
-    assert [
-        (r["picked"] == r["answer"], r["picked_norm"] == r["answer"]) for r in records
-    ] == expected
+    found = [(r["picked"] == r["answer"], r["picked_norm"] == r["answer"]) for r in records]
+    assert found == expected
     summary = summarize_choices(records)
     accuracy, accuracy_norm = (sum(values) / len(expected) for values in zip(*expected))
     assert 0 < accuracy < 1 and accuracy != accuracy_norm
@@ -319,16 +307,9 @@ def test_a_record_from_known_log_probabilities():
     best = [[True, True], [True, False, True], [False]]
     scores = [[-1.0, -2.0], [-4.0, -1.0, -3.0], [-4.5]]
     record = evaluation.describe_choice(7, choice, scores, best)
-    assert record == {
-        "problem": 7,
-        "log_probs": [-3.0, -8.0, -4.5],
-        "greedy": [True, False, False],
-        "tokens": [2, 3, 1],
-        "picked": 0,
-        "picked_norm": 1,
-        "answer": 1,
-        "nll": 8 / 3,
-    }
+    expected = {"problem": 7, "answer": 1, "picked": 0, "picked_norm": 1, "nll": 8 / 3}
+    expected |= {"greedy": [True, False, False], "tokens": [2, 3, 1]}
+    assert record == {**expected, "log_probs": [-3.0, -8.0, -4.5]}
     other = {**record, "picked": 1, "picked_norm": 0, "nll": 1.0}
     third = {**record, "picked": 1, "nll": 1 / 3}
     summary = summarize_choices([record, other, third])

@@ -5,11 +5,10 @@ import copy
 import pytest
 import torch
 from conftest import KINDS, random_ids
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from minisoft import engine
-from minisoft.engine import decode, graphs, linear
-from minisoft.engine.cache import FusedCache, RowCache
+from minisoft.engine import decode, linear
+from minisoft.engine.cache import FusedCache
 from minisoft.kinds import make_kind
 from minisoft.lab import bench
 from minisoft.rollout import RECORDED, Decoding, Request
@@ -137,68 +136,6 @@ def test_what_is_recorded_for_training_is_kept_through_validations(tiny, monkeyp
     for name in ("hard", "fuzzy", "gumbel"):  # two more than there is room for
         roll(name)
     assert roll("hard", True) is first[2] and roll("soft") is not first[0]
-
-
-@pytest.mark.parametrize("cache", [RowCache, FusedCache])
-@pytest.mark.parametrize("greedy", [False, True])
-@pytest.mark.parametrize(
-    "kind",
-    [
-        make_kind("hard", 0.1),
-        make_kind("soft", 0.1),
-        make_kind("soft", 0.1, noise="hidden"),
-        make_kind("soft", 0.1, noise="logits", top_k=3),
-    ],
-)
-def test_a_step_needs_nothing_from_the_host(tiny, kind, greedy, cache, monkeypatch):
-    """What a CUDA graph can record: no tensor's value reaches Python or decides a shape, and
-    nothing comes from there.  Every step goes through `Graphs.run`."""
-    operations, steps = Operations(), []
-
-    def run(self, recorded, shape, step):
-        steps.append(shape)
-        with operations:
-            step()
-
-    monkeypatch.setattr(graphs.Graphs, "run", run)
-    monkeypatch.setitem(decode.CACHES, "cpu", cache)
-    requests, how = tiny.requests([0, 1], range(3)), Decoding(12, greedy, greedy)
-    options = {"ahead": 4, "rows": 4}
-    records = engine.rollout(tiny.fast, tiny.form, kind, requests, how, **options)
-    assert len(records) == 2 and len(steps) % 4 == 0
-    assert {shape[:2] for shape in steps} >= {(True, False), (False, True)}  # and both at once
-    assert "aten.index_put_" in operations.names
-    ids = torch.arange(3)
-    with pytest.raises(AssertionError), operations:
-        ids[ids > 0]
-    with pytest.raises(AssertionError), operations:
-        ids[0].item()
-
-
-class Operations(TorchDispatchMode):
-    """Collects the names of the operations that run; those that wait for a device's values are
-    errors."""
-
-    WAIT = {
-        "aten._local_scalar_dense",
-        "aten.nonzero",
-        "aten.lift_fresh",
-        "aten.masked_select",
-        "aten.equal",
-    }
-
-    def __init__(self):
-        super().__init__()
-        self.names = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = str(function.overloadpacket)
-        indices = args[1] if len(args) > 1 and isinstance(args[1], (list, tuple)) else ()
-        masks = any(getattr(i, "dtype", None) == torch.bool for i in indices)
-        assert name not in self.WAIT, name
-        assert not ("index" in name and masks), name
-        self.names.add(name)
-        return function(*args, **(kwargs or {}))
 
 
 def test_nothing_asked_is_nothing_done(tiny):

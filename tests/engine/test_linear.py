@@ -44,10 +44,8 @@ def test_values_and_gradients_are_those_of_torch(inner, outer, transposed, witho
 
 
 def test_a_bfloat16_matrix_gives_exact_float32_values_and_bfloat16_gradients():
-    x, W = (
-        numbers(9, 64).requires_grad_(),
-        numbers(50, 64, seed=1, dtype=torch.bfloat16).requires_grad_(),
-    )
+    x = numbers(9, 64).requires_grad_()
+    W = numbers(50, 64, seed=1, dtype=torch.bfloat16).requires_grad_()
     y = product(x, W)
     assert y.dtype == torch.float32
     torch.testing.assert_close(y, (x.double() @ W.double().t()).float(), rtol=1e-5, atol=1e-5)

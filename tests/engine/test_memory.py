@@ -119,17 +119,9 @@ def test_micro_batch_from_free_memory():
 def test_eight_gpus_hold_8b_with_adamw(tmp_path, capsys):
     """Llama-3.1-8B, B = 2, G = 32, also with MATH's CoT budget; and one GPU could not."""
     V, d, inner, layers, heads, kv_heads, _, tied = bench.SHAPES["llama-3.1-8b"]
-    config = {
-        "model_type": "llama",
-        "vocab_size": V,
-        "hidden_size": d,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "rope_theta": 500000.0,
-        "tie_word_embeddings": tied,
-    }
+    config = {"model_type": "llama", "vocab_size": V, "hidden_size": d, "intermediate_size": inner}
+    config |= {"num_hidden_layers": layers, "num_attention_heads": heads, "rope_theta": 500000.0}
+    config |= {"num_key_value_heads": kv_heads, "tie_word_embeddings": tied}
     (tmp_path / "config.json").write_text(json.dumps(config))
     flags = ["--model", str(tmp_path), "--data", "tiny", "--dtype", "bfloat16", "--device", "cuda"]
 

@@ -3,8 +3,10 @@ log-probabilities, entropies and gradients within rounding."""
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import small
 import torch
 from conftest import KINDS as TINY_KINDS
 from small import KINDS, PROMPT, gradient, small_model
@@ -58,16 +60,7 @@ def test_plain_and_engine_agree_on_the_embedded_model(tiny, name, greedy):
         assert_same_update(tiny.fast, kind, fast)
 
 
-class Form:
-    """Token 0 ends a CoT, of which at most half end so; an answer is two tokens."""
-
-    prefill = [[7], [8, 7]]
-
-    def cot_ends(self, ids):
-        return ids[-1] == 0
-
-    def answer_ends(self, ids):
-        return len(ids) == 2
+FORM = SimpleNamespace(**{**vars(small.FORM), "answer_ends": lambda ids: len(ids) == 2})
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
@@ -81,8 +74,8 @@ def test_plain_and_engine_agree_on_small_models(name, tied):
     fast_model = engine.accelerate(copy.deepcopy(model))
     for how in (Decoding(6), Decoding(6, greedy=True), Decoding(6, greedy_answer=True)):
         requests = [Request(PROMPT[: 2 + i], ("parity", i), range(20)) for i in range(3)]
-        plain = rollout.rollout(model, Form(), kind, requests, how)
-        fast = engine.rollout(fast_model, Form(), kind, requests, how, rows=17, ahead=2)
+        plain = rollout.rollout(model, FORM, kind, requests, how)
+        fast = engine.rollout(fast_model, FORM, kind, requests, how, rows=17, ahead=2)
         for one, other in zip(plain, fast, strict=True):
             assert_alike(one, other)
         if not how.greedy:  # without noise its score is only rounding

@@ -4,192 +4,96 @@ import json
 import re
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
+from conftest import refuses
 
 from minisoft.data import Choice, Problem
-from minisoft.errors import InputError
-from minisoft.io.datasets import (
-    EMBEDDED,
-    HUB,
-    load,
-    load_choices,
-    load_problems,
-    read_prompt,
-)
-
-
-def refuses(message, call, *arguments):
-    with pytest.raises(InputError, match=message) as error:
-        call(*arguments)
-    assert "\n" not in str(error.value)
-    return str(error.value)
+from minisoft.io.datasets import EMBEDDED, HUB, load, load_choices, load_problems, read_prompt
 
 
 def jsonl(path, *rows):
-    path.write_text(
-        "".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows), "utf-8"
-    )
+    """The file, with these rows a line each; those that are texts as they stand."""
+    lines = (row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows)
+    path.write_text("".join(lines), "utf-8")
     return path
 
 
 # ---------------------------------------------------------------- rows
 
 PLAIN = {"question": "q", "answer": "5"}
-ROWS = [
-    ("plain", {"question": "1+1?", "answer": "2"}, ("1+1?", "2")),
-    ("spaces", {"question": " 1+1? \n", "answer": " 2\n"}, ("1+1?", "2")),
-    ("whole number", {"question": "q", "answer": 2}, ("q", "2")),
-    ("zero", {"question": "q", "answer": 0}, ("q", "0")),
-    ("negative", {"question": "q", "answer": -3.0}, ("q", "-3")),
-    (
-        "GSM8K",
-        {"question": "Ann?", "answer": "She has 2 * <<2*4=8>>4.\nSo 8.\n#### 1,008"},
-        ("Ann?", "1,008"),
-    ),
-    (
-        "MATH",
-        {
-            "problem": "p",
-            "level": "Level 1",
-            "solution": r"\boxed{0}, then $\boxed{\frac{1}{\{2\}}}$, done.",
-        },
-        ("p", r"\frac{1}{\{2\}}"),
-    ),
-    (
-        "MATH, no braces",
-        {"problem": "p", "solution": r"$\boxed{3}$ or, better, $x = \boxed 5$, which costs $2."},
-        ("p", "5"),
-    ),
-    (
-        "MATH, no braces, display",
-        {"problem": "p", "solution": r"\[x = \boxed -\frac{1}{2} \] as $x < 0$"},
-        ("p", r"-\frac{1}{2}"),
-    ),
-    (
-        "MATH, no braces, then braces",
-        {"problem": "p", "solution": r"$\boxed 5$, no, $\boxed {6}$."},
-        ("p", "6"),
-    ),
-    (
-        "MATH-500",
-        {
-            "problem": "p",
-            "solution": r"So \boxed{3}.",
-            "answer": r"\left( 3, \pi \right)",
-            "unique_id": "a/1",
-        },
-        ("p", r"\left( 3, \pi \right)"),
-    ),
-    (
-        "DeepScaleR",
-        {"problem": "p", "answer": "-\\frac{2}{3}", "solution": ""},
-        ("p", "-\\frac{2}{3}"),
-    ),
-    (
-        "OlympiadBench",
-        {"question": "q", "context": None, "final_answer": ["$2^{9}$"], "solution": ["long"]},
-        ("q", "2^{9}"),
-    ),
-    (
-        "OlympiadBench, several",
-        {"question": "q", "context": " Let $n$ be odd. ", "final_answer": ["$1$", "$3$ "]},
-        ("Let $n$ be odd. q", "1, 3"),
-    ),
-    (
-        "MAWPS",
-        {"input": "Joan found 7 and 7 shells.", "target": "14.0"},
-        ("Joan found 7 and 7 shells.", "14.0"),
-    ),
-    ("MAWPS, number", {"input": "i", "target": 14.0}, ("i", "14")),
-    ("MAWPS, fraction", {"input": "i", "target": 0.25}, ("i", "0.25")),
-    ("MAWPS, large", {"input": "i", "target": 1e16}, ("i", "1" + 16 * "0")),
-    ("larger than floats are exact", {"question": "q", "answer": 1e23}, ("q", "1" + 23 * "0")),
-    ("small", {"question": "q", "answer": -1e-7}, ("q", "-0.0000001")),
-    ("minus zero", {"question": "q", "answer": -0.0}, ("q", "0")),
-    ("hundreds", {"question": "q", "answer": 1200}, ("q", "1200")),
+ROWS = r"""plain :: {"question": "1+1?", "answer": "2"} :: 1+1? :: 2
+spaces :: {"question": " 1+1? \n", "answer": " 2\n"} :: 1+1? :: 2
+whole number :: {"question": "q", "answer": 2} :: q :: 2
+zero :: {"question": "q", "answer": 0} :: q :: 0
+negative :: {"question": "q", "answer": -3.0} :: q :: -3
+GSM8K :: {"question": "Ann?", "answer": "She has 2 * <<2*4=8>>4.\nSo 8.\n#### 1,008"} :: Ann? ::
+  1,008
+MATH :: {"problem": "p", "level": "Level 1", "solution": "\\boxed{0}, then
+  $\\boxed{\\frac{1}{\\{2\\}}}$, done."} :: p :: \frac{1}{\{2\}}
+MATH, no braces :: {"problem": "p", "solution": "$\\boxed{3}$ or, better, $x = \\boxed 5$, which
+  costs $2."} :: p :: 5
+MATH, no braces, display :: {"problem": "p", "solution": "\\[x = \\boxed -\\frac{1}{2} \\] as $x <
+  0$"} :: p :: -\frac{1}{2}
+MATH, no braces, then braces :: {"problem": "p", "solution": "$\\boxed 5$, no, $\\boxed {6}$."} ::
+  p :: 6
+MATH-500 :: {"problem": "p", "solution": "So \\boxed{3}.", "answer": "\\left( 3, \\pi \\right)",
+  "unique_id": "a/1"} :: p :: \left( 3, \pi \right)
+DeepScaleR :: {"problem": "p", "answer": "-\\frac{2}{3}", "solution": ""} :: p :: -\frac{2}{3}
+OlympiadBench :: {"question": "q", "context": null, "final_answer": ["$2^{9}$"], "solution":
+  ["long"]} :: q :: 2^{9}
+OlympiadBench, several :: {"question": "q", "context": " Let $n$ be odd. ", "final_answer": ["$1$",
+  "$3$ "]} :: Let $n$ be odd. q :: 1, 3
+MAWPS :: {"input": "Joan found 7 and 7 shells.", "target": "14.0"} :: Joan found 7 and 7 shells. ::
+  14.0
+MAWPS, number :: {"input": "i", "target": 14.0} :: i :: 14
+MAWPS, fraction :: {"input": "i", "target": 0.25} :: i :: 0.25
+MAWPS, large :: {"input": "i", "target": 1e+16} :: i :: 10000000000000000
+larger than floats are exact :: {"question": "q", "answer": 1e+23} :: q :: 100000000000000000000000
+small :: {"question": "q", "answer": -1e-07} :: q :: -0.0000001
+minus zero :: {"question": "q", "answer": -0.0} :: q :: 0
+hundreds :: {"question": "q", "answer": 1200} :: q :: 1200
+OlympiadBench, number :: {"question": "q", "final_answer": [18.0, 5]} :: q :: 18, 5
+SVAMP :: {"ID": "chal-1", "Body": "Ann has 3.", "Question": "How many?", "Answer": 3.0, "Type":
+  "-"} :: Ann has 3. How many? :: 3
+SVAMP, hub :: {"Body": "If 3", "Question": "How many?", "Answer": "3.0", "question_concat": "If 3
+  How"} :: If 3 How many? :: 3.0
+SVAMP, small letters :: {"body": "Ann has 3.", "question": "How many?", "answer": 3.0} :: Ann has
+  3. How many? :: 3
+Calc-SVAMP :: {"question": "q", "chain": "<x/>", "result": "145"} :: q :: 145
+AIME 2024 :: {"ID": "2024-II-4", "Problem": "p", "Answer": 33} :: p :: 33
+no options :: {"question": "q", "answer": "2", "options": [], "choices": null} :: q :: 2
+A, B are numbers :: {"question": "A+B?", "A": 1, "B": 2, "answer": 3} :: A+B? :: 3
+MATH, a list of boxes :: {"problem": "p", "solution": "As \\boxed{1} is odd, $x=\\boxed{2}$,
+  $\\boxed 3$, and $\\boxed{-4}$."} :: p :: 2, 3, -4
+MATH, another spelling :: {"problem": "p", "solution": "$\\boxed{1\\frac{1}{2}},$ or
+  $\\boxed{\\frac{3}{2}}$."} :: p :: \frac{3}{2}
+MATH, twice :: {"problem": "p", "solution": "\\boxed{3}. So $\\fbox{3}$"} :: p :: 3
+a box in a sentence :: {"problem": "p", "answer": "It is $\\boxed{9}$."} :: p :: 9
+answer beside :: {"question": "q", "answer": null, "answer_number": 18.0} :: q :: 18
+answer beside, text :: {"question": "q", "answer": "", "ground_truth": "5"} :: q :: 5
+in the solution :: {"problem": "p", "answer": "", "solution": "\\boxed{5}"} :: p :: 5
+OpenMathInstruct :: {"problem": "p", "generated_solution": "\\boxed{8}", "expected_answer": "7"} ::
+  p :: 7
+MAWPS, hub :: {"Question": "Ann has N_00 , then N_01 less .", "Numbers": "8.0 2.5", "Answer": 5.5}
+  :: Ann has 8 , then 2.5 less . :: 5.5
+ASDiv :: {"body": "Of number1", "question": "number0 go.", "numbers": [8.0, -2.5], "answer": 1} ::
+  Of -2.5 8 go. :: 1
+Math23K :: {"question": "有temp_a个，又temp_b个", "num_list": ["3", "1/2"], "answer": "3.5"} ::
+  有3个，又1/2个 :: 3.5
+a figure that is text :: {"problem": "The figure: [asy] draw(A--B); [/asy]", "answer": "1",
+  "image": null} :: The figure: [asy] draw(A--B); [/asy] :: 1
+formulas :: {"problem": "$N_1 < num$, n![k](2)", "answer": "-1"} :: $N_1 < num$, n![k](2) :: -1
+other fields :: {"question": "q", "answer": "5", "label": "", "gold": "", "error": "1e-1"} :: q :: 5
+no solution is one :: {"problem": "p", "answer": "no solution"} :: p :: no solution
+OpenR1, NuminaMath-1.5 :: {"problem": "p", "answer": "2", "problem_is_valid": "Yes",
+  "solution_is_valid": "Yes", "correctness_math_verify": [true, false]} :: p :: 2
+"""
+ROWS = [line.split(" :: ") for line in re.sub("\n  ", " ", ROWS).splitlines()]
+ROWS = [(name, json.loads(row), expected) for name, row, *expected in ROWS]
+ROWS += [
     ("beyond floats", {"question": "2^1200?", "answer": 2**1200}, ("2^1200?", str(2**1200))),
-    ("OlympiadBench, number", {"question": "q", "final_answer": [18.0, 5]}, ("q", "18, 5")),
-    (
-        "SVAMP",
-        {"ID": "chal-1", "Body": "Ann has 3.", "Question": "How many?", "Answer": 3.0, "Type": "-"},
-        ("Ann has 3. How many?", "3"),
-    ),
-    (
-        "SVAMP, hub",
-        {"Body": "If 3", "Question": "How many?", "Answer": "3.0", "question_concat": "If 3 How"},
-        ("If 3 How many?", "3.0"),
-    ),
-    (
-        "SVAMP, small letters",
-        {"body": "Ann has 3.", "question": "How many?", "answer": 3.0},
-        ("Ann has 3. How many?", "3"),
-    ),
-    ("Calc-SVAMP", {"question": "q", "chain": "<x/>", "result": "145"}, ("q", "145")),
-    ("AIME 2024", {"ID": "2024-II-4", "Problem": "p", "Answer": 33}, ("p", "33")),
-    ("no options", {"question": "q", "answer": "2", "options": [], "choices": None}, ("q", "2")),
-    ("A, B are numbers", {"question": "A+B?", "A": 1, "B": 2, "answer": 3}, ("A+B?", "3")),
-    (
-        "MATH, a list of boxes",
-        {
-            "problem": "p",
-            "solution": r"As \boxed{1} is odd, $x=\boxed{2}$, $\boxed 3$, and $\boxed{-4}$.",
-        },
-        ("p", "2, 3, -4"),
-    ),
-    (
-        "MATH, another spelling",
-        {"problem": "p", "solution": r"$\boxed{1\frac{1}{2}},$ or $\boxed{\frac{3}{2}}$."},
-        ("p", r"\frac{3}{2}"),
-    ),
-    ("MATH, twice", {"problem": "p", "solution": r"\boxed{3}. So $\fbox{3}$"}, ("p", "3")),
-    ("a box in a sentence", {"problem": "p", "answer": r"It is $\boxed{9}$."}, ("p", "9")),
-    ("answer beside", {"question": "q", "answer": None, "answer_number": 18.0}, ("q", "18")),
-    ("answer beside, text", {"question": "q", "answer": "", "ground_truth": "5"}, ("q", "5")),
-    ("in the solution", {"problem": "p", "answer": "", "solution": r"\boxed{5}"}, ("p", "5")),
-    (
-        "OpenMathInstruct",
-        {"problem": "p", "generated_solution": r"\boxed{8}", "expected_answer": "7"},
-        ("p", "7"),
-    ),
-    (
-        "MAWPS, hub",
-        {"Question": "Ann has N_00 , then N_01 less .", "Numbers": "8.0 2.5", "Answer": 5.5},
-        ("Ann has 8 , then 2.5 less .", "5.5"),
-    ),
-    (
-        "ASDiv",
-        {"body": "Of number1", "question": "number0 go.", "numbers": [8.0, -2.50], "answer": 1},
-        ("Of -2.5 8 go.", "1"),
-    ),
-    (
-        "Math23K",
-        {"question": "有temp_a个，又temp_b个", "num_list": ["3", "1/2"], "answer": "3.5"},
-        ("有3个，又1/2个", "3.5"),
-    ),
-    (
-        "a figure that is text",
-        {"problem": "The figure: [asy] draw(A--B); [/asy]", "answer": "1", "image": None},
-        ("The figure: [asy] draw(A--B); [/asy]", "1"),
-    ),
-    (
-        "formulas",
-        {"problem": "$N_1 < num$, n![k](2)", "answer": "-1"},
-        ("$N_1 < num$, n![k](2)", "-1"),
-    ),
-    ("other fields", {**PLAIN, "label": "", "gold": "", "error": "1e-1"}, ("q", "5")),
-    ("no solution is one", {"problem": "p", "answer": "no solution"}, ("p", "no solution")),
-    (
-        "OpenR1, NuminaMath-1.5",
-        {
-            "problem": "p",
-            "answer": "2",
-            "problem_is_valid": "Yes",
-            "solution_is_valid": "Yes",
-            "correctness_math_verify": [True, False],
-        },
-        ("p", "2"),
-    ),
     ("unicode", {"question": "Größe?\u2028Ja", "answer": "π"}, ("Größe?\u2028Ja", "π")),
 ]
 BAD_ROWS = [
@@ -206,10 +110,10 @@ BAD_ROWS = [
     ({}, "question"),
     ({"problem": "p", "solution": r"\boxed"}, "answer"),
     ({"ctx": "c", "endings": ["a", "b"], "label": 0}, "choice"),
-    ({"question": "q", "answer": ["1"], "solution": r"\boxed{2}"}, "answer: .*found .'1'"),
+    ({"question": "q", "answer": ["1"], "solution": r"\boxed{2}"}, "answer: .*found ['1'"),
     ({"question": "q", "answer": {"value": 1}}, "answer: expected a text or a number"),
     ({"question": "q", "final_answer": [None]}, "final_answer: .*found None"),
-    ({"question": "q", "final_answer": [["1"]]}, "final_answer: .*found .'1'"),
+    ({"question": "q", "final_answer": [["1"]]}, "final_answer: .*found ['1'"),
     ({"question": "q", "answer": float("nan")}, "answer: expected a finite number.*nan"),
     ({"question": "q", "target": float("-inf")}, "target: expected a finite number.*-inf"),
     ({"question": "q", "final_answer": [float("nan")]}, "final_answer: .*finite number.*nan"),
@@ -222,17 +126,16 @@ BAD_ROWS = [
     ({"question": "q", "distractor1": "a", "distractor2": "b", "answer": "c"}, "choice"),
     ({"question": "q", "Options": ["a", "b"], "answer": "A"}, "choice.*Options"),
     ({"question": "q", "incorrect_answers": ["a"], "answer": "A"}, "choice.*incorrect_answers"),
-    ({"\ufeffquestion": "q", "answer": "2"}, r"found fields '.ufeffquestion', answer"),
-    ({f"field{i}": 1 for i in range(5000)}, "found fields field0, .*field19, [.]{3}$"),
+    ({"\ufeffquestion": "q", "answer": "2"}, r"found fields '\ufeffquestion', answer"),
+    ({f"field{i}": 1 for i in range(5000)}, "found fields field0, .*field19, ..."),
 ]
 
 
 @pytest.mark.parametrize("row, expected", [row[1:] for row in ROWS], ids=[row[0] for row in ROWS])
 def test_every_format_is_understood_in_jsonl_and_in_a_list(row, expected, tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([row], ensure_ascii=False, indent=1), "utf-8")
-    lines = jsonl(
-        tmp_path / "a.jsonl", "\n", json.dumps(row, ensure_ascii=False) + "\r\n", " \n", row
-    )
+    line = json.dumps(row, ensure_ascii=False)
+    lines = jsonl(tmp_path / "a.jsonl", "\n", f"{line}\r\n", " \n", row)
     assert load_problems(tmp_path / "a.json") == [Problem(*expected)]
     assert load_problems(str(lines)) == [Problem(*expected)] * 2
 
@@ -248,67 +151,44 @@ def test_every_digit_of_a_number_is_kept(tmp_path):
 @pytest.mark.parametrize("number", ["1e999999999", "1e-999999999", "1e" + 30 * "9", "Infinity"])
 def test_a_number_that_cannot_be_written_out_is_refused(number, tmp_path):
     path = jsonl(tmp_path / "a.jsonl", "\n", f'{{"input": "q", "target": {number}}}\n')
-    refuses("a.jsonl: line 2: ", load_problems, path)
+    refuses(path, "a.jsonl: line 2: ", by=load_problems)
 
 
 def test_a_field_that_is_not_used_may_hold_anything(tmp_path):
-    path = jsonl(
-        tmp_path / "a.jsonl", '{"question": "q", "answer": "2", "level": NaN, "n": "\\ud83d"}'
-    )
-    assert load_problems(path) == [Problem("q", "2")]
+    row = '{"question": "q", "answer": "2", "level": NaN, "n": "\\ud83d"}'
+    assert load_problems(jsonl(tmp_path / "a.jsonl", row)) == [Problem("q", "2")]
 
 
 def test_rows_with_an_empty_answer_are_left_out_and_named(tmp_path, capsys):
-    empty = [
-        {"question": "q", "answer": ""},
-        {"question": "q", "answer": None},
-        {"question": "q", "answer": "#### "},
-        {"question": "q", "final_answer": []},
-    ]
-    lines = jsonl(tmp_path / "a.jsonl", *empty, {"question": "q", "answer": "5"})
-    assert load_problems(lines) == [Problem("q", "5")]
+    empty = [{"question": "q", "answer": answer} for answer in ("", None, "#### ")]
+    empty.append({"question": "q", "final_answer": []})
+    assert load_problems(jsonl(tmp_path / "a.jsonl", *empty, PLAIN)) == [Problem("q", "5")]
     assert "4 rows with an empty answer are left out" in capsys.readouterr().err
-    refuses(
-        "a row with an answer|at least one row with an answer",
-        load_problems,
-        jsonl(tmp_path / "b.jsonl", *empty),
-    )
+    refuses(jsonl(tmp_path / "b.jsonl", *empty), "at least one row", by=load_problems)
 
 
 @pytest.mark.parametrize("row, message", BAD_ROWS, ids=str)
 def test_a_bad_row_is_named(row, message, tmp_path):
-    good = {"question": "q", "answer": "a"}
-    path = jsonl(
-        tmp_path / "a.jsonl",
-        good,
-        "\n",
-        row if not isinstance(row, str) else json.dumps(row) + "\n",
-        good,
-    )
-    refuses(f"a.jsonl: line 3: .*{message}", load_problems, path)
-    (tmp_path / "a.json").write_text(json.dumps([good, row]), "utf-8")
-    refuses(f"a.json: row 2: .*{message}", load_problems, tmp_path / "a.json")
+    fields = message.split(".*")
+    path = jsonl(tmp_path / "a.jsonl", PLAIN, "\n", json.dumps(row) + "\n", PLAIN)
+    refuses(path, "a.jsonl: line 3: ", *fields, by=load_problems)
+    path = jsonl(tmp_path / "a.json", json.dumps([PLAIN, row]))
+    refuses(path, "a.json: row 2: ", *fields, by=load_problems)
 
 
 def test_what_is_not_json_is_named(tmp_path):
-    refuses(
-        "a.jsonl: line 2: expected a JSON object",
-        load_problems,
-        jsonl(tmp_path / "a.jsonl", {"question": "q", "answer": "a"}, "{'question': 1}\n"),
-    )
-    refuses(
-        "b.json: expected a JSON list",
-        load_problems,
-        jsonl(tmp_path / "b.json", '[{"question": "q"},'),
-    )
+    path = jsonl(tmp_path / "a.jsonl", PLAIN, "{'question': 1}\n")
+    refuses(path, "a.jsonl: line 2: ", "JSON", by=load_problems)
+    path = jsonl(tmp_path / "b.json", '[{"question": "q"},')
+    refuses(path, "b.json: ", "JSON", by=load_problems)
     (tmp_path / "c.jsonl").write_bytes(b'{"question": "caf\xe9", "answer": "a"}')
-    refuses("c.jsonl: ", load_problems, tmp_path / "c.jsonl")
+    refuses(tmp_path / "c.jsonl", "c.jsonl: ", by=load_problems)
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "[]"])
 @pytest.mark.parametrize("read", [load, load_problems, load_choices])
 def test_a_file_without_rows_is_refused(content, read, tmp_path):
-    refuses("a.json: expected at least one row", read, jsonl(tmp_path / "a.json", content))
+    refuses(jsonl(tmp_path / "a.json", content), "a.json: expected at least one row", by=read)
 
 
 # ---------------------------------------------------------------- multiple choice
@@ -319,75 +199,37 @@ HELLASWAG = {
     "label": "2",
 }
 ENDINGS = ("runs.", "eats it.", " sleeps.", "is. Here it is")
-ARC = {
-    "id": "Mercury_7",
-    "question": "Why?",
-    "choices": {"text": ["sun", "moon", "fog"], "label": ["A", "B", "C"]},
-    "answerKey": "C",
-}
+ARC = {"question": "Why?", "choices": {"text": ["sun", "moon", "fog"], "label": [*"ABC"]}}
+ARC |= {"id": "Mercury_7", "answerKey": "C"}
 MMLU = {"question": "Why? ", "choices": ["no", "yes ", "1", "2"], "answer": 3, "subject": "anatomy"}
-PRO = {  # MMLU-Pro
-    "question_id": 1,
-    "question": "Which is prime?",
-    "options": ["4", "6", "8", "9", "10", "11"],
-    "answer": "F",
-    "answer_index": 5,
-    "category": "math",
-}
-OF_PRO = ("Question: Which is prime?\nAnswer:", ("4", "6", "8", "9", "10", "11"), 5)
-CHOICES = [
-    ("HellaSwag", HELLASWAG, ("A man sits. he", ENDINGS, 2)),
-    ("HellaSwag, whole number", {**HELLASWAG, "label": 0}, ("A man sits. he", ENDINGS, 0)),
-    (
-        "HellaSwag, tags",
-        {
-            **HELLASWAG,
-            "ctx": " [header] How to sit [title] Sit. [step] Be [a  b] calm.  [step] Now ",
-        },
+PRO = {"question_id": 1, "question": "Which?", "options": ["4", "6", "8", "9", "10", "11"]}
+PRO |= {"answer": "F", "answer_index": 5, "category": "math"}  # MMLU-Pro
+OF_PRO = ("Question: Which?\nAnswer:", ("4", "6", "8", "9", "10", "11"), 5)
+TAGS = " [header] How to sit [title] Sit. [step] Be [a  b] calm.  [step] Now "
+ACTIVITY = {"activity_label": "Resting", "ctx_a": "A man sits.", "ctx_b": "he Then"}
+ALONE = {"activity_label": "How to", "ctx_a": "[header] Sit. [step] Now.", "ctx_b": ""}
+DIGITS = {"choices": {"text": [*"wxyz"], "label": [*"1234"]}, "answerKey": "1"}
+FIVE = {"choices": {"text": [*"vwxyz"], "label": [*"ABCDE"]}, "answerKey": "E"}
+CHOICES = {
+    "HellaSwag": (HELLASWAG, ("A man sits. he", ENDINGS, 2)),
+    "HellaSwag, whole number": ({**HELLASWAG, "label": 0}, ("A man sits. he", ENDINGS, 0)),
+    "HellaSwag, tags": (  # three spaces become two, as in the harness
+        {**HELLASWAG, "ctx": TAGS},
         (" How to sit. Sit. Be calm.  Now", ENDINGS, 2),
-    ),  # three spaces become two, as in the harness
-    (
-        "HellaSwag, activity",
-        {**HELLASWAG, "activity_label": "Resting", "ctx_a": "A man sits.", "ctx_b": "he Then"},
-        ("Resting: A man sits. He then", ENDINGS, 2),
     ),
-    (
-        "HellaSwag, activity alone",
-        {
-            **HELLASWAG,
-            "activity_label": "How to",
-            "ctx_a": "[header] Sit. [step] Now.",
-            "ctx_b": "",
-        },
-        ("How to: Sit. Now.", ENDINGS, 2),
-    ),
-    (
-        "HellaSwag, no parts",
-        {**HELLASWAG, "activity_label": "Resting"},
-        ("A man sits. he", ENDINGS, 2),
-    ),
-    ("ARC", ARC, ("Question: Why?\nAnswer:", ("sun", "moon", "fog"), 2)),
-    (
-        "ARC, numbers",
-        {**ARC, "choices": {"text": list("wxyz"), "label": list("1234")}, "answerKey": "1"},
-        ("Question: Why?\nAnswer:", ("w", "x", "y", "z"), 0),
-    ),
-    (
-        "ARC, five",
-        {**ARC, "choices": {"text": list("vwxyz"), "label": list("ABCDE")}, "answerKey": "E"},
-        ("Question: Why?\nAnswer:", ("v", "w", "x", "y", "z"), 4),
-    ),
-    ("MMLU", MMLU, ("Question: Why? \nAnswer:", ("no", "yes ", "1", "2"), 3)),
-    (
-        "MMLU, letter",
-        {**MMLU, "answer": "B"},
-        ("Question: Why? \nAnswer:", ("no", "yes ", "1", "2"), 1),
-    ),
-    ("MMLU-Pro", PRO, OF_PRO),
-    ("MMLU-Pro, letter", {**PRO, "answer_index": None}, OF_PRO),
-    ("MMLU-Pro, index", {**PRO, "answer": None}, OF_PRO),
-    ("MMLU-Pro, nulls", {**PRO, "choices": None, "context": None, "image": None}, OF_PRO),
-]
+    "HellaSwag, activity": (HELLASWAG | ACTIVITY, ("Resting: A man sits. He then", ENDINGS, 2)),
+    "HellaSwag, activity alone": (HELLASWAG | ALONE, ("How to: Sit. Now.", ENDINGS, 2)),
+    "HellaSwag, no parts": ({**HELLASWAG, "activity_label": "R"}, ("A man sits. he", ENDINGS, 2)),
+    "ARC": (ARC, ("Question: Why?\nAnswer:", ("sun", "moon", "fog"), 2)),
+    "ARC, numbers": (ARC | DIGITS, ("Question: Why?\nAnswer:", (*"wxyz",), 0)),
+    "ARC, five": (ARC | FIVE, ("Question: Why?\nAnswer:", (*"vwxyz",), 4)),
+    "MMLU": (MMLU, ("Question: Why? \nAnswer:", (*MMLU["choices"],), 3)),
+    "MMLU, letter": ({**MMLU, "answer": "B"}, ("Question: Why? \nAnswer:", (*MMLU["choices"],), 1)),
+    "MMLU-Pro": (PRO, OF_PRO),
+    "MMLU-Pro, letter": ({**PRO, "answer_index": None}, OF_PRO),
+    "MMLU-Pro, index": ({**PRO, "answer": None}, OF_PRO),
+    "MMLU-Pro, nulls": ({**PRO, "choices": None, "context": None, "image": None}, OF_PRO),
+}
 BAD_CHOICES = [
     ([1], "expected multiple choice .*found list"),
     ({"question": "q", "answer": "a"}, "expected multiple choice .*question"),
@@ -397,23 +239,14 @@ BAD_CHOICES = [
     ({**HELLASWAG, "label": True}, "label: .*found True"),
     ({**HELLASWAG, "label": 1.0}, "label: .*found .*1.0"),
     ({**HELLASWAG, "ctx": None}, "ctx: expected a text, found None"),
-    ({**HELLASWAG, "ctx": "[a]"}, r"ctx: .*\[a\]"),
-    (
-        {**HELLASWAG, "endings": ["a", "[step]"]},
-        "endings: expected texts that are not empty, found '.step.'",
-    ),
-    (
-        {**HELLASWAG, "endings": "abcd"},
-        "endings: expected a list of at least two texts, found 'abcd'",
-    ),
+    ({**HELLASWAG, "ctx": "[a]"}, "ctx: .*[a]"),
+    ({**HELLASWAG, "endings": ["a", "[step]"]}, "endings: .*found '[step]'"),
+    ({**HELLASWAG, "endings": "abcd"}, "endings: .*found 'abcd'"),
     ({**ARC, "answerKey": "D"}, "answerKey: expected one of A, B, C, found 'D'"),
     ({**ARC, "answerKey": 0}, "answerKey: .*found 0"),
     ({**ARC, "question": " "}, "question: expected a text, found ' '"),
     ({**ARC, "choices": {"text": ["a", "b"], "label": ["A"]}}, "choices.label: expected 2 labels"),
-    (
-        {**ARC, "choices": {"label": ["A"]}},
-        "choices.text: expected a list of at least two texts, found None",
-    ),
+    ({**ARC, "choices": {"label": ["A"]}}, "choices.text: .*found None"),
     ({**MMLU, "answer": 4}, "answer: expected one of 0, 1, 2, 3, found 4"),
     ({**MMLU, "answer": "E"}, "answer: .*A, B, C, D"),
     ({**MMLU, "answer": "2"}, "answer: .*'2'"),
@@ -437,29 +270,21 @@ BAD_CHOICES = [
 ]
 
 
-@pytest.mark.parametrize(
-    "row, expected", [row[1:] for row in CHOICES], ids=[row[0] for row in CHOICES]
-)
+@pytest.mark.parametrize("row, expected", CHOICES.values(), ids=CHOICES)
 def test_every_format_of_multiple_choice_is_understood(row, expected, tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([row]), "utf-8")
     lines = jsonl(tmp_path / "a.jsonl", row, row)
     for read in (load, load_choices):
         assert read(tmp_path / "a.json") == [Choice(*expected)]
         assert read(str(lines)) == [Choice(*expected)] * 2
-    refuses(
-        "a.jsonl: line 1: expected a problem with a free answer, found multiple choice",
-        load_problems,
-        lines,
-    )
+    refuses(lines, "a.jsonl: line 1: ", "found multiple choice", by=load_problems)
 
 
 # ---------------------------------------------------------------- rows that are no use
 
+NO_ANSWERS = "proof;Proof.;notfound;\\text{None};N/A;nan;?;see Figure".split(";")
 UNUSABLE = [
-    *[
-        ("a word", {**PLAIN, "answer": word})
-        for word in ("proof", "Proof.", "notfound", r"\text{None}", "N/A", "nan", "?", "see Figure")
-    ],
+    *[("a word", {**PLAIN, "answer": word}) for word in NO_ANSWERS],
     ("a word", {"problem": "p", "solution": r"So $\boxed{\text{proof}}$."}),
     ("figure", {**PLAIN, "image_1": {"bytes": "iVBO"}}),
     ("figure", {**PLAIN, "decoded_image": "a.png"}),
@@ -493,9 +318,8 @@ def test_a_row_that_cannot_be_used_is_left_out_and_counted(why, row, tmp_path, c
     assert found == load(jsonl(tmp_path / "b.jsonl", usable, usable))
     said = capsys.readouterr().err
     assert re.fullmatch(rf"2 rows .*{why}.* are left out: .*: line 2, .*: line 4\n", said)
-    refuses(
-        f"c.jsonl: expected .*, found only rows .*{why}", load, jsonl(tmp_path / "c.jsonl", row)
-    )
+    path = jsonl(tmp_path / "c.jsonl", row)
+    refuses(path, "c.jsonl: expected ", "found only rows ", why, by=load)
 
 
 def test_what_many_rows_of_an_unseen_set_have_is_named_in_one_line(tmp_path, capsys):
@@ -524,31 +348,23 @@ def test_rows_that_keep_their_answer_secret_are_left_out(tmp_path, capsys):
     path = jsonl(tmp_path / "a.jsonl", MMLU, "\n", *secret)
     assert len(load(path)) == 1
     assert "2 rows without an answer are left out: " in capsys.readouterr().err
-    refuses("expected at least one row with an answer", load, jsonl(tmp_path / "b.jsonl", *secret))
+    refuses(jsonl(tmp_path / "b.jsonl", *secret), "at least one row with an answer", by=load)
 
 
 @pytest.mark.parametrize("row, message", BAD_CHOICES, ids=str)
 def test_a_bad_row_of_multiple_choice_is_named(row, message, tmp_path):
     path = jsonl(tmp_path / "a.jsonl", MMLU, "\n", json.dumps(row) + "\n", ARC)
     for read in (load, load_choices):
-        refuses(f"a.jsonl: line 3: .*{message}", read, path)
+        refuses(path, "a.jsonl: line 3: ", *message.split(".*"), by=read)
 
 
 def test_the_first_row_decides_and_the_others_must_be_like_it(tmp_path):
-    problem = {"question": "q", "answer": "a"}
-    assert load(jsonl(tmp_path / "a.jsonl", problem)) == [Problem("q", "a")]
-    refuses(
-        "b.jsonl: line 2: expected a problem with a free answer, found multiple choice .fields id",
-        load,
-        jsonl(tmp_path / "b.jsonl", problem, ARC),
-    )
-    refuses(
-        "c.jsonl: line 2: expected multiple choice .*, found fields question, answer",
-        load,
-        jsonl(tmp_path / "c.jsonl", HELLASWAG, problem),
-    )
+    assert load(jsonl(tmp_path / "a.jsonl", PLAIN)) == [Problem("q", "5")]
+    path = jsonl(tmp_path / "b.jsonl", PLAIN, ARC)
+    refuses(path, "b.jsonl: line 2: ", "found multiple choice (fields question", by=load)
+    path = jsonl(tmp_path / "c.jsonl", HELLASWAG, PLAIN)
+    refuses(path, "c.jsonl: line 2: ", "multiple choice", "found fields question, answer", by=load)
     assert load("tiny-test") == load_problems("tiny-test")
-    refuses("no.jsonl: expected a data file, found no such file", load, "no.jsonl")
 
 
 # ---------------------------------------------------------------- names
@@ -556,58 +372,50 @@ def test_the_first_row_decides_and_the_others_must_be_like_it(tmp_path):
 
 @pytest.mark.parametrize("name", ["no.jsonl", "no/where.json"])
 def test_a_missing_file_is_said_to_be_missing(name):
-    refuses(f"{name}: expected a data file, found no such file", load_problems, name)
+    for read in (load, load_problems):
+        refuses(name, f"{name}: ", "no such file", by=read)
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    message = refuses("gsm9k: expected", load_problems, "gsm9k")
-    assert all(name in message for name in [*EMBEDDED, *HUB])
+    refuses("gsm9k", "gsm9k: expected", *EMBEDDED, *HUB, by=load_problems)
 
 
 @pytest.mark.parametrize("name", ["gsm8k", "math-500", "owner/name", "owner/name:main:test"])
 def test_the_hub_needs_an_extra(name, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)  # as if it were not installed
-    assert "pip install 'minisoft[data]'" in refuses(f"{name}: ", load_problems, name)
+    refuses(name, f"{name}: ", "pip install 'minisoft[data]'", by=load_problems)
 
 
-@pytest.mark.parametrize(
-    "name, expected",
-    [
-        ("gsm8k", ("openai/gsm8k", "main", "train")),
-        ("arc-easy", ("allenai/ai2_arc", "ARC-Easy", "test")),
-        ("arc-challenge", ("allenai/ai2_arc", "ARC-Challenge", "test")),
-        ("mmlu", ("cais/mmlu", "all", "test")),
-        ("hellaswag", ("Rowan/hellaswag", None, "validation")),
-        ("owner/name", ("owner/name", None, "train")),
-        ("owner/name:main", ("owner/name", "main", "train")),
-        ("owner/name::test", ("owner/name", None, "test")),
-        ("owner/name:main:test", ("owner/name", "main", "test")),
-    ],
-)
-def test_a_hub_name_may_have_a_configuration_and_a_split(name, expected, monkeypatch):
-    asked = []
+HUB_NAMES = """gsm8k openai/gsm8k main train
+arc-easy allenai/ai2_arc ARC-Easy test
+arc-challenge allenai/ai2_arc ARC-Challenge test
+mmlu cais/mmlu all test
+hellaswag Rowan/hellaswag - validation
+owner/name owner/name - train
+owner/name:main owner/name main train
+owner/name::test owner/name - test
+owner/name:main:test owner/name main test"""
 
-    class Datasets:
-        @staticmethod
-        def load_dataset(dataset, configuration, split):
-            asked.append((dataset, configuration, split))
-            return [{"question": "q", "answer": "#### 3"}]
 
-    monkeypatch.setitem(sys.modules, "datasets", Datasets)
+@pytest.mark.parametrize("line", HUB_NAMES.splitlines())
+def test_a_hub_name_may_have_a_configuration_and_a_split(line, monkeypatch):
+    asked, (name, dataset, configuration, split) = [], line.split()
+
+    def load_dataset(*of, split):
+        asked.append((*of, split))
+        return [{"question": "q", "answer": "#### 3"}]
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     assert load(name) == [Problem("q", "3")]
-    assert asked == [expected]
+    assert asked == [(dataset, None if configuration == "-" else configuration, split)]
 
 
 def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
-    class Datasets:
-        @staticmethod
-        def load_dataset(*arguments, **options):
-            raise ConnectionError("no route\nto host")
+    def load_dataset(*_, split):
+        raise ConnectionError("no route\nto host")
 
-    monkeypatch.setitem(sys.modules, "datasets", Datasets)
-    refuses(
-        "owner/name: expected a dataset of the hub, found: no route", load_problems, "owner/name"
-    )
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    refuses("owner/name", "owner/name: expected ", "found: no route", by=load_problems)
 
 
 # ---------------------------------------------------------------- a prompt
@@ -621,52 +429,10 @@ def test_a_prompt_file(tmp_path):
     assert read_prompt(path) == "QUESTION<|im_start|>assistant\n"
     for text, times in (("no place", 0), ("QUESTION QUESTION", 2), ("", 0)):
         path.write_text(text)
-        refuses(
-            f"prompt.txt: expected the placeholder QUESTION once, found it {times} times",
-            read_prompt,
-            path,
-        )
+        refuses(path, "prompt.txt: ", "QUESTION once", f"{times} times", by=read_prompt)
 
 
 # ---------------------------------------------------------------- the embedded problems
-
-
-def retold(question):
-    """The answer to a story, read from its words alone."""
-    number = r"(\d+)"
-    start, *sentences, asked = re.findall(r"[^.?]+[.?]", question)
-    name, count, thing = re.fullmatch(rf"(\w+) has {number} (\w+)\.", start).groups()
-    assert asked == f" How many {thing} are there now?"
-    count = int(count)
-    for sentence in sentences:
-        numbers = [int(n) for n in re.findall(number, sentence)]
-        words = set(re.findall(r"[a-z]+", sentence))
-        if words & {"doubled", "tripled"}:
-            assert not numbers
-            count *= 2 if "doubled" in words else 3
-        else:
-            change = numbers[0] * (numbers[1] if len(numbers) == 2 else 1)
-            assert bool(words & {"finds", "come", "buys"}) != bool(
-                words & {"loses", "sold", "gives"}
-            ), sentence
-            assert (len(numbers) == 2) == bool(words & {"bags", "boxes", "crates", "jars"}), (
-                sentence
-            )
-            count += change if words & {"finds", "come", "buys"} else -change
-        assert 1 <= count <= 99
-    return count, len(sentences)
-
-
-@pytest.mark.parametrize(
-    "name, size, steps",
-    [("tiny", 3000, {2, 3, 4}), ("tiny-test", 400, {2, 3, 4}), ("tiny-hard", 400, {5, 6})],
-)
-def test_the_gold_answers_of_the_embedded_problems_are_right(name, size, steps):
-    problems = load_problems(name)
-    assert len(problems) == size and problems == load_problems(name)
-    found = [retold(problem.question) for problem in problems]
-    assert [str(answer) for answer, _ in found] == [problem.answer for problem in problems]
-    assert {length for _, length in found} == steps
 
 
 def test_training_and_test_problems_hardly_overlap():

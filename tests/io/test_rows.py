@@ -4,12 +4,13 @@ import codecs
 import gzip
 import io
 import json
+import re
 import sys
 
 import pytest
+from conftest import refuses as refuses_by
 
 from minisoft.data import Choice, Problem
-from minisoft.errors import InputError
 from minisoft.io.datasets import load, load_problems, read_prompt
 
 ROW = {"question": "1+1?", "answer": "2"}
@@ -33,10 +34,8 @@ def math_file(number):
     return json.dumps(row, indent=4).encode()
 
 
-def refuses(message, source, read=load):
-    with pytest.raises(InputError, match=message) as error:
-        read(source)
-    assert "\n" not in str(error.value) and len(str(error.value)) < 600
+def refuses(source, *parts, by=load):
+    assert len(refuses_by(source, *parts, by=by)) < 600
 
 
 # ---------------------------------------------------------------- text
@@ -54,19 +53,19 @@ def test_a_prompt_file_of_an_editor(tmp_path):
     path.write_bytes(codecs.BOM_UTF8 + "Größe:\r\nQUESTION\r\n".encode())
     assert read_prompt(path) == "Größe:\nQUESTION"
     path.write_bytes("Say: QUESTION".encode("utf-16"))
-    refuses("prompt.txt: expected UTF-8 text, found UTF-16", path, read_prompt)
-    refuses("no.txt: expected a prompt file", tmp_path / "no.txt", read_prompt)
+    refuses(path, "prompt.txt: expected UTF-8 text, found UTF-16", by=read_prompt)
+    refuses(tmp_path / "no.txt", "no.txt: expected a prompt file", by=read_prompt)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
 def test_other_encodings_are_named(encoding, tmp_path):
     content = ("\ufeff" + LINE.decode()).encode(encoding)
-    refuses("a.jsonl: expected UTF-8 text, found UTF-16", write(tmp_path, **{"a.jsonl": content}))
+    refuses(write(tmp_path, **{"a.jsonl": content}), "a.jsonl: expected UTF-8 text, found UTF-16")
 
 
 def test_what_is_not_utf8_is_named_with_its_line(tmp_path):
     write(tmp_path, **{"a.jsonl": codecs.BOM_UTF8 + LINE + b"\n" + b'{"question": "caf\xe9"}'})
-    refuses("a.jsonl: line 3: expected UTF-8 text, found: .*0xe9", tmp_path / "a.jsonl")
+    refuses(tmp_path / "a.jsonl", "a.jsonl: line 3: expected UTF-8 text, found", "0xe9")
 
 
 @pytest.mark.parametrize(
@@ -83,7 +82,7 @@ def test_what_is_not_utf8_is_named_with_its_line(tmp_path):
 def test_half_an_emoji_is_refused(row, field, tmp_path):
     good = LINE if b"choices" not in row else row.replace(b"\\ud83d", b"x")
     write(tmp_path, **{"a.jsonl": good.strip() + b"\n" + row})
-    refuses(f"a.jsonl: line 2: {field}.*found half an emoji: '.u", tmp_path / "a.jsonl")
+    refuses(tmp_path / "a.jsonl", f"a.jsonl: line 2: {field}", "found half an emoji: ")
 
 
 def test_a_whole_emoji_is_read(tmp_path):
@@ -99,7 +98,7 @@ def test_objects_may_be_indented_and_follow_each_other(tmp_path):
     assert load(tmp_path / "1.json") == [Problem("p1", "1")]
     assert load(tmp_path / "a.json") == [Problem("p1", "1"), Problem("p2", "2")]
     write(tmp_path, **{"a.json": math_file(1) + b"\n\n{}"})
-    refuses("a.json: line 8: expected question", tmp_path / "a.json")
+    refuses(tmp_path / "a.json", "a.json: line 8: expected question")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +113,7 @@ def test_objects_may_be_indented_and_follow_each_other(tmp_path):
     ],
 )
 def test_damaged_json_is_named_by_its_line(content, message, tmp_path):
-    refuses(f"a.jsonl: .*{message}", write(tmp_path, **{"a.jsonl": content}) / "a.jsonl")
+    refuses(write(tmp_path, **{"a.jsonl": content}) / "a.jsonl", "a.jsonl", *message.split(".*"))
 
 
 def test_a_gzip_file(tmp_path):
@@ -122,8 +121,8 @@ def test_a_gzip_file(tmp_path):
     write(tmp_path, **{"b.jsonl.gz": gzip.compress(LINE * 50)[:-12]})
     write(tmp_path, **{"c.json.gz": b"[]"})
     assert load(tmp_path / "a.jsonl.gz") == [PROBLEM] * 50
-    refuses("b.jsonl.gz: expected a gzip file", tmp_path / "b.jsonl.gz")
-    refuses("c.json.gz: expected a gzip file", tmp_path / "c.json.gz")
+    refuses(tmp_path / "b.jsonl.gz", "b.jsonl.gz: expected a gzip file")
+    refuses(tmp_path / "c.json.gz", "c.json.gz: expected a gzip file")
 
 
 # ---------------------------------------------------------------- Parquet
@@ -140,8 +139,8 @@ def parquet(rows):
 def test_parquet_as_the_hub_distributes_gsm8k_and_math_500(tmp_path):
     gsm8k = [{"question": "Ann?", "answer": f"So {n}.\n#### {n}"} for n in (7, 8)]
     math = {"problem": "p", "solution": r"\boxed{3}", "answer": "4", "level": 2, "unique_id": "a"}
-    write(tmp_path, **{"main__train-00000-of-00002.parquet": parquet(gsm8k[:1])})
-    write(tmp_path, **{"main__train-00001-of-00002.parquet": parquet(gsm8k[1:])})
+    for i in range(2):
+        write(tmp_path, **{f"main__train-0000{i}-of-00002.parquet": parquet(gsm8k[i : i + 1])})
     write(tmp_path, **{"test.parquet": parquet([math])})
     assert load(tmp_path / "main") == [Problem("Ann?", "7"), Problem("Ann?", "8")]
     assert load_problems(tmp_path / "test.parquet") == [Problem("p", "4")]
@@ -155,19 +154,14 @@ def test_parquet_with_numbers_and_nulls(tmp_path):
     write(tmp_path, **{"a.parquet": parquet(rows)})
     assert load(tmp_path / "a.parquet") == [Problem("q", "18"), Problem("r", "1" + 23 * "0")]
     write(tmp_path, **{"a.parquet": parquet([rows[0], {**rows[1], "answer": float("nan")}])})
-    refuses("a.parquet: row 2: answer: expected a finite number.*nan", tmp_path / "a.parquet")
+    refuses(tmp_path / "a.parquet", "a.parquet: row 2: answer: expected a finite number", "nan")
 
 
 def test_parquet_with_numbers_of_32_bits_has_their_digits(tmp_path):
     pyarrow = pytest.importorskip("pyarrow")
     numbers = [0.1, 5.0, 3.14, 1e-7, 16777216.0, -0.75]
-    table = pyarrow.table(
-        {
-            "question": ["q"] * len(numbers),
-            "answer": pyarrow.array(numbers, pyarrow.float32()),
-            "level": pyarrow.array(numbers, pyarrow.float32()),
-        }
-    )
+    column = pyarrow.array(numbers, pyarrow.float32())
+    table = pyarrow.table({"question": ["q"] * len(numbers), "answer": column, "level": column})
     pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "a.parquet")
     golds = [problem.answer for problem in load(tmp_path / "a.parquet")]
     assert golds == ["0.1", "5", "3.14", "0.0000001", "16777216", "-0.75"]
@@ -182,14 +176,14 @@ def test_parquet_of_multiple_choice(tmp_path):
 def test_damaged_parquet_is_named(tmp_path):
     pytest.importorskip("pyarrow")
     write(tmp_path, **{"a.parquet": parquet([ROW])[:-9]})
-    refuses("a.parquet: expected a Parquet file, found: ", tmp_path / "a.parquet")
+    refuses(tmp_path / "a.parquet", "a.parquet: expected a Parquet file, found: ")
 
 
 def test_parquet_needs_an_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)  # as if it were not installed
     write(tmp_path, **{"a.parquet": b"PAR1"})
-    refuses(r"a.parquet: Parquet files need .*pip install 'minisoft\[data\]'", tmp_path)
-    refuses("no.parquet: expected a data file, found no such file", tmp_path / "no.parquet")
+    refuses(tmp_path, "a.parquet: Parquet files need ", "pip install 'minisoft[data]'")
+    refuses(tmp_path / "no.parquet", "no.parquet: expected a data file, found no such file")
 
 
 # ---------------------------------------------------------------- folders
@@ -205,7 +199,7 @@ def test_a_folder_of_hendrycks_math(tmp_path):
     ]
     assert load(tmp_path / "MATH") == load(tmp_path / "MATH" / "train")
     write(tmp_path, **{"MATH__train__geometry__4.json": b'\n{"problem": "p"}'})
-    refuses("geometry/4.json: line 2: expected question", tmp_path / "MATH")
+    refuses(tmp_path / "MATH", "geometry/4.json: line 2: expected question")
 
 
 @pytest.mark.parametrize(
@@ -217,27 +211,17 @@ def test_a_folder_is_of_one_split(second, tmp_path):
     if "valid" in second:  # in the folder train, and so of this split
         assert len(load(tmp_path / "MATH")) == 2
         return
-    refuses("MATH: expected data files of one format and one split, found ", tmp_path / "MATH")
-    refuses(name, tmp_path / "MATH")
+    refuses(tmp_path / "MATH", "MATH: expected data files of one format and one split", name)
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ("trainset", "testset", "validset"),
-        ("training", "testing"),
-        ("GSM8KTrain", "GSM8KTest"),
-        ("gsm8ktrain", "gsm8ktest"),
-        ("trainset_nodup", "testset_nodup"),
-        ("train", "devset"),
-        ("train_math", "test_math"),
-        ("MATH", "MATH500"),
-    ],
-    ids="-".join,
-)
+SPLITS = """trainset testset validset; training testing; GSM8KTrain GSM8KTest; train devset
+gsm8ktrain gsm8ktest; trainset_nodup testset_nodup; train_math test_math; MATH MATH500"""
+
+
+@pytest.mark.parametrize("names", re.split("[;\n]", SPLITS))
 def test_a_split_in_one_word_with_others_is_a_split(names, tmp_path):
-    write(tmp_path, **{f"{name}.jsonl": LINE for name in names})
-    refuses("expected data files of one format and one split, found ", tmp_path)
+    write(tmp_path, **{f"{name}.jsonl": LINE for name in names.split()})
+    refuses(tmp_path, "expected data files of one format and one split, found ")
 
 
 def test_words_that_hold_the_name_of_a_split_are_none(tmp_path):
@@ -248,16 +232,16 @@ def test_words_that_hold_the_name_of_a_split_are_none(tmp_path):
 
 def test_a_folder_is_of_one_format(tmp_path):
     write(tmp_path, **{"a.jsonl": LINE, "b.parquet": b"PAR1"})
-    refuses("one format and one split, found a.jsonl and b.parquet", tmp_path)
+    refuses(tmp_path, "one format and one split, found a.jsonl and b.parquet")
 
 
 def test_a_folder_without_data_is_refused(tmp_path):
-    refuses("expected a .jsonl, .*.parquet file in it, found none", write(tmp_path, README=b"no"))
+    refuses(write(tmp_path, README=b"no"), "expected a .jsonl, ", ".parquet file in it, found none")
 
 
 def test_a_name_of_the_hub_is_no_folder(tmp_path, monkeypatch):
     """A folder that has the name of a data set is meant by ./name only."""
     monkeypatch.chdir(write(tmp_path, **{"gsm8k__a.jsonl": LINE}))
     monkeypatch.setitem(sys.modules, "datasets", None)
-    refuses("gsm8k: datasets of the hub need", "gsm8k")
+    refuses("gsm8k", "gsm8k: datasets of the hub need")
     assert load("./gsm8k") == [PROBLEM]

@@ -3,9 +3,11 @@
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 import torch
+from conftest import refuses
 
 from minisoft.errors import InputError
 from minisoft.io import state
@@ -29,9 +31,8 @@ def test_what_is_saved_comes_back(tmp_path):
     found = state.newest(tmp_path, WORLD)
     assert found.facts == {**facts, "step": 3, "pieces": 1}
     for name, tensor in TENSORS.items():
-        assert torch.equal(found.read(name, 0, 12), tensor) and torch.equal(
-            found.read(name, 5, 7), tensor[5:7]
-        )
+        for first, last in ((0, 12), (5, 7)):
+            assert torch.equal(found.read(name, first, last), tensor[first:last])
     assert names(tmp_path) == ["step-000003"]
 
 
@@ -45,10 +46,8 @@ def test_pieces_of_any_number_of_ranks_are_read_by_any_other(tmp_path, before, n
         state.save_tensors(folder / f"piece-{i}-of-{before}.safetensors", {"x": piece})
     state.write_json(folder / "facts.json", {"pieces": before})
     saved, length = state.State(folder), -(-10 // now)
-    parts = [
-        saved.read("x", rank * length, max(rank * length, min((rank + 1) * length, 10)))
-        for rank in range(now)
-    ]
+    cuts = [min(rank * length, 10) for rank in range(now + 1)]
+    parts = [saved.read("x", first, last) for first, last in zip(cuts, cuts[1:])]
     assert torch.equal(torch.cat(parts), x)
 
 
@@ -59,31 +58,30 @@ def test_the_newest_are_kept(tmp_path):
     assert state.newest(tmp_path, WORLD).facts["step"] == 1000000
 
 
-@pytest.mark.parametrize(
-    "damage",
-    ["cut", "empty", "bit", "missing", "facts", "no manifest", "bad manifest", "empty manifest"],
-)
-def test_a_damaged_state_is_passed_over_and_the_one_before_it_is_taken(tmp_path, capsys, damage):
+PIECE, FACTS, MANIFEST = "piece-0-of-1.safetensors", "facts.json", "manifest.json"
+DAMAGES = {  # file, what becomes of its bytes; None: it is gone
+    "cut": (PIECE, lambda data: data[:-3]),
+    "empty": (PIECE, lambda data: b""),
+    "bit": (PIECE, lambda data: data[:-1] + bytes([data[-1] ^ 1])),
+    "missing": (PIECE, lambda data: None),
+    "facts": (FACTS, lambda data: b"{}"),
+    "no manifest": (MANIFEST, lambda data: None),
+    "empty manifest": (MANIFEST, lambda data: b"{}"),
+    "bad manifest": (MANIFEST, lambda data: b'{"piece-0-of-1.safetensors": 3}'),
+}
+
+
+@pytest.mark.parametrize("name, damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_state_is_passed_over_and_the_one_before_it_is_taken(
+    tmp_path, capsys, name, damage
+):
     save(tmp_path, 1)
     save(tmp_path, 2)
     newest = tmp_path / "step-000002"
-    piece = newest / "piece-0-of-1.safetensors"
-    if damage == "cut":
-        piece.write_bytes(piece.read_bytes()[:-3])
-    elif damage == "empty":
-        piece.write_bytes(b"")
-    elif damage == "bit":
-        piece.write_bytes(piece.read_bytes()[:-1] + bytes([piece.read_bytes()[-1] ^ 1]))
-    elif damage == "missing":
-        piece.unlink()
-    elif damage == "facts":
-        (newest / "facts.json").write_text("{}")
-    elif damage == "no manifest":
-        (newest / "manifest.json").unlink()
-    elif damage == "empty manifest":
-        (newest / "manifest.json").write_text("{}")
-    else:
-        (newest / "manifest.json").write_text('{"piece-0-of-1.safetensors": 3}')
+    data = damage((newest / name).read_bytes())
+    (newest / name).unlink()
+    if data is not None:
+        (newest / name).write_bytes(data)
     assert state.newest(tmp_path, WORLD).facts["step"] == 1
     said = capsys.readouterr().out
     assert str(newest) in said and "expected" in said and "this state is passed over" in said
@@ -96,10 +94,7 @@ def test_no_state_is_whole(tmp_path):
     for step in (1, 2):
         save(tmp_path, step)
         (tmp_path / f"step-00000{step}" / "facts.json").unlink()
-    with pytest.raises(
-        InputError, match="expected a whole state, found 2 and none whole.*facts.json"
-    ):
-        state.newest(tmp_path, WORLD)
+    refuses(tmp_path, tmp_path, "a whole state", FACTS, by=partial(state.newest, world=WORLD))
 
 
 def test_later_damaged_states_do_not_push_out_good_ones(tmp_path):
@@ -143,9 +138,8 @@ except OSError as error:
 
 def test_a_disk_that_takes_no_more_bytes(tmp_path):
     """By the operating system's limit on the size of a file."""
-    found = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
     assert found.stdout.startswith("OSError") and "piece-0-of-1.safetensors" in found.stdout
     assert names(tmp_path) == ["step-000001"]  # and the room is free again
     assert state.newest(tmp_path, WORLD).facts["step"] == 1
@@ -156,14 +150,10 @@ def test_a_folder_has_one_process(tmp_path):
         "import sys, time; from pathlib import Path; from minisoft.io import state; "
         "held = state.lock(Path(sys.argv[1], 'lock')); print('held', flush=True); time.sleep(60)"
     )
-    other = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    other = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline() == "held\n"
-    with pytest.raises(
-        InputError, match=f"lock: expected no other process at work, found process {other.pid} on "
-    ):
-        state.lock(tmp_path / "lock")
+    refuses(tmp_path / "lock", tmp_path / "lock", f"process {other.pid} on ", by=state.lock)
     other.kill()  # SIGKILL: the lock goes with the process
     other.wait()
     other.stdout.close()

@@ -1,38 +1,38 @@
 """Ids equal transformers'; text comes back; continuations need no extra space."""
 
-import json
 import shutil
+from functools import partial
 
 import pytest
-from conftest import SENTENCEPIECE, SENTENCES, TOKENIZERS, corpus, write_json
+from conftest import SENTENCEPIECE, SENTENCES, TOKENIZERS, corpus, refuses, write_json
+from conftest import train_sentencepiece as train_pieces
+from tokenizers import Tokenizer as Codec
 
 from minisoft.data import PAPER_PROMPT, PREFILL_EARLY, PREFILL_LATE, STOP
-from minisoft.errors import InputError
 from minisoft.io.atomic import read_json
 from minisoft.io.tokenizer import FILES, Tokenizer
 
-TEXTS = SENTENCES + [
-    "",
-    "a",
-    "\n",
-    "x  y   z",
-    "trailing space ",
-    "a\n\n\nb\t\tc\r\n",
-    "12345 67 8.90 -1,000",
+refuses = partial(refuses, by=Tokenizer)
+TEXTS = [
+    *SENTENCES,
     PAPER_PROMPT,
-    r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}$$x_{1}^{2}$$",
-    "naïve 東京 Ωmega \u200b zero",
-    "🙂👩‍👩‍👧 flags 🇩🇪",
-    "don't we'll I'm THEY'RE",
-    "{{}}}:{::}",
-    "control \x07 and nul \x00.",
-    "e\u0301 is not \u00e9",
     "a" * 300,
-    "quotes \"double\" and 'single' — dashes – and …",
+    "",
+    "\n",
+    "a\n\n\nb\t\tc\r\n",
+    "control \x07, nul \x00.",
 ]
+TEXTS += ["naïve 東京 Ωmega \u200b zero", "e\u0301 is not \u00e9", "trailing space "]
+TEXTS += r"""a
+x  y   z
+12345 67 8.90 -1,000
+\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}$$x_{1}^{2}$$
+🙂👩‍👩‍👧 flags 🇩🇪
+don't we'll I'm THEY'RE
+{{}}}:{::}
+quotes "double" and 'single' — dashes – and …""".splitlines()
 SPACED = [" leading", "  two", "\n start", " "]  # transformers drops a space in SENTENCEPIECE
-SPECIAL = {"llama3": "<|eot_id|>", "qwen": "<|im_end|>", "llama2_json": "</s>"}
-SPECIAL |= {"qwen_slow": "<|im_end|>", "llama2_model": "</s>", "llama2_chat": "<|im_start|>"}
+SPECIAL = "<|eot_id|> <|im_end|> </s> </s> <|im_end|> <|im_start|>".split()
 DROP = ...  # a field that is to be absent
 
 
@@ -52,19 +52,20 @@ def folder(tokenizer_folders, tmp_path):
 
     def copy(name, **config):
         shutil.copytree(tokenizer_folders[name], tmp_path / name, dirs_exist_ok=True)
-        path = tmp_path / name / "tokenizer_config.json"
-        kept = {**json.loads(path.read_text()), **config}
-        write_json(path, {key: value for key, value in kept.items() if value is not DROP})
-        return tmp_path / name
+        return with_fields(tmp_path / name, config)
 
     return copy
 
 
-def of_transformers(folder, name):
-    if name in SENTENCEPIECE:
-        pytest.importorskip(
-            "google.protobuf", reason="transformers needs protobuf to read tokenizer.model"
-        )
+def with_fields(path, fields):
+    """The folder, with these fields in its tokenizer_config.json."""
+    file = path / "tokenizer_config.json"
+    kept = {**read_json(file), **fields}
+    write_json(file, {key: value for key, value in kept.items() if value is not DROP})
+    return path
+
+
+def of_transformers(folder):
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder)
@@ -74,27 +75,19 @@ def of_transformers(folder, name):
 
 
 def test_ids_equal_those_of_transformers(name, ours, tokenizer_folders):
-    theirs = of_transformers(tokenizer_folders[name], name)
-    for text in TEXTS + SPACED:
+    theirs, token = of_transformers(tokenizer_folders[name]), dict(zip(TOKENIZERS, SPECIAL))[name]
+    special = f"one{token} two {token}\n{token}"
+    for text in [*TEXTS, *SPACED, special]:
         assert ours.encode(text) == list(theirs.encode(text)), repr(text)
-
-
-@pytest.mark.parametrize("name, token", SPECIAL.items())
-def test_special_tokens_in_a_text_are_those_of_transformers(name, token, tokenizer_folders):
-    text = f"one{token} two {token}\n{token}"
-    ids = Tokenizer(tokenizer_folders[name]).encode(text)
-    assert ids == list(of_transformers(tokenizer_folders[name], name).encode(text)) and len(
-        set(ids)
-    ) < len(ids)
+    assert len(set(ours.encode(special))) < len(ours.encode(special))
 
 
 def test_ids_equal_those_of_sentencepiece(tokenizer_folders):
     """Both for tokenizer.model and for the tokenizer.json with the same pieces."""
     import sentencepiece
 
-    pieces = sentencepiece.SentencePieceProcessor(
-        model_file=str(tokenizer_folders["llama2_model"] / "tokenizer.model")
-    )
+    file = str(tokenizer_folders["llama2_model"] / "tokenizer.model")
+    pieces = sentencepiece.SentencePieceProcessor(model_file=file)
     for name, texts in (("llama2_model", TEXTS), ("llama2_json", TEXTS + SPACED)):
         tokenizer = Tokenizer(tokenizer_folders[name])
         for text in texts:
@@ -104,8 +97,7 @@ def test_ids_equal_those_of_sentencepiece(tokenizer_folders):
 @pytest.mark.parametrize("name, bos", [("llama3", "<|begin_of_text|>"), ("llama2_json", "<s>")])
 def test_bos_comes_where_the_tokenizer_adds_one(name, bos, tokenizer_folders):
     tokenizer = Tokenizer(tokenizer_folders[name])
-    theirs = of_transformers(tokenizer_folders[name], name)
-    expected = [theirs.convert_tokens_to_ids(bos)]
+    expected = [of_transformers(tokenizer_folders[name]).convert_tokens_to_ids(bos)]
     assert tokenizer.encode("")[:1] == tokenizer.encode("Mia")[:1] == expected
     assert Tokenizer(tokenizer_folders["qwen"]).encode("") == []
 
@@ -115,19 +107,15 @@ def test_bos_comes_where_the_tokenizer_adds_one(name, bos, tokenizer_folders):
 def test_add_bos_token_means_what_it_means_in_transformers(kind, flag, folder):
     """It decides for tokenizer.model; tokenizer.json has its own rule and the flag is ignored."""
     path = folder(kind, add_bos_token=flag)
-    assert Tokenizer(path).encode("Mia: 3") == list(of_transformers(path, kind).encode("Mia: 3"))
+    assert Tokenizer(path).encode("Mia: 3") == list(of_transformers(path).encode("Mia: 3"))
 
 
-@pytest.mark.parametrize(
-    "flag, bos", [(True, [1]), (False, []), (DROP, [])], ids=["true", "false", "absent"]
-)
-def test_a_tokenizer_model_adds_bos_where_told_to(flag, bos, folder):
+@pytest.mark.parametrize("flag, bos", [(True, [1]), (False, []), (DROP, [])], ids=str)
+def test_a_tokenizer_model_adds_bos_where_told_to(flag, bos, folder, tokenizer_folders):
     """As transformers 5 does; transformers 4 also did where the flag is absent."""
     tokenizer = Tokenizer(folder("llama2_model", add_bos_token=flag))
-    assert tokenizer.encode("") == bos
-    assert tokenizer.encode("a") == bos + Tokenizer(
-        folder("llama2_model", add_bos_token=False)
-    ).encode("a")
+    with_bos = Tokenizer(tokenizer_folders["llama2_model"]).encode("a")
+    assert (tokenizer.encode(""), tokenizer.encode("a")) == (bos, bos + with_bos[1:])
 
 
 def test_tokenizer_json_comes_before_tokenizer_model(folder):
@@ -137,8 +125,6 @@ def test_tokenizer_json_comes_before_tokenizer_model(folder):
 
 
 def test_truncation_and_padding_kept_in_the_file_are_not_applied(folder):
-    from tokenizers import Tokenizer as Codec
-
     path = folder("llama3")
     expected = Tokenizer(path).encode(PAPER_PROMPT)
     codec = Codec.from_file(str(path / "tokenizer.json"))
@@ -152,21 +138,18 @@ def test_truncation_and_padding_kept_in_the_file_are_not_applied(folder):
 
 CHAT = "<|im_start|>user\nMia has 3 apples.<|im_end|>\n<|im_start|>assistant\n"
 FLAGS = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
-ADDED = [  # texts around added tokens
-    CHAT,
-    "a <|im_start|> b  <|im_end|>  c",
-    "<|im_end|>",
-    "\n<|im_end|>\n<|im_end|> ",
-    "<s>Mia</s> has</s>3",
-    "x<|im_start|>y_<|im_start|>_",
-    "cut <|im_st art|> <|im_end",
-    "<unk> is <|endoftext|>",
-]
+ADDED = [CHAT, "\n<|im_end|>\n<|im_end|> "]  # texts around added tokens
+ADDED += """a <|im_start|> b  <|im_end|>  c
+<|im_end|>
+<s>Mia</s> has</s>3
+x<|im_start|>y_<|im_start|>_
+cut <|im_st art|> <|im_end
+<unk> is <|endoftext|>""".splitlines()
 
 
 def same(path, texts=tuple(ADDED)):
     """Are the ids of these texts those of transformers?"""
-    ours, theirs = Tokenizer(path), of_transformers(path, "llama2_model")
+    ours, theirs = Tokenizer(path), of_transformers(path)
     for text in texts:
         assert ours._codec.encode(text, True) == theirs.encode(text), repr(text)
     assert theirs.eos_token_id in ours.eos_ids
@@ -187,7 +170,7 @@ def test_a_space_behind_an_added_token_in_both_behaviours(class_name, legacy, fo
 @pytest.mark.parametrize("kind", ["qwen_slow", "llama2_chat"])
 def test_flags_of_added_tokens_are_those_of_transformers(kind, flag, folder):
     path = folder(kind)
-    ids = json.loads((path / "added_tokens.json").read_text())
+    ids = read_json(path / "added_tokens.json")
     flags = FLAGS | ({flag: True} if flag else {})
     decoder = {i: {**flags, "content": text, "special": True} for text, i in ids.items()}
     (path / "added_tokens.json").unlink()
@@ -205,10 +188,8 @@ def test_special_tokens_that_are_only_named_follow_the_last_id(folder):
 
 def test_roles_of_special_tokens_map(folder):
     path = folder("qwen_slow", eos_token=DROP)
-    write_json(
-        path / "special_tokens_map.json",
-        {"eos_token": "<|im_end|>", "additional_special_tokens": ["<a>", "<|im_start|>"]},
-    )
+    roles = {"eos_token": "<|im_end|>", "additional_special_tokens": ["<a>", "<|im_start|>"]}
+    write_json(path / "special_tokens_map.json", roles)
     same(path, [*ADDED, "<a>"])
 
 
@@ -216,9 +197,8 @@ def test_what_is_not_special_stays_in_the_text(folder):
     path = folder("llama2_chat")
     write_json(path / "added_tokens.json", {"<|im_start|>": 512, "<|im_end|>": 513})
     tokenizer = Tokenizer(path)
-    assert tokenizer.decode(tokenizer.encode("Mia<|im_start|> has<|im_end|>")) == (
-        "Mia<|im_start|> has"
-    )
+    ids = tokenizer.encode("Mia<|im_start|> has<|im_end|>")
+    assert tokenizer.decode(ids) == "Mia<|im_start|> has"
 
 
 @pytest.mark.parametrize("prefix", [True, False])
@@ -243,15 +223,11 @@ def test_add_prefix_space_is_that_of_transformers(prefix, folder):
 def test_any_tokenizer_model_is_what_its_class_makes_of_it(options, folder):
     """LlamaTokenizer takes the pieces and nothing else: it merges whatever the type of the model,
     and leaves a text as it is, whatever normalizer_spec the model was trained with."""
-    import sentencepiece
-
     path = folder("llama2_model")
-    sentences = path / "sentences"
-    sentences.write_text("\n".join(SENTENCES * 20), "utf-8")
-    defaults = {"vocab_size": 400, "model_type": "bpe", "byte_fallback": True, "minloglevel": 2}
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(sentences), model_prefix=str(path / "tokenizer"), **defaults | options
-    )
+    text = path / "sentences"
+    text.write_text("\n".join(SENTENCES * 20), "utf-8")
+    defaults = {"vocab_size": 400, "model_type": "bpe", "byte_fallback": True}
+    train_pieces(text, **defaults | options)
     texts = ["two  spaces ", "\uff11 \u2460 \ufb01ne", "a\nb\t c", *ADDED, *SENTENCES]
     same(path, texts)
     if not options:
@@ -270,10 +246,8 @@ def test_gpt2_has_no_normaliser_and_its_own_split(folder):
         same(path, [*TEXTS, *SPACED, *ADDED])
 
 
-@pytest.mark.parametrize(
-    "model, named",
-    [("qwen2", DROP), ("qwen2", "GPT2Tokenizer"), ("qwen3", DROP), ("qwen3", "GPT2Tokenizer")],
-)
+@pytest.mark.parametrize("named", [DROP, "GPT2Tokenizer"])
+@pytest.mark.parametrize("model", ["qwen2", "qwen3"])
 def test_config_json_says_the_class_where_it_does_in_transformers(model, named, folder):
     path = folder("qwen_slow", tokenizer_class=named)
     write_json(path / "config.json", {"model_type": model})
@@ -324,18 +298,10 @@ def digits_and_spaces(path):
     """SmolLM2's tokenizer.json, whose class drops the digits' own pre-tokenizer."""
     value = read_json(path / "tokenizer.json")
     value["normalizer"] = None
-    value["pre_tokenizer"] = {
-        "type": "Sequence",
-        "pretokenizers": [
-            {"type": "Digits", "individual_digits": True},
-            {
-                "type": "ByteLevel",
-                "add_prefix_space": False,
-                "trim_offsets": True,
-                "use_regex": True,
-            },
-        ],
-    }
+    digits = {"type": "Digits", "individual_digits": True}
+    of_bytes = {"add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    both = [digits, {"type": "ByteLevel", **of_bytes}]
+    value["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": both}
     write_json(path / "tokenizer.json", value)
 
 
@@ -351,50 +317,20 @@ def digits_added(path):
     write_json(path / "tokenizer.json", value)
 
 
+LLAMA = {"tokenizer_class": "LlamaTokenizer", "legacy": True}
+LISTED = {"additional_special_tokens": ["<|im_start|>", "<|later|>"], "extra_special_tokens": {}}
+R1 = {"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True}
+R1 |= {"bos_token": own_object("<|begin_of_text|>"), "eos_token": own_object("<|end_of_text|>")}
+YI = {**LLAMA, "add_prefix_space": True, "eos_token": "<|im_end|>"}
 PUBLISHED = {  # name: (files, model_type, what tokenizer_config.json has besides, change of files)
     "Llama 3": ("llama3", "llama", {}, None),
-    "Qwen2.5, -Math, -Coder": (
-        "qwen",
-        "qwen2",
-        {"additional_special_tokens": ["<|im_start|>", "<|later|>"], "extra_special_tokens": {}},
-        None,
-    ),
+    "Qwen2.5, -Math, -Coder": ("qwen", "qwen2", LISTED, None),
     "Qwen3": ("qwen", "qwen3", {"split_special_tokens": False}, None),
-    "R1-Distill-Qwen": (
-        "llama3",
-        "qwen2",
-        {
-            "tokenizer_class": "LlamaTokenizerFast",
-            "bos_token": own_object("<|begin_of_text|>"),
-            "eos_token": own_object("<|end_of_text|>"),
-            "add_bos_token": True,
-        },
-        None,
-    ),
-    "R1-Distill-Llama": (
-        "llama3",
-        "llama",
-        {"tokenizer_class": "LlamaTokenizer", "legacy": True},
-        None,
-    ),
+    "R1-Distill-Qwen": ("llama3", "qwen2", R1, None),
+    "R1-Distill-Llama": ("llama3", "llama", LLAMA, None),
     "SmolLM2": ("qwen", "llama", {"tokenizer_class": "GPT2Tokenizer"}, digits_and_spaces),
-    "TinyLlama, Llama 2": (
-        "llama2_json",
-        "llama",
-        {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True},
-        None,
-    ),
-    "Yi 1.5": (
-        "llama2_json",
-        "llama",
-        {
-            "tokenizer_class": "LlamaTokenizer",
-            "legacy": True,
-            "add_prefix_space": True,
-            "eos_token": "<|im_end|>",
-        },
-        digits_added,
-    ),
+    "Llama 2": ("llama2_json", "llama", {**LLAMA, "legacy": False, "add_bos_token": True}, None),
+    "Yi 1.5": ("llama2_json", "llama", YI, digits_added),
 }
 
 
@@ -408,24 +344,17 @@ def test_ids_of_published_models_are_those_of_transformers(model, folder):
     write_json(path / "config.json", {"model_type": architecture})
     texts = [*TEXTS, *SPACED, *ADDED, "<think>\n3 </think>\n4<|later|>", "12 345.6 12,3"]
     decoder, first = of_file(path)
-    same(folder_with(path, fields), texts)
-    same(folder_with(path, {"added_tokens_decoder": decoder}), texts)
+    same(with_fields(path, fields), texts)
+    same(with_fields(path, {"added_tokens_decoder": decoder}), texts)
     write_json(path / "added_tokens.json", {"<think>": first})
-    same(folder_with(path, {"added_tokens_decoder": DROP}), texts)
-
-
-def folder_with(path, fields):
-    file = path / "tokenizer_config.json"
-    kept = {**read_json(file), **fields}
-    write_json(file, {key: value for key, value in kept.items() if value is not DROP})
-    return path
+    same(with_fields(path, {"added_tokens_decoder": DROP}), texts)
 
 
 @pytest.mark.parametrize(
-    "named, token", [("Qwen2Tokenizer", "<|endoftext|>"), ("LlamaTokenizer", "</s>")]
+    "kind, named, token",
+    [("qwen", "Qwen2Tokenizer", "<|endoftext|>"), ("llama2_json", "LlamaTokenizer", "</s>")],
 )
-def test_the_eos_of_a_class_counts_where_no_file_names_one(named, token, folder):
-    kind = "qwen" if named == "Qwen2Tokenizer" else "llama2_json"
+def test_the_eos_of_a_class_counts_where_no_file_names_one(kind, named, token, folder):
     path = folder(kind, tokenizer_class=named, eos_token=DROP)
     same(path)
     assert Tokenizer(path).eos_ids == {Tokenizer(path)._codec.token_id(token)}
@@ -436,7 +365,6 @@ def test_special_tokens_are_split_where_the_files_say_so(folder):
 
 
 def test_an_eos_behind_every_text_is_refused(folder):
-    from tokenizers import Tokenizer as Codec
     from tokenizers.processors import TemplateProcessing
 
     path = folder("llama2_json")
@@ -470,25 +398,18 @@ def test_ids_of_no_token_have_no_text(name, ours):
 
 
 def test_size_is_one_more_than_the_last_id(name, ours, tokenizer_folders):
-    assert ours.size == len(of_transformers(tokenizer_folders[name], name))
+    assert ours.size == len(of_transformers(tokenizer_folders[name]))
     assert ours.decode([ours.size - 1]) or ours.size - 1 in ours.eos_ids
 
 
 # ---------------------------------------------------------------- continuations
 
 
-@pytest.mark.parametrize(
-    "before, text",
-    [
-        (STOP, PREFILL_EARLY),
-        (":", PREFILL_LATE),
-        ("12", PREFILL_LATE),
-        (f"So 3. {STOP}", PREFILL_EARLY),
-        ("The", " final"),
-        ("Mia has 12", "3 apples"),
-        ("x", "\n\ny"),
-    ],
-)
+CONTINUATIONS = [(STOP, PREFILL_EARLY), (":", PREFILL_LATE), ("12", PREFILL_LATE), ("x", "\n\ny")]
+CONTINUATIONS += [(f"So 3. {STOP}", PREFILL_EARLY), ("The", " final"), ("Mia has 12", "3 apples")]
+
+
+@pytest.mark.parametrize("before, text", CONTINUATIONS)
 def test_a_continuation_adds_what_the_whole_text_has(ours, before, text):
     whole = ours.encode(before + text)
     assert ours.encode(before) + ours.encode_after(before, text) == whole
@@ -509,14 +430,11 @@ def test_ids_with_a_character_are_complete(name, ours, character):
     """Every id whose token brings the character into a text, by trying them all."""
     context = ours.encode("Mia")
     known = ours.decode(context)
-    expected = {
-        i for i in range(ours.size) if character in ours.decode([*context, i])[len(known) :]
-    }
+    texts = {i: ours.decode([*context, i])[len(known) :] for i in range(ours.size)}
+    expected = {i for i, text in texts.items() if character in text}
     found = set(ours.ids_with(character))
     assert expected and found >= expected
-    if (
-        character == ":"
-    ):  # the one that decides how often a text is decoded: several tokens, and no others
+    if character == ":":  # which decides how often a text is decoded: several tokens, no others
         assert len(expected) > 1 and found == expected
 
 
@@ -525,54 +443,35 @@ def test_ids_with_a_character_are_complete(name, ours, character):
 
 @pytest.mark.parametrize(
     "generation, config, expected",
-    [
-        (None, None, set()),
-        ([3, 4], None, {3, 4}),
-        (None, 5, {5}),
-        ([3, 4], [5], {3, 4, 5}),
-        (3, 3, {3}),
-        ([], None, set()),
-    ],
+    [(None, None, []), ([3, 4], None, [3, 4]), (None, 5, [5]), ([3, 4], [5], [3, 4, 5])]
+    + [(3, 3, [3]), ([], None, [])],
 )
 def test_eos_ids_come_from_all_files(folder, generation, config, expected):
     path = folder("llama3")
     write_json(path / "generation_config.json", {"eos_token_id": generation})
     write_json(path / "config.json", {"eos_token_id": config})
     own = Tokenizer(path).encode("<|eot_id|>")[-1]
-    assert Tokenizer(path).eos_ids == expected | {own}
+    assert Tokenizer(path).eos_ids == {*expected, own}
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_eos_token_may_be_an_object(kind, folder):
-    token = {"llama3": "<|end_of_text|>", "qwen": "<|endoftext|>"}.get(
-        kind.removesuffix("_slow"), "</s>"
+def test_the_eos_token_of_the_files_ends_a_text(kind, folder):
+    """It may be an object; special_tokens_map.json may name another.  Where none is named nothing
+    ends, and one that is in no vocabulary has no row (transformers gives it the id behind the last
+    one, which a model cannot say)."""
+    tokens = {"llama2": "</s>", "llama3": "<|end_of_text|>", "qwen": "<|endoftext|>"}
+    token = {"content": tokens[kind.split("_")[0]], "special": True}
+    own, path = Tokenizer(folder(kind)).eos_ids, folder(kind)
+    write_json(path / "special_tokens_map.json", {"eos_token": token})
+    both = Tokenizer(path).eos_ids
+    (path / "special_tokens_map.json").unlink()
+    found = Tokenizer(folder(kind, eos_token={"__type": "AddedToken", **token}))
+    assert (
+        found.eos_ids == {found._codec.token_id(token["content"])} and both == own | found.eos_ids
     )
-    path = folder(kind, eos_token={"__type": "AddedToken", "content": token, "special": True})
-    expected = 2 if kind.startswith("llama2") else Tokenizer(path).encode(token)[-1]
-    assert Tokenizer(path).eos_ids == {expected}
-
-
-@pytest.mark.parametrize("kind", TOKENIZERS)
-def test_without_an_eos_token_nothing_ends(kind, folder):
     assert Tokenizer(folder(kind, eos_token=None)).eos_ids == frozenset()
-
-
-@pytest.mark.parametrize("kind", TOKENIZERS)
-def test_an_eos_token_that_is_in_no_vocabulary_has_no_row(kind, folder):
-    """transformers gives it the id behind the last one, which a model cannot say."""
-    tokenizer = Tokenizer(folder(kind, eos_token="<|nobody|>"))
-    assert all(i >= tokenizer.size for i in tokenizer.eos_ids)
-
-
-@pytest.mark.parametrize("kind", TOKENIZERS)
-def test_the_eos_token_of_special_tokens_map_ends_a_text_too(kind, folder):
-    token = "</s>" if kind.startswith("llama2") else "<|end_of_text|>"
-    token = "<|endoftext|>" if kind.startswith("qwen") else token
-    path = folder(kind)
-    before = Tokenizer(path)
-    expected = before._codec.token_id(token)
-    write_json(path / "special_tokens_map.json", {"eos_token": {"content": token}})
-    assert expected is not None and Tokenizer(path).eos_ids == before.eos_ids | {expected}
+    nobody = Tokenizer(folder(kind, eos_token="<|nobody|>"))
+    assert all(i >= nobody.size for i in nobody.eos_ids)
 
 
 @pytest.mark.parametrize("name", ["generation_config.json", "config.json"])
@@ -586,13 +485,6 @@ def test_an_eos_token_id_that_is_no_id(name, ids, folder):
 # ---------------------------------------------------------------- what is refused
 
 
-def refuses(folder, *parts):
-    with pytest.raises(InputError) as error:
-        Tokenizer(folder)
-    assert "\n" not in str(error.value)
-    assert all(str(part) in str(error.value) for part in parts), str(error.value)
-
-
 def test_a_folder_without_a_tokenizer(tmp_path):
     refuses(tmp_path, tmp_path, "tokenizer.json or tokenizer.model")
     refuses(tmp_path / "nowhere", tmp_path / "nowhere")
@@ -600,18 +492,12 @@ def test_a_folder_without_a_tokenizer(tmp_path):
 
 @pytest.mark.parametrize("kind", ["qwen_slow", "llama2_chat"])
 @pytest.mark.parametrize(
-    "ids, token",
-    [
-        ({"<pad>": 600}, "<pad>"),
-        ({"<pad>": "512"}, "<pad>"),
-        ({"a": 5}, "a"),
-        ({"<a>": 600, "<b>": 600}, "<b>"),
-    ],
+    "ids", [{"<pad>": 600}, {"<pad>": "512"}, {"a": 5}, {"<a>": 600, "<b>": 600}]
 )
-def test_added_ids_that_do_not_follow_are_named(kind, ids, token, folder):
+def test_added_ids_that_do_not_follow_are_named(kind, ids, folder):
     path = folder(kind, eos_token=None)
     write_json(path / "added_tokens.json", ids)
-    refuses(path, path / f"added_tokens.json: {token}:")
+    refuses(path, path / f"added_tokens.json: {[*ids][-1]}:")
 
 
 @pytest.mark.parametrize(

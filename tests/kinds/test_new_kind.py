@@ -6,20 +6,17 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from small import gradient
+from engine.test_parity import assert_alike, assert_same_update
+from runs import metrics, summary, weights
 
 import eval
 import train
-from minisoft import engine, kinds, reinforce, rollout, soft
+from minisoft import engine, kinds, rollout, soft
 from minisoft.io import WEIGHTS
 from minisoft.rollout import COT, Decoding
 
-LATER = {  # with flags of their own
-    "multiplex": {"--width": 2},
-    "covariance": {"--width": 4},
-    "gumbel": {"--width": 6, "--top-p": 0.9},
-}
+LATER = {"multiplex": {"--width": 2}, "covariance": {"--width": 4}}  # with flags of their own
+LATER |= {"gumbel": {"--width": 6, "--top-p": 0.9}}
 
 
 @dataclass(frozen=True)
@@ -43,20 +40,9 @@ def test_definition_and_engine_agree_on_it(tiny, registered, greedy):
     plain = rollout.rollout(tiny.fast, tiny.form, kind, requests, how)
     fast = engine.rollout(tiny.fast, tiny.form, kind, requests, how, rows=5, ahead=3)
     for one, other in zip(plain, fast, strict=True):
-        for field in ("ids", "role", "truncated"):
-            assert torch.equal(getattr(one, field), getattr(other, field)), field
+        assert_alike(one, other)
         assert torch.equal(one.taken(COT), other.taken(COT))
-        assert (one.log_prob - other.log_prob).abs().max() < 1e-4
-        assert (one.measures - other.measures).abs().max() < 1e-4
-    gradients = []
-    for by in (reinforce, engine):
-        tiny.fast.zero_grad()
-        advantages = [torch.linspace(-1, 2, len(record.ids)) for record in fast]
-        mismatch = by.backward(tiny.fast, kind, fast, advantages, 0.1)
-        assert mismatch.tokens > 20 and mismatch.largest < 1e-4
-        gradients.append(gradient(tiny.fast))
-    assert gradients[0].norm() > 0
-    assert (gradients[0] - gradients[1]).norm() < 1e-5 * gradients[0].norm()
+    assert_same_update(tiny.fast, kind, fast)
 
 
 @pytest.mark.parametrize("name, own", [("faint", {}), *LATER.items()])
@@ -71,8 +57,7 @@ def test_it_is_trained_exported_evaluated_and_resumed(tmp_path, registered, name
     options |= {option.strip("-").replace("-", "_"): x for option, x in own.items()}
     assert about["tokens"] == name and about["tau"] == tau
     assert {option: about.get(option) for option in options} == options
-    summary = json.loads((out / "summary.json").read_text())
-    assert set(summary["after"]) == {"hard-greedy", f"{name}-greedy"}
+    assert set(summary(out)["after"]) == {"hard-greedy", f"{name}-greedy"}
 
     asked = ["--settings", f"{name}-greedy,{name}-sample", "--samples", "2", "--limit", "3"]
     asked += ["--cot", "16"]
@@ -83,15 +68,12 @@ def test_it_is_trained_exported_evaluated_and_resumed(tmp_path, registered, name
     assert result["tau"][name] == tau and name in table.with_suffix(".md").read_text()
     assert result["options"].get(name, {}) == options
 
-    before = load_file(out / "last" / "model.safetensors")
+    before = weights(out)
     train.main(["--out", str(out), "--resume", "--steps", "3"])
-    lines = (out / "metrics.jsonl").read_text().splitlines()
-    metrics = [json.loads(line) for line in lines]
-    assert [m["step"] for m in metrics] == [1, 2, 3]
-    assert all(m["replay_mismatch"] < 1e-4 for m in metrics)
-    assert any(m["grad_norm"] > 0 for m in metrics)
-    first, after = (
-        load_file(folder / "model.safetensors") for folder in (WEIGHTS / "tiny", out / "last")
-    )
+    lines = metrics(out)
+    assert [m["step"] for m in lines] == [1, 2, 3]
+    assert all(m["replay_mismatch"] < 1e-4 for m in lines)
+    assert any(m["grad_norm"] > 0 for m in lines)
+    first, after = weights(WEIGHTS, "tiny"), weights(out)
     assert all(not torch.equal(x, first[name]) for name, x in after.items())
     assert any(not torch.equal(x, before[name]) for name, x in after.items())

@@ -26,9 +26,8 @@ def test_top_k_gaussian_moves_only_the_best_logits(logits):
     ids, values = of_sparse(action)
     assert action.shape == (4, 3, 2) and torch.equal(ids, best)
     epsilon = noise.gather(-1, best)
-    torch.testing.assert_close(
-        (values - logits.gather(-1, ids)) / 0.3, epsilon, rtol=1e-4, atol=1e-5
-    )
+    found = (values - logits.gather(-1, ids)) / 0.3
+    torch.testing.assert_close(found, epsilon, rtol=1e-4, atol=1e-5)
     expected = -0.5 * epsilon.double().square().sum(-1)
     torch.testing.assert_close(distribution.log_prob(action), expected, rtol=1e-4, atol=1e-5)
     others = TopGaussian(-logits, 0.3, 3)  # a mean whose three best are others has one all the same
@@ -54,13 +53,10 @@ def test_greedy_mixtures_do_not_depend_on_where_the_noise_would_go(noise):
     model = Embedding()
     model.logits = lambda hidden: hidden @ model.E.T
     kind = make_kind("soft", 0.3, noise=noise)
-    action = kind.distribution(model, hidden, model.logits(hidden)).mode()
-    torch.testing.assert_close(
-        kind.embed(model, action), (model.logits(hidden) / 0.5).softmax(-1) @ model.E
-    )
-    assert torch.equal(
-        kind.shadow(model, action, model.logits(hidden)), model.logits(hidden).argmax(-1)
-    )
+    logits = model.logits(hidden)
+    action = kind.distribution(model, hidden, logits).mode()
+    torch.testing.assert_close(kind.embed(model, action), (logits / 0.5).softmax(-1) @ model.E)
+    assert torch.equal(kind.shadow(model, action, logits), logits.argmax(-1))
 
 
 @pytest.mark.parametrize(

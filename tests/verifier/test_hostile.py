@@ -1,6 +1,7 @@
 """Answers that mean harm are refused in time, and nothing of them is executed."""
 
 import random
+import re
 import time
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,24 @@ def test_nothing_is_executed(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir()) and not (ROOT / "PWNED").exists()
 
 
+def words(text):
+    return re.split("[¦\n]", text)
+
+
+REPEATED = words(r"""x+¦9¦(¦{¦1,¦\frac¦^¦ ¦a ¦\¦-¦$¦\$1¦\text{¦\frac{a}¦1/¦,000¦and ¦\,¦\\¦&¦±¦\cup
+\begin{pmatrix}¦%¦é¦٣¦\pm¦x!¦|¦[¦_¦1.¦\sin ¦=¦\{\}¦cm/¦km per ¦18 a ¦**¦1<¦1e9¦x\in ¦aaa ¦log_2
+{1\over ¦USD 1¦.¦...""")
+REPEATED += ["\u202e", "\ud800"]
+ODD = words(r"""__import__('os').system('touch PWNED')¦\input{/etc/passwd}¦\write18{touch PWNED}
+$(touch PWNED)¦`touch PWNED`¦exec("open('PWNED','w')")¦x.__class__.__mro__¦NaN¦inf¦-inf
+\infty^{\infty}¦0/0¦\frac{0}{0}¦1e400¦𝟒𝟐¦٤٢¦oo¦zoo¦S(42)¦true¦null¦lambda: x¦%s%n""")
+ODD += ['"]\n["x+1","x+1"]\n', "\0", "\ud800", "\u200b"]
+GOLDS = words(r"""57¦1,450,000¦\frac{3}{7}¦0.57¦57\%¦(5,7)¦5,7¦[5,7)¦x^3-57¦\sqrt{57}¦\pm x^3
+\frac{1}{2x+57}¦\text{east}¦(-\infty,x^3)\cup(57,\infty)¦\begin{pmatrix} x^3 & 57 \end{pmatrix}""")
+BRACKETS = words(r"""\frac{1}{…}¦\sqrt{1+…}¦(…)¦{…}¦\boxed{…}¦(x,…)¦\left(…\right)¦\sin(…)¦|…|
+\{…\}¦\text{…}""")
+
+
 def hostile(rng):
     """A random answer that means harm."""
 
@@ -42,21 +61,7 @@ def hostile(rng):
         return text
 
     def nest():
-        left, right = rng.choice(
-            [
-                (r"\frac{1}{", "}"),
-                (r"\sqrt{1+", "}"),
-                ("(", ")"),
-                ("{", "}"),
-                (r"\boxed{", "}"),
-                ("(x,", ")"),
-                (r"\left(", r"\right)"),
-                (r"\sin(", ")"),
-                ("|", "|"),
-                (r"\{", r"\}"),
-                (r"\text{", "}"),
-            ]
-        )
+        left, right = rng.choice(BRACKETS).split("…")
         depth = rng.choice([3, 6, 9, 15, 40, 2000])
         return left * depth + number() + right * rng.choice([depth, depth, depth - 1, 0])
 
@@ -76,114 +81,13 @@ def hostile(rng):
     return rng.choice(makers)()
 
 
-REPEATED = [
-    "x+",
-    "9",
-    "(",
-    "{",
-    "1,",
-    r"\frac",
-    "^",
-    " ",
-    "a ",
-    "\\",
-    "-",
-    "$",
-    r"\$1",
-    r"\text{",
-    r"\frac{a}",
-    "1/",
-    ",000",
-    "and ",
-    r"\,",
-    r"\\",
-    "&",
-    "±",
-    r"\cup",
-    "aaa ",
-    ".",
-    r"\begin{pmatrix}",
-    "%",
-    "é",
-    "\u202e",
-    "٣",
-    "\ud800",
-    r"\pm",
-    "x!",
-    "|",
-    "[",
-    "_",
-    "1.",
-    r"\sin ",
-    "=",
-    r"\{\}",
-    "cm/",
-    "km per ",
-    "18 a ",
-    "**",
-    "1<",
-    "1e9",
-    "x\\in ",
-    "{1\\over ",
-    "log_2",
-    "USD 1",
-    "...",
-]
-ODD = [
-    "__import__('os').system('touch PWNED')",
-    r"\input{/etc/passwd}",
-    r"\write18{touch PWNED}",
-    "$(touch PWNED)",
-    "`touch PWNED`",
-    "exec(\"open('PWNED','w')\")",
-    "x.__class__.__mro__",
-    '"]\n["x+1","x+1"]\n',
-    "\x00",
-    "NaN",
-    "inf",
-    "-inf",
-    r"\infty^{\infty}",
-    "0/0",
-    r"\frac{0}{0}",
-    "1e400",
-    "\ud800",
-    "𝟒𝟐",
-    "٤٢",
-    "\u200b",
-    "oo",
-    "zoo",
-    "S(42)",
-    "true",
-    "null",
-    "lambda: x",
-    "%s%n",
-]
-
-
 def test_hostile_answers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng, seconds, accepted = random.Random(0), [], []
-    golds = [
-        "57",
-        "1,450,000",
-        r"\frac{3}{7}",
-        "0.57",
-        r"57\%",
-        "(5,7)",
-        "5,7",
-        "[5,7)",
-        "x^3-57",
-        r"\sqrt{57}",
-        r"\pm x^3",
-        r"\frac{1}{2x+57}",
-        r"(-\infty,x^3)\cup(57,\infty)",
-        r"\text{east}",
-        r"\begin{pmatrix} x^3 & 57 \end{pmatrix}",
-    ]
     with Verifier() as verifier:
         assert verifier.score("1+x}", "x+1") == 100
         for _ in range(2000):
-            text, gold = hostile(rng) + "}", rng.choice(golds)
+            text, gold = hostile(rng) + "}", rng.choice(GOLDS)
             began = time.monotonic()
             if verifier.score(text, gold) == 100:
                 accepted.append((text, gold))

@@ -31,31 +31,17 @@ def test_the_reward_is_equation_11():
     assert reward(boxed=False, right=False) == UNBOXED == 0
 
 
+COUNTED = [("}", "1"), ("2}", "3"), (r"\text{no}}", r"\text{no}"), ("y}", "y"), ("1,2}", "3,4,5")]
+COUNTED += [("2(x+1)}", "2x+2"), ("x, 1+y}", "y+1, x"), ("(3, x+2, 5)}", "(3, x+1, 5)"), HANG]
+COUNTED += [("east}", "west"), ("9^{9^{9}}+x}", "x+1"), ("9^{009999999999}+x}", "x+1")]
+
+
 def test_counts():
     with Verifier(deadline_s=0.5) as verifier:
-        for text, gold in [
-            ("}", "1"),
-            ("2}", "3"),
-            (r"\text{no}}", r"\text{no}"),
-            ("y}", "y"),
-            ("2(x+1)}", "2x+2"),
-            ("x, 1+y}", "y+1, x"),
-            ("(3, x+2, 5)}", "(3, x+1, 5)"),
-            ("1,2}", "3,4,5"),
-            ("east}", "west"),
-            ("9^{9^{9}}+x}", "x+1"),
-            ("9^{009999999999}+x}", "x+1"),
-            HANG,
-        ]:
+        for text, gold in COUNTED:
             verifier.score(text, gold)
-        assert verifier.counts == {
-            "unboxed": 1,
-            "numeric": 1,
-            "exact": 2,
-            "symbolic": 3,
-            "refused": 4,
-            "timed_out": 1,
-        }
+        expected = {"unboxed": 1, "numeric": 1, "exact": 2, "symbolic": 3, "refused": 4}
+        assert verifier.counts == {**expected, "timed_out": 1}
 
 
 def test_equal_questions_are_judged_once():

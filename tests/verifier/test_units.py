@@ -29,9 +29,6 @@ def test_unit(text, expected):
     assert unit(text) == expected
 
 
-@pytest.mark.parametrize(
-    "name, known",
-    [("mile^2", True), ("km/h", True), ("m/s^2", True), ("gadget", False), ("8", False)],
-)
-def test_known_units(name, known):
-    assert is_known(name) is known
+def test_known_units():
+    assert all(is_known(name) is True for name in ("mile^2", "km/h", "m/s^2"))
+    assert all(is_known(name) is False for name in ("gadget", "8"))

@@ -208,7 +208,7 @@ def _answer(row: dict, where: str) -> str | None:
         else:
             text = "" if value is None else _answer_text(value, f"{where}: {name}")
         if text := text.rsplit("####", 1)[-1].strip():  # GSM8K: the gold follows ####
-            return _boxes(text) or text
+            return _boxes(text) or re.sub(r"(?<=\d) \([a-z ]+\)$", "", text)  # ASDiv: 9 (apples)
     solution = row.get("solution")  # MATH as first published
     gold = _boxes(solution) if isinstance(solution, str) else None
     return "" if gold is None and row.keys() & ANSWERS else gold

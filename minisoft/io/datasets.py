@@ -215,10 +215,15 @@ def _answer(row: dict, where: str) -> str | None:
 
 
 def _boxes(text: str) -> str | None:
-    """What the last box holds, with those that it is listed with (2 and 3); None without a box."""
+    """What the last box holds, with those that it is listed with (2 and 3); None without a box.
+    Raises _LeftOut where boxes answer parts (a) and (b)."""
     golds, end = [], 0
     for box in list(_BOX.finditer(text))[-20:]:
-        if not _AND.fullmatch(text, end, box.start()):
+        between = text[end : box.start()]
+        if golds and re.search(r"\((b|ii|2)\)", between):
+            raise _LeftOut("with several parts")
+        is_number = golds and re.fullmatch(r"-?\d+", golds[-1] or "")  # else or spells it anew
+        if not _AND.fullmatch(between.replace("or", "and") if is_number else between):
             golds = []
         rest = text[box.end() :]
         formula = re.split(r"\$|\\\)|\\\]", rest)[0]  # $\boxed 5$ holds all of it

@@ -67,6 +67,7 @@ no options :: {"question": "q", "answer": "2", "options": [], "choices": null} :
 A, B are numbers :: {"question": "A+B?", "A": 1, "B": 2, "answer": 3} :: A+B? :: 3
 MATH, a list of boxes :: {"problem": "p", "solution": "As \\boxed{1} is odd, $x=\\boxed{2}$,
   $\\boxed 3$, and $\\boxed{-4}$."} :: p :: 2, 3, -4
+MATH, either :: {"problem": "p", "solution": "$x = \\boxed{-2}$ or $x = \\boxed{7}$."} :: p :: -2, 7
 MATH, another spelling :: {"problem": "p", "solution": "$\\boxed{1\\frac{1}{2}},$ or
   $\\boxed{\\frac{3}{2}}$."} :: p :: \frac{3}{2}
 MATH, twice :: {"problem": "p", "solution": "\\boxed{3}. So $\\fbox{3}$"} :: p :: 3
@@ -287,6 +288,7 @@ NO_ANSWERS = "proof;Proof.;notfound;\\text{None};N/A;nan;?;see Figure".split(";"
 UNUSABLE = [
     *[("a word", {**PLAIN, "answer": word}) for word in NO_ANSWERS],
     ("a word", {"problem": "p", "solution": r"So $\boxed{\text{proof}}$."}),
+    ("parts", {"problem": "p", "solution": r"(a) $\boxed{1}$. (b) $\boxed{2}$."}),
     ("figure", {**PLAIN, "image_1": {"bytes": "iVBO"}}),
     ("figure", {**PLAIN, "decoded_image": "a.png"}),
     ("figure", {"Question": "q", "Answer": "5", "Picture": "a.png"}),

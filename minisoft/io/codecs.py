@@ -32,9 +32,11 @@ QWEN2_SPLIT = (
 
 
 def read_codec(folder: Path) -> tuple[Tokenizer, int, str | None]:
-    """(the tokenizer of a folder, its number of ids, the text of its EOS).  Added tokens that a file
-    numbers are counted; those that are only named come later and need no row in E.  Raises InputError where there is none, or one that cannot be read or is
-    not supported."""
+    """(the tokenizer of a folder, its number of ids, the text of its EOS).
+
+    Added tokens that a file numbers are counted; those that are only named come after them and need
+    no row in E.  Raises InputError where there is none, or one that is not supported.
+    """
     path = folder / "tokenizer_config.json"
     config, name = read_json(path), _class_of(folder)
     codec, listed = _open(folder, name)

@@ -11,6 +11,7 @@ from tokenizers import AddedToken
 
 from minisoft.errors import expect
 from minisoft.io.atomic import read_json
+from minisoft.io.config import read_flag
 
 NAMED = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
 EXTRA, ADDITIONAL = "extra_special_tokens", "additional_special_tokens"
@@ -25,16 +26,6 @@ class Added:
     stated: list[tuple[str, str, int]]  # (file and field, text, the id that it has there)
     names: dict[str, AddedToken | None]  # those with a role: bos_token, eos_token, ...
     unnumbered: list[str]  # texts of those with a role, and of those that are listed without an id
-
-    @property
-    def eos(self) -> str | None:
-        token = self.names.get("eos_token")
-        return token.content if token else None
-
-    def size(self, vocabulary: int) -> int:
-        """Ids of a vocabulary and of the tokens that a file numbers.  Those that are only named
-        come after them and need no row in E."""
-        return max([vocabulary, *(i + 1 for *_, i in self.stated)])
 
 
 def read_added(
@@ -136,26 +127,13 @@ def _read_numbered(
     return [token for _, (_, token) in tokens], stated
 
 
-def check_ids(added: Added, id_of) -> None:
-    """Raises InputError where a file states another id than a token gets: that of its text in the
-    vocabulary, else the next one."""
-    for where, text, stated in added.stated:
-        i, place = id_of(text), f"{where}: {text}"
-        expect(stated == i, place, f"{i}, by the vocabulary and the ids before", stated)
-
-
-def read_flag(config: dict, name: str, path: Path, default: bool = False) -> bool:
-    value = config.get(name)
-    value = default if value is None else value
-    expect(isinstance(value, bool), f"{path}: {name}", "true or false", value)
-    return value
-
-
 def read_bos(folder: Path, added: Added) -> str | None:
     """The token before a text, None without one."""
     path = folder / "tokenizer_config.json"
     config = read_json(path)
-    ends, begins = (read_flag(config, f"add_{end}_token", path) for end in ("eos", "bos"))
+    ends, begins = (
+        read_flag(config, f"add_{end}_token", where=f"{path}: ") for end in ("eos", "bos")
+    )
     expect(not ends, f"{path}: add_eos_token", "false, since prompts go on", ends)
     bos = added.names.get("bos_token")
     return bos.content if bos and begins else None

@@ -12,6 +12,7 @@ from minisoft.errors import InputError, expect, expecting
 from minisoft.io import WEIGHTS
 from minisoft.io.atomic import read_json, replace_folder, save_tensors, write_json
 from minisoft.io.config import read_config
+from minisoft.io.rows import POINTER
 from minisoft.io.tokenizer import FILES, Tokenizer
 from minisoft.kinds import COT, NOISE, SIGMA, TAU_OF, TRAINING
 from minisoft.model import Transformer
@@ -65,12 +66,10 @@ def _refuse_what_is_no_model(folder: Path) -> None:
             hint = f"if the weights beside it are merged, remove {adapter.name}, else {hint}"
         raise InputError(f"{adapter}: expected a whole model, found an adapter; {hint}")
     for path in sorted(folder.glob("*.*")):
-        if path.suffix in (".json", ".model", ".safetensors", ".txt") and path.is_file():
-            with path.open("rb") as file:
-                start = file.read(23)
-            if start == b"version https://git-lfs":
-                found = "found a pointer to one; run git lfs pull"
-                raise InputError(f"{path}: expected a model's file, {found}")
+        read = path.suffix in (".json", ".model", ".safetensors", ".txt") and path.is_file()
+        if read and path.stat().st_size < 1000 and path.read_bytes().startswith(POINTER):
+            found = "a pointer to one; run git lfs pull"
+            raise InputError(f"{path}: expected a model's file, found {found}")
 
 
 def load_model(folder: Path, device="cpu", dtype: torch.dtype | None = None) -> Transformer:
@@ -122,9 +121,8 @@ def _locate(index: Path, files: dict[str, Path], shapes: dict[str, tuple]) -> di
         print(f"{index}: left out, a value head of TRL: {', '.join(heads)}", file=sys.stderr)
     for name in others:
         if name not in heads and not name.endswith(".rotary_emb.inv_freq"):  # once saved
-            raise InputError(
-                f"{index}: {name}: expected no such tensor for this config.json, found one"
-            )
+            expected = "no such tensor for this config.json, found one"
+            raise InputError(f"{index}: {name}: expected {expected}")
     places = {path: [] for path in sorted({files[name] for name in shapes})}
     for name in shapes:
         places[files[name]].append(name)
@@ -193,9 +191,8 @@ def _read_tensors(places: dict[Path, list[str]]) -> Iterator[tuple[str, torch.Te
             for name in names:
                 tensor = file.get_tensor(name)
                 if not tensor.isfinite().all():
-                    raise InputError(
-                        f"{path}: {name}: expected finite numbers, found NaN or infinity"
-                    )
+                    expected = "finite numbers, found NaN or infinity"
+                    raise InputError(f"{path}: {name}: expected {expected}")
                 yield name, tensor
 
 
@@ -239,9 +236,8 @@ def find(model: str) -> Path:
         return folder
     if model.count("/") != 1 or model.startswith((".", "/", "~")):
         expected = "a model folder or a hub id owner/name"
-        hint = (
-            "; it is in the repository only: pip install -e ." if WEIGHTS in folder.parents else ""
-        )
+        ours = "; it is in the repository only: pip install -e ."
+        hint = ours if WEIGHTS in folder.parents else ""
         raise InputError(f"{model}: expected {expected}, found no such folder{hint}")
     target = WEIGHTS / model.replace("/", "--")
     if (target / "config.json").is_file():
@@ -266,8 +262,7 @@ def save_model(folder: Path, model: Transformer, files: dict[str, bytes], sideca
     the sidecar.  Raises OSError.
     """
     config = json.loads(files["config.json"])
-    for name in ("torch_dtype", "dtype"):
-        config.pop(name, None)
+    config = {name: x for name, x in config.items() if name not in ("torch_dtype", "dtype")}
     config["torch_dtype"] = str(model.E.dtype).removeprefix("torch.")
 
     def write(new: Path) -> None:

@@ -13,8 +13,9 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tokenizers.pre_tokenizers import ByteLevel, Metaspace, Sequence, Split
 
 from minisoft.errors import InputError, expect, expecting
-from minisoft.io.added_tokens import NAMED, check_ids, read_added, read_bos, read_flag
+from minisoft.io.added_tokens import NAMED, read_added, read_bos
 from minisoft.io.atomic import read_json
+from minisoft.io.config import read_flag
 
 GENERIC = ("PreTrainedTokenizer", "PythonBackend", "TokenizersBackend")  # without "Fast"
 END_OF_TEXT = dict.fromkeys(NAMED[:3], "<|endoftext|>")
@@ -30,40 +31,36 @@ QWEN2_SPLIT = (
 )
 
 
-class Codec:
-    """The tokenizer of a folder.  Raises InputError where there is none, or one that cannot be read
-    or is not supported."""
+def read_codec(folder: Path) -> tuple[Tokenizer, int, str | None]:
+    """(the tokenizer of a folder, its number of ids, the text of its EOS).
 
-    def __init__(self, folder: Path):
-        path = folder / "tokenizer_config.json"
-        config, name = read_json(path), _class_of(folder)
-        self.codec, listed = _open(folder, name)
-        padding = {"pad_token": self.codec.padding["pad_token"]} if self.codec.padding else {}
-        self.codec.no_truncation()
-        self.codec.no_padding()
-        vocabulary = self.codec.get_vocab_size()
-        present = [token.content for token in self.codec.get_added_tokens_decoder().values()]
-        added = read_added(folder, {**padding, **SPECIAL[name]}, listed, present)
-        self.codec.add_tokens(added.tokens)
-        if name == "Qwen2Tokenizer":  # which gives these no flags, whatever the files say
-            self.codec.add_tokens([AddedToken(text, special=True) for text in added.unnumbered])
-        self.token_id = self.codec.token_to_id
-        check_ids(added, self.token_id)
-        self.size, self.eos = added.size(vocabulary), added.eos
-        if not (folder / "tokenizer.json").is_file() and (bos := read_bos(folder, added)):
-            self.codec.post_processor = processors.TemplateProcessing(
-                single=[f"{bos}:0", "$A:0"], special_tokens=[(bos, self.token_id(bos))]
-            )
-        self.codec.encode_special_tokens = read_flag(config, "split_special_tokens", path)
-
-    def encode(self, text: str, special: bool) -> list[int]:
-        return self.codec.encode(text, add_special_tokens=special).ids
-
-    def decode(self, ids: list[int]) -> str:
-        return self.codec.decode(ids, skip_special_tokens=True)
-
-    def tokens(self) -> list[tuple[int, str]]:
-        return [(i, token) for token, i in self.codec.get_vocab(with_added_tokens=True).items()]
+    Added tokens that a file numbers are counted; those that are only named come after them and need
+    no row in E.  Raises InputError where there is none, or one that is not supported.
+    """
+    path = folder / "tokenizer_config.json"
+    config, name = read_json(path), _class_of(folder)
+    codec, listed = _open(folder, name)
+    padding = {"pad_token": codec.padding["pad_token"]} if codec.padding else {}
+    codec.no_truncation()
+    codec.no_padding()
+    vocabulary = codec.get_vocab_size()
+    present = [token.content for token in codec.get_added_tokens_decoder().values()]
+    added = read_added(folder, {**padding, **SPECIAL[name]}, listed, present)
+    codec.add_tokens(added.tokens)
+    if name == "Qwen2Tokenizer":  # which gives these no flags, whatever the files say
+        codec.add_tokens([AddedToken(text, special=True) for text in added.unnumbered])
+    for where, text, stated in added.stated:
+        i = codec.token_to_id(text)
+        expected = f"{i}, by the vocabulary and the ids before"
+        expect(stated == i, f"{where}: {text}", expected, stated)
+    if not (folder / "tokenizer.json").is_file() and (bos := read_bos(folder, added)):
+        codec.post_processor = processors.TemplateProcessing(
+            single=[f"{bos}:0", "$A:0"], special_tokens=[(bos, codec.token_to_id(bos))]
+        )
+    codec.encode_special_tokens = read_flag(config, "split_special_tokens", where=f"{path}: ")
+    size = max([vocabulary, *(i + 1 for *_, i in added.stated)])
+    eos = added.names.get("eos_token")
+    return codec, size, eos and eos.content
 
 
 def _class_of(folder: Path) -> str:
@@ -133,9 +130,9 @@ def _build(folder: Path, name: str) -> Tokenizer:
     """A class of transformers without its vocabulary."""
     path = folder / "tokenizer_config.json"
     config, codec, llama = read_json(path), Tokenizer(models.BPE()), name == "LlamaTokenizer"
-    space = read_flag(config, "add_prefix_space", path, llama)
+    space = read_flag(config, "add_prefix_space", llama, f"{path}: ")
     if llama:
-        each = "always" if read_flag(config, "legacy", path) else "first"
+        each = "always" if read_flag(config, "legacy", where=f"{path}: ") else "first"
         codec.pre_tokenizer = Metaspace("▁", each if space else "never", split=False)
         steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
         strip = [decoders.Strip(" ", 1, 0)] if space else []
@@ -148,9 +145,6 @@ def _build(folder: Path, name: str) -> Tokenizer:
         split = Split(Regex(QWEN2_SPLIT), "isolated")
         codec.pre_tokenizer = Sequence([split, ByteLevel(add_prefix_space=space, use_regex=False)])
     return codec
-
-
-# ---------------------------------------------------------------- tokenizer.model
 
 
 def _read_pieces(data: bytes) -> tuple[dict, list, list[AddedToken]]:

@@ -31,7 +31,7 @@ def read_config(raw: dict) -> Config:
     layers = _positive(raw, "num_hidden_layers", types=int)
     _refuse_windows(raw, layers)
     theta, scaling = _read_rope(raw)
-    bias = _flag(raw, "attention_bias")
+    bias = read_flag(raw, "attention_bias")
     return Config(
         vocab_size=_positive(raw, "vocab_size", types=int),
         intermediate_size=_positive(raw, "intermediate_size", types=int),
@@ -40,10 +40,10 @@ def read_config(raw: dict) -> Config:
         rms_norm_eps=_positive(raw, "rms_norm_eps", 1e-6),
         rope_theta=theta,
         rope_scaling=scaling,
-        tie_word_embeddings=_flag(raw, "tie_word_embeddings"),
+        tie_word_embeddings=read_flag(raw, "tie_word_embeddings"),
         qkv_bias=bias or architecture == "qwen2",
         o_bias=bias and architecture != "qwen2",
-        mlp_bias=_flag(raw, "mlp_bias") and architecture == "llama",
+        mlp_bias=read_flag(raw, "mlp_bias") and architecture == "llama",
         qk_norm=architecture == "qwen3",
         max_positions=_read_length(raw, scaling),
     )
@@ -56,10 +56,11 @@ def _positive(raw: dict, field: str, default=None, types=(int, float)):
     return value
 
 
-def _flag(raw: dict, field: str) -> bool:
-    value = raw.get(field)
-    expect(value is None or isinstance(value, bool), field, "true or false", value)
-    return bool(value)
+def read_flag(values: dict, field: str, default: bool = False, where: str = "") -> bool:
+    value = values.get(field)
+    value = default if value is None else value
+    expect(isinstance(value, bool), f"{where}{field}", "true or false", value)
+    return value
 
 
 def _read_heads(raw: dict) -> dict[str, int]:
@@ -69,20 +70,13 @@ def _read_heads(raw: dict) -> dict[str, int]:
     kv_heads = _positive(raw, "num_key_value_heads", heads, int)
     multiple = f"a multiple of num_key_value_heads={kv_heads}"
     expect(heads % kv_heads == 0, "num_attention_heads", multiple, heads)
-    if raw["model_type"] == "qwen3":
-        default = 128
-    else:
-        default = d // heads
-        divides = "head_dim" in raw or d % heads == 0
-        expect(divides, "hidden_size", f"a multiple of num_attention_heads={heads}", d)
+    if raw["model_type"] != "qwen3" and "head_dim" not in raw:
+        expect(d % heads == 0, "hidden_size", f"a multiple of num_attention_heads={heads}", d)
+    default = 128 if raw["model_type"] == "qwen3" else d // heads
     head_dim = _positive(raw, "head_dim", default, int)
     expect(head_dim % 2 == 0, "head_dim", "an even number", head_dim)
-    return {
-        "hidden_size": d,
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "head_dim": head_dim,
-    }
+    sizes = {"hidden_size": d, "num_attention_heads": heads, "num_key_value_heads": kv_heads}
+    return {**sizes, "head_dim": head_dim}
 
 
 def _refuse_other_architectures(raw: dict) -> None:
@@ -106,7 +100,7 @@ def _refuse_windows(raw: dict, layers: int) -> None:
         full = isinstance(types, list) and all(kind == "full_attention" for kind in types)
         expect(full, "layer_types", "only full_attention", types)
         return
-    window = raw.get("sliding_window", 4096) if _flag(raw, "use_sliding_window") else None
+    window = raw.get("sliding_window", 4096) if read_flag(raw, "use_sliding_window") else None
     first = raw.get("max_window_layers", 28)
     if window is not None and not (isinstance(first, int) and first >= layers):
         found = f"{window} in layers from max_window_layers={first} on"
@@ -115,8 +109,7 @@ def _refuse_windows(raw: dict, layers: int) -> None:
 
 def _read_length(raw: dict, scaling: dict) -> int | None:
     """How many positions the model is made for, None where nothing is said."""
-    length = raw.get("max_position_embeddings")
-    if length is None:
+    if raw.get("max_position_embeddings") is None:
         return None
     length = _positive(raw, "max_position_embeddings", types=int)
     if scaling.get("rope_type") != "yarn":

@@ -96,9 +96,6 @@ def read_prompt(path: str | Path) -> str:
     return template
 
 
-# ---------------------------------------------------------------- rows
-
-
 class _LeftOut(Exception):
     """Why a row is not used."""
 
@@ -162,9 +159,6 @@ def _encodable(text: str, where: str) -> str:
     if half:
         raise InputError(f"{where}: expected UTF-8's characters, found half an emoji: {half[0]!r}")
     return text
-
-
-# ---------------------------------------------------------------- problems
 
 
 def _problem(row, where: str) -> Problem:
@@ -247,9 +241,6 @@ def _answer_text(value, where: str) -> str:
     return text if exact else "0"  # -0.0 is 0
 
 
-# ---------------------------------------------------------------- multiple choice
-
-
 def _is_choice(row) -> bool:
     """Does it have options where they are looked for?  Parquet has null where a row has none."""
     return isinstance(row, dict) and any(_filled(row.get(name)) for name in OPTIONS)
@@ -258,10 +249,9 @@ def _is_choice(row) -> bool:
 def _choice(row, where: str) -> Choice:
     """One row in a format of `load_choices`."""
     if not _is_choice(row):
-        kind = _fields(row) if isinstance(row, dict) else type(row).__name__
-        raise InputError(
-            f"{where}: expected multiple choice (field endings, choices or options), found {kind}"
-        )
+        found = _fields(row) if isinstance(row, dict) else type(row).__name__
+        expected = "multiple choice (field endings, choices or options)"
+        raise InputError(f"{where}: expected {expected}, found {found}")
     if "" in (row.get("label"), row.get("answerKey")):  # test splits that keep it secret
         raise _LeftOut("without an answer")
     _check_usable({**row, "passage": row.get("passage") or row.get("context")})
@@ -290,13 +280,13 @@ def _choice(row, where: str) -> Choice:
 
 def _letter_and_index(row: dict, count: int, where: str) -> int:
     """MMLU-Pro's right option of `count`; answer and answer_index must name the same one."""
-    index = row.get("answer_index")
-    if index is None or row.get("answer") is not None:
-        letter = _index(row, "answer", string.ascii_uppercase[:count], where)
-        same = index in (None, letter)
-        expect(same, f"{where}: answer_index", f"{letter}, since answer is {row['answer']}", index)
-        return letter
-    return _index(row, "answer_index", range(count), where)
+    answer, index = row.get("answer"), row.get("answer_index")
+    if answer is None and index is not None:
+        return _index(row, "answer_index", range(count), where)
+    letter = _index(row, "answer", string.ascii_uppercase[:count], where)
+    same = index in (None, letter)
+    expect(same, f"{where}: answer_index", f"{letter}, since answer is {answer}", index)
+    return letter
 
 
 def _options(texts, where: str, clean=str) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ _SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 # Also in one word (trainset, GSM8KTest), but not in constraint, contest and latest.
 _SPLIT = r"(?<!s)train|(?<!con)(?<!la)test|valid|(?<![a-z])(val|dev|eval)(?![a-rt-z])|math[-_]?500"
 _DIGITS = re.compile("([0-9]+)")
+POINTER = b"version https://git-lfs"  # what lies there before git lfs pull
 _SPACE = re.compile(r"\s*")
 _EXTRA = "need the extra `data`: pip install 'minisoft[data]'"
 
@@ -66,9 +67,6 @@ def decode(raw: bytes, where) -> str:
         raise InputError(f"{where}: line {line}: expected UTF-8 text, found: {error}") from None
 
 
-# ---------------------------------------------------------------- files
-
-
 def _files(folder: Path) -> list[Path]:
     """The data files below a folder, 2.json before 10.json; hidden ones are not looked at.
 
@@ -95,7 +93,7 @@ def _files(folder: Path) -> list[Path]:
 def _read_file(path: Path) -> list[tuple[str, object]]:
     with expecting("a data file", path):
         raw = path.read_bytes()
-    if raw.startswith(b"version https://git-lfs"):
+    if raw.startswith(POINTER):
         raise InputError(f"{path}: expected a data file, found a pointer to one; run git lfs pull")
     if path.suffix == ".parquet":
         return _read_parquet(raw, path)
@@ -141,9 +139,6 @@ def _read_parquet(raw: bytes, path: Path) -> list[tuple[str, dict]]:
                 table = table.set_column(i, name, table[i].cast("string").cast("double"))
         rows = table.to_pylist()
     return [(f"{path}: row {i}", row) for i, row in enumerate(rows, 1)]
-
-
-# ---------------------------------------------------------------- the hub
 
 
 def _read_hub(name: str) -> list[tuple[str, dict]]:

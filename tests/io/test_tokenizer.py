@@ -151,7 +151,7 @@ def same(path, texts=tuple(ADDED)):
     """Are the ids of these texts those of transformers?"""
     ours, theirs = Tokenizer(path), of_transformers(path)
     for text in texts:
-        assert ours._codec.encode(text, True) == theirs.encode(text), repr(text)
+        assert ours._ids(text, special=True) == theirs.encode(text), repr(text)
     assert theirs.eos_token_id in ours.eos_ids
 
 
@@ -262,7 +262,7 @@ def test_a_text_that_begins_with_bos_has_one(kind, bos, folder):
     (first,) = tokenizer.encode("")
     ids = tokenizer.encode(f"{bos}User: 3{bos}")
     assert ids[0] == first and ids[1] != first and ids[-1] == first
-    assert ids == tokenizer._codec.encode(f"{bos}User: 3{bos}", False)
+    assert ids == tokenizer._ids(f"{bos}User: 3{bos}")
 
 
 def test_the_files_that_an_export_copies_are_the_whole_tokenizer(name, ours, folder):
@@ -357,7 +357,7 @@ def test_ids_of_published_models_are_those_of_transformers(model, folder):
 def test_the_eos_of_a_class_counts_where_no_file_names_one(kind, named, token, folder):
     path = folder(kind, tokenizer_class=named, eos_token=DROP)
     same(path)
-    assert Tokenizer(path).eos_ids == {Tokenizer(path)._codec.token_id(token)}
+    assert Tokenizer(path).eos_ids == {Tokenizer(path)._codec.token_to_id(token)}
 
 
 def test_special_tokens_are_split_where_the_files_say_so(folder):
@@ -467,7 +467,8 @@ def test_the_eos_token_of_the_files_ends_a_text(kind, folder):
     (path / "special_tokens_map.json").unlink()
     found = Tokenizer(folder(kind, eos_token={"__type": "AddedToken", **token}))
     assert (
-        found.eos_ids == {found._codec.token_id(token["content"])} and both == own | found.eos_ids
+        found.eos_ids == {found._codec.token_to_id(token["content"])}
+        and both == own | found.eos_ids
     )
     assert Tokenizer(folder(kind, eos_token=None)).eos_ids == frozenset()
     nobody = Tokenizer(folder(kind, eos_token="<|nobody|>"))

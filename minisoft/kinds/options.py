@@ -23,7 +23,7 @@ class Option:
     run goes on?  nargs, metavar: argparse's.
     """
 
-    name: str  # as an attribute: top_p is --top-p
+    name: str  # as an attribute: eval_cot is --eval-cot
     type: Callable
     help: str
     default: object = None

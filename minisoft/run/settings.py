@@ -11,8 +11,8 @@ is trained.  Rules of `resolve`, each a test:
                    scale of the weights
     tau            of a kind: the flag; else the folder's for the kind it was trained with, if noise
                    and top_k are as there; else the paper's
-    width, top_p   of a kind that has them: the flag; else the folder's for the kind it was trained
-                   with; else the kind's own
+    others         those of kinds.NOISE that only some kinds have: the flag; else the folder's for
+                   the kind it was trained with; else the kind's own
 """
 
 import os

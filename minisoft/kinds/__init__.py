@@ -167,6 +167,11 @@ def options(name: str) -> dict:
     return {x.name: x.default for x in fields(KINDS[name]) if x.name in rows}
 
 
+def default_tau(name: str, top_k: int | None = None) -> float:
+    """The temperature of training, unless another is given."""
+    return TAU_TOP_K if top_k and KINDS[name] is Mixture else TAU[name]
+
+
 def make_kind(
     name: str,
     sigma: float | None = None,
@@ -191,12 +196,12 @@ def make_kind(
     for option, value in own.items():
         expect(option in options(name), option, f"none, of {name} tokens", value)
     kind = KINDS[name]
-    own["tau"] = TAU[name] if tau is None else tau
+    own["tau"] = default_tau(name, top_k) if tau is None else tau
     if kind is Mixture:
         kind = NOISES[noise]
         if top_k:
             kind = TopLogitNoise
-            own |= {"top": top_k, "tau": TAU_TOP_K if tau is None else tau}
+            own["top"] = top_k
     if "sigma" in {x.name for x in fields(kind)}:
         expect(sigma is not None, "sigma", f"a number, for {name} tokens", sigma)
         own["sigma"] = sigma

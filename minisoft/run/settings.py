@@ -25,7 +25,7 @@ from minisoft.data import PAPER_PROMPT
 from minisoft.errors import InputError, expect
 from minisoft.io.datasets import EMBEDDED, HUB, read_prompt
 from minisoft.io.state import read_config
-from minisoft.kinds import COT, KINDS, NOISE, TRAINING, make_kind, options
+from minisoft.kinds import COT, KINDS, NOISE, TRAINING, default_tau, make_kind, options
 from minisoft.soft import GAMMA, Hard, Mixture, noise_scale
 
 TRAIN_COT, EVAL_COT = COT.default, 512  # CoT budgets in tokens (section 4)
@@ -143,7 +143,7 @@ def resolve(folder: dict, flags: Flags, budget: int) -> Settings:
         noise=noise,
         top_k=top_k,
         gamma=None if flags.sigma else gamma,
-        tau={name: make_kind(name, 1.0, tau.get(name), noise, top_k).tau for name in KINDS},
+        tau={name: tau.get(name) or default_tau(name, top_k) for name in KINDS},
         sigma=sigma,
         own=flags.own,
         base=folder,

@@ -30,6 +30,7 @@ from minisoft.io import WEIGHTS, atomic, checkpoint, datasets
 from minisoft.kinds import KINDS, NOISES, TAU, TAU_TOP_K
 from minisoft.lab import tables
 from minisoft.lab.show import show
+from minisoft.run.evaluate import Evaluator
 from minisoft.run.settings import DTYPE, EVAL_COT, check_ranges
 from minisoft.run.subjects import Subject, as_rows, check_alike, open_journal, output
 from minisoft.run.world import RankError, World, as_program
@@ -151,12 +152,12 @@ def read_tau(text: str) -> tuple[str, float]:
         return name, float(value)
 
 
-def run_all(args, subjects: list[Subject], sources: dict, common: tuple, file) -> list[dict]:
+def run_all(args, subjects: list[Subject], sources: dict, common: dict, file) -> list[dict]:
     """The result of every model x data x seed; each generation becomes a line of `file`.
-    common: what all models are evaluated with, see Evaluator."""
+    common: what all models are evaluated with, fields of Evaluator."""
     results = []
     for subject in subjects:
-        evaluator = subject.load(args, common)
+        evaluator = Evaluator(subject.load(args, common["world"].device), **common)
         for name, rows in sources.items():
             is_choice = isinstance(rows[0], Choice)
             for seed in args.seed[:1] if is_choice else args.seed:  # nothing is drawn in choices
@@ -169,7 +170,7 @@ def run_all(args, subjects: list[Subject], sources: dict, common: tuple, file) -
                     "problems": len(rows),
                     "samples": args.samples,
                     "seed": seed,
-                    **evaluator.settings.facts(),
+                    **evaluator.policy.settings.facts(),
                     "dtype": args.dtype,
                     "settings": {},
                 }
@@ -204,7 +205,7 @@ def evaluate(args: argparse.Namespace, world: World, verifier) -> None:
     for subject in subjects:
         subject.check(args, [row for rows in sources.values() for row in rows], world)
     journal = open_journal(args, subjects, sources, world)
-    common = (verifier, world, journal, args.batch, args.plain)
+    common = {"verifier": verifier, "world": world, "journal": journal, "batch": args.batch}
     writes = args.out and world.main
     new = atomic.beside(args.out.with_suffix(".jsonl"))[1] if writes else Path(os.devnull)
     try:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from runs import run_ranks
+from tqdm import tqdm
 
 import eval as evaluation_script
 from minisoft import data, evaluation
@@ -500,7 +501,7 @@ def test_an_interrupted_call_with_its_result_in_the_models_folder_goes_on(tmp_pa
     shutil.copytree(WEIGHTS / "tiny", folder)
     flags = ["--model", str(folder), "--data", "tiny-test"]
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="interrupted"):
-        patch.setattr(evaluate.tqdm, "update", lambda *_: signal.raise_signal(signal.SIGINT))
+        patch.setattr(tqdm, "update", lambda *_: signal.raise_signal(signal.SIGINT))
         run(folder / "r.json", *flags)
     assert (folder / "r.json.part-0").is_file()
     (folder / "r.jsonl.new").write_text("as an earlier version left it")
@@ -710,7 +711,7 @@ def test_an_interrupted_call_is_not_continued_by_another(tmp_path, monkeypatch, 
     folder, prompt = tmp_path / "tiny", tmp_path / "prompt.txt"
     shutil.copytree(WEIGHTS / "tiny", folder)
     prompt.write_text("Q QUESTION A")
-    monkeypatch.setattr(evaluate.tqdm, "update", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(tqdm, "update", lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(SystemExit, match="interrupted"):
         run(tmp_path / "r.json", "--model", str(folder))
     if flags == ["TOUCH"]:

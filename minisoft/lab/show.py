@@ -2,13 +2,10 @@
 
 from argparse import Namespace
 
-from minisoft import data, evaluation, rollout
-from minisoft.data import Format
 from minisoft.errors import InputError
 from minisoft.io import datasets
 from minisoft.io.atomic import writing
 from minisoft.lab import figures, inside
-from minisoft.rollout import Decoding, Request
 from minisoft.run.subjects import MARK, Subject
 from minisoft.run.world import World
 
@@ -24,17 +21,13 @@ def show(args: Namespace, world: World, verifier) -> None:
         expected = f"a problem from 0 to {len(problems) - 1}"
         raise InputError(f"--show: expected {expected}, found {args.show}")
     subject.check(args, [problems[args.show]], world)
-    evaluator = subject.load(args, (verifier, world, None, 1, True))
-    model, tokenizer, settings = evaluator.model, evaluator.tokenizer, evaluator.settings
-    problem, form = problems[args.show], Format(tokenizer)
-    prompt = tokenizer.encode(data.prompt(problem.question, settings.template))
-    chains = []
+    policy, problem, chains = subject.load(args, world.device), problems[args.show], []
     for setting in args.settings:
-        kind, key = settings.kind(setting.kind), (args.seed[0], str(setting), args.show)
-        how = Decoding(settings.cot, setting.greedy, greedy_answer=True)
-        record = rollout.rollout(model, form, kind, [Request(prompt, key, range(1))], how)[0]
-        generation = evaluation.describe(form, record, args.show, problem, verifier)[0]
-        chains.append(inside.look(model, form, kind, record, setting, generation))
+        of = policy.of_kind(setting.kind)
+        request = of.request(problem, (args.seed[0], str(setting), args.show), range(1))
+        (record,) = of.rollout([request], setting.greedy, greedy_answer=True)
+        ((generation,),) = of.score([record], [(args.show, problem)], verifier)
+        chains.append(inside.look(of.model, of.form, of.kind, record, setting, generation))
         print(inside.as_text(chains[-1]))
     try:
         with writing(args.out):

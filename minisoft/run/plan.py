@@ -8,9 +8,9 @@ import torch
 
 from minisoft import data
 from minisoft.data import ANSWER_TOKENS, Format
-from minisoft.engine import memory
 from minisoft.io import checkpoint, datasets
 from minisoft.io.tokenizer import Tokenizer
+from minisoft.run import memory
 from minisoft.run.metrics import markdown, memory_bytes
 from minisoft.run.settings import Settings
 from minisoft.run.world import read_device, share

@@ -10,12 +10,12 @@ from conftest import KINDS as TINY_KINDS
 from small import KINDS, V, gradient, small_model, unroll
 
 from minisoft import engine
-from minisoft.engine.memory import position_bytes
 from minisoft.engine.replay import ReplayPrompt, recompute_layers
 from minisoft.kinds import make_kind
 from minisoft.lab.bench import peak_bytes
 from minisoft.model import Config, Prompt, Transformer
 from minisoft.rollout import ANSWER, COT, FORCED, PAD, Rollout
+from minisoft.run.memory import position_bytes
 
 
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import train
 from minisoft.io import WEIGHTS
-from minisoft.run import session
+from minisoft.run import evaluate
 
 SMALL = "--prompts 2 --group 4 --cot 24 --eval-cot 16 --test 0 --show-every 0 --device cpu".split()
 
@@ -43,15 +43,15 @@ def test_the_best_is_chosen_by_greedy_validation_of_the_runs_own_kind(
     tmp_path, monkeypatch, tokens
 ):
     """The own kind gets better with every update and hard gets worse: the last model is kept."""
-    asked, real = [], session.Evaluator.problems
+    asked, real = [], evaluate.Evaluator.problems
 
     def problems(self, rows, setting, samples, seed, run=0):
-        asked.append((str(setting), self.settings.cot, len(rows)))
+        asked.append((str(setting), self.policy.settings.cot, len(rows)))
         step = len([name for name, *_ in asked if name == f"{tokens}-greedy"])
         own = setting.kind == tokens
         return {**real(self, rows, setting, samples, seed)[0], "pass@1": step / 9 * own}, []
 
-    monkeypatch.setattr(session.Evaluator, "problems", problems)
+    monkeypatch.setattr(evaluate.Evaluator, "problems", problems)
     flags = ["--tokens", tokens, "--steps", "2", "--validation", "3", "--validate-every", "1"]
     out = run(tmp_path / "run", *flags, "--eval-cot", "33")
     assert_same_weights(out, out, "best")
@@ -66,13 +66,13 @@ def test_the_best_is_chosen_by_greedy_validation_of_the_runs_own_kind(
 
 
 def test_validation_has_the_evaluations_budget_which_a_folder_may_say(tmp_path, monkeypatch):
-    budgets, real = set(), session.Evaluator.problems
+    budgets, real = set(), evaluate.Evaluator.problems
 
     def problems(self, *args):
-        budgets.add(self.settings.cot)
+        budgets.add(self.policy.settings.cot)
         return real(self, *args)
 
-    monkeypatch.setattr(session.Evaluator, "problems", problems)
+    monkeypatch.setattr(evaluate.Evaluator, "problems", problems)
     flags = [flag for flag in SMALL if flag not in ("--eval-cot", "16")]
     flags += ["--steps", "1", "--validation", "2", "--validate-every", "1"]
     train.main([*flags, "--out", str(tmp_path / "run")])

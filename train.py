@@ -24,7 +24,7 @@ from minisoft.kinds import KINDS, NOISES, OPTIONS, TAU, TAU_TOP_K
 from minisoft.reinforce import leave_one_out
 from minisoft.run import plan, ranks, settings, track
 from minisoft.run.session import Run
-from minisoft.run.world import RankError, World, as_program
+from minisoft.run.world import RankError, World, as_program, read_device
 from minisoft.soft import GAMMA
 from minisoft.verifier.process import WORKERS, Verifier
 
@@ -231,7 +231,7 @@ def print_plan(args: argparse.Namespace) -> None:
     """--plan: no GPU and no weights are needed."""
     source = checkpoint.find(args.model)
     folder = checkpoint.read_about(source)
-    settings.fill(args, folder, plan.device_type(args.device))
+    settings.fill(args, folder, read_device(args.device).type)
     own = {name: getattr(args, name) for name in OPTIONS}
     flags = settings.Flags(args.template, noise=args.noise, top_k=args.top_k, own=own)
     flags.check([args.tokens])

@@ -8,7 +8,6 @@ import hashlib
 import os
 from argparse import Namespace
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from minisoft.data import Problem
@@ -25,48 +24,33 @@ from minisoft.run.world import World
 WRITES = ("best", "last", "state", "config.json", "metrics.jsonl", "summary.json")  # and lock
 
 
-@dataclass(frozen=True)
-class Base:
-    """The model that a run begins with: its folder, its minisoft.json, and the files beside its
-    weights, which are exported with new weights."""
-
-    folder: Path
-    about: dict
-    files: dict[str, bytes]
-
-    @classmethod
-    def read(cls, model: str, world: World) -> "Base":
-        """Of a folder or hub id.  Raises InputError."""
-        folder = world.in_turn(lambda: checkpoint.find(model))
-        about = world.all_or_none(lambda: checkpoint.read_about(folder))
-        return cls(folder, about, world.all_or_none(lambda: checkpoint.read_files(folder)))
-
-    def hashes(self, problems: list[Problem], template: str) -> dict[str, str]:
-        """SHA-256 of all that decides what is learnt from, but for the weights."""
-        read = {"--data": repr(problems).encode(), "--template": template.encode()}
-        content = read | self.files
-        return {name: hashlib.sha256(text).hexdigest() for name, text in content.items()}
-
-
 class Files:
-    """RUN, the folder args.out.  The main rank writes; what it raises is raised on all ranks.
+    """What a run reads beside the weights of its model's folder, and RUN, the folder args.out.
+
+    The main rank writes; what it raises is raised on all ranks.
 
     variant: what `minisoft.lab.variants` changes, written into config.json and minisoft.json.
     """
 
-    def __init__(self, args: Namespace, world: World, base: Base, variant: dict):
-        self.args, self.world, self.base, self.variant = args, world, base, variant
+    def __init__(self, args: Namespace, world: World, variant: dict):
+        self.args, self.world, self.variant = args, world, variant
+        self.model = world.in_turn(lambda: checkpoint.find(args.model))
+        self.about = world.all_or_none(lambda: checkpoint.read_about(self.model))
+        self.exported = world.all_or_none(lambda: checkpoint.read_files(self.model))  # as they are
         self.lock = self.metrics = self.tracker = None
+
+    def hashes(self, problems: list[Problem], template: str) -> dict[str, str]:
+        """SHA-256 of all that decides what is learnt from, but for the weights."""
+        read = {"--data": repr(problems).encode(), "--template": template.encode()}
+        content = read | self.exported
+        return {name: hashlib.sha256(text).hexdigest() for name, text in content.items()}
 
     def write(self, write) -> None:
         """write() by the main rank; its OSError or InputError is that of all."""
         self.world.all_or_none(lambda: self.world.main and write())
 
     def claim(self) -> None:
-        """RUN belongs to this process from now on.  Raises InputError."""
-        self.write(self._claim)
-
-    def _claim(self) -> None:
+        """RUN belongs to this process, the main rank, from now on.  Raises InputError."""
         out = self.args.out
         out.mkdir(parents=True, exist_ok=True)
         self.lock = state.lock(out / "lock")
@@ -113,12 +97,12 @@ class Files:
 
     def _sidecar(self, policy: Policy, step: int) -> dict:
         """minisoft.json of what is saved: how the model is to be used."""
-        settings, about = policy.settings, self.base.about
-        replaced = ("logits", "terms", "frozen", *OPTIONS)  # the variant that the base came from
+        settings, about = policy.settings, self.about
+        replaced = ("logits", "terms", "frozen", *OPTIONS)  # the variant that the model came from
         return {
             **{name: value for name, value in about.items() if name not in replaced},
             "prompt": settings.template,
-            "base": about.get("base", self.base.folder.resolve().name),  # of all its trainings
+            "base": about.get("base", self.model.resolve().name),  # of all its trainings
             "data": Path(self.args.data).stem,
             "tokens": self.args.tokens,
             "step": step,
@@ -141,8 +125,7 @@ class Files:
                 f"{bad[0]}; nothing was saved{self.resumable()}"
             )
         folder, sidecar = self.args.out / name, self._sidecar(policy, step)
-        files = self.base.files
-        self.write(lambda: checkpoint.save_model(folder, policy.model, files, sidecar))
+        self.write(lambda: checkpoint.save_model(folder, policy.model, self.exported, sidecar))
 
     def save_state(self, progress: dict, optimizer: Optimizer) -> None:
         """RUN/state, which is what --resume goes on from; progress: the fields of `Progress`."""

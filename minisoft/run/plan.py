@@ -24,11 +24,6 @@ def in_pieces(shard: str, model) -> bool:
     return shard == "yes" or (shard == "auto" and memory.parameters(model) > SHARDED_ABOVE)
 
 
-def device_type(device: str | None) -> str:
-    """ "cpu" or "cuda", which need not be there, of --device."""
-    return read_device(device).type
-
-
 def describe(args: Namespace, source: Path, settings: Settings) -> str:
     """The plan as text.  args: the filled flags of train.py.
 
@@ -37,7 +32,7 @@ def describe(args: Namespace, source: Path, settings: Settings) -> str:
     """
     model = checkpoint.outline(source).to(checkpoint.DTYPES[args.dtype])
     ranks = args.plan
-    device = device_type(args.device)
+    device = read_device(args.device).type  # which need not be there
     there = device == "cpu" or torch.cuda.is_available()
     bytes_there = memory_bytes(torch.device(device)) if there else 80e9
     pieces = ranks if in_pieces(args.shard, model) else 1

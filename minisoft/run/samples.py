@@ -10,7 +10,7 @@ import torch
 from minisoft import data
 from minisoft.data import Problem
 from minisoft.evaluation import SOFTNESS
-from minisoft.run.world import World
+from minisoft.run.world import World, share
 from minisoft.verifier.compare import only_as_text
 
 COLUMNS = ("reward", "cot_tokens", "answer_tokens", "entropy", "truncated", *SOFTNESS)  # a sample's
@@ -59,7 +59,7 @@ class Samples:
         order = random.Random("minisoft/test").sample(range(len(held_out)), len(held_out))
         self.validation, self.test = data.divide(held_out, args.validation, order)
         data.batch(len(self.training), args.prompts, 0, 0)  # enough problems?
-        self.shares = world.share(args.prompts, args.group)
+        self.shares = share(world.rank, world.size, args.prompts, args.group)
         self._say_duplicates(problems)
         odd = [p.answer for p in problems if only_as_text(p.answer)]
         if odd:

@@ -24,7 +24,7 @@ from minisoft.rollout import Rollout
 from minisoft.run import metrics
 from minisoft.run.evaluate import Evaluator
 from minisoft.run.samples import COLUMNS, Part, Scores
-from minisoft.run.setup import set_up
+from minisoft.run.setup import Setup
 from minisoft.run.world import World, bar, is_out_of_memory
 
 
@@ -38,7 +38,7 @@ class Run:
 
     def __init__(self, args: Namespace, world: World, verifier, variant: dict | None = None):
         self.args, self.world, self.verifier = args, world, verifier
-        made = set_up(args, world, variant or {})
+        made = Setup(args, world, variant or {})
         self.policy, self.samples, self.optimizer = made.policy, made.samples, made.optimizer
         self.progress, self.files = made.progress, made.files
         self.seconds_of: dict[str, float] = {}  # of the parts of a step

@@ -249,10 +249,6 @@ class World:
         except RuntimeError:
             return [0]
 
-    def share(self, prompts: int, group: int) -> list[tuple[int, range]]:
-        """This rank's part of the step's B x G samples, as `share` gives it."""
-        return share(self.rank, self.size, prompts, group)
-
     def balance(self, problems: list, size) -> list:
         """The problems of a step in an order in which the ranks' parts are of similar
         size(problem) in all, where each takes a whole number of them: large ones first, dealt out

@@ -28,7 +28,7 @@ def sidecar(out, name="last"):
 # ---------------------------------------------------------------- which model is kept
 
 
-def test_the_untrained_model_is_kept_if_training_ruins_it(tmp_path):
+def test_the_untrained_model_is_kept_if_training_ruins_it(tmp_path, capsys):
     flags = "--steps 2 --lr 3 --warmup 1 --validation 8 --validate-every 1".split()
     out = run(tmp_path / "run", *flags)
     now, before = weights(out, "best"), load_file(WEIGHTS / "tiny/model.safetensors")
@@ -36,6 +36,8 @@ def test_the_untrained_model_is_kept_if_training_ruins_it(tmp_path):
     assert not torch.equal(weights(out)["model.norm.weight"], before["model.norm.weight"])
     validations = [row["validation"] for row in metrics(out)]
     assert summary(out)["best_step"] == 0 and max(validations) <= summary(out)["validation"]
+    log = capsys.readouterr()  # no terminal: an evaluation's bar is a line
+    assert log.err.count("soft-greedy: 100%") == 4 and not {"\r", "\x1b"} & {*log.out, *log.err}
 
 
 @pytest.mark.parametrize("tokens", ["soft", "hard"])

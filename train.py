@@ -48,7 +48,7 @@ def train(run: Run) -> None:
             update = run.update(mismatch)  # sum over ranks, clip, AdamW
         row = run.measure(scores, mismatch, update)  # of metrics.jsonl
         if run.due(run.args.validate_every):
-            row |= run.keep_best()  # greedy, by the run's own kind
+            row |= run.keep_best()  # greedy, by the run's kind and hard
         run.log(row, scores)
         if run.due(run.args.save_every):
             run.save()
@@ -235,7 +235,7 @@ def print_plan(args: argparse.Namespace) -> None:
     own = {name: getattr(args, name) for name in OPTIONS}
     flags = settings.Flags(args.template, noise=args.noise, top_k=args.top_k, own=own)
     flags.check([args.tokens])
-    print(plan.describe(args, source, settings.resolve(folder, flags, args.cot)))
+    print(plan.text(args, source, settings.resolve(folder, flags, args.cot)))
 
 
 def run_as_rank(args: argparse.Namespace, facts: dict, variant) -> None:

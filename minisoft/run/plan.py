@@ -24,7 +24,7 @@ def in_pieces(shard: str, model) -> bool:
     return shard == "yes" or (shard == "auto" and memory.parameters(model) > SHARDED_ABOVE)
 
 
-def describe(args: Namespace, source: Path, settings: Settings) -> str:
+def text(args: Namespace, source: Path, settings: Settings) -> str:
     """The plan as text.  args: the filled flags of train.py.
 
     Where `source` has no tokenizer, prompts are taken to have 256 tokens, and where there is no
@@ -53,7 +53,7 @@ def describe(args: Namespace, source: Path, settings: Settings) -> str:
         action=memory.action_bytes(model, kind),
         recompute=again,
     )
-    table = markdown(memory.describe(memory.plan(model, load, machine)))
+    table = markdown(memory.table(memory.plan(model, load, machine)))
     return (
         f"{args.model}: {memory.parameters(model):,} parameters, {args.dtype}, {ranks} ranks of "
         f"{device} with {bytes_there / 2**30:.0f} GiB, masters and moments "

@@ -29,11 +29,10 @@ from minisoft.run.world import World, bar, is_out_of_memory
 
 
 class Run:
-    """A run under way.
+    """A run under way; variant: see `Files`.
 
     Everything that ranks do together is done by all of them in the same order; what can fail on
     one of them fails on all (`World.all_or_none`), so that nobody waits.
-    variant: see `Files`.
     """
 
     def __init__(self, args: Namespace, world: World, verifier, variant: dict | None = None):
@@ -158,7 +157,7 @@ class Run:
         return {"grad_norm": norm, "share_E": in_E / norm if norm else 0.0, "lr": lr}
 
     def _culprits(self, mismatch: Mismatch) -> str:
-        """Where NaN or infinities come from, as far as can be told."""
+        """Where NaN or infinities come from, as far as can be seen."""
         by_rank = self.world.gather_objects([self.optimizer.not_finite()])
         names = list(dict.fromkeys(name for names in by_rank for name in names))
         finite = "are finite" if math.isfinite(mismatch.total) else "are not"
@@ -275,7 +274,6 @@ class Run:
 
 def over_ranks(mismatch: Mismatch, world: World) -> Mismatch:
     """The mismatch of the actions of all ranks."""
-    own = [[mismatch.total, mismatch.tokens, mismatch.largest]]
-    parts = world.gather(torch.tensor(own, dtype=torch.float64))
-    total, tokens, largest = parts.T
+    of_rank = [[mismatch.total, mismatch.tokens, mismatch.largest]]
+    total, tokens, largest = world.gather(torch.tensor(of_rank, dtype=torch.float64)).T
     return Mismatch(total.sum().item(), int(tokens.sum()), largest.max().item())

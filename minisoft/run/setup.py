@@ -7,7 +7,7 @@ from pathlib import Path
 
 from minisoft.data import ANSWER_TOKENS, Problem
 from minisoft.engine.replay import recompute_layers
-from minisoft.errors import InputError
+from minisoft.errors import InputError, expecting
 from minisoft.io import atomic, checkpoint, datasets, state
 from minisoft.kinds import OPTIONS
 from minisoft.run import memory, policy
@@ -28,7 +28,7 @@ class Progress:
     """Where a run stands; RUN/state keeps it (facts.json)."""
 
     sigma: float  # of the weights that the run began with
-    sources: dict[str, str]  # `Base.hashes` of what it began with
+    sources: dict[str, str]  # `Files.hashes` of what it began with
     step: int = 0  # updates that are done
     best: float = -1.0  # pass@1 on the validation problems
     best_step: int | None = None  # the updates after which it was reached
@@ -53,7 +53,8 @@ class Setup:
         self.progress = Progress(self.policy.settings.sigma, sources)
         saved = state.newest(args.out / "state", world, args.saved) if args.resume else None
         if saved:
-            self.progress = Progress(**{x.name: saved.facts[x.name] for x in fields(Progress)})
+            with expecting("the progress that this version saves", args.out / "state"):
+                self.progress = Progress(**{x.name: saved.facts[x.name] for x in fields(Progress)})
             self._check_sources(sources)
         self.policy = self.policy.of_kind(args.tokens, sigma=self.progress.sigma)
         schedule = Schedule(
@@ -78,7 +79,7 @@ class Setup:
         self.policy = self._load()
         form, settings = self.policy.form, self.policy.settings
         texts = lengthened(self.samples.training, settings, form)
-        later = [*self.samples.validation, *self.samples.test]  # with their own budget
+        later = [*self.samples.validation, *self.samples.test]  # which have another budget
         texts += lengthened(later, replace(settings, cot=args.eval_cot), form)
         config = self.policy.model.config
         check_prompts(self.files.model, config, form.tokenizer, texts, world)

@@ -131,8 +131,8 @@ def _what_differs(path: str, paths: set[str]) -> str:
     last = len(commonprefix(ends))
     if last == min(map(len, ends)):
         last = 0
-    own = parts[path]
-    return f" ({'/'.join(own[first : len(own) - last])})"
+    of_path = parts[path]
+    return f" ({'/'.join(of_path[first : len(of_path) - last])})"
 
 
 def as_rows(subjects: list[Subject]) -> list[Subject]:

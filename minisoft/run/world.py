@@ -252,7 +252,7 @@ class World:
     def balance(self, problems: list, size) -> list:
         """The problems of a step in an order in which the ranks' parts are of similar
         size(problem) in all, where each takes a whole number of them: large ones first, dealt out
-        to and fro."""
+        in alternating directions."""
         if len(problems) % self.size:
             return problems
         in_order = sorted(problems, key=size, reverse=True)
@@ -323,8 +323,8 @@ class World:
     def check_identical(self, parameters) -> None:
         """Raises RankError unless the weights of all ranks have the same checksums."""
         if self.size > 1:
-            own = [p.detach().view(torch.uint8).sum().item() for p in parameters]
-            sums = self.gather_objects([own])
+            sums = [p.detach().view(torch.uint8).sum().item() for p in parameters]
+            sums = self.gather_objects([sums])
             if any(other != sums[0] for other in sums):
                 raise RankError("ranks hold different weights: expected bit-identical copies")
 

@@ -112,15 +112,8 @@ def test_a_kill_at_any_place(whole, tmp_path, place, times):
     assert not (out / "summary.json").exists()
     resume(out)
     assert content(out) == content(whole)
-    assert sorted(path.name for path in out.iterdir()) == [
-        "best",
-        "config.json",
-        "last",
-        "lock",
-        "metrics.jsonl",
-        "state",
-        "summary.json",
-    ]
+    left = "best config.json last lock metrics.jsonl state summary.json".split()
+    assert sorted(path.name for path in out.iterdir()) == left
 
 
 def test_a_damaged_newest_state(whole, tmp_path, capsys):
@@ -448,10 +441,7 @@ def test_weights_that_are_not_finite_are_not_saved(two_rows, tmp_path, monkeypat
 
     monkeypatch.setattr(Run, "update", update)
     before = {path: path.read_bytes() for path in out.rglob("*.safetensors")}
-    expected = (
-        "step 2: weights: expected finite numbers, found NaN or infinity in model.norm.weight"
-    )
-    with pytest.raises(SystemExit, match=expected):
+    with pytest.raises(SystemExit, match="step 2: weights: expected .* in model.norm.weight"):
         resume(out, "--steps", "2")
     assert {path: path.read_bytes() for path in out.rglob("*.safetensors")} == before
 

@@ -47,9 +47,8 @@ def test_one_call_a_step_with_the_names_of_metrics(tmp_path, monkeypatch, name):
     out = run(tmp_path / "run", "--steps", "2", "--track", name)
     assert [call for call, _ in fake.calls] == ["init", "log", "log", "finish"]
     about = fake.calls[0][1]
-    assert (about["project"], about["name"]) == ("minisoft", "run") and about["config"][
-        "group"
-    ] == 2
+    assert (about["project"], about["name"]) == ("minisoft", "run")
+    assert about["config"]["group"] == 2
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert "validation" in rows[1]
     for row, (_, (numbers, step)) in zip(rows, fake.calls[1:3], strict=True):

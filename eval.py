@@ -30,6 +30,7 @@ from minisoft.evaluation import SETTINGS
 from minisoft.io import WEIGHTS, atomic, checkpoint, datasets
 from minisoft.kinds import COT, KINDS, NOISE, SIGMA, TAU_OF, TEMPLATE
 from minisoft.kinds.options import Option, parse, read_pair
+from minisoft.run.evaluate import Evaluator
 from minisoft.run.settings import DTYPE, EVAL_COT
 from minisoft.run.show import show
 from minisoft.run.subjects import Subject, as_rows, check_alike, open_journal, output
@@ -120,12 +121,12 @@ def read_flags(argv=None) -> argparse.Namespace:
     return args
 
 
-def run_all(args, subjects: list[Subject], sources: dict, common: tuple, file) -> list[dict]:
+def run_all(args, subjects: list[Subject], sources: dict, common: dict, file) -> list[dict]:
     """The result of every model x data x seed; each generation becomes a line of `file`.
-    common: what all models are evaluated with, see Evaluator."""
+    common: what all models are evaluated with, fields of Evaluator."""
     results = []
     for subject in subjects:
-        evaluator = subject.load(args, common)
+        evaluator = Evaluator(subject.load(args, common["world"].device), **common)
         for name, rows in sources.items():
             is_choice = isinstance(rows[0], Choice)
             for seed in args.seed[:1] if is_choice else args.seed:  # nothing is drawn in choices
@@ -138,7 +139,7 @@ def run_all(args, subjects: list[Subject], sources: dict, common: tuple, file) -
                     "problems": len(rows),
                     "samples": args.samples,
                     "seed": seed,
-                    **evaluator.settings.facts(),
+                    **evaluator.policy.settings.facts(),
                     "dtype": args.dtype,
                     "settings": {},
                 }
@@ -173,7 +174,7 @@ def evaluate(args: argparse.Namespace, world: World, verifier) -> None:
     for subject in subjects:
         subject.check(args, [row for rows in sources.values() for row in rows], world)
     journal = open_journal(args, subjects, sources, world)
-    common = (verifier, world, journal, args.batch, args.plain)
+    common = {"verifier": verifier, "world": world, "journal": journal, "batch": args.batch}
     writes = args.out and world.main
     new = atomic.beside(args.out.with_suffix(".jsonl"))[1] if writes else Path(os.devnull)
     try:

@@ -26,31 +26,30 @@ from minisoft.kinds.options import TINY, Option, parse
 from minisoft.reinforce import leave_one_out
 from minisoft.run import plan, ranks, settings, track
 from minisoft.run.session import Run
-from minisoft.run.world import RankError, World, as_program
+from minisoft.run.world import RankError, World, as_program, read_device
 from minisoft.verifier.process import WORKERS, Verifier
 
 
 def train(run: Run) -> None:
     """The algorithm (section 3): REINFORCE with a leave-one-out baseline on B problems, G samples
     of each, an update; with several ranks, each has its part of the B x G samples."""
-    model, form, kind = run.model, run.form, run.kind
     B, G = run.args.prompts, run.args.group
     for step in run.steps():  # from where the run stands to its end, or to a signal
         parts = run.samples.parts(step)  # this rank's problems and samples
         with run.clock("rollout"):
-            requests = run.requests(step, parts)
-            rollouts = run.rollout(model, form, kind, requests, run.decoding)  # eqs. 3-6
+            requests = [run.policy.request(x.problem, x.key, x.samples) for x in parts]
+            rollouts = run.policy.rollout(requests)  # eqs. 3-6
         with run.clock("reward"):
             scores = run.score(parts, rollouts)  # eq. 11
         with run.clock("backward"):
             advantages = leave_one_out(scores.rewards(B))  # (B, G), eqs. 12-13
-            own = run.samples.own(advantages, parts)
-            mismatch = run.differentiate(rollouts, own, 1 / (B * G))  # eqs. 9-10, 14-15
+            of_rank = run.samples.of_rank(advantages, parts)
+            mismatch = run.differentiate(rollouts, of_rank, 1 / (B * G))  # eqs. 9-10, 14-15
         with run.clock("optimizer"):
             update = run.update(mismatch)  # sum over ranks, clip, AdamW
         row = run.measure(scores, mismatch, update)  # of metrics.jsonl
         if run.due(run.args.validate_every):
-            row |= run.keep_best()  # greedy, by the run's own kind
+            row |= run.keep_best()  # greedy, by the run's kind and hard
         run.log(row, scores)
         if run.due(run.args.save_every):
             run.save()
@@ -195,10 +194,10 @@ def print_plan(args: argparse.Namespace) -> None:
     """--plan: no GPU and no weights are needed."""
     source = checkpoint.find(args.model)
     folder = checkpoint.read_about(source)
-    settings.fill(args, folder, plan.device_type(args.device))
+    settings.fill(args, folder, read_device(args.device).type)
     flags = settings.Flags.of(args)
     flags.check([args.tokens])
-    print(plan.describe(args, source, settings.resolve(folder, flags, args.cot)))
+    print(plan.text(args, source, settings.resolve(folder, flags, args.cot)))
 
 
 def run_as_rank(args: argparse.Namespace, facts: dict, variant) -> None:

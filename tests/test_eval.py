@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import run_ranks
+from runs import ENVIRONMENT, ROOT, run_ranks
+from tqdm import tqdm
 
 import eval as evaluation_script
 from minisoft import data, evaluation
@@ -27,7 +28,6 @@ from minisoft.run.subjects import Subject, output
 from minisoft.run.world import World
 from minisoft.soft import noise_scale
 
-ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["--device", "cpu", "--limit", "5", "--samples", "4", "--cot", "60"]
 PLENTY = "--settings hard-greedy,hard-sample,soft-sample --limit 3 --samples 3".split()
 CHOICES = [
@@ -78,9 +78,7 @@ def test_pass_at_k_refuses_impossible_numbers(n, c, k):
 def test_all_six_settings(tmp_path, capsys):
     result, generations = run(tmp_path / "r.json", "--settings", "all")
     assert list(result["settings"]) == list(evaluation.SETTINGS)
-    assert {"model", "data", "problems", "samples", "seed"} <= set(result) and result[
-        "problems"
-    ] == 5
+    assert {"model", "data", "samples", "seed"} <= set(result) and result["problems"] == 5
     for setting, numbers in result["settings"].items():
         assert set(k for k in numbers if k.startswith("pass@")) == (
             {"pass@1"} if setting.endswith("greedy") else {"pass@1", "pass@2", "pass@3", "pass@4"}
@@ -112,21 +110,9 @@ def test_all_six_settings(tmp_path, capsys):
 
 @pytest.mark.parametrize("batch", [1, 7])
 def test_batch_size_changes_no_byte(tmp_path, choices_file, batch, whole):
-    assert (
-        whole(choices_file)
-        == (
-            run(
-                tmp_path / "r.json",
-                *PLENTY,
-                "--data",
-                "tiny-test",
-                str(choices_file),
-                "--batch",
-                str(batch),
-            ),
-            files(tmp_path / "r.json"),
-        )[1]
-    )
+    out = tmp_path / "r.json"
+    run(out, *PLENTY, "--data", "tiny-test", str(choices_file), "--batch", str(batch))
+    assert files(out) == whole(choices_file)
 
 
 @pytest.fixture(scope="module")
@@ -146,24 +132,10 @@ def whole(tmp_path_factory):
 
 
 def launch(out, choices_file):
-    return subprocess.Popen(
-        [
-            sys.executable,
-            "eval.py",
-            *FLAGS,
-            *PLENTY,
-            "--data",
-            "tiny-test",
-            str(choices_file),
-            "--out",
-            str(out),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    flags = [*FLAGS, *PLENTY, "--data", "tiny-test", choices_file, "--out", out]
+    command = [sys.executable, "eval.py", *flags]
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, **streams)
 
 
 def test_two_ranks_write_what_one_process_writes(tmp_path, choices_file, whole):
@@ -189,9 +161,7 @@ def test_killed_evaluation_goes_on_and_writes_the_same(tmp_path, choices_file, w
     ):
         run(out, *PLENTY, "--data", "tiny-test", str(choices_file), "--seed", "3", "--samples", "2")
     made, add = [], Journal.add
-    monkeypatch.setattr(
-        Journal, "add", lambda self, key, value: (made.append(key), add(self, key, value))
-    )
+    monkeypatch.setattr(Journal, "add", lambda *entry: (made.append(entry), add(*entry)))
     run(out, *PLENTY, "--data", "tiny-test", str(choices_file))
     assert files(out) == whole(choices_file)
     assert 0 < len(made) < 3 * 3 + 3  # some pieces were not made again
@@ -199,33 +169,21 @@ def test_killed_evaluation_goes_on_and_writes_the_same(tmp_path, choices_file, w
 
 def test_interrupt_says_how_to_go_on(tmp_path, monkeypatch):
     add = Journal.add
-    monkeypatch.setattr(
-        Journal,
-        "add",
-        lambda self, key, value: (add(self, key, value), signal.raise_signal(signal.SIGINT)),
-    )
+
+    def interrupted(*entry):
+        add(*entry)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Journal, "add", interrupted)
     with pytest.raises(SystemExit, match="interrupted; the same command goes on where it stopped"):
         run(tmp_path / "r.json")
 
 
 def test_several_models_seeds_and_data(tmp_path, choices_file, capsys):
     tiny = str(WEIGHTS / "tiny")
-    result, generations = run(
-        tmp_path / "r.json",
-        "--model",
-        f"a={tiny}",
-        f"b={tiny}",
-        "--data",
-        "tiny-test",
-        str(choices_file),
-        "--seed",
-        "0",
-        "1",
-        "--settings",
-        "hard-sample",
-        "--limit",
-        "3",
-    )
+    flags = ["--model", f"a={tiny}", f"b={tiny}", "--data", "tiny-test", str(choices_file)]
+    flags += "--seed 0 1 --settings hard-sample --limit 3".split()
+    result, generations = run(tmp_path / "r.json", *flags)
     runs = [
         (r["label"], r["data"], r["seed"], list(r["settings"]), "choices" in r)
         for r in result["runs"]
@@ -282,13 +240,10 @@ def test_intervals_are_those_of_the_mean(tmp_path):
         [[float(i < ones), x[i].item(), 0.5] for i in range(100)]
     )
     error = (0.4 * 0.6 / 100) ** 0.5
-    assert low == pytest.approx(0.4 - 1.96 * error, abs=0.012) and high == pytest.approx(
-        0.4 + 1.96 * error, abs=0.012
-    )
+    ends = [0.4 - 1.96 * error, 0.4 + 1.96 * error]
+    assert [low, high] == pytest.approx(ends, abs=0.012)
     error = x.std().item() / 10
-    assert a == pytest.approx(0.5 - 1.96 * error, abs=0.01) and b == pytest.approx(
-        0.5 + 1.96 * error, abs=0.01
-    )
+    assert [a, b] == pytest.approx([0.5 - 1.96 * error, 0.5 + 1.96 * error], abs=0.01)
     assert same == [0.5, 0.5]
 
 
@@ -418,9 +373,8 @@ def test_seed_decides(tmp_path):
 def test_bad_input_is_one_line(tmp_path, capsys, flags, message):
     with pytest.raises(SystemExit) as stop:
         run(tmp_path / "r.json", *flags)
-    text = (
-        capsys.readouterr().err.splitlines()[-1] if stop.value.code == 2 else stop.value.code
-    )  # 2: argparse
+    code = stop.value.code
+    text = capsys.readouterr().err.splitlines()[-1] if code == 2 else code  # 2: argparse
     assert message in text and "\n" not in text and not list(tmp_path.glob("r.json*"))
 
 
@@ -501,7 +455,7 @@ def test_an_interrupted_call_with_its_result_in_the_models_folder_goes_on(tmp_pa
     shutil.copytree(WEIGHTS / "tiny", folder)
     flags = ["--model", str(folder), "--data", "tiny-test"]
     with monkeypatch.context() as patch, pytest.raises(SystemExit, match="interrupted"):
-        patch.setattr(evaluate.tqdm, "update", lambda *_: signal.raise_signal(signal.SIGINT))
+        patch.setattr(tqdm, "update", lambda *_: signal.raise_signal(signal.SIGINT))
         run(folder / "r.json", *flags)
     assert (folder / "r.json.part-0").is_file()
     (folder / "r.jsonl.new").write_text("as an earlier version left it")
@@ -711,15 +665,11 @@ def test_an_interrupted_call_is_not_continued_by_another(tmp_path, monkeypatch, 
     folder, prompt = tmp_path / "tiny", tmp_path / "prompt.txt"
     shutil.copytree(WEIGHTS / "tiny", folder)
     prompt.write_text("Q QUESTION A")
-    monkeypatch.setattr(evaluate.tqdm, "update", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(tqdm, "update", lambda *_: signal.raise_signal(signal.SIGINT))
     with pytest.raises(SystemExit, match="interrupted"):
         run(tmp_path / "r.json", "--model", str(folder))
     if flags == ["TOUCH"]:
         os.utime(folder / "model.safetensors", (1, 1))
     with pytest.raises(SystemExit, match="part-0: expected what an interrupted call"):
-        run(
-            tmp_path / "r.json",
-            "--model",
-            str(folder),
-            *(str(prompt) if f == "PROMPT" else f for f in flags if f != "TOUCH"),
-        )
+        flags = [str(prompt) if flag == "PROMPT" else flag for flag in flags if flag != "TOUCH"]
+        run(tmp_path / "r.json", "--model", str(folder), *flags)

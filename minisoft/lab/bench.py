@@ -26,7 +26,6 @@ from tqdm import tqdm
 
 from minisoft import data, engine
 from minisoft.data import ANSWER_TOKENS, Format
-from minisoft.engine import memory
 from minisoft.engine.replay import recompute_layers
 from minisoft.errors import InputError
 from minisoft.io import WEIGHTS, atomic, checkpoint
@@ -36,6 +35,7 @@ from minisoft.lab.command import WHOLE
 from minisoft.lab.machine import busy, limits, processor, seconds
 from minisoft.model import Config, Transformer
 from minisoft.rollout import Request, Rollout
+from minisoft.run import memory
 from minisoft.run.metrics import markdown, memory_bytes, peak_memory_gib
 from minisoft.run.optimizer import Optimizer, Schedule
 from minisoft.run.policy import Policy

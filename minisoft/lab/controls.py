@@ -86,8 +86,8 @@ def noise(args: argparse.Namespace, world: World, verifier) -> dict:
         problems, rows = datasets.load_problems(source)[: args.limit], {}
         for name, (setting, settings) in inferences(of.settings, args.tau, args.gamma).items():
             print(f"{source}: {name}", flush=True)
-            common = (settings, verifier, world, Journal(None, {}, world), BATCH)
-            evaluator = Evaluator(of.model, of.form.tokenizer, *common)
+            changed = replace(of, settings=settings)
+            evaluator = Evaluator(changed, verifier, world, Journal(None, {}, world), BATCH)
             _, made = evaluator.problems(problems, setting, args.samples, 0)
             rows[name] = numbers(made, 1 if setting.greedy else args.samples)
         match(rows)

@@ -12,10 +12,11 @@ To be called where train.py is.
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from functools import partial, wraps
+from functools import wraps
 
 from minisoft.lab import command
 from minisoft.rollout import ANSWER, COT
+from minisoft.run.policy import Policy
 from minisoft.run.world import as_program
 
 TERMS = {"both": (COT, ANSWER), "cot": (COT,), "answer": (ANSWER,)}
@@ -42,10 +43,7 @@ class Variant:
 
     def adapt(self, run) -> None:
         """Put this variant's functions in the place of a run's, before its first update."""
-        if self.terms != "both":
-            run.backward = partial(run.backward, terms=TERMS[self.terms])
-        if self.logits != "float32":
-            run.rollout, run.backward = _rounding(run.rollout), _rounding(run.backward)
+        run.policy = VariedPolicy(**vars(run.policy), variant=self)
         if self.frozen != "nothing":
             run.differentiate = _without(run.optimizer, FROZEN[self.frozen], run.differentiate)
 
@@ -68,15 +66,21 @@ def rounded(model, logits: str = "bfloat16"):
         model.__dict__.pop("logits", None)
 
 
-def _rounding(function):
-    """The same function of a model, which rounds its logits meanwhile."""
+@dataclass(frozen=True)
+class VariedPolicy(Policy):
+    """A policy whose updates are those of a variant; its evaluation is unchanged."""
 
-    @wraps(function)
-    def within(model, *args, **options):
-        with rounded(model):
-            return function(model, *args, **options)
+    variant: Variant = Variant()
 
-    return within
+    def rollout(self, requests, *settings, **options):
+        with rounded(self.model, self.variant.logits):
+            return super().rollout(requests, *settings, **options)
+
+    def backward(self, rollouts, advantages, scale, **options):
+        if self.variant.terms != "both":
+            options["terms"] = TERMS[self.variant.terms]
+        with rounded(self.model, self.variant.logits):
+            return super().backward(rollouts, advantages, scale, **options)
 
 
 def _without(optimizer, parameter: str, differentiate):

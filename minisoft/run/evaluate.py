@@ -1,36 +1,38 @@
-"""Evaluations over ranks, every finished problem written down: what eval.py and train.py call."""
+"""Evaluations over ranks, every finished problem written down: what eval.py and train.py call.
 
+Multiple choice is also written in the words of lm-evaluation-harness (0.4), for those who lay both
+side by side: names, numbers and, in a question's line, strings in the place of numbers are those of
+its results and of the files that its --log_samples writes.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import fmean, stdev
 
-from tqdm import tqdm
-
-from minisoft import data, engine, evaluation, rollout
+from minisoft import data, evaluation
 from minisoft.data import ANSWER_TOKENS, Choice, Format, Problem
 from minisoft.engine import choices
 from minisoft.errors import InputError
 from minisoft.evaluation import Setting
 from minisoft.io.journal import Journal
-from minisoft.rollout import Decoding, Request
-from minisoft.run import harness
+from minisoft.run.policy import Policy
 from minisoft.run.settings import Settings
+from minisoft.run.world import World, bar
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """A model and what it is evaluated with.
+    """A policy and what it is evaluated with.
 
     batch: rows (questions) at once; journal: problems that it knows under [run, setting, problem]
-    are not done again; plain: by the definitions, a problem at a time.
+    are not done again.
     """
 
-    model: object
-    tokenizer: object
-    settings: Settings
+    policy: Policy
     verifier: object
-    world: object
+    world: World
     journal: Journal
     batch: int
-    plain: bool = False
 
     def problems(
         self, problems: list[Problem], setting: Setting, samples: int, seed, run: int = 0
@@ -40,57 +42,47 @@ class Evaluator:
         seed: any key.  Problems are shared out over the ranks.  Returns (summary, one dict for
         each generation, ordered by problem and sample); ranks but the main one get no generations.
         """
-        form = Format(self.tokenizer)
-        name, group = str(setting), 1 if setting.greedy else samples
-        requests = []
-        for i, problem in enumerate(problems):
-            text = data.prompt(problem.question, self.settings.template)
-            requests.append(Request(self.tokenizer.encode(text), (seed, name, i), range(group)))
+        policy, name = self.policy.of_kind(setting.kind), str(setting)
+        group = 1 if setting.greedy else samples
+        requests = [
+            policy.request(problem, (seed, name, i), range(group))
+            for i, problem in enumerate(problems)
+        ]
         longest_first = sorted(range(len(problems)), key=lambda i: -len(requests[i].prompt))
         todo = self._todo([[run, name, i] for i in longest_first])  # so memory peaks at once
-        with self._bar(len(todo) * group, name, "row") as bar:
-            for n, record in self._rollouts(form, setting, [requests[i] for _, _, i in todo]):
+        some = [requests[i] for _, _, i in todo]
+        with self._bar(len(todo) * group, name, "row") as progress:
+            for n, record in policy.stream(some, setting.greedy, self.batch):
                 i = todo[n][2]
-                made = evaluation.describe(form, record, i, problems[i], self.verifier)
-                self.journal.add(todo[n], made)
-                bar.update(group)
-        generations = []
-        for of_problem in self._collect([[run, name, i] for i in range(len(problems))]):
-            generations += of_problem
+                (generations,) = policy.score([record], [(i, problems[i])], self.verifier)
+                self.journal.add(todo[n], generations)
+                progress.update(group)
+        of_problems = self._collect([[run, name, i] for i in range(len(problems))])
+        generations = [generation for of_problem in of_problems for generation in of_problem]
         summary = self.world.from_main(lambda: evaluation.summarize(generations, group))
         return summary, generations
 
-    def _rollouts(self, form: Format, setting: Setting, requests: list[Request]):
-        """(number of the request, Rollout), as they are done."""
-        kind = self.settings.kind(setting.kind)
-        how = Decoding(self.settings.cot, setting.greedy, greedy_answer=True)
-        if not self.plain:
-            options = {"rows": self.batch, "record_actions": False}
-            return engine.stream(self.model, form, kind, requests, how, **options)
-        one = (rollout.rollout(self.model, form, kind, [request], how) for request in requests)
-        return ((n, records[0]) for n, records in enumerate(one))
-
     def choices(self, questions: list[Choice], run: int = 0) -> tuple[dict, list[dict]]:
         """Multiple choice: accuracy and NLL per token of the right option (nats), also in the words
-        of `training.harness`."""
+        of lm-evaluation-harness."""
         keys = [[run, "choices", i] for i in range(len(questions))]
         todo = [(i, questions[i]) for _, _, i in self._todo(keys)]
-        with self._bar(len(todo), "choices", "question") as bar:
+        with self._bar(len(todo), "choices", "question") as progress:
             for i, record in self._scored(todo):
                 self.journal.add(keys[i], record)
-                bar.update()
+                progress.update()
         records = list(self._collect(keys))
         summary = self.world.from_main(
-            lambda: evaluation.summarize_choices(records) | harness.results(records)
+            lambda: evaluation.summarize_choices(records) | harness_results(records)
         )
-        return summary, [r | harness.sample(r, questions[r["problem"]]) for r in records]
+        return summary, [r | harness_line(r, questions[r["problem"]]) for r in records]
 
-    def _scored(self, questions: list[tuple[int, Choice]]):
+    def _scored(self, questions: list[tuple[int, Choice]]) -> Iterator[tuple[int, dict]]:
         """(number of the question, its record), as they are done."""
-        if not self.plain:
-            return choices.score(self.model, self.tokenizer, questions, self.batch)
-        of = self.model, self.tokenizer
-        return ((i, evaluation.score_choice(*of, i, question)) for i, question in questions)
+        model, tokenizer = self.policy.model, self.policy.form.tokenizer
+        if not self.policy.plain:
+            return choices.score(model, tokenizer, questions, self.batch)
+        return ((i, evaluation.score_choice(model, tokenizer, i, x)) for i, x in questions)
 
     def _todo(self, keys: list) -> list:
         """This rank's part of what the journal does not know."""
@@ -102,8 +94,8 @@ class Evaluator:
         self.journal.collect()
         return [self.journal.take(key) for key in keys] if self.world.main else []
 
-    def _bar(self, total: int, name: str, unit: str) -> tqdm:
-        return tqdm(total=total, desc=name, unit=unit, leave=False, disable=not self.world.main)
+    def _bar(self, total: int, name: str, unit: str):
+        return bar(total=total, desc=name, unit=unit, leave=False, disable=not self.world.main)
 
 
 def lengthened(
@@ -143,3 +135,37 @@ def check_prompts(folder, config, tokenizer, texts: list[tuple[str, int]], world
             f"{folder}: max_position_embeddings: made for {config.max_positions} positions, but "
             f"the longest text may take {longest}, with CoT budget, prefill and answer"
         )
+
+
+def harness_results(records: list[dict]) -> dict[str, float]:
+    """Records of `evaluation.score_choice` -> acc, acc_norm (fractions), and from two questions on
+    their standard errors."""
+    numbers = {}
+    for name, picked in (("acc", "picked"), ("acc_norm", "picked_norm")):
+        right = [float(record[picked] == record["answer"]) for record in records]
+        numbers[name] = fmean(right)
+        if len(right) > 1:
+            numbers[f"{name}_stderr"] = stdev(right) / len(right) ** 0.5
+    return numbers
+
+
+def harness_line(record: dict, question: Choice) -> dict:
+    """A question's line: of each option the log-probability in nats, and whether greedy decoding
+    would have written it."""
+    context, options = question.context, question.options
+    answers = [[str(x), str(best)] for x, best in zip(record["log_probs"], record["greedy"])]
+    return {
+        "doc_id": record["problem"],
+        "doc": {"query": context, "choices": list(options), "gold": question.answer},
+        "target": str(record["answer"]),
+        "arguments": {
+            f"gen_args_{i}": {"arg_0": context, "arg_1": f" {option}"}
+            for i, option in enumerate(options)
+        },
+        "resps": [[answer] for answer in answers],
+        "filtered_resps": answers,
+        "filter": "none",
+        "metrics": ["acc", "acc_norm"],
+        "acc": float(record["picked"] == record["answer"]),
+        "acc_norm": float(record["picked_norm"] == record["answer"]),
+    }

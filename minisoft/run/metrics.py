@@ -1,4 +1,4 @@
-"""What a run tells: one line a step in metrics.jsonl, readable samples, seconds and memory."""
+"""What a run measures: a line a step in metrics.jsonl, readable samples, seconds and memory."""
 
 import json
 import math
@@ -39,7 +39,7 @@ METRICS = {
     "lr": "learning rate of the update",
     "seconds": "of the whole step; seconds_rollout, _reward, _backward, _optimizer: of its parts",
     "verifier": "how many of the step's answers were decided how (Verifier.counts)",
-    "validation": "greedy pass@1 of the run's own kind on the validation problems, which chooses "
+    "validation": "greedy pass@1 of the run's kind on the validation problems, which chooses "
     "RUN/best (every --validate-every steps)",
     "validation_hard": "hard-greedy pass@1 on the same problems",
     "memory_gib": "peak memory of this process so far, GiB (GPU memory on CUDA)",

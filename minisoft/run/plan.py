@@ -8,9 +8,9 @@ import torch
 
 from minisoft import data
 from minisoft.data import ANSWER_TOKENS, Format
-from minisoft.engine import memory
 from minisoft.io import checkpoint, datasets
 from minisoft.io.tokenizer import Tokenizer
+from minisoft.run import memory
 from minisoft.run.metrics import markdown, memory_bytes
 from minisoft.run.settings import Settings
 from minisoft.run.world import read_device, share
@@ -24,12 +24,7 @@ def in_pieces(shard: str, model) -> bool:
     return shard == "yes" or (shard == "auto" and memory.parameters(model) > SHARDED_ABOVE)
 
 
-def device_type(device: str | None) -> str:
-    """ "cpu" or "cuda", which need not be there, of --device."""
-    return read_device(device).type
-
-
-def describe(args: Namespace, source: Path, settings: Settings) -> str:
+def text(args: Namespace, source: Path, settings: Settings) -> str:
     """The plan as text.  args: the filled flags of train.py.
 
     Where `source` has no tokenizer, prompts are taken to have 256 tokens, and where there is no
@@ -37,7 +32,7 @@ def describe(args: Namespace, source: Path, settings: Settings) -> str:
     """
     model = checkpoint.outline(source).to(checkpoint.DTYPES[args.dtype])
     ranks = args.plan
-    device = device_type(args.device)
+    device = read_device(args.device).type  # which need not be there
     there = device == "cpu" or torch.cuda.is_available()
     bytes_there = memory_bytes(torch.device(device)) if there else 80e9
     pieces = ranks if in_pieces(args.shard, model) else 1
@@ -58,7 +53,7 @@ def describe(args: Namespace, source: Path, settings: Settings) -> str:
         action=memory.action_bytes(model, kind),
         recompute=again,
     )
-    table = markdown(memory.describe(memory.plan(model, load, machine)))
+    table = markdown(memory.table(memory.plan(model, load, machine)))
     return (
         f"{args.model}: {memory.parameters(model):,} parameters, {args.dtype}, {ranks} ranks of "
         f"{device} with {bytes_there / 2**30:.0f} GiB, masters and moments "

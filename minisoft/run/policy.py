@@ -6,6 +6,7 @@
 By the engine, or with `plain` by the definitions of the ground floor, at the same numbers.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -55,6 +56,11 @@ class Policy:
         settings = settings.for_model(model)
         return cls(model, Format(tokenizer), settings, settings.kind(tokens), plain)
 
+    def with_weights(self, folder: Path) -> "Policy":
+        """The same with the weights of another folder."""
+        model = checkpoint.load_model(folder, self.model.E.device, self.model.E.dtype)
+        return replace(self, model=model if self.plain else engine.accelerate(model))
+
     def of_kind(self, tokens: str, **changes) -> "Policy":
         """The same model with another kind of token, or other settings."""
         settings = replace(self.settings, **changes)
@@ -76,6 +82,18 @@ class Policy:
         roll = rollout.rollout if self.plain else engine.rollout
         decoding = Decoding(self.settings.cot, greedy, greedy_answer)
         return roll(self.model, self.form, self.kind, requests, decoding, **options)
+
+    def stream(
+        self, requests: list[Request], greedy: bool, rows: int
+    ) -> Iterator[tuple[int, Rollout]]:
+        """(number of the request, its Rollout) as they are done, `rows` rows at once, answers
+        greedy and no actions recorded; by the definitions one request after another, whole."""
+        decoding = Decoding(self.settings.cot, greedy, greedy_answer=True)
+        made = self.model, self.form, self.kind
+        if not self.plain:
+            return engine.stream(*made, requests, decoding, rows=rows, record_actions=False)
+        records = (rollout.rollout(*made, [request], decoding) for request in requests)
+        return ((number, record) for number, (record,) in enumerate(records))
 
     def score(
         self, rollouts: list[Rollout], numbered: list[tuple[int, Problem]], verifier

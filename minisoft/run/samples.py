@@ -7,13 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from minisoft import data, evaluation
-from minisoft.data import Format, Problem
+from minisoft import data
+from minisoft.data import Problem
 from minisoft.evaluation import SOFTNESS
-from minisoft.rollout import Request, Rollout
-from minisoft.run.world import World
+from minisoft.run.world import World, share
 from minisoft.verifier.compare import only_as_text
-from minisoft.verifier.process import Verifier
 
 COLUMNS = ("reward", "cot_tokens", "answer_tokens", "entropy", "truncated", *SOFTNESS)  # a sample's
 
@@ -21,12 +19,13 @@ COLUMNS = ("reward", "cot_tokens", "answer_tokens", "entropy", "truncated", *SOF
 @dataclass(frozen=True)
 class Part:
     """One rank's part of a problem of a step: slot b of 0..B-1, its number among the training
-    problems, its samples of 0..G-1."""
+    problems, its samples of 0..G-1, and the key of their draws."""
 
     slot: int
     number: int
     problem: Problem
     samples: range
+    key: tuple[int, int, int]  # seed, step, number
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Samples:
         order = random.Random("minisoft/test").sample(range(len(held_out)), len(held_out))
         self.validation, self.test = data.divide(held_out, args.validation, order)
         data.batch(len(self.training), args.prompts, 0, 0)  # enough problems?
-        self.shares = world.share(args.prompts, args.group)
+        self.shares = share(world.rank, world.size, args.prompts, args.group)
         self._say_duplicates(problems)
         odd = [p.answer for p in problems if only_as_text(p.answer)]
         if odd:
@@ -89,35 +88,19 @@ class Samples:
             self.world.say(f"{found} problems are held out, not {asked}, so that they can stay")
 
     def parts(self, step: int) -> list[Part]:
-        """This rank's part of the step's B problems x G samples; (seed, step) decide."""
+        """This rank's part of the step's B problems x G samples; (seed, step) decide which
+        problems, and (seed, step, problem, sample) every draw."""
         args = self.args
         numbers = data.batch(len(self.training), args.prompts, args.seed, step)
         numbers = self.world.balance(numbers, lambda number: len(self.training[number].question))
-        return [
-            Part(b, numbers[b], self.training[numbers[b]], samples) for b, samples in self.shares
-        ]
-
-    def requests(self, step: int, parts: list[Part], form: Format, template: str) -> list[Request]:
-        """What is to be rolled out; (seed, step, problem, sample) decide every draw."""
-        requests = []
-        for part in parts:
-            prompt = form.tokenizer.encode(data.prompt(part.problem.question, template))
-            requests.append(Request(prompt, (self.args.seed, step, part.number), part.samples))
-        return requests
-
-    def score(
-        self, parts: list[Part], rollouts: list[Rollout], form: Format, verifier: Verifier
-    ) -> Scores:
-        """The rewards of this rank's rows (eq. 11), and what all ranks' samples reached."""
-        before, generations = Counter(verifier.counts), []
-        for part, record in zip(parts, rollouts):
-            generations += evaluation.describe(form, record, part.number, part.problem, verifier)
-        counts = sum(self.world.gather_objects([verifier.counts - before]), Counter())
-        rows = [[generation[column] for column in COLUMNS] for generation in generations]
-        table = self.world.gather(torch.tensor(rows, dtype=torch.float64))
-        return Scores(table, generations, counts)
+        parts = []
+        for slot, samples in self.shares:
+            number = numbers[slot]
+            key = (args.seed, step, number)
+            parts.append(Part(slot, number, self.training[number], samples, key))
+        return parts
 
     @staticmethod
-    def own(advantages: torch.Tensor, parts: list[Part]) -> list[torch.Tensor]:
+    def of_rank(advantages: torch.Tensor, parts: list[Part]) -> list[torch.Tensor]:
         """Advantages (B, G) of all ranks -> those (n,) of this rank's rows of each problem."""
         return [advantages[part.slot, part.samples.start : part.samples.stop] for part in parts]

@@ -8,14 +8,16 @@ from dataclasses import dataclass, replace
 from os.path import commonprefix
 from pathlib import Path
 
-from minisoft import engine
+import torch
+
 from minisoft.data import Format
 from minisoft.errors import InputError, expect
 from minisoft.io import checkpoint, datasets, state
 from minisoft.io.journal import Journal
 from minisoft.io.tokenizer import Tokenizer
 from minisoft.kinds import NOISE
-from minisoft.run.evaluate import Evaluator, check_prompts, lengthened
+from minisoft.run.evaluate import check_prompts, lengthened
+from minisoft.run.policy import Policy
 from minisoft.run.settings import EVAL_COT, Flags, Settings, resolve
 from minisoft.run.world import World
 from minisoft.soft import GAMMA
@@ -71,15 +73,10 @@ class Subject:
         texts = lengthened(rows, self.settings(args), Format(tokenizer))
         check_prompts(self.folder, config, tokenizer, texts, world)
 
-    def load(self, args: Namespace, common: tuple) -> Evaluator:
-        """The model on the device of the world in `common`, ready for evaluation."""
-        _, world, *_ = common
-        dtype = checkpoint.DTYPES[args.dtype]
-        model, tokenizer = checkpoint.load(self.folder, world.device, dtype)
-        if not args.plain:
-            engine.accelerate(model)
-        settings = self.settings(args).for_model(model)
-        return Evaluator(model, tokenizer, settings, *common)
+    def load(self, args: Namespace, device: torch.device) -> Policy:
+        """The model on a device, with the first kind of token of args.settings."""
+        tokens, dtype = args.settings[0].kind, checkpoint.DTYPES[args.dtype]
+        return Policy.load(self.folder, tokens, self.settings(args), device, dtype, args.plain)
 
     def identity(self) -> list:
         """Changes when a file of the model does; others may come, such as an evaluation's."""
@@ -132,8 +129,8 @@ def _what_differs(path: str, paths: set[str]) -> str:
     last = len(commonprefix(ends))
     if last == min(map(len, ends)):
         last = 0
-    own = parts[path]
-    return f" ({'/'.join(own[first : len(own) - last])})"
+    of_path = parts[path]
+    return f" ({'/'.join(of_path[first : len(of_path) - last])})"
 
 
 def as_rows(subjects: list[Subject]) -> list[Subject]:

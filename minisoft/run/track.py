@@ -31,4 +31,4 @@ def tracker(name: str, out: Path, config: dict, first: int, say) -> Generator[No
                 run.log(numbers, step=row["step"])
         run.close() if board else run.finish()
     except Exception as error:
-        say(f"--track {name}: given up, the run goes on: {error!r:.200}")
+        say(f"--track {name}: it has failed, the run goes on: {error!r:.200}")

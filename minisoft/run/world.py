@@ -18,6 +18,8 @@ from tqdm import tqdm
 
 from minisoft.errors import InputError, expect, expecting
 
+LINE_EVERY = 10  # seconds between two lines of a bar that no terminal shows
+
 
 def keep_memory() -> None:
     """From now on what is freed stays with the process.
@@ -83,6 +85,32 @@ def as_program(main) -> None:
     if os.environ.get("WORLD_SIZE", "1") != "1":
         os._exit(status or 0)
     sys.exit(status)
+
+
+class Lines(tqdm):
+    """A progress bar for a log: a line every LINE_EVERY seconds, and its last one."""
+
+    def __init__(self, *of, **options):
+        self.shown = time.monotonic()
+        super().__init__(*of, file=io.StringIO(), **options)  # which gets tqdm's carriage returns
+
+    def display(self, *_, **__) -> None:
+        if time.monotonic() - self.shown >= LINE_EVERY:
+            self.write_line()
+
+    def close(self) -> None:
+        if not self.disable:
+            self.write_line()
+        super().close()
+
+    def write_line(self) -> None:
+        self.shown = time.monotonic()
+        print(self, file=sys.stderr)
+
+
+def bar(*of, **options) -> tqdm:
+    """A progress bar, with tqdm's arguments."""
+    return (tqdm if sys.stderr.isatty() else Lines)(*of, **options)
 
 
 def share(rank: int, size: int, prompts: int, group: int) -> list[tuple[int, range]]:
@@ -221,14 +249,10 @@ class World:
         except RuntimeError:
             return [0]
 
-    def share(self, prompts: int, group: int) -> list[tuple[int, range]]:
-        """This rank's part of the step's B x G samples, as `share` gives it."""
-        return share(self.rank, self.size, prompts, group)
-
     def balance(self, problems: list, size) -> list:
         """The problems of a step in an order in which the ranks' parts are of similar
         size(problem) in all, where each takes a whole number of them: large ones first, dealt out
-        to and fro."""
+        in alternating directions."""
         if len(problems) % self.size:
             return problems
         in_order = sorted(problems, key=size, reverse=True)
@@ -299,8 +323,8 @@ class World:
     def check_identical(self, parameters) -> None:
         """Raises RankError unless the weights of all ranks have the same checksums."""
         if self.size > 1:
-            own = [p.detach().view(torch.uint8).sum().item() for p in parameters]
-            sums = self.gather_objects([own])
+            sums = [p.detach().view(torch.uint8).sum().item() for p in parameters]
+            sums = self.gather_objects([sums])
             if any(other != sums[0] for other in sums):
                 raise RankError("ranks hold different weights: expected bit-identical copies")
 

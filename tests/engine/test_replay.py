@@ -11,11 +11,11 @@ from held import peak_bytes
 from small import KINDS, V, gradient, mismatch_of, small_model, unroll
 
 from minisoft import engine
-from minisoft.engine.memory import position_bytes
 from minisoft.engine.replay import ReplayPrompt, recompute_layers
 from minisoft.kinds import make_kind
 from minisoft.model import Config, Prompt, Transformer
 from minisoft.rollout import ANSWER, COT, FORCED, Rollout
+from minisoft.run.memory import position_bytes
 
 
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])

@@ -28,7 +28,7 @@ import train
 from minisoft import engine, reinforce
 from minisoft.engine.replay import Replay
 from minisoft.errors import InputError
-from minisoft.io import checkpoint
+from minisoft.io import checkpoint, datasets
 from minisoft.io.atomic import NEW, OLD
 from minisoft.run.metrics import MetricsFile
 from minisoft.run.optimizer import Optimizer
@@ -112,15 +112,8 @@ def test_a_kill_at_any_place(whole, tmp_path, place, times):
     assert not (out / "summary.json").exists()
     resume(out)
     assert content(out) == content(whole)
-    assert sorted(path.name for path in out.iterdir()) == [
-        "best",
-        "config.json",
-        "last",
-        "lock",
-        "metrics.jsonl",
-        "state",
-        "summary.json",
-    ]
+    left = "best config.json last lock metrics.jsonl state summary.json".split()
+    assert sorted(path.name for path in out.iterdir()) == left
 
 
 def test_a_damaged_newest_state(whole, tmp_path, capsys):
@@ -319,13 +312,13 @@ def test_a_new_run_in_the_folder_of_its_problems_is_refused(tmp_path):
 
 
 def test_a_run_that_came_while_another_one_was_set_up_is_not_written_over(tmp_path, monkeypatch):
-    out, real = tmp_path / "run", Run._read
+    out, real = tmp_path / "run", datasets.load_problems
 
-    def read(self):
+    def load_problems(name):
         shutil.copytree(checkpoint.WEIGHTS / "tiny", out / "last")
-        real(self)
+        return real(name)
 
-    monkeypatch.setattr(Run, "_read", read)
+    monkeypatch.setattr(datasets, "load_problems", load_problems)
     with pytest.raises(SystemExit, match="found last"):
         run(out, *ONE)
     assert sorted(path.name for path in out.iterdir()) == ["last", "lock"]
@@ -444,15 +437,12 @@ def test_weights_that_are_not_finite_are_not_saved(two_rows, tmp_path, monkeypat
     def update(self, *args):
         metrics = real(self, *args)
         with torch.no_grad():
-            self.model.model.norm.weight[3] = float("inf")
+            self.policy.model.model.norm.weight[3] = float("inf")
         return metrics
 
     monkeypatch.setattr(Run, "update", update)
     before = {path: path.read_bytes() for path in out.rglob("*.safetensors")}
-    expected = (
-        "step 2: weights: expected finite numbers, found NaN or infinity in model.norm.weight"
-    )
-    with pytest.raises(SystemExit, match=expected):
+    with pytest.raises(SystemExit, match="step 2: weights: expected .* in model.norm.weight"):
         resume(out, "--steps", "2")
     assert {path: path.read_bytes() for path in out.rglob("*.safetensors")} == before
 

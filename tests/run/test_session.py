@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import train
 from minisoft.io import WEIGHTS
 from minisoft.io.checkpoint import load_model
-from minisoft.run import session
+from minisoft.run import evaluate
 from minisoft.soft import noise_scale
 
 SMALL = "--prompts 2 --group 4 --cot 24 --eval-cot 16 --test 0 --show-every 0 --device cpu".split()
@@ -30,7 +30,7 @@ def sidecar(out, name="last"):
 # ---------------------------------------------------------------- which model is kept
 
 
-def test_the_untrained_model_is_kept_if_training_ruins_it(tmp_path):
+def test_the_untrained_model_is_kept_if_training_ruins_it(tmp_path, capsys):
     flags = "--steps 2 --lr 3 --warmup 1 --validation 8 --validate-every 1".split()
     out = run(tmp_path / "run", *flags)
     now, before = weights(out, "best"), load_file(WEIGHTS / "tiny/model.safetensors")
@@ -38,6 +38,8 @@ def test_the_untrained_model_is_kept_if_training_ruins_it(tmp_path):
     assert not torch.equal(weights(out)["model.norm.weight"], before["model.norm.weight"])
     validations = [row["validation"] for row in metrics(out)]
     assert summary(out)["best_step"] == 0 and max(validations) <= summary(out)["validation"]
+    log = capsys.readouterr()  # no terminal: an evaluation's bar is a line
+    assert log.err.count("soft-greedy: 100%") == 4 and not {"\r", "\x1b"} & {*log.out, *log.err}
 
 
 @pytest.mark.parametrize("tokens", ["soft", "hard"])
@@ -45,15 +47,15 @@ def test_the_best_is_chosen_by_greedy_validation_of_the_runs_own_kind(
     tmp_path, monkeypatch, tokens
 ):
     """The own kind gets better with every update and hard gets worse: the last model is kept."""
-    asked, real = [], session.Evaluator.problems
+    asked, real = [], evaluate.Evaluator.problems
 
     def problems(self, rows, setting, samples, seed, run=0):
-        asked.append((str(setting), self.settings.cot, len(rows)))
+        asked.append((str(setting), self.policy.settings.cot, len(rows)))
         step = len([name for name, *_ in asked if name == f"{tokens}-greedy"])
         own = setting.kind == tokens
         return {**real(self, rows, setting, samples, seed)[0], "pass@1": step / 9 * own}, []
 
-    monkeypatch.setattr(session.Evaluator, "problems", problems)
+    monkeypatch.setattr(evaluate.Evaluator, "problems", problems)
     flags = ["--tokens", tokens, "--steps", "2", "--validation", "3", "--validate-every", "1"]
     out = run(tmp_path / "run", *flags, "--eval-cot", "33")
     assert_same_weights(out, out, "best")
@@ -68,13 +70,13 @@ def test_the_best_is_chosen_by_greedy_validation_of_the_runs_own_kind(
 
 
 def test_validation_has_the_evaluations_budget_which_a_folder_may_say(tmp_path, monkeypatch):
-    budgets, real = set(), session.Evaluator.problems
+    budgets, real = set(), evaluate.Evaluator.problems
 
     def problems(self, *args):
-        budgets.add(self.settings.cot)
+        budgets.add(self.policy.settings.cot)
         return real(self, *args)
 
-    monkeypatch.setattr(session.Evaluator, "problems", problems)
+    monkeypatch.setattr(evaluate.Evaluator, "problems", problems)
     flags = [flag for flag in SMALL if flag not in ("--eval-cot", "16")]
     flags += ["--steps", "1", "--validation", "2", "--validate-every", "1"]
     train.main([*flags, "--out", str(tmp_path / "run")])

@@ -47,9 +47,8 @@ def test_one_call_a_step_with_the_names_of_metrics(tmp_path, monkeypatch, name):
     out = run(tmp_path / "run", "--steps", "2", "--track", name)
     assert [call for call, _ in fake.calls] == ["init", "log", "log", "finish"]
     about = fake.calls[0][1]
-    assert (about["project"], about["name"]) == ("minisoft", "run") and about["config"][
-        "group"
-    ] == 2
+    assert (about["project"], about["name"]) == ("minisoft", "run")
+    assert about["config"]["group"] == 2
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert "validation" in rows[1]
     for row, (_, (numbers, step)) in zip(rows, fake.calls[1:3], strict=True):
@@ -64,14 +63,18 @@ def test_a_tracker_that_fails_is_one_line_then_silence(tmp_path, monkeypatch, ca
     assert len(metrics(out)) == 2 and (out / "summary.json").is_file()
     assert len(fake.calls) == calls
     told = [line for line in capsys.readouterr().out.splitlines() if "--track" in line]
-    assert told == ["--track trackio: given up, the run goes on: ConnectionError('no\\nnetwork')"]
+    assert told == [
+        "--track trackio: it has failed, the run goes on: ConnectionError('no\\nnetwork')"
+    ]
 
 
 def test_a_tracker_that_is_not_installed(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "wandb", None)
     out = run(tmp_path / "run", "--steps", "1", "--track", "wandb")
     assert len(metrics(out)) == 1
-    assert "--track wandb: given up, the run goes on: ModuleNotFound" in capsys.readouterr().out
+    assert (
+        "--track wandb: it has failed, the run goes on: ModuleNotFound" in capsys.readouterr().out
+    )
 
 
 def test_nothing_is_imported_without_the_flag(tmp_path, monkeypatch):

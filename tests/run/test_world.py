@@ -11,7 +11,7 @@ from runs import ENVIRONMENT, ROOT
 
 from minisoft.errors import InputError
 from minisoft.run import world
-from minisoft.run.world import World, open_output, read_device
+from minisoft.run.world import World, open_output, read_device, share
 
 
 def world_of(size, rank=0):
@@ -25,12 +25,12 @@ def test_every_sample_belongs_to_one_rank():
     for size in (1, 2, 4, 8, 64):
         seen = []
         for rank in range(size):
-            parts = world_of(size, rank).share(2, 32)
+            parts = share(rank, size, 2, 32)
             assert sum(len(samples) for _, samples in parts) == 64 // size
             seen += [(b, g) for b, samples in parts for g in samples]
         assert seen == [(b, g) for b in range(2) for g in range(32)]
     with pytest.raises(InputError, match="2 x 32 = 64 samples.*3 ranks"):
-        world_of(3).share(2, 32)
+        share(0, 3, 2, 32)
 
 
 def test_problems_are_dealt_so_that_ranks_get_alike_much():
@@ -123,6 +123,33 @@ def test_a_program_prints_what_its_terminal_can_show(encoding, shown):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True)
     assert done.returncode == 0 and b"Traceback" not in done.stderr
     assert done.stdout.decode(encoding).strip() == shown
+
+
+def test_a_bar_that_no_terminal_shows_is_lines_and_the_last_one_is_there():
+    """One at most in so many seconds; what is said meanwhile is not touched."""
+    code = """
+import time
+from minisoft.run import world
+from minisoft.run.world import World, as_program
+def main():
+    world.LINE_EVERY = 0.3
+    with world.bar(total=4, desc="rows", leave=False) as progress:
+        for number in range(4):
+            time.sleep(0.2)
+            World("cpu").say(f"said {number}")
+            progress.update()
+            progress.set_postfix(reward=number)
+    for _ in world.bar(range(9), disable=True):
+        pass
+as_program(main)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True)
+    said, bars = done.stdout.decode(), done.stderr.decode()
+    assert done.returncode == 0 and not {"\r", "\x1b"} & {*said, *bars}, bars
+    assert said.splitlines() == [f"said {number}" for number in range(4)]
+    assert 2 <= len(bars.splitlines()) <= 4 and all("rows: " in x for x in bars.splitlines())
+    assert "4/4" in bars.splitlines()[-1] and "reward=3" in bars.splitlines()[-1]
 
 
 def full_disk():

@@ -9,10 +9,10 @@ from held import peak_bytes
 import train
 from minisoft import engine
 from minisoft.data import ANSWER_TOKENS
-from minisoft.engine import memory
 from minisoft.kinds import make_kind
 from minisoft.lab import bench
 from minisoft.model import Config, Transformer
+from minisoft.run import memory
 from minisoft.run.optimizer import Optimizer, Schedule
 from minisoft.run.world import World
 

@@ -1,7 +1,7 @@
 """How much memory one rank needs, by arithmetic: nothing is run, the model may lie on `meta`.
 
 The rollout, the backward passes and the update come one after the other; each has what stays
-(weights, masters, moments) and something of its own, and the largest of the three is what a rank
+(weights, masters, moments) and memory of that phase; the largest of the three is what a rank
 needs.  Tests hold the sums against measured peaks.
 """
 
@@ -185,7 +185,7 @@ def peak(phases: dict[str, dict[str, float]]) -> float:
     return sum(phases["always"].values()) + sum(phases[largest_phase(phases)].values())
 
 
-def describe(phases: dict[str, dict[str, float]]) -> list[list[str]]:
+def table(phases: dict[str, dict[str, float]]) -> list[list[str]]:
     """The plan as rows of a table, in GiB."""
     rows = [["when", "what", "GiB"]]
     for phase, parts in phases.items():

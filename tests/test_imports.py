@@ -88,3 +88,34 @@ def test_what_is_not_needed_is_not_loaded():
     for absent, loaded in zip(NOT_LOADED.values(), told.splitlines(), strict=True):
         for name in absent.split():
             assert not [m for m in loaded.split() if m == name or m.startswith(name + ".")], name
+
+
+CEILINGS = {  # lines of a storey; raising one is a change that somebody sees
+    "errors": 30,
+    "ground": 1_310,
+    "kinds": 650,  # with the table of options, from which all flags are made
+    "engine": 1_410,
+    "io": 1_750,
+    "verifier": 640,
+    "run": 2_860,
+    "train": 235,
+    "eval": 225,
+    "lab": 3_480,
+}
+LONGEST = 45  # lines of a function
+
+
+def test_no_storey_grows_beyond_its_ceiling():
+    lines = dict.fromkeys(CEILINGS, 0)
+    for module, path in FILES.items():
+        lines[storey(module)] += path.read_text("utf-8").count("\n")
+    assert {name: (n, CEILINGS[name]) for name, n in lines.items() if n > CEILINGS[name]} == {}
+
+
+def test_no_function_is_longer_than_a_page():
+    long = {}
+    for module, path in FILES.items():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= LONGEST:
+                long[f"{module}.{node.name}"] = node.end_lineno - node.lineno + 1
+    assert long == {}

@@ -6,6 +6,7 @@ import io
 import re
 import types
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 
@@ -47,9 +48,9 @@ def same_but_for_rounding(printed, shown):
 
 
 @pytest.fixture
-def kinds_as_they_were(monkeypatch):
-    monkeypatch.setattr(kinds, "KINDS", dict(kinds.KINDS))
-    monkeypatch.setattr(kinds, "TAU", dict(kinds.TAU))
+def kinds_as_they_were():
+    with patch.dict(kinds.KINDS), patch.dict(kinds.TAU):
+        yield
 
 
 def test_the_walk_through_prints_what_the_page_shows(monkeypatch, kinds_as_they_were):

@@ -68,12 +68,7 @@ class Run:
         if progress.before is None:
             progress.before = self.evaluate(self.samples.test)
             self.keep_best()  # the untrained model is a candidate
-        best = args.out / "best"
-        there = world.from_main(lambda: checkpoint.read_about(best).get("step"))
-        if there != progress.best_step:  # it is lost, or of updates that a kill has undone
-            expected = f"expected the model after update {progress.best_step}, found {there}"
-            world.say(f"{best}: {expected}: it is chosen anew from here on")
-            progress.best = -1.0
+        elif progress.step == args.steps:  # no validation follows: is the best one there?
             self.keep_best()
         steps = {"total": args.steps, "initial": progress.step, "unit": "step"}
         with bar(**steps, disable=not world.main) as self.bar:
@@ -229,7 +224,13 @@ class Run:
         shown = ", ".join(f"{metrics.percent(x)} ({name})" for name, x in passed.items())
         self.world.say(f"step {progress.step}: validation {shown}")
         by_kind = passed[f"{self.args.tokens}-greedy"]
-        if by_kind > progress.best:
+        best = self.args.out / "best"
+        there = self.world.from_main(lambda: checkpoint.read_about(best).get("step"))
+        lost = there != progress.best_step  # or of updates that a kill has undone
+        if lost and by_kind <= progress.best:
+            expected = f"expected the model after update {progress.best_step}, found {there}"
+            self.world.say(f"{best}: {expected}: it is chosen anew from here on")
+        if lost or by_kind > progress.best:
             progress.best = by_kind
             progress.best_step = progress.step
             self.files.save_model("best", self.policy, progress.step)

@@ -115,7 +115,9 @@ def test_an_error_of_one_rank_is_the_error_of_all(tmp_path):
         for rank, process in enumerate(ranks):
             process.join(60)
             assert process.exitcode == 1
-            assert "found another one at work in it" in (tmp_path / f"rank-{rank}").read_text()
+            assert (
+                "lock: expected no other process at work" in (tmp_path / f"rank-{rank}").read_text()
+            )
     finally:
         first.kill()
         first.join()

@@ -68,8 +68,8 @@ class Run:
         if progress.before is None:
             progress.before = self.evaluate(self.samples.test)
             self.keep_best()  # the untrained model is a candidate
-        if self._step_of_best() is None:
-            self._choose_anew()
+        elif progress.step == args.steps:  # no validation follows: is the best one there?
+            self.keep_best()
         steps = {"total": args.steps, "initial": progress.step, "unit": "step"}
         with bar(**steps, disable=not world.main) as self.bar:
             while progress.step < args.steps:
@@ -82,21 +82,6 @@ class Run:
                     again = f"python train.py --out {args.out} --resume"
                     world.say(f"stopped after step {progress.step}; to go on: {again}")
                     raise SystemExit(130 if stopping == signal.SIGINT else 0)
-
-    def _step_of_best(self) -> int | None:
-        """The update after which RUN/best was made, as it says."""
-        best = self.args.out / "best"
-        return self.world.from_main(lambda: checkpoint.read_about(best).get("step"))
-
-    def _choose_anew(self) -> None:
-        """Where RUN/best is not what the run remembers, the model at hand takes its place."""
-        there, progress = self._step_of_best(), self.progress
-        if there != progress.best_step:
-            expected = f"expected the model after update {progress.best_step}, found {there}"
-            found = f"it is chosen anew, from update {progress.step} on"
-            self.world.say(f"{self.args.out / 'best'}: {expected}: {found}")
-            progress.best = -1.0
-            self.keep_best()
 
     def due(self, every: int) -> bool:
         """Is something done now that is done after every so many updates, and after the last?"""
@@ -239,7 +224,13 @@ class Run:
         shown = ", ".join(f"{metrics.percent(x)} ({name})" for name, x in passed.items())
         self.world.say(f"step {progress.step}: validation {shown}")
         by_kind = passed[f"{self.args.tokens}-greedy"]
-        if by_kind > progress.best:
+        best = self.args.out / "best"
+        there = self.world.from_main(lambda: checkpoint.read_about(best).get("step"))
+        lost = there != progress.best_step  # or of updates that a kill has undone
+        if lost and by_kind <= progress.best:
+            expected = f"expected the model after update {progress.best_step}, found {there}"
+            self.world.say(f"{best}: {expected}: it is chosen anew from here on")
+        if lost or by_kind > progress.best:
             progress.best = by_kind
             progress.best_step = progress.step
             self.files.save_model("best", self.policy, progress.step)
@@ -253,7 +244,6 @@ class Run:
 
     def finish(self) -> None:
         """Test the best model, write RUN/summary.json, print the table before/after."""
-        self._choose_anew()  # of updates that a kill has undone, and that were not done again
         progress, out = self.progress, self.args.out
         best = out / ("last" if progress.best_step is None else "best")
         if progress.best_step is not None:

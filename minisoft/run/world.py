@@ -95,7 +95,7 @@ class Lines(tqdm):
         super().__init__(*of, file=io.StringIO(), **options)  # which gets tqdm's carriage returns
 
     def display(self, *_, **__) -> None:
-        if time.monotonic() - self.shown >= LINE_EVERY:
+        if self.n != self.total and time.monotonic() - self.shown >= LINE_EVERY:
             self.write_line()
 
     def close(self) -> None:

@@ -363,17 +363,17 @@ def test_a_run_without_the_best_that_it_remembers_chooses_anew(begun, tmp_path, 
     """Of what it has: the model that it goes on from."""
     out = tmp_path / "run"
     shutil.copytree(begun, out)
-    path = out / "best/minisoft.json"
-    sidecar = json.loads(path.read_text())
     if best == "is gone":
         shutil.rmtree(out / "best")
     else:  # such as a kill leaves before the next save
-        path.write_text(json.dumps(sidecar | {"step": 3}))
+        path = out / "best/minisoft.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"step": 3}))
     resume(out)
-    message = f"after update {sidecar['step']}, found {'None' if best == 'is gone' else 3}: "
-    assert message in capsys.readouterr().out
+    found = "None" if best == "is gone" else "3"
+    expected = f"expected the model after update {summary(begun)['best_step']}, found {found}: "
+    assert expected in capsys.readouterr().out
     assert summary(out)["best_step"] == 1
-    assert json.loads(path.read_text())["step"] == 1
+    assert json.loads((out / "best/minisoft.json").read_text())["step"] == 1
     assert_same_weights(out, out, "best")
     assert summary(out)["validation"] >= 0
 

@@ -440,16 +440,10 @@ def test_saving_over_the_source(model_folder):
     assert (model_folder / "tokenizer.json").read_bytes() == before
 
 
-GOOD_SIDECAR = {
-    "prompt": "Q: QUESTION A:",
-    "tokens": "a kind that is yet to be written",
-    "noise": "elsewhere",
-    "sigma": 0.1,
-    "top_k": None,
-    "data": "tiny",
-    "step": 3,
-    "defaults": {"prompts": 8, "lr": {"soft": 1e-5, "another kind": 2}, "data": "tiny"},
-}
+GOOD_SIDECAR = {"prompt": "Q: QUESTION A:", "sigma": 0.1, "top_k": None, "data": "tiny", "step": 3}
+GOOD_SIDECAR |= {"tokens": "a kind that is yet to be written", "noise": "elsewhere"}
+RATES = {"soft": 1e-5, "another kind": 2}
+GOOD_SIDECAR["defaults"] = {"prompts": 8, "lr": RATES, "data": "tiny"}
 
 
 def test_a_sidecar_may_have_kinds_of_token_that_io_does_not_know(model_folder):

@@ -389,3 +389,11 @@ def rolled(tiny):
         return engine.rollout(tiny.fast, tiny.form, tiny.kind(name), requests, Decoding(60))
 
     return get
+
+
+@pytest.fixture(scope="session")
+def verifier():
+    from minisoft.verifier.process import Verifier
+
+    with Verifier() as verifier:
+        yield verifier

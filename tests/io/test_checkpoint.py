@@ -125,11 +125,6 @@ def test_a_single_file_goes_before_an_index_as_in_transformers(both, saved, shar
             shard.unlink()
 
 
-def test_an_untied_head_is_its_own(both):
-    theirs, ours = both("llama-gqa")
-    assert torch.equal(ours.W_d, theirs.lm_head.weight) and not torch.equal(ours.W_d, ours.E)
-
-
 def test_old_rotary_frequencies_are_ignored(both, copy):
     folder = copy("llama3", {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4)})
     assert torch.equal(logits_of(load_model(folder)), logits_of(both("llama3")[1]))

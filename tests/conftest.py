@@ -212,19 +212,10 @@ def tokenizer_folders(tmp_path_factory):
 
 # ---------------------------------------------------------------- models
 
-SIZES = dict(
-    vocab_size=VOCABULARY,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=2048,
-    rope_theta=10000.0,
-    tie_word_embeddings=False,
-    bos_token_id=1,
-    eos_token_id=2,
-)
+SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48}
+SIZES |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+SIZES |= {"max_position_embeddings": 2048, "rope_theta": 10000.0, "tie_word_embeddings": False}
+SIZES |= {"bos_token_id": 1, "eos_token_id": 2}
 LLAMA3_SCALING = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
 LLAMA3_SCALING |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 QWEN_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
@@ -398,3 +389,11 @@ def rolled(tiny):
         return engine.rollout(tiny.fast, tiny.form, tiny.kind(name), requests, Decoding(60))
 
     return get
+
+
+@pytest.fixture(scope="session")
+def verifier():
+    from minisoft.verifier.process import Verifier
+
+    with Verifier() as verifier:
+        yield verifier

@@ -156,7 +156,7 @@ def rolled_on(device, name, dtype, *greedy):
     with device:
         model = moved(engine.accelerate(small.small_model()).to(dtype))
         requests = [Request([1, 2, 3, 4 + i], (i,), range(3)) for i in range(2)]
-        how = Decoding(12, *greedy)
+        how = Decoding(6, *greedy)
         engine.rollout(model, small.FORM, small.KINDS[name], requests, how, ahead=4, rows=4)
 
 
@@ -165,7 +165,7 @@ def rolled_on(device, name, dtype, *greedy):
 def test_a_step_needs_nothing_from_the_host(device, steps, name, dtype):
     """What a CUDA graph can record: no tensor's value reaches Python or decides a shape, and
     nothing comes from there.  Every step goes through `Graphs.run`."""
-    for greedy in (False, True):
+    for greedy in [False, True] if dtype == torch.float32 else [False]:
         rolled_on(device, name, dtype, greedy, greedy)
     assert len(steps) % 4 == 0
     assert {shape[:2] for shape in steps} >= {(True, False), (False, True)}  # and both at once

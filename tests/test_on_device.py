@@ -27,7 +27,6 @@ from minisoft.reinforce import leave_one_out
 from minisoft.rollout import Decoding, Request
 from minisoft.run.optimizer import Optimizer, Schedule
 from minisoft.run.world import World
-from minisoft.verifier.process import Verifier
 
 # The difference of logits / rms of all logits: largest, rms.  A wrong mask, rope or norm gives
 # about 1; rounding to bfloat16's 8 bits gave up to 0.27 and 0.02 on a CPU.
@@ -85,12 +84,6 @@ def test_logits(both, device, architecture, dtype):
     off = (found - exact) / exact.square().mean().sqrt()
     largest, mean = off.abs().max().item(), off.square().mean().sqrt().item()
     assert largest <= LIMITS[dtype][0] and mean <= LIMITS[dtype][1], (largest, mean)
-
-
-@pytest.fixture(scope="module")
-def verifier():
-    with Verifier() as verifier:
-        yield verifier
 
 
 def test_gradients(tiny, device, of_gradient, verifier):

@@ -112,9 +112,13 @@ def test_paper_temperatures():
 
 
 @pytest.mark.parametrize(
-    "name, sigma, tau",
-    [("firm", 1.0, None), ("soft", 0.0, None), ("soft", 1.0, 0.0), ("fuzzy", float("nan"), None)],
+    "name, options",
+    [("firm", {}), ("soft", {"sigma": 0.0}), ("soft", {"tau": 0.0}), ("fuzzy", {"sigma": math.nan})]
+    + [("soft", {"noise": "answer"}), ("soft", {"noise": "logits", "top_k": 0})]
+    + [("soft", {"noise": noise, "top_k": 5}) for noise in ("embedding", "hidden")]
+    + [("multiplex", {"width": 0}), ("multiplex", {"top_p": 0.9}), ("soft", {"width": 3})]
+    + [("gumbel", {"top_p": 0.0}), ("gumbel", {"top_p": 1.5})],
 )
-def test_bad_kinds_are_refused(name, sigma, tau):
+def test_bad_kinds_and_options_of_others_are_refused(name, options):
     with pytest.raises(InputError, match="expected"):
-        make_kind(name, sigma, tau)
+        make_kind(name, **{"sigma": 1.0, **options})

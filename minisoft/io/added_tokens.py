@@ -82,11 +82,10 @@ def token_of(value, where) -> AddedToken:
 
 
 def _read_names(values: dict, path: Path) -> dict[str, AddedToken | None]:
-    """The tokens with a role: bos_token, eos_token, ..., and those of other models' own roles."""
+    """The tokens with a role: bos_token, ..., those of other models; not add_bos_token."""
     names = {}
     for role, value in values.items():
-        own = role.endswith("_token") and isinstance(value, str | dict)  # not add_bos_token
-        if role in NAMED or own:
+        if role in NAMED or (role.endswith("_token") and isinstance(value, str | dict)):
             names[role] = None if value is None else token_of(value, f"{path}: {role}")
             if names[role]:
                 names[role].special = True

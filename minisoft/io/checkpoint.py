@@ -123,10 +123,8 @@ def _locate(index: Path, files: dict[str, Path], shapes: dict[str, tuple]) -> di
         if name not in heads and not name.endswith(".rotary_emb.inv_freq"):  # once saved
             expected = "no such tensor for this config.json, found one"
             raise InputError(f"{index}: {name}: expected {expected}")
-    places = {path: [] for path in sorted({files[name] for name in shapes})}
-    for name in shapes:
-        places[files[name]].append(name)
-    return places
+    paths = sorted({files[name] for name in shapes})
+    return {path: [name for name in shapes if files[name] == path] for path in paths}
 
 
 def _tie(weights: dict[str, torch.Tensor], index: Path) -> None:

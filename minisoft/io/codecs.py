@@ -54,9 +54,8 @@ def read_codec(folder: Path) -> tuple[Tokenizer, int, str | None]:
         expected = f"{i}, by the vocabulary and the ids before"
         expect(stated == i, f"{where}: {text}", expected, stated)
     if not (folder / "tokenizer.json").is_file() and (bos := read_bos(folder, added)):
-        codec.post_processor = processors.TemplateProcessing(
-            single=[f"{bos}:0", "$A:0"], special_tokens=[(bos, codec.token_to_id(bos))]
-        )
+        special = [(bos, codec.token_to_id(bos))]
+        codec.post_processor = processors.TemplateProcessing([f"{bos}:0", "$A:0"], None, special)
     codec.encode_special_tokens = read_flag(config, "split_special_tokens", where=f"{path}: ")
     size = max([vocabulary, *(i + 1 for *_, i in added.stated)])
     eos = added.names.get("eos_token")

@@ -145,17 +145,6 @@ def test_prompts_come_and_go(fast, cache_class):
     assert cache_class is FusedCache or len(cache.length) == 2
 
 
-@torch.no_grad()
-def test_a_row_does_not_depend_on_the_other_prompts(fast):
-    model = fast("llama3")[1]
-    prompt, rows = random_ids(1, 6, seed=1), random_ids(4, 5, seed=2)
-    alone = decode(model, [prompt], torch.tensor([0, 0]), rows[:2])
-    for length in (1, 6, 40):
-        other = random_ids(1, length, seed=3)
-        close(decode(model, [prompt, other], torch.tensor([0, 0, 1, 1]), rows)[:2], alone)
-        close(decode(model, [other, prompt], torch.tensor([1, 1, 0, 0]), rows)[:2], alone)
-
-
 @pytest.mark.parametrize("architecture", SAMPLE)
 @BOTH
 @torch.no_grad()

@@ -102,10 +102,6 @@ def test_an_option_that_greedy_decoding_would_write_is_marked(embedded):
     assert record["greedy"] == [True, False, False]
 
 
-def test_the_embedded_model_too(embedded):
-    check_as_defined(*embedded, QUESTIONS[:8], 3e-4)
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @torch.no_grad()
 def test_nll_is_the_loss_of_transformers(fast, tokenizer_folders, architecture):

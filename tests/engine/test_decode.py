@@ -25,7 +25,7 @@ def assert_same_bits(one, two):
 def test_continuous_batching_changes_no_bit(tiny, name):
     """Slots for 16 rows at most, of which 5 or 11 are used, fewer than there are rows; other
     orders of the problems."""
-    requests = tiny.requests(range(6), range(4))
+    requests = tiny.requests(range(6), range(3))
 
     def roll(order, **options):
         some = [requests[i] for i in order]

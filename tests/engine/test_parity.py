@@ -63,8 +63,10 @@ def test_plain_and_engine_agree_on_the_embedded_model(tiny, name, greedy):
 FORM = SimpleNamespace(**{**vars(small.FORM), "answer_ends": lambda ids: len(ids) == 2})
 
 
-@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-@pytest.mark.parametrize("name", KINDS)
+SMALL = [*((name, True) for name in KINDS), ("hard", False), ("soft", False), ("top-k", False)]
+
+
+@pytest.mark.parametrize("name, tied", SMALL)
 def test_plain_and_engine_agree_on_small_models(name, tied):
     model = small_model(tied)
     noise = {"hidden": "hidden", "logits": "logits", "top-k": "logits"}.get(name, "embedding")

@@ -178,15 +178,6 @@ def test_a_bad_row_is_named(row, message, tmp_path):
     refuses(path, "a.json: row 2: ", *fields, by=load_problems)
 
 
-def test_what_is_not_json_is_named(tmp_path):
-    path = jsonl(tmp_path / "a.jsonl", PLAIN, "{'question': 1}\n")
-    refuses(path, "a.jsonl: line 2: ", "JSON", by=load_problems)
-    path = jsonl(tmp_path / "b.json", '[{"question": "q"},')
-    refuses(path, "b.json: ", "JSON", by=load_problems)
-    (tmp_path / "c.jsonl").write_bytes(b'{"question": "caf\xe9", "answer": "a"}')
-    refuses(tmp_path / "c.jsonl", "c.jsonl: ", by=load_problems)
-
-
 @pytest.mark.parametrize("content", ["", "\n\n", "[]"])
 @pytest.mark.parametrize("read", [load, load_problems, load_choices])
 def test_a_file_without_rows_is_refused(content, read, tmp_path):

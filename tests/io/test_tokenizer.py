@@ -466,10 +466,8 @@ def test_the_eos_token_of_the_files_ends_a_text(kind, folder):
     both = Tokenizer(path).eos_ids
     (path / "special_tokens_map.json").unlink()
     found = Tokenizer(folder(kind, eos_token={"__type": "AddedToken", **token}))
-    assert (
-        found.eos_ids == {found._codec.token_to_id(token["content"])}
-        and both == own | found.eos_ids
-    )
+    expected = {found._codec.token_to_id(token["content"])}
+    assert found.eos_ids == expected and both == own | expected
     assert Tokenizer(folder(kind, eos_token=None)).eos_ids == frozenset()
     nobody = Tokenizer(folder(kind, eos_token="<|nobody|>"))
     assert all(i >= nobody.size for i in nobody.eos_ids)
@@ -501,48 +499,36 @@ def test_added_ids_that_do_not_follow_are_named(kind, ids, folder):
     refuses(path, path / f"added_tokens.json: {[*ids][-1]}:")
 
 
-@pytest.mark.parametrize(
-    "kind, field, value",
-    [
-        ("llama2_chat", "tokenizer_class", "PreTrainedTokenizerFast"),
-        ("llama2_chat", "tokenizer_class", DROP),
-        ("qwen_slow", "tokenizer_class", "LlamaTokenizer"),
-        ("llama3", "tokenizer_class", "RobertaTokenizer"),
-        ("llama3", "fast_tokenizer_files", ["tokenizer.4.0.0.json"]),
-        ("llama3", "extra_special_tokens", {"image_token": "<image>"}),
-    ],
-)
-def test_what_transformers_would_read_otherwise_is_refused(kind, field, value, folder):
-    path = folder(kind, **{field: value})
-    refuses(path, path / "tokenizer_config.json", "special_tokens" if "extra" in field else field)
+ANYWHERE = {
+    "added_tokens_decoder": [[1], {"x": {"content": "<a>"}}, {"700": {"content": "<a>"}}]
+    + [{"512": "<a>"}, {"512": {"content": "<a>", "lstrip": 1}}],
+    "pad_token": [3],
+    "additional_special_tokens": ["<a>"],
+    "tokenizer_class": ["RobertaTokenizer"],
+    "add_bos_token": ["yes"],
+    "add_eos_token": [True],
+    "add_prefix_space": [1],
+}
+BAD = [(field, value) for field, values in ANYWHERE.items() for value in values]
+BAD = [(kind, *field) for kind in ("qwen_slow", "llama2_chat") for field in BAD]
+BAD += [  # what transformers would read otherwise
+    ("llama2_chat", "tokenizer_class", "PreTrainedTokenizerFast"),
+    ("llama2_chat", "tokenizer_class", DROP),
+    ("qwen_slow", "tokenizer_class", "LlamaTokenizer"),
+    ("llama3", "tokenizer_class", "RobertaTokenizer"),
+    ("llama3", "fast_tokenizer_files", ["tokenizer.4.0.0.json"]),
+]
 
 
-@pytest.mark.parametrize("kind", ["qwen_slow", "llama2_chat"])
-@pytest.mark.parametrize(
-    "field, value",
-    [
-        ("added_tokens_decoder", [1]),
-        ("added_tokens_decoder", {"x": {"content": "<a>"}}),
-        ("added_tokens_decoder", {"700": {"content": "<a>"}}),
-        ("added_tokens_decoder", {"512": "<a>"}),
-        ("added_tokens_decoder", {"512": {"content": "<a>", "lstrip": 1}}),
-        ("pad_token", 3),
-        ("additional_special_tokens", "<a>"),
-        ("tokenizer_class", "RobertaTokenizer"),
-        ("add_bos_token", "yes"),
-        ("add_eos_token", True),
-        ("add_prefix_space", 1),
-    ],
-)
+@pytest.mark.parametrize("kind, field, value", BAD)
 def test_fields_that_cannot_be_used_are_named(kind, field, value, folder):
     path = folder(kind, **{field: value})
     refuses(path, path / "tokenizer_config.json", field)
 
 
-def test_vocab_json_needs_merges(folder):
-    path = folder("qwen_slow")
-    (path / "merges.txt").unlink()
-    refuses(path, path / "merges.txt")
+def test_extra_special_tokens_that_are_no_list_are_refused(folder):
+    path = folder("llama3", extra_special_tokens={"image_token": "<image>"})
+    refuses(path, path / "tokenizer_config.json", "special_tokens")
 
 
 @pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
@@ -550,6 +536,8 @@ def test_a_broken_vocabulary(name, folder):
     path = folder("qwen_slow")
     (path / name).write_bytes(b"[1 2 3\n")
     refuses(path, path / name)
+    (path / "merges.txt").unlink()
+    refuses(path, path / "merges.txt")
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])

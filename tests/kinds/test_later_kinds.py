@@ -157,16 +157,6 @@ def test_greedy_is_the_mode_without_noise(name):
         torch.testing.assert_close(x, (w @ MODEL.E[kept]).expand(2, -1))
 
 
-@pytest.mark.parametrize(
-    "name, own",
-    [("multiplex", {"width": 0}), ("multiplex", {"top_p": 0.9}), ("gumbel", {"top_p": 0.0})]
-    + [("gumbel", {"top_p": 1.5}), ("soft", {"width": 3})],
-)
-def test_options_of_others_and_impossible_ones_are_refused(name, own):
-    with pytest.raises(InputError, match="expected"):
-        make_kind(name, sigma=1.0, **own)
-
-
 @pytest.mark.parametrize("name", ["hard", "multiplex", "covariance", "gumbel"])
 def test_kinds_without_noise_of_that_size_have_no_sigma(name):
     assert make_kind(name) == make_kind(name, sigma=0.5)

@@ -6,7 +6,6 @@ import pytest
 import torch
 from small import Embedding, Fixed
 
-from minisoft.errors import InputError
 from minisoft.kinds import make_kind
 from minisoft.kinds.noise import TopGaussian, of_sparse, sparse
 
@@ -57,11 +56,3 @@ def test_greedy_mixtures_do_not_depend_on_where_the_noise_would_go(noise):
     action = kind.distribution(model, hidden, logits).mode()
     torch.testing.assert_close(kind.embed(model, action), (logits / 0.5).softmax(-1) @ model.E)
     assert torch.equal(kind.shadow(model, action, logits), logits.argmax(-1))
-
-
-@pytest.mark.parametrize(
-    "noise, top_k", [("answer", None), ("embedding", 5), ("hidden", 5), ("logits", 0)]
-)
-def test_bad_noise_is_refused(noise, top_k):
-    with pytest.raises(InputError, match="expected"):
-        make_kind("soft", 1.0, noise=noise, top_k=top_k)

@@ -19,12 +19,6 @@ ROOT = Path(process.__file__).parents[2]
 HANG = "999999999!+x}", "x+999999999"  # the gold's own numbers may have a factorial
 
 
-@pytest.fixture(scope="module")
-def verifier():
-    with Verifier() as verifier:
-        yield verifier
-
-
 def test_the_reward_is_equation_11():
     assert reward(boxed=True, right=True) == RIGHT == 100
     assert reward(boxed=True, right=False) == BOXED == 10

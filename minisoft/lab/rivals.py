@@ -1,14 +1,13 @@
 """The rollout and the replay of `minisoft.lab.bench` written with Hugging Face transformers.
 
-Rollouts: `generate` (hard tokens only), and a loop over the model's forward pass with the cheap
-sampling of `minisoft.soft`: fused attention, a growing cache, each prompt run once.  (Eager
-attention and a static cache were slower wherever they were tried.)  Replay: teacher forcing of
-prompt and continuation, logits of the continuation only.
+Rollouts: a loop over the model's forward pass with fused attention, a
+growing cache, each prompt run once.  (`generate`, eager attention and a static cache
+were slower wherever they were tried.)  Replay: teacher forcing of prompt and continuation, logits
+of the continuation only.
 Dimensions: B problems, N rows, S positions after the prompt, C of them CoT, V vocabulary, d width.
 """
 
 import inspect
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -17,22 +16,8 @@ import torch
 from minisoft.data import ANSWER_TOKENS
 from minisoft.engine.linear import product
 from minisoft.io.checkpoint import DTYPES, find
-from minisoft.lab.machine import seconds
+from minisoft.lab.bench import seconds
 from minisoft.soft import Categorical, Gaussian, entropy
-
-
-@dataclass(frozen=True)
-class Uniform:
-    """Draws of torch's generator, for the distributions of `minisoft.soft`."""
-
-    rows: int
-    device: torch.device
-
-    def uniform(self) -> torch.Tensor:
-        return torch.rand(self.rows, device=self.device)
-
-    def normal(self, n: int) -> torch.Tensor:
-        return torch.randn(self.rows, n, device=self.device)
 
 
 class Rivals:
@@ -57,14 +42,10 @@ class Rivals:
         self.forced = forced.expand(work.rows, -1)  # the prefilled tokens of each row
 
     def contenders(self, names: list[str], part: str) -> dict:
-        """{"transformers KIND loop" or "transformers hard generate": function of a seed -> {part:
-        seconds}}; only loops also replay."""
-        ways = {f"transformers {name} loop": partial(self.time, name, part) for name in names}
+        """{"transformers KIND loop": function of a seed -> {part: seconds}}."""
         for name in names:
             self.loop(self.work.policy(name).kind, 2, 2)  # warm-up
-        if "hard" in names:
-            ways["transformers hard generate"] = self.time_generate
-        return ways
+        return {f"transformers {name} loop": partial(self.time, name, part) for name in names}
 
     def time(self, name: str, part: str, seed: int) -> dict[str, float]:
         torch.manual_seed(seed)
@@ -75,27 +56,9 @@ class Rivals:
         took_replay, _ = seconds(lambda: self.replay(kind, *record), self.device)
         return {"rollout": took, "replay": took_replay}
 
-    def time_generate(self, seed: int) -> dict[str, float]:
-        return {"rollout": seconds(self.generate, self.device)[0]}
-
     def many(self, x: torch.Tensor) -> torch.Tensor:
         """Of each problem (B, ...) -> of each row (N, ...)."""
         return x.repeat_interleave(self.work.group, 0)
-
-    @torch.no_grad()
-    def generate(self) -> torch.Tensor:
-        """Hard tokens with generate(): CoT, then the prefilled tokens and the answer on the same
-        cache -> ids."""
-        options = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-        options |= {"pad_token_id": 0, "return_dict_in_generate": True}
-        ids, mask, past = self.many(self.ids), self.many(self.mask), {}
-        for n in (self.work.cot, ANSWER_TOKENS):
-            length = {"max_new_tokens": n, "min_new_tokens": n}
-            out = self.model.generate(ids, attention_mask=mask, **past, **length, **options)
-            ids = torch.cat((out.sequences, self.forced), 1)
-            mask = torch.cat((mask, mask.new_ones(len(mask), ids.shape[1] - mask.shape[1])), 1)
-            past = {self.cache: getattr(out, self.cache)}
-        return out.sequences
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor, at: torch.Tensor, past):
         """Embeddings (., T, d) at positions (., T), after what the cache holds -> logits (., V)."""
@@ -112,17 +75,17 @@ class Rivals:
         logits = self.many(self.forward(self.embed(self.ids), self.mask, at, past))
         past.batch_repeat_interleave(self.work.group)
         mask, position = self.many(self.mask), self.many(self.mask.sum(-1, keepdim=True))
-        draws, ids, actions = Uniform(self.work.rows, self.device), [], []
+        ids, actions = [], []
         for t in range(cot + answer):
             entropy(logits)
             if kind.mixes and t < cot:
                 E = self.embed.weight
                 mean = torch.softmax(logits / kind.tau, -1).to(E.dtype) @ E
-                action = Gaussian(mean.float(), kind.sigma).sample(draws)
+                action = mean.float() + kind.sigma * torch.randn_like(mean, dtype=torch.float32)
                 token, x = logits.argmax(-1, keepdim=True), action.to(E.dtype)[:, None]
                 actions.append(action)
             else:
-                token = Categorical(logits).sample(draws)[:, None]
+                token = torch.multinomial(logits.softmax(-1), 1)
                 x = self.embed(token)
             ids.append(token)
             if t == cot - 1:  # the prefilled tokens follow the CoT in the same pass

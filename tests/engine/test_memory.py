@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from held import peak_bytes
 
 import train
 from minisoft import engine
@@ -64,8 +65,8 @@ def test_the_plan_is_what_is_measured(
             work.replay(kind, records)
         optimizer.collect()
 
-    measured = {"rollout": bench.peak_bytes(lambda: records.extend(work.rollout(kind, 0)), CPU)}
-    measured["backward"] = bench.peak_bytes(backward_passes, CPU)
+    measured = {"rollout": peak_bytes(lambda: records.extend(work.rollout(kind, 0)))}
+    measured["backward"] = peak_bytes(backward_passes)
     optimizer.update(0, 1.0)
     kept = [*model.parameters(), *optimizer.state().values()]
     always = sum(t.nbytes for t in {t.data_ptr(): t for t in kept}.values())
@@ -152,3 +153,13 @@ def test_the_bytes_of_an_action_are_those_of_what_is_recorded(name, bytes_each):
     top_5 = make_kind("soft", 1.0, noise="logits", top_k=5)
     assert memory.action_bytes(model, top_5) == 4 * 10  # not V numbers
     assert memory.action_bytes(model, make_kind("covariance", 1.0)) == 4 * 2048
+
+
+def test_peak_bytes_are_those_held_at_once():
+    def work():
+        a = torch.empty(2**20)  # 4 MiB
+        del a
+        b, c = torch.empty(2**20), torch.empty(2**19)  # 6 MiB
+        return b, c
+
+    assert 6 * 2**20 <= peak_bytes(work) < 6.1 * 2**20

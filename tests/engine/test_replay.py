@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import KINDS as TINY_KINDS
+from held import peak_bytes
 from small import KINDS, V, gradient, small_model, unroll
 
 from minisoft import engine
 from minisoft.engine.memory import position_bytes
 from minisoft.engine.replay import ReplayPrompt, recompute_layers
 from minisoft.kinds import make_kind
-from minisoft.lab.bench import peak_bytes
 from minisoft.model import Config, Prompt, Transformer
 from minisoft.rollout import ANSWER, COT, FORCED, PAD, Rollout
 
@@ -172,7 +172,7 @@ def replay_peak(model, rows, C, name="soft"):
         engine.backward(model, kind, [record], [torch.ones(rows)], 1.0, micro_batch=rows)
 
     replay()
-    return peak_bytes(replay, torch.device("cpu"))
+    return peak_bytes(replay)
 
 
 @pytest.mark.parametrize("name", ["hard", "soft"])

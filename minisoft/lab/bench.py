@@ -118,7 +118,7 @@ class FullLength(Format):
 
 def prepare(args: argparse.Namespace, device: torch.device) -> Work:
     """The model of --model or --shape, and the prompts of the largest size; rows of a backward pass
-    as train.py chooses them, where --micro-batch does not say."""
+    as train.py chooses them."""
     dtype, most, folder = checkpoint.DTYPES[args.dtype], max(args.prompts), {}
     if args.shape:
         model = random_model(SHAPES[args.shape], device, dtype)
@@ -133,12 +133,12 @@ def prepare(args: argparse.Namespace, device: torch.device) -> Work:
         prompts = [tokenizer.encode(text) for text in asked]
         prefill = Format(tokenizer).prefill[1]
     engine.accelerate(model)
-    work = Work(model, FullLength(prefill), prompts, args.group, args.cot, args.micro_batch, folder)
+    work = Work(model, FullLength(prefill), prompts, args.group, args.cot, 1, folder)
     where = memory.Machine(device.type)
     rows, again = memory.choose_micro_batch(model, work.steps, memory_bytes(device), where)
     if again:
         recompute_layers(model)
-    return replace(work, micro_batch=args.micro_batch or rows)
+    return replace(work, micro_batch=rows)
 
 
 def random_model(shape: tuple, device: torch.device, dtype: torch.dtype) -> Transformer:
@@ -327,7 +327,6 @@ FLAGS = {
     "--prompts": ([2], "B, problems; several sizes: one after the other", SIZE),
     "--group": (32, "G, samples of each problem", WHOLE),
     "--cot": (128, f"CoT tokens; {ANSWER_TOKENS} answer tokens follow", WHOLE),
-    "--micro-batch": (None, "rows per backward pass (default as train.py chooses)", WHOLE),
     "--part": ("update", "or only rollouts", PARTS),
     "--repeats": (3, "rounds", WHOLE),
     "--against": (None, "the same work with it too", {"choices": ["transformers"]}),
@@ -339,7 +338,7 @@ FLAGS = {
 
 def read_flags(argv=None) -> argparse.Namespace:
     parser = command.parser("bench", __doc__)
-    sizes = ("prompts", "group", "cot", "micro_batch", "repeats")
+    sizes = ("prompts", "group", "cot", "repeats")
     args = command.read(parser, FLAGS, argv, **dict.fromkeys(sizes, 1))
     if args.against and args.shape:
         parser.error("--against: expected a model folder (--model), found --shape")

@@ -98,9 +98,9 @@ def seeds(out: Path, run: str, suffix: str) -> dict[int, Path]:
 class Results:
     """What is in the folder of a study: everything, and the tests of the base and of trainings."""
 
-    def __init__(self, out: Path, kinds: tuple[str, ...] = (*TRAININGS,)):
+    def __init__(self, out: Path):
         self.out = out
-        of_kinds = {kind: list(seeds(out, f"test/{kind}", ".json").values()) for kind in kinds}
+        of_kinds = {kind: list(seeds(out, f"test/{kind}", ".json").values()) for kind in TRAININGS}
         self.tested = {kind: paths for kind, paths in of_kinds.items() if paths}
         self.runs = read_results([*out.glob("test/base.json"), *sum(self.tested.values(), [])])
 
@@ -331,24 +331,14 @@ SECTIONS = {
 
 
 def pictures(r: Results) -> dict:
-    """{file name: Figure}; those of the later kinds, beside hard tokens, end in _later."""
-    drawn = {}
-    for end, kinds in (("", PAPER), ("_later", ("hard", *LATER))):
-        some = Results(r.out, kinds)
+    """{file name: Figure}; of the later kinds, beside hard tokens, in matched_later.png."""
+    order = ("base", *PAPER)
+    paper = [run for run in r.runs if run["label"] in order and run["data"] in PROBLEMS]
+    paper.sort(key=lambda run: order.index(run["label"]))
+    drawn = {"pass_at_k.png": figures.pass_at_k(paper)}
+    for name, kinds in (("matched.png", PAPER), ("matched_later.png", ("hard", *LATER))):
         paths = {kind: list(trajectories(r, kind).values()) for kind in kinds}
-        runs = {kind: seeds(r.out, f"train/{kind}", "/summary.json").values() for kind in kinds}
-        if end and not any([*runs.values(), *paths.values()][1:]):
-            continue
-        runs = {
-            kind: [figures.read_metrics(path.with_name("metrics.jsonl")) for path in done]
-            for kind, done in runs.items()
-            if done
-        }
-        problems = [run for run in some.runs if run["data"] in PROBLEMS]
-        drawn[f"training{end}.png"] = figures.training(runs) if runs else None
-        drawn[f"pass_at_k{end}.png"] = figures.pass_at_k(problems)
-        drawn[f"entropy{end}.png"] = figures.entropy(problems)
-        drawn[f"matched{end}.png"] = figures.matched(paths) if any(paths.values()) else None
+        drawn[name] = figures.matched(paths) if any(paths.values()) else None
     measured = {kind: {n: r.gradient(f"{kind}-{n}") for n in (0, 30, 60)} for kind in TRAININGS}
     signal = {k: {n: x["signal"] for n, x in measured[k].items() if x} for k in PAPER}
     soft = {k: [steps[n].get("softness") for n in (0, 60)] for k, steps in measured.items()}

@@ -1,7 +1,7 @@
 """The paper in miniature: the embedded model trained with hard, soft, fuzzy and others' tokens, the
 best checkpoints by greedy validation of the run's own kind; the five findings looked for.
 
-    python -m minisoft.lab.study --out runs/study --list       # the commands, and about how long
+    python -m minisoft.lab.study --out runs/study --list       # the commands
     python -m minisoft.lab.study --out runs/study              # under three hours on two cores
 
 A cell is one call of a program in a process of its own with one thread; --jobs of them run at once.
@@ -28,6 +28,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -56,7 +57,6 @@ class Cell:
     command: tuple[str, ...]
     result: Path
     trains: bool = False
-    minutes: float = 1.0  # of one core, a guess
 
     def __str__(self) -> str:
         return shlex.join(["OMP_NUM_THREADS=1", "python", *self.command])
@@ -92,18 +92,18 @@ class Study:
         name, of = f"train/{kind}-s{seed}", TRAININGS[kind]
         run = self.out / name
         flags = (*of.flags, "--lr", of.lr, "--seed", str(seed), *UPDATES, "--out", str(run))
-        return Cell(name, ("train.py", *flags), run / "summary.json", trains=True, minutes=3.5)
+        return Cell(name, ("train.py", *flags), run / "summary.json", trains=True)
 
-    def evaluate(self, name: str, models: list[str], flags, minutes: float) -> Cell:
+    def evaluate(self, name: str, models: list[str], flags) -> Cell:
         result = self.out / f"{name}.json"
         words = ("eval.py", "--model", *models, *flags, "--batch", "512", "--out", str(result))
-        return Cell(name, words, result, minutes=minutes)
+        return Cell(name, words, result)
 
     def test(self, name: str, model: str, kinds) -> Cell:
         """In these kinds of inference, and on multiple choice."""
         settings = ",".join(f"{kind}-{how}" for kind in kinds for how in ("greedy", "sample"))
         flags = ("--data", *PROBLEMS, *SKILLS, *WHOLE, settings)
-        return self.evaluate(name, [model], flags, 2.5)
+        return self.evaluate(name, [model], flags)
 
     def test_best(self, name: str, seed: int) -> Cell:
         """The best checkpoint of a run in the paper's settings and its own."""
@@ -114,14 +114,14 @@ class Study:
     def on_the_way(self, name: str, seed: int) -> Cell:
         """Checkpoints of a run in hard inference."""
         models = [f"{step}={self.at_step(name, seed, step)}" for step in CHECKPOINTS]
-        return self.evaluate(f"checkpoints/{name}-s{seed}", models, BRIEF, 0.8)
+        return self.evaluate(f"checkpoints/{name}-s{seed}", models, BRIEF)
 
     def gradient(self, kind: str, step: int) -> Cell:
         """Of the first run of a training after `step` updates."""
         name, model = f"gradient/{kind}-{step}", str(self.at_step(kind, 0, step))
         result = self.out / f"{name}.json"
         words = ("-m", "minisoft.lab.gradient", "--model", model, *TRAININGS[kind].flags)
-        return Cell(name, (*words, "--out", str(result)), result, minutes=2.0)
+        return Cell(name, (*words, "--out", str(result)), result)
 
     def at_step(self, kind: str, seed: int, step: int) -> Path:
         """The model of a main run after `step` updates, as a folder; made from the run's saved
@@ -239,15 +239,6 @@ def _written(path: Path) -> float:
     return path.stat().st_mtime if path.is_file() else -1.0
 
 
-def plan(study: Study, parts: list[str], jobs: int) -> str:
-    """The commands, then how many core minutes they take."""
-    cells = [cell for stage in study.stages(parts) for cell in stage]
-    minutes = sum(cell.minutes for cell in cells)
-    left = sum(cell.minutes for cell in cells if not cell.result.is_file())
-    total = f"# {len(cells)} cells, about {minutes:.0f} core minutes, {left:.0f} left"
-    return "\n".join([*map(str, cells), f"{total}: {left / 60 / jobs:.1f} hours"])
-
-
 def read_flags(argv=None) -> argparse.Namespace:
     parser = command.parser("study", __doc__)
     of_seeds = "runs of each kind, seeds 0, 1, ... (default five or three)"
@@ -271,10 +262,11 @@ def main(argv=None) -> None:
     args = read_flags(argv)
     again = f"python -m minisoft.lab.findings {shlex.quote(str(args.out))} shows what is there"
     with command.one_line("study", f"; {again}", resumes=True):
-        planned = plan(Study(args.out, args.seeds, dry=True), args.parts, args.jobs)
+        planned = [*chain(*Study(args.out, args.seeds, dry=True).stages(args.parts))]
+        left = sum(not cell.result.is_file() for cell in planned)
+        print(f"# {len(planned)} cells, {left} left", file=sys.stderr)
         if args.list:
-            return print(planned)
-        print(planned.splitlines()[-1], file=sys.stderr)
+            return print(*planned, sep="\n")
         args.out.mkdir(parents=True, exist_ok=True)
         runner = Runner(args.out, args.jobs)
         with state.lock(args.out / "lock"):  # to the end

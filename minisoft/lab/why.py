@@ -162,21 +162,13 @@ def study(args: argparse.Namespace) -> dict:
     }
 
 
-def number(x: float) -> str:
-    """Two significant digits."""
-    if x == 0:
-        return "0"
-    text = f"{float(f'{x:.2g}'):.10f}".rstrip("0").rstrip(".")
-    return text if 1e-4 <= abs(x) < 1e5 else f"{x:.1e}"
-
-
 def table(found: dict) -> str:
     rows = [["score variance", "a position", "p_max < 0.9", "elsewhere", "displacement"]]
     for name, row in found["cases"].items():
         places = ("all", "hesitates", "elsewhere")
-        variance = [row["score_variance"].get(x, 0.0) for x in places]
-        moved = row["displacement"].get("hesitates", 0.0)
-        rows.append([name, *map(number, variance), number(moved)])
+        shown = [row["score_variance"].get(x, 0.0) for x in places]
+        shown.append(row["displacement"].get("hesitates", 0.0))
+        rows.append([name, *(f"{x:.3g}" for x in shown)])
     return (
         f"{found['model']}: {found['positions']} positions of hard chains, "
         f"{100 * found['hesitates']:.1f} % with p_max < 0.9; displacement: there."

@@ -4,9 +4,9 @@
     python -m minisoft.lab.bench --model FOLDER --against transformers --json FILE [--part rollout]
     python -m minisoft.lab.bench --shape llama-3.2-3b --device cuda
 
-A round is one update of each kind of token, and with transformers the same rollouts and replays, in
-turn; what is shown are medians over the rounds.  All CoTs and answers have their full length, every
-advantage is different from 0, and no reward is computed.
+A round is one update of each kind of token, and with transformers the same rollouts, in turn; what
+is shown are medians over the rounds.  All CoTs and answers have their full length, every advantage
+is different from 0, and no reward is computed.
 """
 
 import argparse
@@ -235,7 +235,7 @@ def contenders(args: argparse.Namespace, work: Work) -> dict:
     if args.against:
         from minisoft.lab.rivals import Rivals  # here, since nothing else needs transformers
 
-        found |= Rivals(work, args).contenders(args.tokens, args.part)
+        found |= Rivals(work, args).contenders(args.tokens)
     return found
 
 

@@ -59,15 +59,14 @@ def read(
 
 
 @contextmanager
-def one_line(module: str, after: str = "", resumes: bool = False):
+def one_line(module: str, after: str = ""):
     """What goes wrong in the block ends the process with one line; `after` stands at its end."""
     try:
         yield
     except (InputError, OSError, ImportError) as error:
         sys.exit(f"minisoft.lab.{module}: error: {error}{after}")
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on" if resumes else ""
-        sys.exit(f"minisoft.lab.{module}: interrupted{goes_on}{after}")
+        sys.exit(f"minisoft.lab.{module}: interrupted{after}")
 
 
 def show(found: dict, text: str, out: Path | None) -> None:

@@ -219,15 +219,13 @@ def matched(kinds: dict[str, list[list[dict]]]):
 
     kinds: {kind: [[{"greedy", "sample", "entropy"}, ...] of each seed]}
     """
-    figure, ((left, right),) = _panels(1, 2, sharey=True)
-    for axis, how in ((left, "greedy"), (right, "sample")):
-        for kind, runs in kinds.items():
-            for run in runs:
-                x, y = [100 * point[how] for point in run], [point["entropy"] for point in run]
-                style = {"color": COLORS[kind], "marker": ".", "linewidth": 1}
-                axis.plot(x, y, label=kind if run is runs[0] else None, **style)
+    figure, (axes,) = _panels(1, 2, sharey=True)
+    for axis, how in zip(axes, ("greedy", "sample")):
+        for kind, run in [(kind, run) for kind, runs in kinds.items() for run in runs]:
+            x, y = [100 * point[how] for point in run], [point["entropy"] for point in run]
+            axis.plot(x, y, ".-", label=kind, color=COLORS[kind], linewidth=1)
         axis.set(xlabel=f"hard-{how} pass@1 (%)")
-    left.set(ylabel="entropy of hard-sampled CoTs (nats)", ylim=(0, None))
+    axes[0].set(ylabel="entropy of hard-sampled CoTs (nats)", ylim=(0, None))
     return _finish(figure, {"a line for each run, from the base on"}, legend=True)
 
 
@@ -344,7 +342,7 @@ def _panels(rows: int, columns: int, **share):
 
 
 def _finish(figure, notes: set[str], legend: bool = False):
-    """The notes above all panels; labels at the lines' ends, or in a legend beside the notes."""
+    """The notes above all panels; labels at the lines' ends, or in a legend below the notes."""
     handles, title = {}, "; ".join(sorted(notes))
     for axis in figure.axes:
         axis.title.set_size("medium")
@@ -354,11 +352,9 @@ def _finish(figure, notes: set[str], legend: bool = False):
             _label_ends(axis, lines)
     if not legend:
         handles = {}
-    columns = max(1, int(12 * figure.get_figwidth() / (max(map(len, handles), default=0) + 8)))
-    figure.set_figheight(figure.get_figheight() + 0.21 * (len(handles) // columns))
-    look = {"ncols": max(1, min(len(handles), columns)), "frameon": False, "title": title}
     if handles or title:
-        figure.legend(handles.values(), handles, loc="outside upper center", **look)
+        look = {"ncols": 4, "frameon": False, "title": title, "loc": "outside upper center"}
+        figure.legend(handles.values(), handles, **look)
     return figure
 
 

@@ -260,8 +260,8 @@ def read_flags(argv=None) -> argparse.Namespace:
 
 def main(argv=None) -> None:
     args = read_flags(argv)
-    again = f"python -m minisoft.lab.findings {shlex.quote(str(args.out))} shows what is there"
-    with command.one_line("study", f"; {again}", resumes=True):
+    shows = f"python -m minisoft.lab.findings {shlex.quote(str(args.out))} shows what is there"
+    with command.one_line("study", f"; the same command goes on; {shows}"):
         planned = [*chain(*Study(args.out, args.seeds, dry=True).stages(args.parts))]
         left = sum(not cell.result.is_file() for cell in planned)
         print(f"# {len(planned)} cells, {left} left", file=sys.stderr)

@@ -143,16 +143,13 @@ def table(found: dict) -> str:
     for source in next(iter(found["models"].values()))["data"]:
         rows = [[source, *fields]]
         for name, of_model in found["models"].items():
-            of = of_model["data"][source]
-            rows.append([name, *(within(of[field], of["ci95"][field]) for field in fields)])
+            of, cells = of_model["data"][source], [name]
+            for field in fields:
+                half = max(abs(end - of[field]) for end in of["ci95"][field])
+                cells.append(f"{100 * of[field]:.1f} ± {100 * half:.1f}")
+            rows.append(cells)
         texts.append(markdown(rows))
     return "\n\n".join(texts)
-
-
-def within(mean: float, ends: list[float]) -> str:
-    """In %: the mean ± the larger half of its interval."""
-    half = max(ends[1] - mean, mean - ends[0], 0)
-    return f"{100 * mean:.1f} ± {100 * half:.1f}"
 
 
 SOME = {"nargs": "+"}

@@ -45,7 +45,7 @@ def test_an_update_is_timed_against_transformers(tmp_path, capsys):
         parts = "rollout replay optimizer update floor_ms decode_share replay_share".split()
         assert all(row[part] > 0 for part in parts) and len(row["seconds"]["update"]) == 2
         assert row["tokens_per_s"] == pytest.approx(8 * found["steps"] / row["rollout"])
-        assert table[f"transformers {name} loop"]["replay"] > 0
+        assert table[f"transformers {name} loop"]["rollout"] > 0
     assert table["soft"]["update"] == pytest.approx(sum(table["soft"]["seconds"]["update"]) / 2)
     assert " kernels, " in shown and shown.count("| transformers soft loop |") == 2
 

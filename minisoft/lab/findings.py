@@ -338,7 +338,7 @@ def pictures(r: Results) -> dict:
     drawn = {"pass_at_k.png": figures.pass_at_k(paper)}
     for name, kinds in (("matched.png", PAPER), ("matched_later.png", ("hard", *LATER))):
         paths = {kind: list(trajectories(r, kind).values()) for kind in kinds}
-        drawn[name] = figures.matched(paths) if any(paths.values()) else None
+        drawn[name] = figures.matched(paths) if any([*paths.values()][1:]) else None
     measured = {kind: {n: r.gradient(f"{kind}-{n}") for n in (0, 30, 60)} for kind in TRAININGS}
     signal = {k: {n: x["signal"] for n, x in measured[k].items() if x} for k in PAPER}
     soft = {k: [steps[n].get("softness") for n in (0, 60)] for k, steps in measured.items()}

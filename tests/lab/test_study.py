@@ -450,7 +450,7 @@ def test_tables_and_pictures_of_a_study(folder, capsys):
     assert set(findings.SECTIONS) - {*measured} == {*findings.SECTIONS} & {SOFT}
     assert "1 cells of one thread, 2 minutes in all" in text and "commits abc" in text
     assert capsys.readouterr().out.strip().endswith("study.md")
-    for name in ("pass_at_k", "gradient", "matched", "matched_later"):
+    for name in ("pass_at_k", "gradient", "matched"):
         assert (folder / f"{name}.png").stat().st_size > 10_000
 
 

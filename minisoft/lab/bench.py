@@ -1,21 +1,16 @@
 """How fast are rollouts, replays and updates on this machine, and how near to what it could do?
 
-    python -m minisoft.lab.bench --prompts 2 16 --load 2         # the embedded model, idle and busy
-    python -m minisoft.lab.bench --part train --load 2           # updates of train.py as you run it
+    python -m minisoft.lab.bench --prompts 2 16                  # the embedded model
     python -m minisoft.lab.bench --model FOLDER --against transformers --json FILE [--part rollout]
-    python -m minisoft.lab.bench --shape llama-3.2-3b --device cuda [--profile]
+    python -m minisoft.lab.bench --shape llama-3.2-3b --device cuda
 
-A round is one update of each kind of token, and with transformers the same rollouts and replays, in
-turn, and with --load all of it again beside processes that spin; what is shown are medians over the
-rounds and medians of the rounds' ratios.  All CoTs and answers have their full length, every
-advantage is different from 0, and no reward is computed (but for --part train).
+A round is one update of each kind of token, and with transformers the same rollouts, in turn; what
+is shown are medians over the rounds.  All CoTs and answers have their full length, every advantage
+is different from 0, and no reward is computed.
 """
 
 import argparse
-import json
-import subprocess
-import sys
-import tempfile
+import time
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,13 +21,12 @@ from tqdm import tqdm
 
 from minisoft import data, engine
 from minisoft.data import ANSWER_TOKENS, Format
+from minisoft.engine.linear import product
 from minisoft.engine.replay import recompute_layers
-from minisoft.errors import InputError
-from minisoft.io import WEIGHTS, atomic, checkpoint
+from minisoft.io import atomic, checkpoint
 from minisoft.kinds import KINDS
 from minisoft.lab import command
 from minisoft.lab.command import WHOLE
-from minisoft.lab.machine import busy, limits, processor, seconds
 from minisoft.model import Config, Transformer
 from minisoft.rollout import Request, Rollout
 from minisoft.run import memory
@@ -54,8 +48,8 @@ QUESTIONS = (
     "Ana has 3 boxes of 24 pencils and gives 7 pencils to each of her 8 friends. How many pencils "
     "has she left?",
 )
-TRAIN, UPDATES = WEIGHTS.parent / "train.py", 5  # of --part train
-KERNELS = 25  # shown by --profile
+SIZES = {"cpu": (2**26, 2048), "cuda": (2**28, 8192)}  # of `limits`: numbers read, matrix side
+PROMPT = 118  # tokens of the random prompts of --shape
 COLUMNS = {  # what is measured or computed -> its head and how it is written
     "rollout": ("rollout, s", "{:.2f}"),
     "tokens_per_s": ("tokens/s", "{:,.0f}"),
@@ -68,7 +62,6 @@ COLUMNS = {  # what is measured or computed -> its head and how it is written
     "optimizer": ("optimizer, s", "{:.2f}"),
     "update": ("update, s", "{:.2f}"),
     "peak_gib": ("peak, GiB", "{:.1f}"),
-    "planned_gib": ("planned", "{:.1f}"),
 }
 
 
@@ -94,12 +87,6 @@ class Work:
         """Positions after the prompt: CoT, prefilled tokens, answer."""
         return self.cot + len(self.form.prefill[1]) + ANSWER_TOKENS
 
-    @property
-    def passes(self) -> int:
-        """Forward passes after the prompt's in which a loop of transformers does the same: the
-        prefilled tokens go through with the last one of the CoT."""
-        return self.cot + ANSWER_TOKENS
-
     def policy(self, name: str) -> Policy:
         """With a kind of token."""
         settings = resolve(self.folder, Flags(cot=self.cot), TRAIN_COT).for_model(self.model)
@@ -114,12 +101,6 @@ class Work:
         one = 1.0 - 2.0 * (torch.arange(self.group, device=self.model.E.device) % 2)
         advantages = [one] * len(rollouts)
         policy.backward(rollouts, advantages, 1 / self.rows, micro_batch=self.micro_batch)
-
-    def load(self, policy: Policy) -> memory.Load:
-        """The same as `train.py --plan` reads it."""
-        after, longest = self.steps - self.cot, max(map(len, self.prompts))
-        sizes = (self.rows, len(self.prompts), self.cot, after, longest, self.micro_batch)
-        return memory.Load(*sizes, mixes=policy.kind.mixes)
 
 
 class FullLength(Format):
@@ -137,11 +118,11 @@ class FullLength(Format):
 
 def prepare(args: argparse.Namespace, device: torch.device) -> Work:
     """The model of --model or --shape, and the prompts of the largest size; rows of a backward pass
-    as train.py chooses them, where --micro-batch does not say."""
+    as train.py chooses them."""
     dtype, most, folder = checkpoint.DTYPES[args.dtype], max(args.prompts), {}
     if args.shape:
         model = random_model(SHAPES[args.shape], device, dtype)
-        lengths = [9, *[args.prompt_tokens] * most]
+        lengths = [9, *[PROMPT] * most]
         prefill, *prompts = (torch.randint(model.config.vocab_size, (n,)).tolist() for n in lengths)
     else:
         path = checkpoint.find(args.model)
@@ -152,12 +133,12 @@ def prepare(args: argparse.Namespace, device: torch.device) -> Work:
         prompts = [tokenizer.encode(text) for text in asked]
         prefill = Format(tokenizer).prefill[1]
     engine.accelerate(model)
-    work = Work(model, FullLength(prefill), prompts, args.group, args.cot, args.micro_batch, folder)
+    work = Work(model, FullLength(prefill), prompts, args.group, args.cot, 1, folder)
     where = memory.Machine(device.type)
     rows, again = memory.choose_micro_batch(model, work.steps, memory_bytes(device), where)
     if again:
         recompute_layers(model)
-    return replace(work, micro_batch=args.micro_batch or rows)
+    return replace(work, micro_batch=rows)
 
 
 def random_model(shape: tuple, device: torch.device, dtype: torch.dtype) -> Transformer:
@@ -170,6 +151,41 @@ def random_model(shape: tuple, device: torch.device, dtype: torch.dtype) -> Tran
     for p in model.parameters():
         torch.nn.init.normal_(p, 0, 0.02) if p.dim() > 1 else torch.nn.init.ones_(p)
     return model
+
+
+def seconds(function, device: torch.device) -> tuple:
+    """(how long function() takes on the device, what it returns)"""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    result = function()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, result
+
+
+@torch.no_grad()
+def limits(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """Bytes/s read from memory, floating-point operations/s of a large matrix product."""
+    numbers, n = SIZES[device.type]
+    large = torch.ones(numbers, device=device)
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+
+    def best(function) -> float:
+        return min(seconds(function, device)[0] for _ in range(5))
+
+    fastest = min(best(lambda: product(a, b)), best(lambda: a @ b))
+    return {"bandwidth": large.nbytes / best(large.sum), "throughput": 2 * n**3 / fastest}
+
+
+def processor(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What it is called; of a CPU also the instructions that PyTorch uses here."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
+    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    kernels = torch.backends.cpu.get_cpu_capability()
+    return f"{named[0] if named else 'CPU unknown'}, {kernels} kernels"
 
 
 def floor(work: Work, name: str, can: dict[str, float]) -> dict[str, float]:
@@ -207,35 +223,9 @@ def update(work: Work, optimizer: Optimizer, name: str, part: str, seed: int) ->
     return {"rollout": took, "replay": took_replay, "optimizer": took_step, "update": total}
 
 
-def updates_of_train(args: argparse.Namespace, name: str, seed: int) -> dict[str, float]:
-    """Median seconds of an update of train.py with its own sizes, without the first one, which
-    warms up.  The same updates each time."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "run"
-        flags = {"--model": args.model, "--dtype": args.dtype, "--device": args.device}
-        flags |= {
-            "--tokens": name,
-            "--steps": UPDATES,
-            "--validation": 0,
-            "--test": 0,
-            "--out": out,
-        }
-        words = [str(x) for pair in flags.items() if pair[1] is not None for x in pair]
-        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-        command = [sys.executable, str(TRAIN), *words]
-        done = subprocess.run(command, **quiet, stderr=subprocess.PIPE, text=True)
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["no reason"])[-1]
-            raise InputError(f"{TRAIN.name}: expected {UPDATES} updates, found: {reason}")
-        lines = (out / "metrics.jsonl").read_text().splitlines()
-    return {"update": median(json.loads(line)["seconds"] for line in lines[1:])}
-
-
-def contenders(args: argparse.Namespace, work: Work | None) -> dict:
-    """{name: function of a seed -> {part: seconds}}, each warmed up: kinds of token, and ways of
-    transformers; without work the kinds in train.py."""
-    if work is None:
-        return {name: partial(updates_of_train, args, name) for name in args.tokens}
+def contenders(args: argparse.Namespace, work: Work) -> dict:
+    """{name: function of a seed -> {part: seconds}}, each warmed up: kinds of token, and with
+    transformers."""
     schedule = Schedule(1e-9, 10, 0)  # so small a step leaves rollouts alike
     optimizer = Optimizer(work.model, schedule, World(str(work.model.E.device)))
     found = {}
@@ -245,33 +235,23 @@ def contenders(args: argparse.Namespace, work: Work | None) -> dict:
     if args.against:
         from minisoft.lab.rivals import Rivals  # here, since nothing else needs transformers
 
-        found |= Rivals(work, args).contenders(args.tokens, args.part)
+        found |= Rivals(work, args).contenders(args.tokens)
     return found
 
 
-def rounds(contenders: dict, args: argparse.Namespace, device: torch.device) -> dict:
-    """{(contender, processes beside it): {part: [seconds of each round]}}; on a GPU also the peak
-    of its memory, GiB.  After Ctrl-C: of the rounds that were complete."""
-    done = []
-    try:
-        for seed in tqdm(range(args.repeats), unit="round"):
-            took = {}
-            for load in [0, args.load] if args.load else [0]:
-                with busy(load):
-                    for name, run in contenders.items():
-                        if device.type == "cuda":
-                            torch.cuda.reset_peak_memory_stats(device)
-                        took[name, load] = run(seed)
-                        if device.type == "cuda":
-                            took[name, load]["peak_gib"] = peak_memory_gib(device)
-            done.append(took)
-    except KeyboardInterrupt:
-        if not done:
-            raise
-    return {
-        key: {part: [took[key][part] for took in done] for part in parts}
-        for key, parts in done[0].items()
-    }
+def rounds(contenders: dict, repeats: int, device: torch.device) -> dict:
+    """{contender: {part: [seconds of each round]}}; on a GPU also the peak of its memory, GiB."""
+    found = {name: {} for name in contenders}
+    for seed in tqdm(range(repeats), unit="round"):
+        for name, run in contenders.items():
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            took = run(seed)
+            if device.type == "cuda":
+                took["peak_gib"] = peak_memory_gib(device)
+            for part, value in took.items():
+                found[name].setdefault(part, []).append(value)
+    return found
 
 
 def speeds(work: Work, name: str, can: dict, took: dict[str, float]) -> dict[str, float]:
@@ -287,32 +267,7 @@ def speeds(work: Work, name: str, can: dict, took: dict[str, float]) -> dict[str
         found["decode_share"] = least["decode"] * work.steps / took["rollout"]
         if "replay" in took:
             found["replay_share"] = least["replay"] / took["replay"]
-        if "peak_gib" in took:
-            policy, machine = work.policy(name), memory.Machine(work.model.E.device.type)
-            plan = memory.plan(work.model, work.load(policy), machine)
-            found["planned_gib"] = memory.peak(plan) / 2**30
     return found
-
-
-def ratios(times: dict, tokens: list[str]) -> list[str]:
-    """Lines "a / b: part ratio": the kinds over the first one, transformers over the same kind
-    here, work beside others over idle; medians over the ratios of rounds."""
-    pairs = []
-    for name, load in times:
-        other = tokens[0] if name in tokens else name.split()[1]
-        pairs += [((name, load), (other, load))] if name != other else []
-        pairs += [((name, load), (name, 0))] if load else []
-    lines = []
-    for a, b in pairs:
-        of_part = {
-            part: median(x / y for x, y in zip(times[a][part], times[b][part]))
-            for part in ("rollout", "replay", "update")
-            if part in times[a] and part in times[b]
-        }
-        names = [f"{name} beside {load}" if load else name for name, load in (a, b)]
-        shown = ", ".join(f"{part} {ratio:.3f}" for part, ratio in of_part.items())
-        lines.append(f"{' / '.join(names)}: {shown}")
-    return lines
 
 
 def measure(args: argparse.Namespace) -> dict:
@@ -320,36 +275,26 @@ def measure(args: argparse.Namespace) -> dict:
     device, sizes = find_device(args.device, 0), []
     args.dtype = args.dtype or DTYPE[device.type]
     can = limits(device, checkpoint.DTYPES[args.dtype])
-    work = None if args.part == "train" else prepare(args, device)
+    work = prepare(args, device)
     for prompts in args.prompts:
-        sized = work and replace(work, prompts=work.prompts[:prompts])
-        run = contenders(args, sized)
-        times = rounds(run, args, device)
+        sized = replace(work, prompts=work.prompts[:prompts])
+        times = rounds(contenders(args, sized), args.repeats, device)
         table = []
-        for (name, load), took in times.items():
+        for name, took in times.items():
             middle = {part: median(of) for part, of in took.items()}
-            row = {"tokens": name, "beside": load, "seconds": took, **middle}
-            table.append(row | (speeds(sized, name, can, middle) if work else {}))
-        size = f"{prompts} x {args.group}" if work else "as train.py"
-        sizes.append({"rows": size, "table": table, "ratios": ratios(times, args.tokens)})
-        if len(next(iter(took.values()))) < args.repeats:
-            break  # Ctrl-C
-    found = {"sizes": sizes, **can, **{x: getattr(args, x) for x in ("model", "shape", "dtype")}}
-    if work:
-        found |= {"cot": work.cot, "steps": work.steps, "passes": work.passes}
-        found |= {"micro_batch": work.micro_batch}
-    found["profiles"] = [profile(name, run[name], device) for name in args.tokens if args.profile]
-    found |= {"torch": torch.__version__, "threads": torch.get_num_threads()}
-    return found | {"processor": processor(device), "memory_gib": peak_memory_gib(device)}
-
-
-def profile(name: str, run, device: torch.device) -> str:
-    """Where the time of one update goes: kernels of a GPU, operators of a CPU."""
-    activity = getattr(torch.profiler.ProfilerActivity, device.type.upper())
-    with torch.profiler.profile(activities=[activity]) as profiled:
-        run(99)
-    by = f"self_{device.type}_time_total"
-    return f"{name}\n{profiled.key_averages().table(sort_by=by, row_limit=KERNELS)}"
+            row = {"tokens": name, "seconds": took, **middle}
+            table.append(row | speeds(sized, name, can, middle))
+        sizes.append({"rows": f"{prompts} x {args.group}", "table": table})
+    return {
+        "sizes": sizes,
+        **can,
+        **{name: getattr(args, name) for name in ("model", "shape", "dtype")},
+        **{name: getattr(work, name) for name in ("cot", "steps", "micro_batch")},
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "processor": processor(device),
+        "memory_gib": peak_memory_gib(device),
+    }
 
 
 def describe(found: dict) -> str:
@@ -358,43 +303,34 @@ def describe(found: dict) -> str:
         f"{found['shape'] or found['model']}, {found['dtype']}, {found['processor']}, "
         f"{found['threads']} threads, torch {found['torch']}\n"
         f"{found['bandwidth'] / 1e9:.1f} GB/s read, {found['throughput'] / 1e9:,.0f} GFLOP/s: "
-        f"floor and share are of these; peak memory of the process {found['memory_gib']:.2f} GiB"
+        f"floor and share are of these; peak memory of the process {found['memory_gib']:.2f} GiB",
+        f"{found['cot']} CoT tokens, {found['steps']} steps, "
+        f"{found['micro_batch']} rows a backward pass",
     ]
-    if "steps" in found:
-        lines.append(
-            "{cot} CoT tokens, {steps} steps ({passes} passes in transformers, where the prefilled "
-            "tokens go through in one), {micro_batch} rows a backward pass".format(**found)
-        )
     for size in found["sizes"]:
         columns = [x for x in COLUMNS if any(x in of for of in size["table"])]
-        rows = [["rows", "beside", "tokens", "rounds", *(COLUMNS[x][0] for x in columns)]]
+        rows = [["rows", "tokens", *(COLUMNS[x][0] for x in columns)]]
         for of in size["table"]:
-            count = len(next(iter(of["seconds"].values())))
             cells = [COLUMNS[x][1].format(of[x]) if x in of else "" for x in columns]
-            rows.append([size["rows"], str(of["beside"]), of["tokens"], str(count), *cells])
-        lines += ["", markdown(rows), *size["ratios"]]
-    return "\n".join([*lines, *found["profiles"]])
+            rows.append([size["rows"], of["tokens"], *cells])
+        lines += ["", markdown(rows)]
+    return "\n".join(lines)
 
 
 SIZE = {**WHOLE, "nargs": "+", "metavar": "B"}
-PARTS = {"choices": ["update", "rollout", "train"]}
-OF_PART = "or only rollouts, or updates of train.py as a user runs it, with its own sizes"
+PARTS = {"choices": ["update", "rollout"]}
 OF_DTYPE = "of the weights (default bfloat16 on a GPU, float32 on CPUs)"
 FLAGS = {
     "--model": command.MODEL["--model"],
     "--shape": (None, "random weights of this shape instead", {"choices": SHAPES}),
-    "--prompt-tokens": (118, "length of the random prompts of --shape", WHOLE),
     "--tokens": (["hard", "soft"], "kinds of CoT token", {"nargs": "+", "choices": KINDS}),
     "--prompts": ([2], "B, problems; several sizes: one after the other", SIZE),
     "--group": (32, "G, samples of each problem", WHOLE),
     "--cot": (128, f"CoT tokens; {ANSWER_TOKENS} answer tokens follow", WHOLE),
-    "--micro-batch": (None, "rows per backward pass (default as train.py chooses)", WHOLE),
-    "--part": ("update", OF_PART, PARTS),
+    "--part": ("update", "or only rollouts", PARTS),
     "--repeats": (3, "rounds", WHOLE),
-    "--load": (0, "each round also beside N processes that spin", {**WHOLE, "metavar": "N"}),
     "--against": (None, "the same work with it too", {"choices": ["transformers"]}),
-    "--profile": (None, "and where the time of an update goes", {"action": "store_true"}),
-    "--json": (None, "file for all results, times of every round included", command.PATH),
+    "--json": (None, "file for all results, times of every round included", command.FILE),
     "--device": (None, "cpu or cuda (default cuda where there is one)"),
     "--dtype": (None, OF_DTYPE, {"choices": [*checkpoint.DTYPES]}),
 }
@@ -402,17 +338,10 @@ FLAGS = {
 
 def read_flags(argv=None) -> argparse.Namespace:
     parser = command.parser("bench", __doc__)
-    command.add_flags(parser, FLAGS)
-    args = parser.parse_args(argv)
-    sizes = ("prompts", "group", "cot", "micro_batch", "prompt_tokens")
-    command.expect_least(parser, args, **dict.fromkeys((*sizes, "repeats"), 1), load=0)
+    sizes = ("prompts", "group", "cot", "repeats")
+    args = command.read(parser, FLAGS, argv, **dict.fromkeys(sizes, 1))
     if args.against and args.shape:
         parser.error("--against: expected a model folder (--model), found --shape")
-    for name in (*sizes, "shape", "against", "profile") if args.part == "train" else ():
-        if getattr(args, name) != parser.get_default(name):
-            flag = f"--{name.replace('_', '-')}"
-            parser.error(f"{flag}: expected none with --part train, found {getattr(args, name)}")
-    command.expect_folder(parser, "--json", args.json)
     return args
 
 

@@ -8,14 +8,23 @@ from pathlib import Path
 from minisoft.errors import InputError
 from minisoft.io import WEIGHTS, atomic
 
-NUMBER, WHOLE, PATH = {"type": float}, {"type": int}, {"type": Path}
+
+def new_file(text: str) -> Path:
+    """A file to write.  Refuses one in a folder that is not there."""
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a file in a folder that exists, found {path}")
+    return path
+
+
+NUMBER, WHOLE, PATH, FILE = {"type": float}, {"type": int}, {"type": Path}, {"type": new_file}
 MODEL = {  # a default marked * is the model's own
     "--model": (str(WEIGHTS / "tiny"), "folder or hub id"),
     "--data": (None, "problems (default tiny *)"),
     "--template": (None, "file with the prompt, QUESTION in it (default the paper's *)"),
     "--cot": (None, "CoT budget in tokens (default 128 *)", WHOLE),
 }
-OUT = {"--out": (None, "file.json for the numbers, beside it .md (default: only printed)", PATH)}
+OUT = {"--out": (None, "file.json for the numbers, beside it .md (default: only printed)", FILE)}
 
 
 def parser(module: str, text: str) -> argparse.ArgumentParser:
@@ -34,32 +43,30 @@ def add_flags(parser: argparse.ArgumentParser, flags: dict[str, tuple]) -> None:
         parser.add_argument(name, default=default, help=text.replace("%", "%%"), **options)
 
 
-def expect_least(parser: argparse.ArgumentParser, args: argparse.Namespace, **least: int) -> None:
-    """Refuses flags that were given with less than the number beside their names."""
+def read(
+    parser: argparse.ArgumentParser, flags: dict[str, tuple], argv, **least: int
+) -> argparse.Namespace:
+    """The command line.  Refuses flags with less than the number beside their names."""
+    add_flags(parser, flags)
+    args = parser.parse_args(argv)
     for name, number in least.items():
         given = getattr(args, name)
         for value in given if isinstance(given, list) else [given]:
             if value is not None and value < number:
                 flag = name.replace("_", "-")
                 parser.error(f"--{flag}: expected at least {number}, found {value}")
-
-
-def expect_folder(parser: argparse.ArgumentParser, flag: str, path) -> None:
-    """Refuses a file to write, if any, in a folder that is not there."""
-    if path and not path.parent.is_dir():
-        parser.error(f"{flag}: expected a file in a folder that exists, found {path}")
+    return args
 
 
 @contextmanager
-def one_line(module: str, after: str = "", resumes: bool = False):
+def one_line(module: str, after: str = ""):
     """What goes wrong in the block ends the process with one line; `after` stands at its end."""
     try:
         yield
     except (InputError, OSError, ImportError) as error:
         sys.exit(f"minisoft.lab.{module}: error: {error}{after}")
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on" if resumes else ""
-        sys.exit(f"minisoft.lab.{module}: interrupted{goes_on}{after}")
+        sys.exit(f"minisoft.lab.{module}: interrupted{after}")
 
 
 def show(found: dict, text: str, out: Path | None) -> None:

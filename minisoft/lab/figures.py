@@ -1,5 +1,6 @@
-"""Pictures like the paper's Figures 2-4 and of a study, readable in black and white (extra `plot`:
-matplotlib).
+"""Pictures like the paper's Figures 2-4 and of a study (extra `plot`: matplotlib).  A kind of token
+has the same colour in all of them, one that colour-blind people tell apart (Okabe and Ito's
+palette).
 
 Each public function without `read` in its name returns a matplotlib Figure.  Where data sets or
 kinds of token are panels, lines are labels of runs, and runs of one label are its seeds.
@@ -8,6 +9,7 @@ kinds of token are panels, lines are labels of runs, and runs of one label are i
 import json
 from collections.abc import Callable
 from itertools import product, takewhile
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -15,7 +17,6 @@ from minisoft.errors import InputError, expecting
 from minisoft.evaluation import Setting
 from minisoft.io.atomic import read_json
 from minisoft.kinds import KINDS
-from minisoft.lab.trainings import TRAININGS
 from minisoft.run.show import new_figure
 from minisoft.run.tables import cell, distinct, short_names
 
@@ -23,9 +24,17 @@ INCIDENTAL = set(  # in config.json of seeds of one run
     "tokens seed out resume sigma device world micro_batch eval_batch validate_every save_every "
     "keep show_every shares_every shard patience saved".split()
 )
-POINTS = "os^Dv<>P*Xdp"  # of `why`
-GREYS, DASHES, MARKERS = ("0", ".4", ".6"), ("-", "--", "-.", ":"), "os^Dv"
-STYLES = {label: index for index, label in enumerate(("base", *TRAININGS))}  # the same everywhere
+COLORS = {
+    "hard": "#0072B2",
+    "soft": "#D55E00",
+    "fuzzy": "#CC79A7",
+    "multiplex": "#009E73",
+    "covariance": "#56B4E9",
+    "top-5": "#E69F00",
+    "gumbel": "#000000",
+    "base": "#999999",
+}
+LABEL = 0.075  # height of a label at the end of a line, in panels
 LEAST_ROWS, LEAST_SHARE = 5, 0.05  # fewer generations have no meaningful mean entropy
 PANELS = {  # of `curves`: fields and their axes
     "accuracy": "accuracy (%)",
@@ -100,11 +109,10 @@ def training(runs: dict[str, list[list[dict]]]):
         notes |= _line(left, _together(smooth), index, label)
         greedy = [series(rows, "validation_hard", 100) for rows in seeds]
         notes |= _line(right, _together(filter(None, greedy)), index, label)
-    left.set(title=f"training samples, mean over {window} updates")
+    left.set(title=f"training samples, mean over {window} updates", ylabel="accuracy (%)")
     right.set(title=GREEDY)
     for axis in (left, right):
-        axis.set(xlabel="update", ylabel="accuracy (%)")
-    right.tick_params(labelleft=True)
+        axis.set(xlabel="update")
     return _finish(figure, notes)
 
 
@@ -117,11 +125,11 @@ def curves(run: Path):
         raw = series(rows, name, 100 if "%" in ylabel else 1)
         smooth = running_mean(raw, window)
         axis.plot(list(raw), list(raw.values()), color=".87", linewidth=0.6)
-        axis.plot(list(smooth), list(smooth.values()), color=".45", linewidth=1.4, label=label)
+        _line(axis, _together([smooth]), 1, label)
         scale = "log" if name == "grad_norm" else "linear"
         axis.set(xlabel="update", ylabel=ylabel, yscale=scale)
     _line(axes[0, 0], _together([series(rows, "validation_hard", 100)]), 0, GREEDY)
-    return _finish(figure, {f"run {Path(run).resolve().name}"})
+    return _finish(figure, {f"run {Path(run).resolve().name}"}, legend=True)
 
 
 def pass_at_k(runs: list[dict]):
@@ -131,8 +139,6 @@ def pass_at_k(runs: list[dict]):
     for axis in figure.axes if figure else []:
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:.0f}")
-        for line in axis.lines:
-            line.set_markevery([i for i, k in enumerate(line.get_xdata()) if k & (k - 1) == 0])
     for axis in figure.axes if figure else []:  # after all, as columns share their y axis
         axis.set_ylim(bottom=max(0, axis.get_ylim()[0]))
     return figure
@@ -184,54 +190,17 @@ def gradient(kinds: dict[str, dict[int, dict]]):
     for (top, bottom), (kind, steps) in zip(axes.T, kinds.items(), strict=True):
         for index, (term, part) in enumerate(product(terms, places)):
             label = f"{terms[term]} terms, {places[part]}"
-            norm, cosine, band = {}, {}, {}
-            for step, signal in steps.items():
-                one = signal[term][part]
-                mean, error = one["cosine"], one["cosine_error"]
-                norm[step], cosine[step] = [one["norm"]], [mean]
-                band[step] = (mean - error, mean + error)
-            _line(top, norm, index, label)
-            _line(bottom, cosine, index, label, band)
+            of = {step: signal[term][part] for step, signal in steps.items()}
+            band = {
+                step: (x["cosine"] - x["cosine_error"], x["cosine"] + x["cosine_error"])
+                for step, x in of.items()
+            }
+            _line(top, {step: [x["norm"]] for step, x in of.items()}, index, label)
+            _line(bottom, {step: [x["cosine"]] for step, x in of.items()}, index, label, band)
         top.set(title=f"{kind} tokens", yscale="log", ylabel="gradient norm")
         bottom.set(xlabel="update", ylabel="cosine between batches")
         bottom.axhline(0, color=".7", linewidth=0.8, zorder=1)
-    return _finish(figure, {"band: ± 1 standard error"})
-
-
-def why(cases: dict[str, dict], parts: dict[str, str]):
-    """Noise (variance of a batch's gradient, in units of hard tokens') and signal to noise in parts
-    of the model: measured (± 1 standard error) over predicted, for each case of minisoft.lab.why.
-    Where an error bar reaches 0 its upper limit, 2 standard errors, is drawn instead.
-
-    cases: {case: {"noise", "predicted", "measured"}}; parts: {part: its title}.
-    """
-    figure, axes = _panels(2, len(parts))
-    for column, (part, title) in zip(axes.T, parts.items(), strict=True):
-        for index, (name, row) in enumerate(cases.items()):
-            noise, snr = row["noise"][part], row["measured"][part]
-            error = noise["measured"] * noise["relative_error"]
-            if noise["predicted"] is not None:
-                _against(column[0], noise["predicted"], noise["measured"], error, index, name)
-            if row["predicted"][part] is not None:
-                _against(column[1], row["predicted"][part], snr["snr"], snr["snr_error"], index)
-        for axis, what in zip(column, ("noise / hard tokens'", "signal to noise"), strict=True):
-            axis.set(xscale="log", yscale="log", title=f"{what}, in {title}")
-            axis.set(xlabel="predicted", ylabel="measured")
-            axis.axline((0.1, 0.1), (1, 1), color=".7", linewidth=0.8)
-    return _finish(figure, {"bar: ± 1 standard error; hollow with arrow: upper limit"})
-
-
-def _against(axis, x: float, y: float, error: float, index: int, label: str | None = None) -> None:
-    """A point with its error, or its upper limit where the error reaches 0."""
-    known = y > error
-    color = GREYS[index % len(GREYS)]
-    style = {"color": color, "marker": POINTS[index], "markersize": 6, "linestyle": "none"}
-    style |= {"markerfacecolor": color if known else "white", "capsize": 2, "linewidth": 1}
-    if not known:
-        y = max(y, 0) + 2 * error
-    axis.errorbar(x, y, error if known else 0.4 * y, uplims=not known, **style)
-    if label:
-        axis.plot([], [], label=label, **{x: style[x] for x in ("color", "marker", "linestyle")})
+    return _finish(figure, {"band: ± 1 standard error"}, legend=True)
 
 
 def matched(kinds: dict[str, list[list[dict]]]):
@@ -240,37 +209,31 @@ def matched(kinds: dict[str, list[list[dict]]]):
 
     kinds: {kind: [[{"greedy", "sample", "entropy"}, ...] of each seed]}
     """
-    figure, ((left, right),) = _panels(1, 2, sharey=True)
-    for axis, how in ((left, "greedy"), (right, "sample")):
+    figure, (axes,) = _panels(1, 2, sharey=True)
+    for axis, how in zip(axes, ("greedy", "sample")):
         for kind, run in [(kind, run) for kind, runs in kinds.items() for run in runs]:
-            label = kind if run is kinds[kind][0] else None
             x, y = [100 * point[how] for point in run], [point["entropy"] for point in run]
-            axis.plot(x, y, label=label, linewidth=1.2, **_style(STYLES[kind]))
-        axis.set(xlabel=f"hard-{how} pass@1 (%)", ylabel="entropy of hard-sampled CoTs (nats)")
-        axis.tick_params(labelleft=True)
-    left.set_ylim(bottom=0)
-    return _finish(figure, set())
+            axis.plot(x, y, ".-", label=kind, color=COLORS[kind], linewidth=1)
+        axis.set(xlabel=f"hard-{how} pass@1 (%)")
+    axes[0].set(ylabel="entropy of hard-sampled CoTs (nats)", ylim=(0, None))
+    return _finish(figure, {"a line for each run, from the base on"}, legend=True)
 
 
 def softness(kinds: dict[str, list[dict]]):
     """How many tokens the positions of a CoT carry, before and after training: the share of them
-    with more than an effective support, and with less than a largest weight.
+    with more than an effective support.
 
     kinds: {kind: "softness" of minisoft.lab.gradient, of the base and of the trained model}
     """
-    figure, axes = _panels(2, 2, sharex="row", sharey=True)
-    for column, when in enumerate(("before training", "after training")):
+    figure, (axes,) = _panels(1, 2, sharey=True)
+    for axis, column, when in zip(axes, (0, 1), ("before training", "after training")):
         for kind, both in kinds.items():
-            quantiles = both[column]["quantiles"]
-            below = [100 * i / (len(quantiles["support"]) - 1) for i in range(101)]
-            style = _style(STYLES[kind]) | {"linewidth": 1.2, "markevery": 20, "label": kind}
-            axes[0, column].plot(quantiles["support"], [100 - share for share in below], **style)
-            axes[1, column].plot(quantiles["largest_weight"], below, **style)
-        axes[0, column].set(title=when, xlabel="effective support 1 / Σp² of the input (tokens)")
-        axes[1, column].set(xlabel="largest weight of the input", ylim=(1, 100), yscale="log")
-    axes[0, 0].set(ylabel="positions with more (%)")
-    axes[1, 0].set(ylabel="positions with less (%)")
-    return _finish(figure, {"first seed, own sampling"})
+            support = both[column]["quantiles"]["support"]
+            more = [100 - 100 * i / (len(support) - 1) for i in range(len(support))]
+            axis.plot(support, more, label=kind, color=COLORS[kind], linewidth=1.4)
+        axis.set(title=when, xlabel="effective support 1 / Σp² of the input (tokens)")
+    axes[0].set(ylabel="positions with more (%)")
+    return _finish(figure, {"first seed, own sampling"}, legend=True)
 
 
 def smoothing_window(updates: int) -> int:
@@ -324,27 +287,14 @@ def _grid(runs: list[dict], hows: tuple[bool, ...], points: Callable, names: tup
     return _finish(figure, notes)
 
 
-def _style(index: int) -> dict:
-    """How the index-th line looks."""
-    return {
-        "color": GREYS[index % len(GREYS)],
-        "linestyle": DASHES[index % len(DASHES)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "markerfacecolor": "white",
-        "markersize": 4.5,
-    }
-
-
 def _line(axis, points: dict[int, list], index: int, label: str, intervals=None) -> set[str]:
-    """Draw the mean of {x: values of the seeds} in the index-th style, with a band.  Returns {what
-    the band is}."""
+    """Draw the mean of {x: values of the seeds}, with a band; index: of the colour, where the label
+    is no kind of token.  Returns {what the band is}."""
     if not points:
         return set()
-    x, y = list(points), [fmean(values) for values in points.values()]
-    index, every = STYLES.get(label, index), max(1, len(x) // 8)
-    where = (index * every // 3 % every, every)
-    style = {**_style(index), "linewidth": 1.4, "zorder": 3, "markevery": where}
-    axis.plot(x, y, label=label, **style)
+    color = COLORS.get(label) or [*COLORS.values()][index % len(COLORS)]
+    x = list(points)
+    axis.plot(x, [*map(fmean, points.values())], label=label, color=color, linewidth=1.6, zorder=3)
     if len(points[x[0]]) > 1:
         band = [(fmean(ys) - stdev(ys), fmean(ys) + stdev(ys)) for ys in points.values()]
         note = "band over seeds: ± 1 standard deviation"
@@ -354,7 +304,7 @@ def _line(axis, points: dict[int, list], index: int, label: str, intervals=None)
     else:
         return set()
     low, high = zip(*band, strict=True)
-    axis.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0, zorder=2)
+    axis.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0, zorder=2)
     return {note}
 
 
@@ -368,17 +318,34 @@ def _panels(rows: int, columns: int, **share):
     return figure, axes
 
 
-def _finish(figure, notes: set[str]):
-    """Small titles, one legend above all panels with the notes as its title."""
-    handles = {}
+def _finish(figure, notes: set[str], legend: bool = False):
+    """The notes above all panels; labels at the lines' ends, or in a legend below the notes."""
+    handles, title = {}, "; ".join(sorted(notes))
     for axis in figure.axes:
         axis.title.set_size("medium")
         lines, labels = axis.get_legend_handles_labels()
         handles |= dict(zip(labels, lines, strict=True))
-    columns = max(1, int(12 * figure.get_figwidth() / (max(map(len, handles), default=0) + 8)))
-    figure.set_figheight(figure.get_figheight() + 0.21 * (len(handles) // columns))
-    look = {"ncols": max(1, min(len(handles), columns)), "handlelength": 3.5, "frameon": False}
-    title = "; ".join(sorted(notes))
-    place = "outside upper center"
-    figure.legend(handles.values(), handles, loc=place, title=title, **look)
+        if not legend:
+            _label_ends(axis, lines)
+    if not legend:
+        handles = {}
+    if handles or title:
+        look = {"ncols": 4, "frameon": False, "title": title, "loc": "outside upper center"}
+        figure.legend(handles.values(), handles, **look)
     return figure
+
+
+def _label_ends(axis, lines: list) -> None:
+    """The label of each line right of its end, in its colour, moved up where it would cover the
+    one below, and all down where they would leave the panel."""
+    inside = axis.transData + axis.transAxes.inverted()
+    ends = sorted(
+        [(inside.transform(line.get_xydata()[-1])[1], line) for line in lines], key=itemgetter(0)
+    )
+    places = []
+    for end, _ in ends:
+        places.append(max(end, places[-1] + LABEL) if places else end)
+    down = max(0, max(places, default=0) - 1)
+    for place, (_, line) in zip(places, ends):
+        style = {"color": line.get_color(), "va": "center", "fontsize": "small"}
+        axis.annotate(line.get_label(), (1.02, place - down), xycoords="axes fraction", **style)

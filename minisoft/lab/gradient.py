@@ -12,17 +12,12 @@ rest (the body):
                1 / snr batches is as much signal as noise
     *_error    standard error, by the jackknife over batches
 
-`ties`: shares of CoT positions whose two best logits differ by less than so much, whose softmax
-still moves (p_max < 0.999; a soft or fuzzy CoT sends gradient into the body there only), and which
-tie exactly if logits are rounded to bfloat16.
 `softness`: what the CoT positions of the first batch are fed (`soft.measure`): means, the share
 above 1.5, and quantiles at 0, 1, ... 100 %.
 """
 
 import argparse
-import json
 import time
-from dataclasses import dataclass, field
 from statistics import fmean
 
 import torch
@@ -32,48 +27,20 @@ from minisoft import data, reinforce
 from minisoft.evaluation import SOFT, SOFTNESS
 from minisoft.io import checkpoint, datasets
 from minisoft.io.atomic import write_json
-from minisoft.kinds import KINDS, NOISE, NOISES
+from minisoft.kinds import KINDS, NOISE, TAU_OF
 from minisoft.lab import command, variants
-from minisoft.lab.command import NUMBER, WHOLE
+from minisoft.lab.command import WHOLE
 from minisoft.rollout import COT, Rollout
 from minisoft.run import policy
-from minisoft.run.metrics import clock, markdown
+from minisoft.run.metrics import markdown
 from minisoft.run.policy import Policy
 from minisoft.run.settings import TRAIN_COT, Flags
 from minisoft.run.world import as_program, keep_memory
-from minisoft.soft import GAMMA
 from minisoft.verifier.process import WORKERS, Verifier
 
 EMBEDDING = "model.embed_tokens.weight"
-GAPS = (1e-4, 1e-3, 1e-2, 0.1, 1.0)  # differences of logits
+TERMS, PARTS = ("cot", "answer"), ("E", "body")
 MICRO_BATCH = 16  # rows
-
-
-@dataclass
-class Batch:
-    """Gradients {(term, part): vector}, rewards (B, G), mean length of the CoTs in tokens, and
-    seconds of one batch."""
-
-    rewards: torch.Tensor
-    cot_length: float
-    gradients: dict[tuple[str, str], torch.Tensor] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def informative(self) -> float:
-        """Share of the problems whose rewards differ."""
-        return (self.rewards != self.rewards[:, :1]).any(1).double().mean().item()
-
-    @property
-    def norm(self) -> float:
-        """Of the whole gradient."""
-        whole = [self.gradients["cot", x] + self.gradients["answer", x] for x in ("E", "body")]
-        return torch.linalg.vector_norm(torch.cat(whole), dtype=torch.float64).item()
-
-    @property
-    def advantage_square(self) -> float:
-        """Mean square of the advantages."""
-        return reinforce.leave_one_out(self.rewards).square().mean().item()
 
 
 class Measurement:
@@ -90,7 +57,7 @@ class Measurement:
 
     def about(self) -> dict:
         """What is measured, as the results have it."""
-        names = ("model", "data", "template", "cot", "tokens", "logits")
+        names = ("model", "data", "template", "cot", "tokens")
         names += ("prompts", "group", "batches", "seed")
         settings, kind = self.policy.settings, self.policy.kind
         return {
@@ -107,21 +74,27 @@ class Measurement:
         requests = [self.policy.request(x, (*key, i), range(samples)) for i, x in chosen]
         return chosen, self.policy.rollout(requests)
 
-    def batch(self, number: int) -> tuple[Batch, list[Rollout]]:
-        args, seconds, gradients = self.args, {}, {}
-        with clock(seconds, "rollout"):
-            key = ("gradient", args.seed, number)
-            chosen, rollouts = self.rollouts(key, number, args.prompts, args.group)
-        rewards = policy.rewards(self.policy.score(rollouts, chosen, self.verifier))
-        advantages = list(reinforce.leave_one_out(rewards))
-        for term in ("answer", "cot"):
+    def batch(self, number: int) -> tuple[dict, dict, list[Rollout]]:
+        """The numbered batch: gradients {(term, part): vector}; facts, among them the share of the
+        problems whose rewards differ; its Rollouts."""
+        args, gradients = self.args, {}
+        key = ("gradient", args.seed, number)
+        chosen, rollouts = self.rollouts(key, number, args.prompts, args.group)
+        rewards = policy.rewards(self.policy.score(rollouts, chosen, self.verifier))  # (B, G)
+        advantages = reinforce.leave_one_out(rewards)
+        for term in reversed(TERMS):
             some = {"micro_batch": MICRO_BATCH, "terms": variants.TERMS[term]}
-            with clock(seconds, f"backward_{term}"):
-                self.policy.backward(rollouts, advantages, 1 / rewards.numel(), **some)
+            self.policy.backward(rollouts, list(advantages), 1 / rewards.numel(), **some)
             for part, vector in take_gradient(self.policy.model).items():
                 gradients[term, part] = vector
-        length = fmean((rollout.role == COT).sum(1).float().mean().item() for rollout in rollouts)
-        return Batch(rewards, length, gradients, seconds), rollouts
+        lengths = [(rollout.role == COT).sum(1).float().mean().item() for rollout in rollouts]
+        facts = {
+            "reward": rewards.mean().item(),
+            "informative": (rewards != rewards[:, :1]).any(1).double().mean().item(),
+            "advantage_square": advantages.square().mean().item(),
+            "cot_length": fmean(lengths),
+        }
+        return gradients, facts, rollouts
 
 
 def take_gradient(model) -> dict[str, torch.Tensor]:
@@ -140,13 +113,15 @@ def signal(gram: torch.Tensor) -> dict[str, float]:
     a batch with their standard errors (jackknife)."""
     N = len(gram)
     everyone = torch.arange(N)
-    found = _of_batches(gram).tolist()
     others = [everyone[everyone != i] for i in range(N)]
     without = torch.stack([_of_batches(gram[some][:, some]) for some in others])  # (N, 3)
     errors = ((N - 1) / N * (without - without.mean(0)).square().sum(0)).sqrt().tolist()
-    norm, names = gram.diagonal().mean().sqrt().item(), ("cosine", "snr", "variance")
-    errors = {f"{name}_error": error for name, error in zip(names, errors, strict=True)}
-    return {"norm": norm, **dict(zip(names, found, strict=True)), **errors}
+    found = {"norm": gram.diagonal().mean().sqrt().item()}
+    names = ("cosine", "snr", "variance")
+    for name, value, error in zip(names, _of_batches(gram).tolist(), errors, strict=True):
+        found[name] = value
+        found[f"{name}_error"] = error
+    return found
 
 
 def _of_batches(gram: torch.Tensor) -> torch.Tensor:
@@ -161,34 +136,17 @@ def _of_batches(gram: torch.Tensor) -> torch.Tensor:
 
 def signals(gradients: list[dict]) -> dict:
     """{term: {part: signal}} for the terms answer, cot, both and the parts E, body, all."""
-    terms, grams = ("cot", "answer", "both"), {}
-    for part in ("E", "body"):
-        pieces = {
-            term: zip(*(g[term, part].split(2**18) for g in gradients), strict=True)
-            for term in ("cot", "answer")
-        }
-        for some in zip(pieces["cot"], pieces["answer"], strict=True):  # in float64 a part at once
+    grams = {}
+    for part in PARTS:
+        pieces = [zip(*(g[term, part].split(2**18) for g in gradients)) for term in TERMS]
+        for some in zip(*pieces, strict=True):  # in float64 a piece at once
             cot, answer = (torch.stack(x).double() for x in some)  # (N, 2^18)
-            for term, x in zip(terms, (cot, answer, cot + answer), strict=True):
+            for term, x in (("cot", cot), ("answer", answer), ("both", cot + answer)):
                 grams[term, part] = grams.get((term, part), 0.0) + x @ x.T  # (N, N)
-    for term in terms:
+    for term in (*TERMS, "both"):
         grams[term, "all"] = grams[term, "E"] + grams[term, "body"]
-    return {t: {part: signal(grams[t, part]) for part in ("E", "body", "all")} for t in terms}
-
-
-@torch.no_grad()
-def ties(model, kind, rollouts: list[Rollout]) -> dict:
-    """How far the best logit is from the second at the CoT positions of some rollouts."""
-    encoded = [reinforce.encodings(model, kind, one)[one.role == COT] for one in rollouts]
-    logits = torch.cat([model.logits(hidden) for hidden in encoded])  # (positions, V)
-    gap, rounded = (z.topk(2, -1).values.diff()[:, 0].abs() for z in (logits, logits.bfloat16()))
-    moving = (logits / kind.tau).softmax(-1).amax(-1) < 0.999
-    return {
-        "positions": len(gap),
-        "gap_below": {str(x): (gap < x).double().mean().item() for x in GAPS},
-        "still_moving": moving.double().mean().item(),
-        "tied_in_bfloat16": (rounded == 0).double().mean().item(),
-    }
+    parts = (*PARTS, "all")
+    return {t: {part: signal(grams[t, part]) for part in parts} for t in (*TERMS, "both")}
 
 
 def softness(rollouts: list[Rollout]) -> dict:
@@ -204,24 +162,18 @@ def softness(rollouts: list[Rollout]) -> dict:
 
 def measure(args: argparse.Namespace, verifier) -> dict:
     """All that the command writes."""
-    of = Measurement(args, verifier)
-    start, batches, first = time.perf_counter(), [], {}
-    with variants.rounded(of.policy.model, args.logits):
-        for number in tqdm(range(args.batches), desc="batches", disable=None):
-            batch, rollouts = of.batch(number)
-            if not batches:
-                first = {"ties": ties(of.policy.model, of.policy.kind, rollouts)}
-                first["softness"] = softness(rollouts)
-            batches.append(batch)
+    of, start = Measurement(args, verifier), time.perf_counter()
+    gradients, facts, first = [], [], {}
+    for number in tqdm(range(args.batches), desc="batches", disable=None):
+        *both, rollouts = of.batch(number)
+        if not first:
+            first = {"softness": softness(rollouts)}
+        gradients.append(both[0])
+        facts.append(both[1])
     return {
         **of.about(),
-        "reward": fmean(batch.rewards.mean().item() for batch in batches),
-        "informative": fmean(batch.informative for batch in batches),
-        "seconds_per_batch": {x: fmean(b.seconds[x] for b in batches) for x in batch.seconds},
-        "signal": signals([batch.gradients for batch in batches]),
-        "norms": [batch.norm for batch in batches],
-        "advantage_square": fmean(batch.advantage_square for batch in batches),
-        "cot_length": fmean(batch.cot_length for batch in batches),
+        **{name: fmean(one[name] for one in facts) for name in facts[0]},
+        "signal": signals(gradients),
         **first,
         "seconds": time.perf_counter() - start,
     }
@@ -240,43 +192,37 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 FLAGS = {
     **command.MODEL,
     "--tokens": ("soft", "kind of CoT token", {"choices": KINDS}),
-    "--tau": (None, "temperature of the CoT (default the paper's *; F.3)", NUMBER),
-    "--gamma": (None, f"sigma = gamma * noise scale (default {GAMMA} *; F.1)", NUMBER),
-    "--noise": (None, "where there is noise (default embedding *; F.2)", {"choices": NOISES}),
-    "--top-k": (None, "noise on the K best logits, the rest -inf (default all *; F.2)", WHOLE),
-    "--width": (None, "K of multiplex, covariance, gumbel (default the kind's *)", WHOLE),
-    "--top-p": (None, "of gumbel (default 0.95 *)", NUMBER),
-    "--logits": ("float32", variants.LOGITS_HELP, {"choices": variants.LOGITS}),
+    **{
+        row.flag: (None, row.help, {"type": row.type, "choices": row.choices or None})
+        for row in (TAU_OF, *NOISE)
+    },
     "--prompts": (16, "B, problems a batch", WHOLE),
     "--group": (32, "G, samples of each", WHOLE),
     "--batches": (24, "independent batches, at least 3", WHOLE),
     "--seed": (0, "decides problems and draws", WHOLE),
     "--device": (DEVICE, "cpu or cuda", {"choices": ("cpu", "cuda")}),
-    "--out": (None, "file.json for the numbers (default: only printed)", command.PATH),
+    "--out": (None, "file.json for the numbers (default: only printed)", command.FILE),
 }
 
 
 def read_flags(argv=None) -> argparse.Namespace:
     parser = command.parser("gradient", __doc__)
-    command.add_flags(parser, FLAGS)
-    args = parser.parse_args(argv)
-    command.expect_least(parser, args, prompts=1, group=2, batches=3, cot=1)
-    if args.gamma is not None and not args.gamma > 0:
-        parser.error(f"--gamma: expected a positive number, found {args.gamma}")
-    command.expect_folder(parser, "--out", args.out)
+    args = command.read(parser, FLAGS, argv, prompts=1, group=2, batches=3, cot=1)
+    for row in (TAU_OF, *NOISE):
+        if (value := getattr(args, row.name)) is not None:
+            row.check(value, row.flag)
     return args
 
 
 def main(argv=None) -> None:
-    args = read_flags(argv)
     with command.one_line("gradient"):
+        args = read_flags(argv)
         keep_memory()
         with Verifier(workers=WORKERS) as verifier:
             measured = measure(args, verifier)
         if args.out:
             write_json(args.out, measured)
-        print(f"{table(measured['signal'])}\n{json.dumps(measured['ties'])}")
-        print(f"{measured['seconds']:.0f} s")
+        print(f"{table(measured['signal'])}\n{measured['seconds']:.0f} s")
 
 
 if __name__ == "__main__":

@@ -1,38 +1,20 @@
-"""The rollout and the replay of `minisoft.lab.bench` written with Hugging Face transformers.
+"""The rollout of `minisoft.lab.bench` written with Hugging Face transformers.
 
-Rollouts: `generate` (hard tokens only), and a loop over the model's forward pass with the cheap
-sampling of `minisoft.soft`: fused attention, a growing cache, each prompt run once.  (Eager
-attention and a static cache were slower wherever they were tried.)  Replay: teacher forcing of
-prompt and continuation, logits of the continuation only.
-Dimensions: B problems, N rows, S positions after the prompt, C of them CoT, V vocabulary, d width.
+A loop over the model's forward pass, with fused attention, a growing cache, each prompt run once.
+(`generate`, eager attention and a static cache were slower wherever they were tried.)
+Dimensions: B problems, N rows, T positions at once, V vocabulary, d width.
 """
 
 import inspect
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from minisoft.data import ANSWER_TOKENS
-from minisoft.engine.linear import product
 from minisoft.io.checkpoint import DTYPES, find
-from minisoft.lab.machine import seconds
-from minisoft.soft import Categorical, Gaussian, entropy
-
-
-@dataclass(frozen=True)
-class Uniform:
-    """Draws of torch's generator, for the distributions of `minisoft.soft`."""
-
-    rows: int
-    device: torch.device
-
-    def uniform(self) -> torch.Tensor:
-        return torch.rand(self.rows, device=self.device)
-
-    def normal(self, n: int) -> torch.Tensor:
-        return torch.randn(self.rows, n, device=self.device)
+from minisoft.lab.bench import seconds
+from minisoft.soft import entropy
 
 
 class Rivals:
@@ -56,46 +38,20 @@ class Rivals:
         forced = torch.tensor([work.form.prefill[1]], device=self.device)
         self.forced = forced.expand(work.rows, -1)  # the prefilled tokens of each row
 
-    def contenders(self, names: list[str], part: str) -> dict:
-        """{"transformers KIND loop" or "transformers hard generate": function of a seed -> {part:
-        seconds}}; only loops also replay."""
-        ways = {f"transformers {name} loop": partial(self.time, name, part) for name in names}
+    def contenders(self, names: list[str]) -> dict:
+        """{"transformers KIND loop": function of a seed -> {"rollout": seconds}}."""
         for name in names:
             self.loop(self.work.policy(name).kind, 2, 2)  # warm-up
-        if "hard" in names:
-            ways["transformers hard generate"] = self.time_generate
-        return ways
+        return {f"transformers {name} loop": partial(self.time, name) for name in names}
 
-    def time(self, name: str, part: str, seed: int) -> dict[str, float]:
+    def time(self, name: str, seed: int) -> dict[str, float]:
         torch.manual_seed(seed)
         kind, cot = self.work.policy(name).kind, self.work.cot
-        took, record = seconds(lambda: self.loop(kind, cot, ANSWER_TOKENS), self.device)
-        if part == "rollout":
-            return {"rollout": took}
-        took_replay, _ = seconds(lambda: self.replay(kind, *record), self.device)
-        return {"rollout": took, "replay": took_replay}
-
-    def time_generate(self, seed: int) -> dict[str, float]:
-        return {"rollout": seconds(self.generate, self.device)[0]}
+        return {"rollout": seconds(lambda: self.loop(kind, cot, ANSWER_TOKENS), self.device)[0]}
 
     def many(self, x: torch.Tensor) -> torch.Tensor:
         """Of each problem (B, ...) -> of each row (N, ...)."""
         return x.repeat_interleave(self.work.group, 0)
-
-    @torch.no_grad()
-    def generate(self) -> torch.Tensor:
-        """Hard tokens with generate(): CoT, then the prefilled tokens and the answer on the same
-        cache -> ids."""
-        options = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-        options |= {"pad_token_id": 0, "return_dict_in_generate": True}
-        ids, mask, past = self.many(self.ids), self.many(self.mask), {}
-        for n in (self.work.cot, ANSWER_TOKENS):
-            length = {"max_new_tokens": n, "min_new_tokens": n}
-            out = self.model.generate(ids, attention_mask=mask, **past, **length, **options)
-            ids = torch.cat((out.sequences, self.forced), 1)
-            mask = torch.cat((mask, mask.new_ones(len(mask), ids.shape[1] - mask.shape[1])), 1)
-            past = {self.cache: getattr(out, self.cache)}
-        return out.sequences
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor, at: torch.Tensor, past):
         """Embeddings (., T, d) at positions (., T), after what the cache holds -> logits (., V)."""
@@ -103,55 +59,24 @@ class Rivals:
         return self.model(inputs_embeds=x, logits_to_keep=1, **how).logits[:, -1].float()
 
     @torch.no_grad()
-    def loop(self, kind, cot: int, answer: int) -> tuple:
-        """CoT, prefilled tokens at once, answer -> ids (N, S) (shadow tokens in the CoT), actions
-        (N, C, d) or None of hard tokens."""
+    def loop(self, kind, cot: int, answer: int) -> None:
+        """CoT, the prefilled tokens at once, answer."""
         from transformers import DynamicCache
 
         past, at = DynamicCache(), (self.mask.cumsum(-1) - 1).clamp(min=0)
         logits = self.many(self.forward(self.embed(self.ids), self.mask, at, past))
         past.batch_repeat_interleave(self.work.group)
         mask, position = self.many(self.mask), self.many(self.mask.sum(-1, keepdim=True))
-        draws, ids, actions = Uniform(self.work.rows, self.device), [], []
         for t in range(cot + answer):
             entropy(logits)
             if kind.mixes and t < cot:
                 E = self.embed.weight
                 mean = torch.softmax(logits / kind.tau, -1).to(E.dtype) @ E
-                action = Gaussian(mean.float(), kind.sigma).sample(draws)
-                token, x = logits.argmax(-1, keepdim=True), action.to(E.dtype)[:, None]
-                actions.append(action)
+                x = (mean + kind.sigma * torch.randn_like(mean))[:, None]
             else:
-                token = Categorical(logits).sample(draws)[:, None]
-                x = self.embed(token)
-            ids.append(token)
+                x = self.embed(torch.multinomial(logits.softmax(-1), 1))
             if t == cot - 1:  # the prefilled tokens follow the CoT in the same pass
-                ids.append(self.forced)
                 x = torch.cat((x, self.embed(self.forced)), 1)
             mask = torch.cat((mask, mask.new_ones(x.shape[:2])), 1)
             at = position + torch.arange(x.shape[1], device=self.device)
             logits, position = self.forward(x, mask, at, past), position + x.shape[1]
-        return torch.cat(ids, 1), torch.stack(actions, 1) if actions else None
-
-    def replay(self, kind, ids: torch.Tensor, actions: torch.Tensor | None) -> None:
-        """Forward and backward passes of the update over what `loop` gave, in micro-batches."""
-        work, S, C = self.work, ids.shape[1], self.work.cot
-        for rows in torch.arange(work.rows, device=self.device).split(work.micro_batch):
-            prompt, mask = self.ids[rows // work.group], self.mask[rows // work.group]
-            mask = torch.cat((mask, mask.new_ones(len(rows), S)), 1)
-            x = self.embed(torch.cat((prompt, ids[rows]), 1))
-            if actions is not None:
-                x = torch.cat((x[:, :-S], actions[rows].to(x.dtype), x[:, C - S :]), 1)
-            at = (mask.cumsum(-1) - 1).clamp(min=0)
-            how = {"attention_mask": mask[:, :-1], "position_ids": at[:, :-1], "use_cache": False}
-            out = self.model(inputs_embeds=x[:, :-1], logits_to_keep=S, **how)
-            logits = out.logits.float()  # (m, S, V)
-            if actions is None:
-                thoughts = Categorical(logits[:, :C]).log_prob(ids[rows, :C]).sum()
-            else:
-                p = torch.softmax(logits[:, :C] / kind.tau, -1)
-                mean = product(p, self.embed.weight.t())
-                thoughts = Gaussian(mean, kind.sigma).log_prob(actions[rows]).sum()
-            words = Categorical(logits[:, -ANSWER_TOKENS:]).log_prob(ids[rows, -ANSWER_TOKENS:])
-            ((thoughts + words.sum()) / work.rows).backward()
-        self.model.zero_grad()

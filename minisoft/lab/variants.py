@@ -2,7 +2,6 @@
 
     python -m minisoft.lab.variants --terms cot -- --tokens soft --out RUN        # train.py's flags
     python -m minisoft.lab.variants --terms cot -- --out RUN --resume
-    python -m minisoft.lab.variants --logits bfloat16 -- --tokens fuzzy
     python -m minisoft.lab.variants --frozen E -- --tokens soft
 
 config.json and minisoft.json say which switches were on, and a run goes on with the same ones only.
@@ -10,7 +9,6 @@ To be called where train.py is.
 """
 
 import sys
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import wraps
 
@@ -21,25 +19,24 @@ from minisoft.run.world import as_program
 
 TERMS = {"both": (COT, ANSWER), "cot": (COT,), "answer": (ANSWER,)}
 FROZEN = {"nothing": None, "E": "model.embed_tokens.weight"}
-LOGITS = ("float32", "bfloat16")
-LOGITS_HELP = "bfloat16: logits are rounded to it in rollout and replay"
+FLAGS = {
+    "--terms": ("both", "the log-probabilities that learn: CoT's, answer's", {"choices": TERMS}),
+    "--frozen": ("nothing", "E: it (and a tied head) does not learn", {"choices": FROZEN}),
+}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Which log-probabilities learn, what logits are rounded to in updates, and what does not
-    learn."""
+    """Which log-probabilities learn, and what does not learn."""
 
     terms: str = "both"
-    logits: str = "float32"
     frozen: str = "nothing"
 
     @property
     def facts(self) -> dict[str, str]:
         """The switches that are on."""
-        return {
-            x.name: value for x in fields(self) if (value := getattr(self, x.name)) != x.default
-        }
+        values = {x.name: (getattr(self, x.name), x.default) for x in fields(self)}
+        return {name: value for name, (value, usual) in values.items() if value != usual}
 
     def adapt(self, run) -> None:
         """Put this variant's functions in the place of a run's, before its first update."""
@@ -48,39 +45,16 @@ class Variant:
             run.differentiate = _without(run.optimizer, FROZEN[self.frozen], run.differentiate)
 
 
-@contextmanager
-def rounded(model, logits: str = "bfloat16"):
-    """Inside, logits are rounded to bfloat16, as where the head is computed in it; gradients pass
-    through the rounding unchanged."""
-    if logits != "float32":
-        exact = model.logits
-
-        def round_logits(hidden):
-            z = exact(hidden)
-            return z + (z.bfloat16().float() - z).detach()
-
-        model.logits = round_logits
-    try:
-        yield
-    finally:
-        model.__dict__.pop("logits", None)
-
-
 @dataclass(frozen=True)
 class VariedPolicy(Policy):
     """A policy whose updates are those of a variant; its evaluation is unchanged."""
 
     variant: Variant = Variant()
 
-    def rollout(self, requests, *settings, **options):
-        with rounded(self.model, self.variant.logits):
-            return super().rollout(requests, *settings, **options)
-
     def backward(self, rollouts, advantages, scale, **options):
         if self.variant.terms != "both":
             options["terms"] = TERMS[self.variant.terms]
-        with rounded(self.model, self.variant.logits):
-            return super().backward(rollouts, advantages, scale, **options)
+        return super().backward(rollouts, advantages, scale, **options)
 
 
 def _without(optimizer, parameter: str, differentiate):
@@ -101,14 +75,8 @@ def split(words: list[str]) -> tuple[Variant, list[str]]:
     """The command line -> (the switches before --, train.py's flags after it)."""
     own = words.index("--") if "--" in words else len(words)
     parser = command.parser("variants", __doc__)
-    terms = "ablation: the log-probabilities that learn, CoT's, answer's or both"
-    switches = {
-        "--terms": ("both", terms, {"choices": TERMS}),
-        "--logits": ("float32", LOGITS_HELP, {"choices": LOGITS}),
-        "--frozen": ("nothing", "E: it (and a tied head) does not learn", {"choices": FROZEN}),
-    }
-    command.add_flags(parser, switches)
-    variant, flags = Variant(**vars(parser.parse_args(words[:own]))), words[own + 1 :]
+    variant = Variant(**vars(command.read(parser, FLAGS, words[:own])))
+    flags = words[own + 1 :]
     if variant.terms != "both" and "--plain" in flags:
         parser.error(f"--terms {variant.terms}: expected no --plain, which has both terms")
     return variant, flags

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_exact_gradient import PROMPT, V, small_model, take_gradient
+from test_exact_gradient import PROMPT, small_model, take_gradient
 
 from minisoft import engine, reinforce
 from minisoft.data import Format
@@ -23,7 +23,6 @@ SWITCHES = {
     "whole": [],
     "cot": ["--terms", "cot"],
     "answer": ["--terms", "answer"],
-    "bfloat16": ["--logits", "bfloat16"],
     "frozen": ["--frozen", "E"],
 }
 
@@ -57,7 +56,7 @@ def test_the_switches_are_written_down(runs, name):
     out = runs[name][0]
     assert json.loads((out / "config.json").read_text())["variant"] == facts
     about = json.loads((out / "last" / "minisoft.json").read_text())
-    assert {x: about[x] for x in ("terms", "logits", "frozen") if x in about} == facts
+    assert {x: about[x] for x in ("terms", "frozen") if x in about} == facts
 
 
 def test_variants_differ_in_the_gradient_and_terms_not_in_the_samples(runs):
@@ -67,7 +66,6 @@ def test_variants_differ_in_the_gradient_and_terms_not_in_the_samples(runs):
         name: [m[k] for k in ("reward", "cot_length", "entropy")] for name, m in first.items()
     }
     assert samples["cot"] == samples["answer"] == samples["whole"] == samples["frozen"]
-    assert samples["whole"] != samples["bfloat16"]
     assert (
         first["answer"]["grad_norm"] < 0.5 * first["whole"]["grad_norm"] < first["cot"]["grad_norm"]
     )
@@ -96,20 +94,6 @@ def test_terms_are_the_parts_of_the_whole_gradient(name):
     torch.testing.assert_close(parts["both"], whole, **close)
     torch.testing.assert_close(parts["cot"] + parts["answer"], whole, **close)
     assert min(parts["cot"].norm(), parts["answer"].norm()) > 0.05 * whole.norm()
-
-
-def test_rounded_logits_have_the_gradient_of_exact_ones():
-    model, hidden = small_model(), torch.randn(3, 16)
-    exact = model.logits(hidden)
-    exact.square().sum().backward()
-    gradient = 2 * exact.detach()
-    with variants.rounded(model):
-        logits = model.logits(hidden)
-        assert logits.shape == (3, V) and torch.equal(logits, exact.bfloat16().float())
-        seen = []
-        logits.register_hook(seen.append)
-        (logits * gradient).sum().backward()
-    assert torch.equal(seen[0], gradient) and torch.equal(model.logits(hidden), exact)
 
 
 @pytest.mark.parametrize("switches, named", [([], "none"), (["--terms", "answer"], "answer")])

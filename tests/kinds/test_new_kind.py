@@ -48,7 +48,7 @@ def test_definition_and_engine_agree_on_it(tiny, registered, greedy):
 @pytest.mark.parametrize("name, own", [("faint", {}), *LATER.items()])
 def test_it_is_trained_exported_evaluated_and_resumed(tmp_path, registered, name, own):
     out, table = tmp_path / "run", tmp_path / "table.json"
-    flags = f"--tokens {name} --lr 1e-3 --prompts 2 --group 4 --cot 40 --eval-cot 16 --warmup 1"
+    flags = f"--tokens {name} --lr 1e-3 --prompts 2 --group 4 --cot 24 --eval-cot 12 --warmup 1"
     said = [part for option, x in own.items() for part in (option, str(x))]
     more = "--validation 2 --test 2 --validate-every 1 --device cpu"
     train.main([*flags.split(), *more.split(), *said, "--steps", "2", "--out", str(out)])
@@ -59,8 +59,8 @@ def test_it_is_trained_exported_evaluated_and_resumed(tmp_path, registered, name
     assert {option: about.get(option) for option in options} == options
     assert set(summary(out)["after"]) == {"hard-greedy", f"{name}-greedy"}
 
-    asked = ["--settings", f"{name}-greedy,{name}-sample", "--samples", "2", "--limit", "3"]
-    asked += ["--cot", "16"]
+    asked = ["--settings", f"{name}-greedy,{name}-sample", "--samples", "2", "--limit", "2"]
+    asked += ["--cot", "12"]
     best = ["--model", str(out / "best"), "--data", "tiny-test", "--device", "cpu"]
     eval.main([*best, *asked, "--out", str(table)])
     result = json.loads(table.read_text())

@@ -58,7 +58,9 @@ FLAGS = {
             nargs="+",
         ),
         TEMPLATE,
-        Option("limit", int, "only the first N problems of each (default all)", least=1),
+        Option(
+            "limit", int, "only the first N problems of each (default all)", least=1, metavar="N"
+        ),
     ],
     "inference (section 4)": [
         Option("settings", str, f"all, or some of {','.join(SETTINGS)}", "hard-greedy"),
@@ -145,24 +147,29 @@ def run_all(args, subjects: list[Subject], sources: dict, common: dict, file) ->
                 }
                 if is_choice:
                     result["choices"], made = evaluator.choices(rows, run)
-                    write_lines(file, run, "choices", made)
+                    write_lines(evaluator.world, file, run, "choices", made)
                 for setting in [] if is_choice else args.settings:
                     if setting.greedy and seed != args.seed[0]:
                         continue  # nothing is drawn
                     evaluator.world.say(f"{subject.label} on {name}, seed {seed}: {setting}")
                     summary, made = evaluator.problems(rows, setting, args.samples, seed, run)
                     result["settings"][str(setting)] = summary
-                    write_lines(file, run, str(setting), made)
+                    write_lines(evaluator.world, file, run, str(setting), made)
                 results.append(result)
         del evaluator  # and its model, before the next one is loaded
     return results
 
 
-def write_lines(file, run: int, setting: str, generations: list[dict]) -> None:
-    with atomic.writing(file.name):
-        for generation in generations:
-            file.write(json.dumps({"run": run, "setting": setting, **generation}) + "\n")
-        file.flush()
+def write_lines(world: World, file, run: int, setting: str, generations: list[dict]) -> None:
+    """The main rank's OSError is that of all."""
+
+    def write() -> None:
+        with atomic.writing(file.name):
+            for generation in generations:
+                file.write(json.dumps({"run": run, "setting": setting, **generation}) + "\n")
+            file.flush()
+
+    world.all_or_none(write)
 
 
 def evaluate(args: argparse.Namespace, world: World, verifier) -> None:
@@ -186,13 +193,16 @@ def evaluate(args: argparse.Namespace, world: World, verifier) -> None:
         raise
     text = tables(results)
     world.say(text)
-    if writes:
+
+    def finish() -> None:
         os.replace(new, new.with_suffix(""))
         atomic.write_text(args.out.with_suffix(".md"), text + "\n")
         whole = results[0] if len(results) == 1 else {"runs": results}
         atomic.write_text(args.out, json.dumps(whole, indent=2) + "\n")
         beside = ", ".join(args.out.with_suffix(end).name for end in (".jsonl", ".md"))
         world.say(f"written: {args.out}, {beside}")
+
+    world.all_or_none(lambda: writes and finish())
     journal.remove()
 
 

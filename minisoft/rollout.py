@@ -56,7 +56,7 @@ class Rollout:
     stop phrase; ids (n, S) int64: tokens, in the CoT the shadow tokens; role (n, S) int8; actions
     (n, C) int64 or (n, C, ...) float32: tokens, noisy inputs h0~ or other actions of the CoT (None
     where they were not wanted); log_prob (n, S) float64 of the actions and answer tokens; measures
-    (n, S, 3) float32 of the CoT's positions (`soft.MEASURES`), elsewhere 0.
+    (n, S, 3) float32 of the CoT's positions (`soft.measure`), elsewhere 0.
     """
 
     prompt: list[int]

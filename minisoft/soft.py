@@ -21,7 +21,6 @@ from minisoft.draws import Draws
 
 GAMMA = 0.33  # section 4: sigma = GAMMA * rms(E)
 PAPER = ("hard", "soft", "fuzzy")  # the paper's kinds, whatever else there is
-MEASURES = ("entropy", "support", "largest_weight")  # of a CoT position, see `measure`
 
 
 class Distribution:
@@ -187,7 +186,7 @@ class Mixture(Kind):
 
 
 def measure(logits: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """MEASURES (..., 3) of CoT positions: `entropy` of the logits (..., V); how many tokens the
+    """Measures (..., 3) of CoT positions: `entropy` of the logits (..., V); how many tokens the
     mixture with weights (..., m) carries, its effective support 1 / sum p^2, which is 1 for one
     token; and its largest weight."""
     support = 1 / weights.square().sum(-1)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import eval as evaluation_script
 from minisoft import data, evaluation
-from minisoft.io import WEIGHTS, checkpoint, datasets
+from minisoft.io import WEIGHTS, atomic, checkpoint, datasets
 from minisoft.io.journal import Journal
 from minisoft.reward import score
 from minisoft.run import evaluate
@@ -418,10 +418,12 @@ def test_own_results_are_written_over_and_what_only_looks_like_a_part_stays(tmp_
 
 
 def test_results_among_the_problems_are_refused(tmp_path):
+    (tmp_path / "sub").mkdir()
     (tmp_path / "test.jsonl").write_text('{"question": "Zoe has 5 tiles.", "answer": "5"}\n')
-    with pytest.raises(SystemExit, match="--out: expected another name"):
-        run(tmp_path / "r.json", "--data", str(tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == ["test.jsonl"]
+    for name in ("r.json", "sub/r.json"):
+        with pytest.raises(SystemExit, match="--out: expected another name"):
+            run(tmp_path / name, "--data", str(tmp_path))
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["sub", "test.jsonl"]
 
 
 def test_two_evaluations_into_one_file_are_refused(tmp_path):
@@ -458,7 +460,7 @@ def test_an_interrupted_call_with_its_result_in_the_models_folder_goes_on(tmp_pa
         patch.setattr(tqdm, "update", lambda *_: signal.raise_signal(signal.SIGINT))
         run(folder / "r.json", *flags)
     assert (folder / "r.json.part-0").is_file()
-    (folder / "r.jsonl.new").write_text("as an earlier version left it")
+    (folder / f"r.jsonl{atomic.NEW}").write_text("as a kill left it")
     assert run(folder / "r.json", *flags)[0]["problems"] == 5
 
 

@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 
 import eval
 import train
-from minisoft.io import checkpoint
+from minisoft.io import atomic, checkpoint
 from minisoft.lab import figures
 from minisoft.run.metrics import METRICS
 from minisoft.run.optimizer import Schedule
@@ -79,7 +79,7 @@ def test_a_run_writes_what_design_promises(finished):
     before = load_file(checkpoint.WEIGHTS / "tiny" / "model.safetensors")
     for name, p in weights(out).items():
         assert not torch.equal(p, before[name])  # every tensor was trained
-    assert not list(out.glob("*.new")) + list(out.glob("*.old"))
+    assert not [path for path in out.iterdir() if path.name.endswith((atomic.NEW, atomic.OLD))]
 
 
 def test_exported_best_is_the_same_model_in_transformers(finished):

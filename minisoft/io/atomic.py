@@ -60,12 +60,21 @@ def read_json(path: Path, required: bool = False) -> dict:
     return value
 
 
+def lies_in(path: Path, folder: Path) -> bool:
+    """Is it that folder, or below it, whatever links lead there?"""
+    return folder.is_dir() and folder.resolve() in (path.resolve(), *path.resolve().parents)
+
+
 def write_text(path: Path, text: str) -> None:
-    """Put a text in the place of the file `path`."""
+    replace_file(path, lambda new: new.write_text(text, "utf-8"))
+
+
+def replace_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Put what write(new file) writes in the place of the file `path`."""
     path, new, _ = beside(path)
     try:
         with writing(new):
-            new.write_text(text, "utf-8")
+            write(new)
         sync(new)
     except BaseException:
         new.unlink(missing_ok=True)

@@ -226,6 +226,13 @@ def _check_default(flag: str, value, where: str) -> None:
         rows[flag].check(each, where)
 
 
+def name_of(folder: Path) -> str:
+    """What a model is called: its folder, of a snapshot in the hub's cache its owner--name."""
+    folder = folder.resolve()
+    in_cache = folder.parent.name == "snapshots"
+    return folder.parents[1].name.removeprefix("models--") if in_cache else folder.name
+
+
 def find(model: str) -> Path:
     """A folder, or a hub id "owner/name": weights/owner--name, else the hub's own cache, where it
     is fetched into unless HF_HUB_OFFLINE is set.  Raises InputError."""

@@ -29,12 +29,12 @@ _UNUSABLE = {  # why a row is left out -> what a field, or what is read, looks l
     "with a word for no answer (proof, none, ...)": r"the gold=(\W*(text\W*)?(proof|proved|none|"
     r"not ?found|no answer|null|nan|n/a|omitted|see (the )?(solution|proof|figure))\W*|[-?]+)",
     "about a figure, table or passage": rf"(passage|article|table|((decoded|question|problem)_)?"
-    rf"({_IMAGE})s?(_path|_url)?_?\d*)=.+|((the )?question|choices|options)="
+    rf"({_IMAGE})s?(_path|_url)?_?\d*)=(?!(false|none|{{}})$).+|((the )?question|choices|options)="
     rf".*(!\[[^]]*\]\([^)]*[./:]|\[img|\\includegraphics|<\|?({_IMAGE})[ _\d>|/]).*",
     "with placeholders for numbers": f"the question=.*(?-i:{_PLACEHOLDER}).*",
     # NuminaMath-1.5; OpenMathInstruct and others; MMLU-Redux; PlatinumBench
-    "that their own set calls wrong": r"(problem|solution)_is_valid=(?!yes$).+|(is_)?(valid|"
-    r"correct|answerable)=(false|no)|error_type=(?!ok$).+|cleaning_status=rejected",
+    "that their own set calls wrong": r"(problem|solution)_is_valid=(?!(yes|true)$).+|(is_)?"
+    r"(valid|correct|answerable)=(false|no)|error_type=(?!(ok|none)$).+|cleaning_status=rejected",
 }
 _UNUSABLE = {why: re.compile(form, re.I | re.S) for why, form in _UNUSABLE.items()}
 # In sets not seen yet: what looks like a placeholder, a figure (none in [asy]), or a word gold.
@@ -202,7 +202,7 @@ def _answer(row: dict, where: str) -> str | None:
         else:
             text = "" if value is None else _answer_text(value, f"{where}: {name}")
         if text := text.rsplit("####", 1)[-1].strip():  # GSM8K: the gold follows ####
-            return _boxes(text) or re.sub(r"(?<=\d) \([a-z ]+\)$", "", text)  # ASDiv: 9 (apples)
+            return _boxes(text) or re.sub(r"(?<=\d) \((?!base|mod)[a-z ]+\)$", "", text)  # ASDiv
     solution = row.get("solution")  # MATH as first published
     gold = _boxes(solution) if isinstance(solution, str) else None
     return "" if gold is None and row.keys() & ANSWERS else gold

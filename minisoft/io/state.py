@@ -13,6 +13,8 @@ import os
 import shutil
 import socket
 import sys
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,8 +33,9 @@ def read_config(run: Path) -> dict:
         return config
     found = f"a config.json without {MARK} {VERSION}" if config else "no config.json"
     for above in Path(os.path.abspath(run)).parents[:2]:
-        if MARK in read_json(above / "config.json"):
-            found = f"a part of one; give --out {above}"
+        with suppress(InputError):  # of what another program has there
+            if MARK in read_json(above / "config.json"):
+                found = f"a part of one; give --out {above}"
     raise InputError(f"{run}: --resume: expected a run to go on with, found {found}")
 
 
@@ -53,6 +56,8 @@ def lock(path: Path):
     except OSError as error:
         warning = f"its file system has no locks ({error.strerror}): start no second process in it"
         print(f"{path}: {warning}", file=sys.stderr)
+    if not (path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())):
+        return lock(path)  # the process that had it has just removed it
     with writing(path):
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -164,7 +169,7 @@ def newest(folder: Path, world, saved: int | None = None) -> "State | None":
     for path in paths:
         problems = world.gather_objects(_problems(path, world))
         if not problems:
-            return State(path)
+            return world.all_or_none(partial(State, path))
         world.say(f"{problems[0]}; this state is passed over")
     if paths:
         none_whole = f"{len(paths)} and none whole: {problems[0]}"

@@ -11,9 +11,10 @@ import sys
 from pathlib import Path
 
 from minisoft.errors import expect
-from minisoft.io.atomic import read_json, write_text, writing
+from minisoft.io.atomic import read_json, write_text
 from minisoft.lab import command, figures
-from minisoft.run.subjects import MARK, apart, check_written
+from minisoft.run.show import save_picture
+from minisoft.run.subjects import apart, check_written
 from minisoft.run.tables import parts, settings, tables
 from minisoft.run.world import as_program
 
@@ -125,8 +126,7 @@ def write(paths: list[Path], out: Path | None) -> None:
         write_text(folder / "tables.md", text + "\n")
         print(f"{text}\n\nwrote {folder / 'tables.md'}")
     for name, figure in drawn.items():
-        with writing(folder / name):
-            figure.savefig(folder / name, dpi=160, metadata=MARK)
+        save_picture(folder / name, figure)
         print(f"wrote {folder / name}")
 
 

@@ -103,7 +103,7 @@ class Files:
         return {
             **{name: value for name, value in about.items() if name not in replaced},
             "prompt": settings.template,
-            "base": about.get("base", self.model.resolve().name),  # of all its trainings
+            "base": about.get("base", checkpoint.name_of(self.model)),  # of all its trainings
             "data": Path(self.args.data).stem,
             "tokens": self.args.tokens,
             "step": step,
@@ -147,7 +147,7 @@ def check_unused(args: Namespace) -> None:
     found = [name for name in WRITES if os.path.lexists(args.out / name)]
     if state.MARK in atomic.read_json(args.out / "config.json"):
         found = ["a run; add --resume to go on with it"]
-    elif anywhere("data", args.data) == os.path.abspath(args.out):
-        found = ["the problems"]
+    elif atomic.lies_in(args.out, Path(args.data)):
+        found = [f"one among the problems of {args.data}"]
     if found:
         raise InputError(f"{args.out}: expected an unused folder, found {', '.join(found)}")

@@ -58,12 +58,15 @@ def clock(seconds: dict[str, float], name: str):
 
 class MetricsFile:
     """metrics.jsonl, one object a step; opening it drops what lies after step `last`, which a
-    resumed run does again."""
+    resumed run does again, and what is damaged: but for a last line that a crash has cut it says
+    so."""
 
     def __init__(self, path: Path, last: int):
         self.path = path
         lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
         kept = [line for line in lines if (step := _step(line)) is not None and step <= last]
+        if damaged := sum(_step(line) is None for line in lines[:-1]):
+            print(f"{path}: {damaged} damaged lines are left out", file=sys.stderr)
         write_text(path, "".join(line + "\n" for line in kept))
 
     def write(self, metrics: dict) -> None:

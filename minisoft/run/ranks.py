@@ -66,12 +66,13 @@ def several(count: int):
     command = [sys.executable, *sys.orig_argv[1:]]
     with tempfile.TemporaryFile() as said:
         quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": said}
-        others = [subprocess.Popen(command, env=os.environ | env, **quiet) for env in as_rank[1:]]
-        os.environ.update(as_rank[0])
-        torch.set_num_threads(1)
-        left = threading.Event()
-        threading.Thread(target=_watch, args=(others, said, left), daemon=True).start()
+        others, left = [], threading.Event()
         try:
+            for env in as_rank[1:]:
+                others.append(subprocess.Popen(command, env=os.environ | env, **quiet))
+            os.environ.update(as_rank[0])
+            torch.set_num_threads(1)
+            threading.Thread(target=_watch, args=(others, said, left), daemon=True).start()
             yield
             _wait(others, left)
         except SystemExit:  # a signal has stopped all of them, and they save

@@ -59,7 +59,7 @@ class Run:
         if number == self.stopped_by == signal.SIGINT:
             raise KeyboardInterrupt
         self.stopped_by = number
-        text = "stopping after this step or evaluation (Ctrl-C once more to stop at once)"
+        text = "stopping after this step (Ctrl-C once more to stop at once)"
         print(f"\n{text}", file=sys.stderr)
 
     def steps(self) -> Iterator[int]:
@@ -248,7 +248,7 @@ class Run:
         best = out / ("last" if progress.best_step is None else "best")
         if progress.best_step is not None:
             self.policy.model.slots = None  # the memory of its rollouts
-            self.policy = self.policy.with_weights(best)
+            self.policy = self.world.all_or_none(lambda: self.policy.with_weights(best))
         before, after = progress.before, self.evaluate(self.samples.test)
         summary = {
             "before": before,

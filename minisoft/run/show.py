@@ -6,6 +6,7 @@ Dimensions: C CoT steps, d width, V vocabulary.
 
 from argparse import Namespace
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean
 from textwrap import fill
 
@@ -14,7 +15,7 @@ import torch
 from minisoft.errors import InputError, expect
 from minisoft.evaluation import SOFT, Setting
 from minisoft.io import checkpoint, datasets
-from minisoft.io.atomic import writing
+from minisoft.io.atomic import replace_file
 from minisoft.reinforce import encodings
 from minisoft.rollout import COT, Rollout
 from minisoft.run.policy import Policy
@@ -82,8 +83,7 @@ def show(args: Namespace, world: World, verifier) -> None:
         chains.append(look(policy, rollouts[0], setting, generation))
         print(as_text(chains[-1]))
     try:
-        with writing(args.out):
-            draw(chains).savefig(args.out, dpi=160, metadata=MARK)
+        save_picture(args.out, draw(chains))
         print(f"written: {args.out}")
     except ImportError as error:
         print(error)
@@ -152,6 +152,12 @@ def new_figure(width: float, height: float):
     figure = Figure(figsize=(width, height), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.06)
     return figure
+
+
+def save_picture(path: Path, figure) -> None:
+    """A PNG with the mark that it is ours.  Raises OSError."""
+    png = {"dpi": 160, "metadata": MARK, "format": "png"}
+    replace_file(path, lambda new: figure.savefig(new, **png))
 
 
 def draw(chains: list[Chain]):

@@ -12,7 +12,7 @@ import torch
 
 from minisoft.data import Format
 from minisoft.errors import InputError, expect
-from minisoft.io import checkpoint, datasets, state
+from minisoft.io import atomic, checkpoint, datasets, state
 from minisoft.io.journal import Journal
 from minisoft.io.tokenizer import Tokenizer
 from minisoft.kinds import NOISE
@@ -92,7 +92,7 @@ class Subject:
 def label(folder: Path, sidecar: dict) -> str:
     """What a model was trained from, on and with, or the name of its folder."""
     if "tokens" not in sidecar:
-        return folder.resolve().name
+        return checkpoint.name_of(folder)
     trained = [str(sidecar[name]) for name in ("base", "data", "tokens") if name in sidecar]
     unusual = [
         f"{name} {sidecar[name]}"
@@ -167,8 +167,8 @@ def output(args: Namespace, world: World):
     what is read or not ours would be written over, and in a folder of problems."""
     ends = (".json", ".jsonl", ".md") if args.show is None else (".png",)
     outputs = [args.out.with_suffix(end) for end in ends]
-    for path in filter(None, [*(args.data or []), args.template]):
-        if Path(path).resolve() in [args.out.resolve().parent, *map(Path.resolve, outputs)]:
+    for path in map(Path, filter(None, [*(args.data or []), args.template])):
+        if atomic.lies_in(args.out, path) or path.resolve() in map(Path.resolve, outputs):
             written = f"{path} is read and {args.out.stem}.* is written"
             raise InputError(f"--out: expected another name, since {written}")
     for path in outputs:

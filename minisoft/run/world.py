@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 
 import torch
 import torch.distributed as dist
@@ -301,9 +301,13 @@ class World:
 
     def in_turn(self, make):
         """make(), first on the main rank, then on the first rank of every node, then on the others:
-        whoever comes later finds what an earlier one has fetched."""
+        whoever comes later finds what an earlier one has fetched, and says nothing of it again."""
         turn = 0 if self.main else 1 if self.of_node == 0 else 2
-        results = [self.all_or_none(make if now == turn else lambda: None) for now in range(3)]
+        with open(os.devnull, "w") as quiet:
+            with nullcontext() if self.main else redirect_stderr(quiet):
+                results = [
+                    self.all_or_none(make if now == turn else lambda: None) for now in range(3)
+                ]
         return results[turn]
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:

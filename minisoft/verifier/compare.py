@@ -83,9 +83,9 @@ class Comparison:
             return value in (expected, expected / 100)
         if not is_percent:
             return value == expected
-        # The gold 25 or 12.5 may have dropped its sign; 3/2 and 0.5 have not: they are 150%, 50%.
-        dropped = whole or (abs(expected) > 1 and not re.match(r"-?\\frac", gold))
-        return (dropped and value == expected) or (not whole and value == expected * 100)
+        # The gold 25 or 12.5 has dropped its sign; 3/2, 1.5 and 0.5 have not: they are 150%, 50%.
+        dropped = whole or (abs(expected) > 2 and "frac" not in gold and "/" not in gold)
+        return value == (expected if dropped else expected * 100)
 
 
 # Math-Verify may see formulas and sets, but nothing like 52_8, 3 2, 3\frac{1}{2}, words, AB; and

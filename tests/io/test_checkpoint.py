@@ -13,7 +13,15 @@ from safetensors.torch import load_file, save_file
 import minisoft
 from minisoft.io import checkpoint
 from minisoft.io.atomic import read_json, recover
-from minisoft.io.checkpoint import SIDECAR, find, load_model, read_about, read_files, save_model
+from minisoft.io.checkpoint import (
+    SIDECAR,
+    find,
+    load_model,
+    name_of,
+    read_about,
+    read_files,
+    save_model,
+)
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -355,6 +363,7 @@ def test_a_hub_id_is_found_in_the_cache_of_the_hub_without_a_network(model_folde
         (root / "refs" / "main").write_text(commit)
         shutil.copytree(model_folder, root / "snapshots" / commit)
         assert find(f"{owner}/model").samefile(root / "snapshots" / commit)
+        assert name_of(find(f"{owner}/model")) == f"{owner}--model"
         refuses(root, root, root / "snapshots" / commit)
         assert torch.equal(load_model(find(f"{owner}/model")).E, load_model(model_folder).E)
 

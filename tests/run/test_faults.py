@@ -173,7 +173,7 @@ def test_a_disk_that_takes_no_more_bytes_while_saving(begun, tmp_path):
     last = (tmp_path / "err").read_text().strip().splitlines()[-1]
     assert process.exitcode == 1 and last.startswith("train.py: error: ")
     assert "model.safetensors: cannot be written" in last
-    assert not list(out.rglob("*.new"))
+    assert not list(out.rglob(f"*{NEW}"))
     assert [path.name for path in (out / "state").iterdir()] == ["step-000001"]
     resume(out, "--steps", "2")
 
@@ -263,11 +263,12 @@ def test_an_error_that_is_not_of_memory_is_not_tried_once_more(tmp_path, broken_
 @pytest.mark.parametrize(
     "damaged", [b"[]", b"3", b'"step"', b'{"step": null}', b'{"step": [1]}', b"\xff\xfe{", b"{"]
 )
-def test_a_damaged_line_of_metrics_is_dropped(tmp_path, damaged):
+def test_a_damaged_line_of_metrics_is_dropped_and_counted(tmp_path, capsys, damaged):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n' + damaged + b'\n{"step": 2}\n{"step": 3}\n')
     MetricsFile(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    assert f"{path}: 1 damaged" in capsys.readouterr().err
 
 
 def test_what_a_kill_left_half_written_goes(begun, tmp_path):
@@ -304,11 +305,14 @@ def test_a_new_run_writes_over_nothing(tmp_path, name):
     assert tree(tmp_path) == before
 
 
-def test_a_new_run_in_the_folder_of_its_problems_is_refused(tmp_path):
-    shutil.copy(checkpoint.WEIGHTS / "tiny/train.jsonl", tmp_path)
-    with pytest.raises(SystemExit, match="expected an unused folder, found the problems"):
-        run(tmp_path, *ONE, "--data", str(tmp_path))
-    assert [path.name for path in tmp_path.iterdir()] == ["train.jsonl"]
+@pytest.mark.parametrize("data, out", [("data", "data"), ("link", "data/run"), ("data", "link")])
+def test_a_new_run_in_the_folder_of_its_problems_is_refused(tmp_path, data, out):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    shutil.copy(checkpoint.WEIGHTS / "tiny/train.jsonl", tmp_path / "data")
+    with pytest.raises(SystemExit, match="expected an unused folder, found one among the problems"):
+        run(tmp_path / out, *ONE, "--data", str(tmp_path / data))
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["train.jsonl"]
 
 
 def test_a_run_that_came_while_another_one_was_set_up_is_not_written_over(tmp_path, monkeypatch):

@@ -82,7 +82,7 @@ MAWPS, hub :: {"Question": "Ann has N_00 , then N_01 less .", "Numbers": "8.0 2.
 ASDiv :: {"body": "Of number1", "question": "number0 go.", "numbers": [8.0, -2.5], "answer": 1} ::
   Of -2.5 8 go. :: 1
 a base :: {"question": "q", "answer": "10 (base two)"} :: q :: 10 (base two)
-no image :: {"question": "q", "answer": "5", "image": false, "images": {}, "is_valid": true} :: q :: 5
+no image :: {"question": "q", "answer": "5", "image": false, "images": {}} :: q :: 5
 ASDiv, a unit :: {"body": "b", "question": "q", "answer": "2.5 (m)"} :: b q :: 2.5
 Math23K :: {"question": "有temp_a个，又temp_b个", "num_list": ["3", "1/2"], "answer": "3.5"} ::
   有3个，又1/2个 :: 3.5

@@ -287,7 +287,7 @@ def test_other_places_of_the_noise(tmp_path, flags):
         ("--top-k 5", "--top-k: expected noise on the logits, found 5"),
         ("--top-k 5000 --noise logits", "--top-k: expected at most the vocabulary's"),
         ("--resume", "--resume: expected a run to go on with"),
-        ("--betas 2 3", "AdamW: expected betas"),
+        ("--betas 2 3", "--betas: "),
         ("--max-grad-norm -1", "--max-grad-norm: "),
         ("--test -1", "--test: "),
         ("--tau inf", "tau: "),

@@ -148,7 +148,7 @@ def checkpoints(r: Results) -> list[Table]:
                     best = {"step": 0, "validation": summary["validation"]}
                 hard = figures.series(metrics, "validation_hard")
                 shown = [best["validation"], metrics[-1]["validation"], hard.get(best["step"])]
-                shown.append(max(hard.values()))
+                shown.append(max(hard.values(), default=None))
                 cells = ["" if share is None else f"{100 * share:.1f}" for share in shown]
                 rows.append([name, str(seed), str(best["step"]), *cells])
     return [("", rows)]

@@ -120,7 +120,6 @@ def test_the_model_decides_what_the_flags_do_not(tmp_path):
     [
         "--group 1",
         "--batches 2",
-        "--gamma 0",
         "--cot -1",
         "--out no/such/folder/x.json",
         "--device gpu",
@@ -132,6 +131,8 @@ def test_bad_flags_are_refused(flags, capsys):
     flag, given = flags.split()
     last = capsys.readouterr().err.splitlines()[-1]
     assert stop.value.code == 2 and flag in last and given in last
+    with pytest.raises(SystemExit, match="--gamma: "):
+        gradient.main([*SMALL, "--gamma", "0"])
 
 
 @pytest.mark.parametrize(

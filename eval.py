@@ -21,6 +21,7 @@ import os
 import sys
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from minisoft import evaluation
@@ -126,9 +127,9 @@ def read_flags(argv=None) -> argparse.Namespace:
 def run_all(args, subjects: list[Subject], sources: dict, common: dict, file) -> list[dict]:
     """The result of every model x data x seed; each generation becomes a line of `file`.
     common: what all models are evaluated with, fields of Evaluator."""
-    results = []
+    results, world = [], common["world"]
     for subject in subjects:
-        evaluator = Evaluator(subject.load(args, common["world"].device), **common)
+        evaluator = Evaluator(subject.load(args, world.device), **common)
         for name, rows in sources.items():
             is_choice = isinstance(rows[0], Choice)
             for seed in args.seed[:1] if is_choice else args.seed:  # nothing is drawn in choices
@@ -147,29 +148,24 @@ def run_all(args, subjects: list[Subject], sources: dict, common: dict, file) ->
                 }
                 if is_choice:
                     result["choices"], made = evaluator.choices(rows, run)
-                    write_lines(evaluator.world, file, run, "choices", made)
+                    world.all_or_none(partial(write_lines, file, run, "choices", made))
                 for setting in [] if is_choice else args.settings:
                     if setting.greedy and seed != args.seed[0]:
                         continue  # nothing is drawn
-                    evaluator.world.say(f"{subject.label} on {name}, seed {seed}: {setting}")
+                    world.say(f"{subject.label} on {name}, seed {seed}: {setting}")
                     summary, made = evaluator.problems(rows, setting, args.samples, seed, run)
                     result["settings"][str(setting)] = summary
-                    write_lines(evaluator.world, file, run, str(setting), made)
+                    world.all_or_none(partial(write_lines, file, run, str(setting), made))
                 results.append(result)
         del evaluator  # and its model, before the next one is loaded
     return results
 
 
-def write_lines(world: World, file, run: int, setting: str, generations: list[dict]) -> None:
-    """The main rank's OSError is that of all."""
-
-    def write() -> None:
-        with atomic.writing(file.name):
-            for generation in generations:
-                file.write(json.dumps({"run": run, "setting": setting, **generation}) + "\n")
-            file.flush()
-
-    world.all_or_none(write)
+def write_lines(file, run: int, setting: str, generations: list[dict]) -> None:
+    with atomic.writing(file.name):
+        for generation in generations:
+            file.write(json.dumps({"run": run, "setting": setting, **generation}) + "\n")
+        file.flush()
 
 
 def evaluate(args: argparse.Namespace, world: World, verifier) -> None:

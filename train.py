@@ -43,8 +43,8 @@ def train(run: Run) -> None:
             scores = run.score(parts, rollouts)  # eq. 11
         with run.clock("backward"):
             advantages = leave_one_out(scores.rewards(B))  # (B, G), eqs. 12-13
-            of_rank = run.samples.of_rank(advantages, parts)
-            mismatch = run.differentiate(rollouts, of_rank, 1 / (B * G))  # eqs. 9-10, 14-15
+            own = run.samples.own(advantages, parts)
+            mismatch = run.differentiate(rollouts, own, 1 / (B * G))  # eqs. 9-10, 14-15
         with run.clock("optimizer"):
             update = run.update(mismatch)  # sum over ranks, clip, AdamW
         row = run.measure(scores, mismatch, update)  # of metrics.jsonl

@@ -25,7 +25,7 @@ class Part:
     number: int
     problem: Problem
     samples: range
-    key: tuple[int, int, int]  # seed, step, number
+    key: tuple = ()  # seed, step, number
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,6 @@ class Samples:
         return parts
 
     @staticmethod
-    def of_rank(advantages: torch.Tensor, parts: list[Part]) -> list[torch.Tensor]:
+    def own(advantages: torch.Tensor, parts: list[Part]) -> list[torch.Tensor]:
         """Advantages (B, G) of all ranks -> those (n,) of this rank's rows of each problem."""
         return [advantages[part.slot, part.samples.start : part.samples.stop] for part in parts]

@@ -14,7 +14,7 @@ from minisoft.kinds.gumbel import GumbelSoftmax
 from minisoft.kinds.multiplex import Multiplex
 from minisoft.kinds.noise import HiddenNoise, LogitNoise, TopLogitNoise
 from minisoft.kinds.options import TINY, Option
-from minisoft.soft import GAMMA, PAPER, Hard, Mixture  # noqa: F401 (PAPER: for those who list names)
+from minisoft.soft import GAMMA, PAPER, Hard, Mixture  # noqa: F401 (PAPER: for others)
 
 KINDS = {
     "hard": Hard,

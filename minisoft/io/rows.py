@@ -129,14 +129,16 @@ def _parse(text: str, path: Path) -> list[tuple[str, object]]:
 
 def _read_parquet(raw: bytes, path: Path) -> list[tuple[str, dict]]:
     try:
-        from pyarrow import float32, parquet
+        from pyarrow import array, float16, float32, parquet
     except ImportError:
         raise InputError(f"{path}: Parquet files {_EXTRA}") from None
     with expecting("a Parquet file", path), parquet.ParquetFile(io.BytesIO(raw)) as file:
         table = file.read()
         for i, name in enumerate(table.column_names):
-            if table.schema.types[i] == float32():  # 0.1 is no 0.10000000149011612
-                table = table.set_column(i, name, table[i].cast("string").cast("double"))
+            if (kind := table.schema.types[i]) in (float16(), float32()):
+                short = kind.to_pandas_dtype()  # numpy's, which writes 0.1, not 0.10000000149011612
+                values = [x if x is None else float(str(short(x))) for x in table[i].to_pylist()]
+                table = table.set_column(i, name, [array(values)])
         rows = table.to_pylist()
     return [(f"{path}: row {i}", row) for i, row in enumerate(rows, 1)]
 

@@ -33,11 +33,13 @@ from minisoft.verifier.process import WORKERS, Verifier
 def train(run: Run) -> None:
     """The algorithm (section 3): REINFORCE with a leave-one-out baseline on B problems, G samples
     of each, an update; with several ranks, each has its part of the B x G samples."""
-    B, G = run.args.prompts, run.args.group
+    B, G, seed = run.args.prompts, run.args.group, run.args.seed
     for step in run.steps():  # from where the run stands to its end, or to a signal
         parts = run.samples.parts(step)  # this rank's problems and samples
         with run.clock("rollout"):
-            requests = [run.policy.request(x.problem, x.key, x.samples) for x in parts]
+            requests = [
+                run.policy.request(x.problem, (seed, step, x.number), x.samples) for x in parts
+            ]
             rollouts = run.policy.rollout(requests)  # eqs. 3-6
         with run.clock("reward"):
             scores = run.score(parts, rollouts)  # eq. 11

@@ -6,11 +6,14 @@ change when a run goes on and what minisoft.json may hold are read from the rows
 """
 
 import argparse
+import os
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 from minisoft.errors import InputError, expect
 
+ROOT = Path(__file__).resolve().parents[2]  # of the repository
 TINY, HUGE = 1e-30, 1e30  # in float32 what is divided by them is finite
 
 
@@ -42,19 +45,19 @@ class Option:
     def check(self, value, where: str) -> None:
         """Raises InputError for a value of another type or out of range."""
         if self.choices:
-            known = value in [*self.choices]
-            return expect(known, where, f"one of {', '.join(self.choices)}", value)
+            names = [*self.choices]
+            return expect(value in names, where, f"one of {', '.join(names)}", value)
         if self.type not in (int, float):
             return expect(isinstance(value, str), where, "a text", value)
         number = isinstance(value, (int, self.type)) and not isinstance(value, bool)
-        words = f"{'a whole' if self.type is int else 'a'} number"
         bounds = [
             f"{word} {bound:g}"
             for word, bound in (("of at least", self.least), ("of at most", self.most))
             if abs(bound) < HUGE
         ]
-        inside = number and self.least <= value <= self.most
-        expect(inside, where, " ".join([words, " and ".join(bounds)]).strip(), value)
+        words = f"a {'whole' if self.type is int else 'finite'} number"
+        expected = " ".join([words, " and ".join(bounds)]).strip()
+        expect(number and self.least <= value <= self.most, where, expected, value)
 
     def add_to(self, group) -> None:
         """Make it a flag of an argparse group, with None for a default that may be kept."""
@@ -63,8 +66,8 @@ class Option:
             group.add_argument(self.flag, action="store_true", help=text)
             return
         if self.default is not None:
-            several = isinstance(self.default, (list, tuple))
-            shown = " ".join(map(str, self.default)) if several else self.default
+            values = self.default if isinstance(self.default, list) else [self.default]
+            shown = " ".join(str(x).removeprefix(f"{ROOT}{os.sep}") for x in values)  # weights/tiny
             text += f" (default {shown}{' *' if self.kept else ''})"
         group.add_argument(
             self.flag,
@@ -78,8 +81,7 @@ class Option:
 
 
 def parse(tables: dict[str, Iterable[Option]], argv, **parser) -> tuple[argparse.Namespace, set]:
-    """(all flags, names of those that were given); parser: what argparse's is made with.  Raises
-    InputError for a number out of its range."""
+    """(all flags, names of those given).  Raises InputError for a number out of its range."""
     made = argparse.ArgumentParser(formatter_class=argparse.RawDescriptionHelpFormatter, **parser)
     for title, rows in tables.items():
         group = made.add_argument_group(title)

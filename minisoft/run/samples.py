@@ -19,13 +19,12 @@ COLUMNS = ("reward", "cot_tokens", "answer_tokens", "entropy", "truncated", *SOF
 @dataclass(frozen=True)
 class Part:
     """One rank's part of a problem of a step: slot b of 0..B-1, its number among the training
-    problems, its samples of 0..G-1, and the key of their draws."""
+    problems, its samples of 0..G-1."""
 
     slot: int
     number: int
     problem: Problem
     samples: range
-    key: tuple = ()  # seed, step, number
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,7 @@ class Samples:
         parts = []
         for slot, samples in self.shares:
             number = numbers[slot]
-            key = (args.seed, step, number)
-            parts.append(Part(slot, number, self.training[number], samples, key))
+            parts.append(Part(slot, number, self.training[number], samples))
         return parts
 
     @staticmethod

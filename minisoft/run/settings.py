@@ -100,7 +100,7 @@ class Settings:
         return make_kind(name, self.sigma, self.tau[name], self.noise, self.top_k, **own)
 
     def options(self, name: str) -> dict:
-        """{option: value} of those of kinds.OPTIONS that a kind has."""
+        """{option: value} of those of kinds.NOISE that are a kind's fields."""
         trained = self.base if self.base.get("tokens") == name else {}
         return {x: self.own.get(x) or trained.get(x, usual) for x, usual in options(name).items()}
 

@@ -13,15 +13,7 @@ from minisoft.io.atomic import read_json
 from minisoft.io.tokenizer import FILES, Tokenizer
 
 refuses = partial(refuses, by=Tokenizer)
-TEXTS = [
-    *SENTENCES,
-    PAPER_PROMPT,
-    "a" * 300,
-    "",
-    "\n",
-    "a\n\n\nb\t\tc\r\n",
-    "control \x07, nul \x00.",
-]
+TEXTS = [*SENTENCES, PAPER_PROMPT, "a" * 300, "", "\n", "a\n\n\nb\t\tc\r\n", "\x07, nul \x00."]
 TEXTS += ["naïve 東京 Ωmega \u200b zero", "e\u0301 is not \u00e9", "trailing space "]
 TEXTS += r"""a
 x  y   z
@@ -94,28 +86,30 @@ def test_ids_equal_those_of_sentencepiece(tokenizer_folders):
             assert tokenizer.encode(text) == [1, *pieces.encode(text)], (name, text)
 
 
-@pytest.mark.parametrize("name, bos", [("llama3", "<|begin_of_text|>"), ("llama2_json", "<s>")])
-def test_bos_comes_where_the_tokenizer_adds_one(name, bos, tokenizer_folders):
+BOS = [("llama3", "<|begin_of_text|>"), ("llama2_json", "<s>"), ("llama2_model", "<s>")]
+
+
+@pytest.mark.parametrize("name, bos", BOS)
+def test_bos_comes_once_where_the_tokenizer_adds_one(name, bos, tokenizer_folders):
     tokenizer = Tokenizer(tokenizer_folders[name])
-    expected = [of_transformers(tokenizer_folders[name]).convert_tokens_to_ids(bos)]
-    assert tokenizer.encode("")[:1] == tokenizer.encode("Mia")[:1] == expected
+    first = of_transformers(tokenizer_folders[name]).convert_tokens_to_ids(bos)
+    assert tokenizer.encode("") == tokenizer.encode("Mia")[:1] == [first]
+    ids = tokenizer.encode(f"{bos}User: 3{bos}")
+    assert ids[0] == first and ids[1] != first and ids[-1] == first
+    assert ids == tokenizer._ids(f"{bos}User: 3{bos}")
     assert Tokenizer(tokenizer_folders["qwen"]).encode("") == []
 
 
-@pytest.mark.parametrize("flag", [True, False])
+@pytest.mark.parametrize("flag", [True, False, DROP])
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_add_bos_token_means_what_it_means_in_transformers(kind, flag, folder):
-    """It decides for tokenizer.model; tokenizer.json has its own rule and the flag is ignored."""
+    """It decides for tokenizer.model, which adds no BOS without it (transformers 4 did);
+    tokenizer.json has its own rule and the flag is ignored."""
     path = folder(kind, add_bos_token=flag)
-    assert Tokenizer(path).encode("Mia: 3") == list(of_transformers(path).encode("Mia: 3"))
-
-
-@pytest.mark.parametrize("flag, bos", [(True, [1]), (False, []), (DROP, [])], ids=str)
-def test_a_tokenizer_model_adds_bos_where_told_to(flag, bos, folder, tokenizer_folders):
-    """As transformers 5 does; transformers 4 also did where the flag is absent."""
-    tokenizer = Tokenizer(folder("llama2_model", add_bos_token=flag))
-    with_bos = Tokenizer(tokenizer_folders["llama2_model"]).encode("a")
-    assert (tokenizer.encode(""), tokenizer.encode("a")) == (bos, bos + with_bos[1:])
+    for text in ("", "Mia: 3"):
+        ids = Tokenizer(path).encode(text)
+        assert ids == list(of_transformers(path).encode(text))
+        assert kind != "llama2_model" or (ids[:1] == [1]) == (flag is True)
 
 
 def test_tokenizer_json_comes_before_tokenizer_model(folder):
@@ -254,17 +248,6 @@ def test_config_json_says_the_class_where_it_does_in_transformers(model, named, 
     same(path, ["12345 e\u0301 don't"])
 
 
-@pytest.mark.parametrize(
-    "kind, bos", [("llama3", "<|begin_of_text|>"), ("llama2_json", "<s>"), ("llama2_model", "<s>")]
-)
-def test_a_text_that_begins_with_bos_has_one(kind, bos, folder):
-    tokenizer = Tokenizer(folder(kind))
-    (first,) = tokenizer.encode("")
-    ids = tokenizer.encode(f"{bos}User: 3{bos}")
-    assert ids[0] == first and ids[1] != first and ids[-1] == first
-    assert ids == tokenizer._ids(f"{bos}User: 3{bos}")
-
-
 def test_the_files_that_an_export_copies_are_the_whole_tokenizer(name, ours, folder):
     path = folder(name)
     for file in path.iterdir():
@@ -386,15 +369,10 @@ def test_decoding_gives_the_text_back(name, ours):
         assert ours.decode(ids) == ours.decode(tuple(ids)) == text
 
 
-def test_special_tokens_are_left_out_of_the_text(name, ours):
-    ids = ours.encode("Mia: 3") + sorted(ours.eos_ids)
-    assert len(ours.eos_ids) == 1 and ours.decode(ids) == "Mia: 3"
-
-
-def test_ids_of_no_token_have_no_text(name, ours):
+def test_special_tokens_and_ids_of_no_token_have_no_text(name, ours):
     """A model's vocabulary may be padded: such an id can be sampled."""
-    assert ours.size < 1000
-    assert ours.decode([*ours.encode("Mia"), 1000, ours.size]) == "Mia"
+    assert ours.size < 1000 and len(ours.eos_ids) == 1
+    assert ours.decode([*ours.encode("Mia"), 1000, *ours.eos_ids, ours.size]) == "Mia"
 
 
 def test_size_is_one_more_than_the_last_id(name, ours, tokenizer_folders):
@@ -416,9 +394,10 @@ def test_a_continuation_adds_what_the_whole_text_has(ours, before, text):
     assert ours.encode_after(before, text)
 
 
-@pytest.mark.parametrize(
-    "before, text", [("The fin", "al answer is"), ("\\box", "ed{3}"), ("ap", "ples"), ("1", "")]
-)
+MERGING = [("The fin", "al answer is"), ("\\box", "ed{3}"), ("ap", "ples"), ("1", "")]
+
+
+@pytest.mark.parametrize("before, text", MERGING)
 def test_a_continuation_that_would_merge_still_reads_right(ours, before, text):
     """No BOS, and no space that `text` does not have."""
     assert ours.decode(ours.encode(before) + ours.encode_after(before, text)) == before + text
@@ -441,17 +420,17 @@ def test_ids_with_a_character_are_complete(name, ours, character):
 # ---------------------------------------------------------------- the end of a text
 
 
-@pytest.mark.parametrize(
-    "generation, config, expected",
-    [(None, None, []), ([3, 4], None, [3, 4]), (None, 5, [5]), ([3, 4], [5], [3, 4, 5])]
-    + [(3, 3, [3]), ([], None, [])],
-)
-def test_eos_ids_come_from_all_files(folder, generation, config, expected):
+EOS = [(None, None, []), ([3, 4], None, [3, 4]), (None, 5, [5]), ([3, 4], [5], [3, 4, 5])]
+EOS += [(3, 3, [3]), ([], None, [])]
+
+
+def test_eos_ids_come_from_all_files(folder):
     path = folder("llama3")
-    write_json(path / "generation_config.json", {"eos_token_id": generation})
-    write_json(path / "config.json", {"eos_token_id": config})
     own = Tokenizer(path).encode("<|eot_id|>")[-1]
-    assert Tokenizer(path).eos_ids == {*expected, own}
+    for generation, config, expected in EOS:
+        write_json(path / "generation_config.json", {"eos_token_id": generation})
+        write_json(path / "config.json", {"eos_token_id": config})
+        assert Tokenizer(path).eos_ids == {*expected, own}
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)

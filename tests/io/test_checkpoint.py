@@ -158,21 +158,17 @@ def test_load_gives_the_model_and_its_tokenizer(model_folder):
 BIAS = "model.layers.0.self_attn.q_proj.bias"
 
 
-@pytest.mark.parametrize(
-    "architecture, name, tensor, parts",
-    [
-        ("llama3-tied", NAME, GONE, [(48, 32)]),
-        ("llama3-tied", BIAS, torch.zeros(32), []),
-        ("llama3-tied", NAME, torch.zeros(32, 48), [(48, 32), (32, 48)]),
-        ("llama3-tied", NAME, torch.zeros(48, 32, dtype=torch.int8), ["I8", "bfloat16"]),
-        ("llama3-tied", HEAD, torch.ones(512, 32), []),
-        ("llama3-tied", HEAD, torch.ones(500, 32), []),
-        ("llama3-tied", "model.norm.weight", torch.tensor(31 * [1.0] + [torch.nan]), ["NaN"]),
-        ("llama3-tied", "model.norm.weight", torch.tensor([torch.inf] + 31 * [1.0]), ["NaN"]),
-        ("llama-gqa", HEAD, GONE, [(512, 32), "tie_word_embeddings"]),
-        ("llama-gqa", EMBEDDING, GONE, [(512, 32)]),
-    ],
-)
+NORM, ONES = "model.norm.weight", 31 * [1.0]
+BAD = [(NAME, GONE, [(48, 32)]), (NAME, torch.zeros(32, 48), [(48, 32), (32, 48)])]
+BAD += [(NAME, torch.zeros(48, 32, dtype=torch.int8), ["I8", "bfloat16"])]
+BAD += [(BIAS, torch.zeros(32), []), *((HEAD, torch.ones(n, 32), []) for n in (512, 500))]
+BAD += [(NORM, torch.tensor(x), ["NaN"]) for x in ([*ONES, torch.nan], [torch.inf, *ONES])]
+BAD = [("llama3-tied", *row) for row in BAD]
+BAD += [("llama-gqa", HEAD, GONE, [(512, 32), "tie_word_embeddings"])]
+BAD += [("llama-gqa", EMBEDDING, GONE, [(512, 32)])]
+
+
+@pytest.mark.parametrize("architecture, name, tensor, parts", BAD)
 def test_a_tensor_that_is_missing_unexpected_or_of_no_use(copy, architecture, name, tensor, parts):
     folder = copy(architecture, {name: tensor})
     refuses(folder, folder / WEIGHTS, name, *parts)

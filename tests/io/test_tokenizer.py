@@ -205,15 +205,12 @@ def test_add_prefix_space_is_that_of_transformers(prefix, folder):
                 same(path, [CHAT, "Mia has"])
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"model_type": "unigram", "vocab_size": 360},
-        {"user_defined_symbols": [*"0123456789", "<|im_start|>"], "vocab_size": 385},
-        {"control_symbols": ["<|im_start|>"], "byte_fallback": False, "vocab_size": 200},
-    ],
-)
+OPTIONS = [{}, {"model_type": "unigram", "vocab_size": 360}]
+OPTIONS += [{"user_defined_symbols": [*"0123456789", "<|im_start|>"], "vocab_size": 385}]
+OPTIONS += [{"control_symbols": ["<|im_start|>"], "byte_fallback": False, "vocab_size": 200}]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
 def test_any_tokenizer_model_is_what_its_class_makes_of_it(options, folder):
     """LlamaTokenizer takes the pieces and nothing else: it merges whatever the type of the model,
     and leaves a text as it is, whatever normalizer_spec the model was trained with."""
@@ -478,16 +475,11 @@ def test_added_ids_that_do_not_follow_are_named(kind, ids, folder):
     refuses(path, path / f"added_tokens.json: {[*ids][-1]}:")
 
 
-ANYWHERE = {
-    "added_tokens_decoder": [[1], {"x": {"content": "<a>"}}, {"700": {"content": "<a>"}}]
-    + [{"512": "<a>"}, {"512": {"content": "<a>", "lstrip": 1}}],
-    "pad_token": [3],
-    "additional_special_tokens": ["<a>"],
-    "tokenizer_class": ["RobertaTokenizer"],
-    "add_bos_token": ["yes"],
-    "add_eos_token": [True],
-    "add_prefix_space": [1],
-}
+ANYWHERE = {"pad_token": [3], "additional_special_tokens": ["<a>"], "add_eos_token": [True]}
+ANYWHERE |= {"tokenizer_class": ["RobertaTokenizer"], "add_bos_token": ["yes"]}
+ANYWHERE |= {"add_prefix_space": [1], "added_tokens_decoder": [[1], {"512": "<a>"}]}
+ANYWHERE["added_tokens_decoder"] += [{"x": {"content": "<a>"}}, {"700": {"content": "<a>"}}]
+ANYWHERE["added_tokens_decoder"] += [{"512": {"content": "<a>", "lstrip": 1}}]
 BAD = [(field, value) for field, values in ANYWHERE.items() for value in values]
 BAD = [(kind, *field) for kind in ("qwen_slow", "llama2_chat") for field in BAD]
 BAD += [  # what transformers would read otherwise

@@ -49,18 +49,14 @@ def test_the_noise_is_where_the_flag_or_the_training_has_it(folder, flags, noise
     assert (settings.noise, settings.top_k) == (noise, top_k)
 
 
-@pytest.mark.parametrize(
-    "folder, flags, gamma, soft, fuzzy",
-    [
-        ({}, Flags(), 0.33, 0.5, 0.0001),
-        (HERE, Flags(), 0.5, 0.4, 1.0),  # the kind it was trained with; top-k's tau for the other
-        (HERE, Flags(noise="embedding"), 0.33, 0.5, 0.0001),  # not the noise of the training
-        (HERE, Flags(top_k=3), 0.33, 1.0, 1.0),
-        (HERE, Flags(gamma=0.1, tau={"fuzzy": 0.2}), 0.1, 0.4, 0.2),
-        (HERE, Flags(tau={"soft": 0.6}), 0.5, 0.6, 1.0),
-        ({}, Flags(sigma=0.2), None, 0.5, 0.0001),
-    ],
-)
+RATES = [({}, Flags(), 0.33, 0.5, 0.0001), ({}, Flags(sigma=0.2), None, 0.5, 0.0001)]
+RATES += [(HERE, Flags(), 0.5, 0.4, 1.0)]  # the kind it was trained with; top-k's tau for the other
+RATES += [(HERE, Flags(noise="embedding"), 0.33, 0.5, 0.0001)]  # not the noise of the training
+RATES += [(HERE, Flags(gamma=0.1, tau={"fuzzy": 0.2}), 0.1, 0.4, 0.2)]
+RATES += [(HERE, Flags(top_k=3), 0.33, 1.0, 1.0), (HERE, Flags(tau={"soft": 0.6}), 0.5, 0.6, 1.0)]
+
+
+@pytest.mark.parametrize("folder, flags, gamma, soft, fuzzy", RATES)
 def test_gamma_and_tau_hold_where_the_noise_is_as_trained(folder, flags, gamma, soft, fuzzy):
     settings = resolve(folder, flags, 128)
     assert settings.gamma == gamma

@@ -43,10 +43,10 @@ def row_of(text):
 TABLES = (Path(__file__).parent / "rows.txt").read_text("utf-8")
 TABLES = [table.split("\n") for table in re.split("^# .*\n", TABLES, flags=re.M)[1:]]
 TABLES = [[line.split(" :: ") for line in table if line] for table in TABLES]
-ROWS, *TABLES = TABLES
-BAD_ROWS, BAD_CHOICES, UNUSABLE = [[(x, row_of(row)) for x, row in table] for table in TABLES]
+BAD_ROWS, BAD_CHOICES, UNUSABLE = [[(x, row_of(row)) for x, row in t] for t in TABLES[1:4]]
 BAD_ROWS.append(("found fields field0, .*field19, ...", {f"field{i}": 1 for i in range(5000)}))
-ROWS = [(name, row_of(row), expected) for name, row, *expected in ROWS]
+CHOICES = {name: (row_of(row), json.loads(expected)) for name, row, expected in TABLES[4]}
+ROWS = [(name, row_of(row), expected) for name, row, *expected in TABLES[0]]
 ROWS += [
     ("beyond floats", {"question": "2^1200?", "answer": 2**1200}, ("2^1200?", str(2**1200))),
     ("unicode", {"question": "Größe?\u2028Ja", "answer": "π"}, ("Größe?\u2028Ja", "π")),
@@ -106,42 +106,14 @@ def test_a_file_without_rows_is_refused(content, read, tmp_path):
 
 # ---------------------------------------------------------------- multiple choice
 
-ENDINGS = ("runs.", "eats it.", " sleeps.", "is. Here it is")
-OF_PRO = ("Question: Which?\nAnswer:", ("4", "6", "8", "9", "10", "11"), 5)
-TAGS = " [header] How to sit [title] Sit. [step] Be [a  b] calm.  [step] Now "
-ACTIVITY = {"activity_label": "Resting", "ctx_a": "A man sits.", "ctx_b": "he Then"}
-ALONE = {"activity_label": "How to", "ctx_a": "[header] Sit. [step] Now.", "ctx_b": ""}
-DIGITS = {"choices": {"text": [*"wxyz"], "label": [*"1234"]}, "answerKey": "1"}
-FIVE = {"choices": {"text": [*"vwxyz"], "label": [*"ABCDE"]}, "answerKey": "E"}
-CHOICES = {
-    "HellaSwag": (HELLASWAG, ("A man sits. he", ENDINGS, 2)),
-    "HellaSwag, whole number": ({**HELLASWAG, "label": 0}, ("A man sits. he", ENDINGS, 0)),
-    "HellaSwag, tags": (  # three spaces become two, as in the harness
-        {**HELLASWAG, "ctx": TAGS},
-        (" How to sit. Sit. Be calm.  Now", ENDINGS, 2),
-    ),
-    "HellaSwag, activity": (HELLASWAG | ACTIVITY, ("Resting: A man sits. He then", ENDINGS, 2)),
-    "HellaSwag, activity alone": (HELLASWAG | ALONE, ("How to: Sit. Now.", ENDINGS, 2)),
-    "HellaSwag, no parts": ({**HELLASWAG, "activity_label": "R"}, ("A man sits. he", ENDINGS, 2)),
-    "ARC": (ARC, ("Question: Why?\nAnswer:", ("sun", "moon", "fog"), 2)),
-    "ARC, numbers": (ARC | DIGITS, ("Question: Why?\nAnswer:", (*"wxyz",), 0)),
-    "ARC, five": (ARC | FIVE, ("Question: Why?\nAnswer:", (*"vwxyz",), 4)),
-    "MMLU": (MMLU, ("Question: Why? \nAnswer:", (*MMLU["choices"],), 3)),
-    "MMLU, letter": ({**MMLU, "answer": "B"}, ("Question: Why? \nAnswer:", (*MMLU["choices"],), 1)),
-    "MMLU-Pro": (PRO, OF_PRO),
-    "MMLU-Pro, letter": ({**PRO, "answer_index": None}, OF_PRO),
-    "MMLU-Pro, index": ({**PRO, "answer": None}, OF_PRO),
-    "MMLU-Pro, nulls": ({**PRO, "choices": None, "context": None, "image": None}, OF_PRO),
-}
-
 
 @pytest.mark.parametrize("row, expected", CHOICES.values(), ids=CHOICES)
 def test_every_format_of_multiple_choice_is_understood(row, expected, tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([row]), "utf-8")
-    lines = jsonl(tmp_path / "a.jsonl", row, row)
+    lines, (context, options, answer) = jsonl(tmp_path / "a.jsonl", row, row), expected
     for read in (load, load_choices):
-        assert read(tmp_path / "a.json") == [Choice(*expected)]
-        assert read(str(lines)) == [Choice(*expected)] * 2
+        assert read(tmp_path / "a.json") == [Choice(context, tuple(options), answer)]
+        assert read(str(lines)) == [Choice(context, tuple(options), answer)] * 2
     refuses(lines, "a.jsonl: line 1: ", "found multiple choice", by=load_problems)
 
 

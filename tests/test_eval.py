@@ -123,6 +123,13 @@ def whole(tmp_path_factory):
     return get
 
 
+def launch(out, choices_file):
+    flags = [*FLAGS, *PLENTY, "--data", "tiny-test", choices_file, "--out", out]
+    command = [sys.executable, "eval.py", *flags]
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, **streams)
+
+
 def test_two_ranks_write_what_one_process_writes(tmp_path, choices_file, whole):
     flags = [*FLAGS, *PLENTY, "--data", "tiny-test", choices_file, "--out", tmp_path / "r.json"]
     run_ranks(tmp_path / "logs", 2, *flags, script="eval")
@@ -131,10 +138,7 @@ def test_two_ranks_write_what_one_process_writes(tmp_path, choices_file, whole):
 
 def test_killed_evaluation_goes_on_and_writes_the_same(tmp_path, choices_file, whole, monkeypatch):
     out, part = tmp_path / "r.json", tmp_path / "r.json.part-0"
-    flags = [*FLAGS, *PLENTY, "--data", "tiny-test", choices_file, "--out", out]
-    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    command = [sys.executable, "eval.py", *flags]
-    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, **streams)
+    process = launch(out, choices_file)
     while not part.exists() or part.read_bytes().count(b"\n") < 4:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)

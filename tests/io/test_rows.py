@@ -57,10 +57,10 @@ def test_a_prompt_file_of_an_editor(tmp_path):
     refuses(tmp_path / "no.txt", "no.txt: expected a prompt file", by=read_prompt)
 
 
-def test_other_encodings_are_named(tmp_path):
-    for encoding in ("utf-16-le", "utf-16-be", "utf-32-le"):
-        write(tmp_path, **{"a.jsonl": ("\ufeff" + LINE.decode()).encode(encoding)})
-        refuses(tmp_path, "a.jsonl: expected UTF-8 text, found UTF-16")
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])
+def test_other_encodings_are_named(encoding, tmp_path):
+    content = ("\ufeff" + LINE.decode()).encode(encoding)
+    refuses(write(tmp_path, **{"a.jsonl": content}), "a.jsonl: expected UTF-8 text, found UTF-16")
 
 
 def test_what_is_not_utf8_is_named_with_its_line(tmp_path):

@@ -254,8 +254,12 @@ def signal_of(size: float) -> dict:
         errors = {"cosine_error": 0.02, "snr_error": 0.03}
         return {"norm": n * size, "cosine": n * size / 1000, "snr": n * size / 100, **errors}
 
-    terms, parts = ("cot", "answer", "both"), ("E", "body", "all")
-    return {"signal": {term: {part: one(next(numbers)) for part in parts} for term in terms}}
+    return {
+        "signal": {
+            term: {part: one(next(numbers)) for part in ("E", "body", "all")}
+            for term in ("cot", "answer", "both")
+        },
+    }
 
 
 def hard_run(value: float, number: int) -> dict:

@@ -177,8 +177,12 @@ def test_training_merges_seeds_and_names_what_differs(tmp_path):
     assert one == ([4], [pytest.approx(60)]) and two == ([4, 8], pytest.approx([50, 90]))
     raw = left.lines[0]
     assert list(raw.get_ydata()) == pytest.approx([20, 30, 40, 50, 60, 70])
-    assert raw.get_label().startswith("_") and "5 updates" in left.get_title()
-    assert (left.get_ylabel(), left.get_xlabel()) == ("accuracy (%)", "update")
+    assert raw.get_label().startswith("_")
+    assert (
+        "5 updates" in left.get_title()
+        and left.get_ylabel() == "accuracy (%)"
+        and left.get_xlabel() == "update"
+    )
 
 
 def test_the_untrained_models_validation_is_drawn(tmp_path):
@@ -215,12 +219,18 @@ def test_curves_of_one_run(tmp_path):
         file.write('{"step": 9, "accu')  # cut by a crash
     figure = figures.curves(run)
     assert len(figure.axes) == 6
-    shown, means = lines(figure.axes[0]), pytest.approx([20, 25, 30, 40, 50, 60, 65, 70])
-    assert shown.pop("training samples, mean over 5 updates") == ([*range(1, 9)], means)
-    assert shown == {"validation problems, hard-greedy": ([4, 8], pytest.approx([50, 90]))}
+    assert lines(figure.axes[0]) == {
+        "training samples, mean over 5 updates": (
+            list(range(1, 9)),
+            pytest.approx([20, 25, 30, 40, 50, 60, 65, 70]),
+        ),
+        "validation problems, hard-greedy": ([4, 8], pytest.approx([50, 90])),
+    }
     assert list(figure.axes[0].lines[0].get_ydata()) == pytest.approx(list(range(10, 90, 10)))
-    labels = [axis.get_ylabel() for axis in figure.axes][2:4]
-    assert labels == ["CoT length (tokens)", "entropy (nats)"]
+    assert [axis.get_ylabel() for axis in figure.axes][2:4] == [
+        "CoT length (tokens)",
+        "entropy (nats)",
+    ]
 
 
 # ---------------------------------------------------------------- command line

@@ -149,9 +149,14 @@ def start_host(i, name, address, master, flags):
         f"--rdzv-endpoint={master}:29500 --rdzv-id=test --rdzv-conf=is_host={1 - i} "
         f"--local-addr={address}"
     ).split()
-    command = ["ip", "netns", "exec", name, sys.executable, *torchrun, "train.py", *flags]
-    how = {"env": {**ENVIRONMENT, "GLOO_SOCKET_IFNAME": f"cable{i}"}, "cwd": ROOT, "text": True}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **how)
+    return subprocess.Popen(
+        ["ip", "netns", "exec", name, sys.executable, *torchrun, "train.py", *flags],
+        cwd=ROOT,
+        env={**ENVIRONMENT, "GLOO_SOCKET_IFNAME": f"cable{i}"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
 
 
 @SLOW

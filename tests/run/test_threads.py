@@ -2,14 +2,14 @@
 
 import json
 import os
+import subprocess
 import sys
 import time
 from argparse import Namespace
 
 import pytest
-import runs
 import torch
-from runs import ENVIRONMENT
+from runs import ENVIRONMENT, ROOT
 
 from minisoft.io import WEIGHTS
 from minisoft.run import metrics, ranks
@@ -17,61 +17,74 @@ from minisoft.run import metrics, ranks
 OWN_CHOICE = {k: v for k, v in ENVIRONMENT.items() if k != "OMP_NUM_THREADS"}
 
 
-@pytest.fixture
-def fitting(monkeypatch):
-    """fitting(cores, more of args) -> how many ranks a run of the embedded model has."""
-    for name in ("OMP_NUM_THREADS", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+@pytest.mark.parametrize(
+    "cores, prompts, environment, device, expected",
+    [
+        (2, None, {}, None, 2),  # the embedded model's B is 16
+        (2, 3, {}, "cpu", 1),
+        (6, 16, {}, None, 4),
+        (6, 12, {}, None, 6),
+        (64, 16, {}, None, 8),
+        (1, 16, {}, None, 1),
+        (2, 16, {"OMP_NUM_THREADS": "2"}, None, 1),
+        (2, 16, {"WORLD_SIZE": "1"}, None, 1),
+        (2, 16, {}, "cuda", 1),
+    ],
+)
+def test_as_many_ranks_as_cores_and_problems_allow(
+    monkeypatch, cores, prompts, environment, device, expected
+):
+    for name in ("OMP_NUM_THREADS", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(sys, "orig_argv", [sys.executable, *sys.argv])
-
-    def get(cores, **more):
-        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-        args = {"model": str(WEIGHTS / "tiny"), "prompts": 16, "device": "cpu"}
-        return ranks.fitting(Namespace(**args | more))
-
-    return get
-
-
-NUMBERS = [(2, None, None, 2), (2, 3, "cpu", 1), (6, 16, None, 4)]  # the embedded model's B is 16
-NUMBERS += [(6, 12, None, 6), (64, 16, None, 8), (1, 16, None, 1), (2, 16, "cuda", 1)]
-
-
-def test_as_many_ranks_as_cores_and_problems_allow(monkeypatch, fitting):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    for cores, prompts, device, expected in NUMBERS:
-        assert fitting(cores, prompts=prompts, device=device) == expected
-    for name, value in (("OMP_NUM_THREADS", "2"), ("WORLD_SIZE", "1")):
-        with monkeypatch.context() as patch:
-            patch.setenv(name, value)
-            assert fitting(2, device=None) == 1
-    assert fitting(2, device=None) == 2
+    monkeypatch.setattr(sys, "orig_argv", [sys.executable, *sys.argv])
+    args = Namespace(model=str(WEIGHTS / "tiny"), prompts=prompts, device=device)
+    assert ranks.fitting(args) == expected
 
 
-LIMITS = [("200000 100000", 2, 2**33), ("max 100000", 4, 2**33), ("50000 100000", 1, "max")]
-
-
-@pytest.mark.parametrize("limit, ranks_there, memory", [*LIMITS, (None, 4, None)])
-def test_a_container_says_what_there_is(monkeypatch, tmp_path, fitting, limit, ranks_there, memory):
+@pytest.mark.parametrize(
+    "limit, ranks_there, memory",
+    [
+        ("200000 100000", 2, 2**33),
+        ("max 100000", 4, 2**33),
+        ("50000 100000", 1, "max"),
+        (None, 4, None),
+    ],
+)
+def test_a_container_says_what_there_is(monkeypatch, tmp_path, limit, ranks_there, memory):
     """As cgroup v2 has it: cores in microseconds of a period, bytes."""
+    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(metrics, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     monkeypatch.setattr(os, "sysconf", lambda name: 2**20)  # 2**40 bytes of RAM
+    monkeypatch.setattr(sys, "orig_argv", [sys.executable, *sys.argv])
     for name, content in (("cpu.max", limit), ("memory.max", memory)):
         if content:
             (tmp_path / name).write_text(f"{content}\n")
-    assert fitting(4) == ranks_there
+    args = Namespace(model=str(WEIGHTS / "tiny"), prompts=16, device="cpu")
+    assert ranks.fitting(args) == ranks_there
     assert metrics.memory_bytes(torch.device("cpu")) == (memory if memory == 2**33 else 2**40)
 
 
-def test_large_models_and_ids_of_the_hub_have_threads(tmp_path, fitting):
-    assert fitting(2, model="owner/name") == 1
+def test_large_models_and_ids_of_the_hub_have_threads(monkeypatch, tmp_path):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    args = Namespace(model="owner/name", prompts=16, device="cpu")
+    assert ranks.fitting(args) == 1
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.truncate(ranks.SMALL + 1)
-    assert fitting(2, model=str(tmp_path)) == 1
+    args.model = str(tmp_path)
+    assert ranks.fitting(args) == 1
 
 
-def python(code):
+def python(code, **more):
     head = "import os, sys, torch; from minisoft.run.ranks import several\n"
-    return runs.python("-c", head + code, env=OWN_CHOICE)
+    command = [sys.executable, "-c", head + code]
+    how = {"cwd": ROOT, "env": OWN_CHOICE, "capture_output": True, "text": True, "timeout": 120}
+    return subprocess.run(command, **how, **more)
 
 
 def test_the_other_ranks_run_the_same_and_are_gone_afterwards():
@@ -127,11 +140,23 @@ with several(3):
     assert ("exit status -9" in last) == ("kill" in end)
 
 
-def test_below_a_debugger_or_profiler_it_is_one_process(monkeypatch, fitting):
+@pytest.mark.parametrize(
+    "started, expected",
+    [
+        ("python train.py --seed 1", 2),
+        ("python -u -O train.py --seed 1", 2),
+        ("python -m pdb train.py --seed 1", 1),
+        ("python -m cProfile -o out train.py --seed 1", 1),
+        ("python /bin/coverage run train.py --seed 1", 1),
+    ],
+)
+def test_below_a_debugger_or_profiler_it_is_one_process(monkeypatch, started, expected):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    monkeypatch.setattr(sys, "orig_argv", started.split())
     monkeypatch.setattr(sys, "argv", "train.py --seed 1".split())
-    for started in ("", "-u -O ", "-m pdb ", "-m cProfile -o out ", "/bin/coverage run "):
-        monkeypatch.setattr(sys, "orig_argv", f"python {started}train.py --seed 1".split())
-        assert fitting(2) == (2 if started in ("", "-u -O ") else 1), started
+    args = Namespace(model=str(WEIGHTS / "tiny"), prompts=16, device="cpu")
+    assert ranks.fitting(args) == expected
 
 
 def test_an_error_of_this_rank_does_not_wait_for_the_others():
@@ -154,7 +179,8 @@ def test_train_py_gives_the_same_bits_by_ranks_and_by_one_thread(tmp_path):
     weights = []
     for name, env in (("ranks", OWN_CHOICE), ("thread", ENVIRONMENT)):
         out = tmp_path / name
-        done = runs.python("train.py", *flags.split(), "--out", out, env=env)
+        command = [sys.executable, "train.py", *flags.split(), "--out", str(out)]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         weights.append((out / "last" / "model.safetensors").read_bytes())
         lines = (out / "metrics.jsonl").read_text().splitlines()

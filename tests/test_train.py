@@ -10,9 +10,18 @@ import subprocess
 import sys
 
 import pytest
-import runs
 import torch
-from runs import ENVIRONMENT, ROOT, assert_same_weights, config, metrics, saved, summary, weights
+from runs import (
+    ENVIRONMENT,
+    ROOT,
+    assert_same_weights,
+    config,
+    metrics,
+    newest,
+    saved,
+    summary,
+    weights,
+)
 from safetensors.torch import load_file
 
 import eval
@@ -118,7 +127,7 @@ def test_interrupted_and_resumed_is_bit_identical(
     assert stop.value.code == status
     assert f"--out {out} --resume" in capsys.readouterr().out
     monkeypatch.undo()
-    assert runs.newest(out).name == "step-000003"
+    assert newest(out).name == "step-000003"
     with (out / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "reward"')  # what a crash may leave
     run(out, *FOUR, "--resume")

@@ -328,18 +328,11 @@ def model_folder(saved, tokenizer_folders, tmp_path):
 
 # ---------------------------------------------------------------- the embedded model
 
-KINDS = {  # every kind of token and place of its noise: (kind, noise, top_k)
-    "hard": ("hard", "embedding", None),
-    "soft": ("soft", "embedding", None),
-    "fuzzy": ("fuzzy", "embedding", None),
-    "soft, hidden": ("soft", "hidden", None),
-    "fuzzy, hidden": ("fuzzy", "hidden", None),
-    "soft, logits": ("soft", "logits", None),
-    "soft, top 5": ("soft", "logits", 5),
-    "multiplex": ("multiplex", "embedding", None),
-    "covariance": ("covariance", "embedding", None),
-    "gumbel": ("gumbel", "embedding", None),
-}
+# every kind of token and place of its noise: (kind, noise, top_k)
+KINDS = {name: (name, "embedding", None) for name in ("hard", "soft", "fuzzy")}
+KINDS |= {"soft, hidden": ("soft", "hidden", None), "fuzzy, hidden": ("fuzzy", "hidden", None)}
+KINDS |= {"soft, logits": ("soft", "logits", None), "soft, top 5": ("soft", "logits", 5)}
+KINDS |= {name: (name, "embedding", None) for name in ("multiplex", "covariance", "gumbel")}
 
 
 class Tiny:

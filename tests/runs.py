@@ -5,8 +5,10 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
 from functools import partial
@@ -17,6 +19,14 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def tiny_at(folder, about=None):
+    """A copy of the embedded model, with `about` for its minisoft.json."""
+    shutil.copytree(ROOT / "weights/tiny", folder, ignore=shutil.ignore_patterns("study"))
+    if about is not None:
+        (folder / "minisoft.json").write_text(json.dumps(about))
+    return folder
 
 
 def weights(out, name="last"):
@@ -60,6 +70,12 @@ def summary(out):
 
 
 # ----------------------------------------------------------------- in other processes
+
+
+def python(*words, env=ENVIRONMENT, cwd=ROOT):
+    """What `python words` printed, and its exit status."""
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
 
 
 def start(act, *args, stderr=os.devnull):

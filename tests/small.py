@@ -14,17 +14,10 @@ from minisoft.soft import Categorical
 V, D = 12, 16
 PROMPT = [1, 2, 3, 4]
 ROLES = [COT, COT, COT, FORCED, ANSWER]
-KINDS = {
-    "hard": make_kind("hard"),
-    "soft": make_kind("soft", 0.2),
-    "fuzzy": make_kind("fuzzy", 0.2),
-    "hidden": make_kind("soft", 0.2, noise="hidden"),
-    "logits": make_kind("soft", 0.2, noise="logits"),
-    "top-k": make_kind("soft", 0.2, noise="logits", top_k=3),
-    "multiplex": make_kind("multiplex"),
-    "covariance": make_kind("covariance"),
-    "gumbel": make_kind("gumbel"),
-}
+KINDS = {name: make_kind(name, 0.2) for name in ("hard", "soft", "fuzzy")}
+KINDS |= {noise: make_kind("soft", 0.2, noise=noise) for noise in ("hidden", "logits")}
+KINDS["top-k"] = make_kind("soft", 0.2, noise="logits", top_k=3)
+KINDS |= {name: make_kind(name) for name in ("multiplex", "covariance", "gumbel")}
 CONFIG = {"model_type": "llama", "vocab_size": V, "hidden_size": D, "intermediate_size": 24}
 CONFIG |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 FORM = SimpleNamespace(  # token 0 ends a CoT, of which at most half end so

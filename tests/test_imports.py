@@ -4,9 +4,9 @@ import ast
 import subprocess
 import sys
 from graphlib import TopologicalSorter
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from runs import ROOT
+
 PATHS = [*ROOT.glob("minisoft/**/*.py"), ROOT / "train.py", ROOT / "eval.py"]
 NAMES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in PATHS]
 FILES = {name.removesuffix(".__init__"): path for name, path in zip(NAMES, PATHS)}

@@ -37,27 +37,19 @@ FLAGS = (
     "--group 8 --cot 40 --eval-cot 60 --steps 3 --validation 8 --validate-every 2 --test 0 "
     "--save-every 1 --show-every 0 --lr 1e-3 --warmup 1"
 ).split()
-ALL = {
-    "architecture": [*ARCHITECTURES, "weights/tiny"],
-    "name": [*KINDS],
-    "dtype": [*DTYPES],
-    "of_gradient": [*((name, "float32") for name in KINDS), ("hard", "bfloat16")]
-    + [("soft", "bfloat16")],  # of the other kinds a few rows at near-ties make most of it
-}
-FEW = {
-    "architecture": ["weights/tiny"],
-    "name": ["soft"],
-    "dtype": [*DTYPES],
-    "of_gradient": [("soft", "bfloat16")],
-}
+FEW = {"architecture": ["weights/tiny"], "name": ["soft"], "dtype": [*DTYPES]}
+FEW["of_gradient"] = [("soft", "bfloat16")]
+ALL = {"architecture": [*ARCHITECTURES, "weights/tiny"], "name": [*KINDS], "dtype": [*DTYPES]}
+# of the other kinds in bfloat16 a few rows at near-ties make most of it
+ALL["of_gradient"] = [(name, "float32") for name in KINDS] + [("hard", "bfloat16")]
+ALL["of_gradient"] += FEW["of_gradient"]
 
 
 def pytest_generate_tests(metafunc):
     asked = ALL if metafunc.config.getoption("--device") else FEW
     for name in [name for name in asked if name in metafunc.fixturenames]:
-        metafunc.parametrize(
-            name, asked[name], ids=lambda x: x if isinstance(x, str) else " ".join(x)
-        )
+        ids = [x if isinstance(x, str) else " ".join(x) for x in asked[name]]
+        metafunc.parametrize(name, asked[name], ids=ids)
 
 
 @pytest.fixture
@@ -176,9 +168,8 @@ def test_short_of_memory(device, tmp_path, monkeypatch, capsys):
             gc.collect()
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
-        train.main(
-            [*flags, "--steps", "1", "--micro-batch", str(rows), "--out", str(tmp_path / out)]
-        )
+        more = ["--steps", "1", "--micro-batch", str(rows), "--out", str(tmp_path / out)]
+        train.main([*flags, *more])
         return torch.cuda.max_memory_reserved() if device.type == "cuda" else 0
 
     least = bytes_of("less", rows // 2)

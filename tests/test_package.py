@@ -4,11 +4,10 @@ import re
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
+from runs import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = {path.parent.relative_to(ROOT) for path in ROOT.glob("minisoft/**/__init__.py")}
 
 

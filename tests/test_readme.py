@@ -5,14 +5,13 @@ import importlib
 import io
 import re
 import types
-from pathlib import Path
 from unittest.mock import patch
 
 import pytest
+from runs import ROOT
 
 from minisoft import kinds
 
-ROOT = Path(__file__).resolve().parents[1]
 WALK = ROOT / "minisoft" / "README.md"
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")

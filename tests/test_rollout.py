@@ -11,7 +11,6 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from minisoft import data, engine, rollout
 from minisoft.data import Format
-from minisoft.io import WEIGHTS
 from minisoft.io.tokenizer import Tokenizer
 from minisoft.kinds import make_kind
 from minisoft.model import Prompt
@@ -54,33 +53,6 @@ def test_draws_depend_on_seed_step_problem_and_sample_alone(tiny, name, roll):
     other_step = records([2], range(6), step=1)[0]
     assert not any(same(row_of(alone, row), row_of(other_step, row)) for row in range(6))
     assert not same(row_of(alone, 0), row_of(alone, 1))
-
-
-@BY
-def test_fuzzy_greedy_is_hard_greedy_and_has_no_noise(tiny, roll):
-    requests = tiny.requests(range(6), range(1))
-    hard, fuzzy, again = (
-        roll(tiny.fast, tiny.form, tiny.kind(name), requests, GREEDY(40))
-        for name in ("hard", "fuzzy", "fuzzy")
-    )
-    for a, b, c in zip(hard, fuzzy, again):
-        assert torch.equal(a.ids, b.ids)
-        assert torch.equal(b.actions, c.actions)
-
-
-@BY
-def test_greedy_text_is_transformers(tiny, roll):
-    """Hard-greedy, answer included, is what transformers generates from the same prompt."""
-    from transformers import AutoModelForCausalLM
-
-    reference = AutoModelForCausalLM.from_pretrained(WEIGHTS / "tiny", dtype=torch.float32)
-    requests = tiny.requests(range(4), range(1))
-    for record in roll(tiny.fast, tiny.form, tiny.kind("hard"), requests, GREEDY(60)):
-        assert not record.truncated.any()  # then the prefill is what the model itself would write
-        ids = record.ids[0]
-        prompt = torch.tensor([record.prompt])
-        text = reference.generate(prompt, max_new_tokens=len(ids), do_sample=False)
-        assert text[0, len(record.prompt) :].tolist() == ids.tolist()
 
 
 @BY

@@ -4,15 +4,13 @@ import ast
 import json
 import os
 import pickle
-import shutil
-from pathlib import Path
 
 import pytest
+from runs import ROOT, tiny_at
 
 from minisoft.errors import InputError
-from minisoft.io import WEIGHTS, checkpoint
+from minisoft.io import checkpoint
 
-ROOT = Path(__file__).resolve().parent.parent
 SOURCES = [*ROOT.glob("*.py"), *(ROOT / "minisoft").rglob("*.py"), *ROOT.glob("weights/*.py")]
 
 
@@ -28,8 +26,7 @@ class Bomb:
 
 @pytest.fixture
 def folder(tmp_path):
-    shutil.copytree(WEIGHTS / "tiny", tmp_path / "model")
-    return tmp_path / "model"
+    return tiny_at(tmp_path / "model")
 
 
 FORBIDDEN = "pickle marshal shelve dill eval exec compile __import__ os.system os.popen torch.load"

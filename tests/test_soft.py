@@ -77,7 +77,9 @@ def test_mixture_gradient_reaches_logits_and_E(logits):
     assert model.E.grad.abs().sum() > 0 and logits.grad.abs().sum() > 0
 
 
-def test_what_is_measured_are_entropy_and_how_many_tokens_are_mixed(logits):
+def test_what_is_measured_are_entropy_at_temperature_1_and_how_many_tokens_are_mixed(logits):
+    exact = torch.distributions.Categorical(logits=logits).entropy()
+    torch.testing.assert_close(entropy(logits), exact)
     even, one = torch.full((4,), 0.25), torch.tensor([0.0, 1.0, 0.0, 0.0])
     entropies, support, largest = measure(logits[:2], torch.stack((even, one))).T
     assert torch.equal(entropies, entropy(logits[:2]))
@@ -86,6 +88,7 @@ def test_what_is_measured_are_entropy_and_how_many_tokens_are_mixed(logits):
 
 def test_noise_scales_are_the_sizes_of_what_gets_the_noise():
     """rms(E) as it stands; the others for encodings and decoding rows in random directions."""
+    assert rms(torch.tensor([[3.0, 0.0], [0.0, 4.0]])) == pytest.approx(2.5)
     torch.manual_seed(0)
     d, V = 64, 500
     norm, E, W_d = torch.nn.RMSNorm(d), torch.randn(V, d), 0.3 * torch.randn(V, d)
@@ -96,15 +99,6 @@ def test_noise_scales_are_the_sizes_of_what_gets_the_noise():
     assert noise_scale(model, "embedding") == rms(E)
     assert noise_scale(model, "hidden") == pytest.approx(rms(hidden), rel=0.02)
     assert noise_scale(model, "logits") == pytest.approx(rms(hidden @ W_d.T), rel=0.03)
-
-
-def test_rms_counts_every_entry():
-    assert rms(torch.tensor([[3.0, 0.0], [0.0, 4.0]])) == pytest.approx(2.5)
-
-
-def test_entropy_is_that_of_temperature_one(logits):
-    expected = torch.distributions.Categorical(logits=logits).entropy()
-    torch.testing.assert_close(entropy(logits), expected)
 
 
 def test_paper_temperatures():

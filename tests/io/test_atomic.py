@@ -26,9 +26,7 @@ def test_a_file_system_without_sync_is_written_to(tmp_path, monkeypatch, number)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT])
-def test_a_disk_that_fails_is_an_error_with_the_path_and_the_old_text_stays(
-    tmp_path, monkeypatch, number
-):
+def test_a_disk_that_fails_is_named_and_the_old_text_stays(tmp_path, monkeypatch, number):
     path = tmp_path / "a"
     atomic.write_text(path, "old")
     failing(monkeypatch, number)

@@ -13,15 +13,7 @@ from safetensors.torch import load_file, save_file
 import minisoft
 from minisoft.io import checkpoint
 from minisoft.io.atomic import read_json, recover
-from minisoft.io.checkpoint import (
-    SIDECAR,
-    find,
-    load_model,
-    name_of,
-    read_about,
-    read_files,
-    save_model,
-)
+from minisoft.io.checkpoint import SIDECAR, find, load_model, name_of, read_about
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -49,6 +41,11 @@ def edit_json(path, **fields):
 
 def places_of(folder):
     return read_json(folder / INDEX)["weight_map"]
+
+
+def save(folder, model, source, **about):
+    """The model, with the other files of `source`."""
+    checkpoint.save_model(folder, model, checkpoint.read_files(source), about)
 
 
 def doubled(model):
@@ -109,7 +106,7 @@ def test_a_tied_model_may_be_stored_under_the_name_of_its_head_alone(saved, tmp_
     write_tensors(file, {**tensors, HEAD: tensors[EMBEDDING], EMBEDDING: GONE})
     model = load_model(source)
     assert model.W_d is model.E
-    save_model(tmp_path / "out", model, read_files(source), {})
+    save(tmp_path / "out", model, source)
     for folder in (source, tmp_path / "out"):
         theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         close(logits_of(model), theirs(IDS).logits)
@@ -161,21 +158,17 @@ def test_load_gives_the_model_and_its_tokenizer(model_folder):
 BIAS = "model.layers.0.self_attn.q_proj.bias"
 
 
-@pytest.mark.parametrize(
-    "architecture, name, tensor, parts",
-    [
-        ("llama3-tied", NAME, GONE, [(48, 32)]),
-        ("llama3-tied", BIAS, torch.zeros(32), []),
-        ("llama3-tied", NAME, torch.zeros(32, 48), [(48, 32), (32, 48)]),
-        ("llama3-tied", NAME, torch.zeros(48, 32, dtype=torch.int8), ["I8", "bfloat16"]),
-        ("llama3-tied", HEAD, torch.ones(512, 32), []),
-        ("llama3-tied", HEAD, torch.ones(500, 32), []),
-        ("llama3-tied", "model.norm.weight", torch.tensor(31 * [1.0] + [torch.nan]), ["NaN"]),
-        ("llama3-tied", "model.norm.weight", torch.tensor([torch.inf] + 31 * [1.0]), ["NaN"]),
-        ("llama-gqa", HEAD, GONE, [(512, 32), "tie_word_embeddings"]),
-        ("llama-gqa", EMBEDDING, GONE, [(512, 32)]),
-    ],
-)
+NORM, ONES = "model.norm.weight", 31 * [1.0]
+BAD = [(NAME, GONE, [(48, 32)]), (NAME, torch.zeros(32, 48), [(48, 32), (32, 48)])]
+BAD += [(NAME, torch.zeros(48, 32, dtype=torch.int8), ["I8", "bfloat16"])]
+BAD += [(BIAS, torch.zeros(32), []), *((HEAD, torch.ones(n, 32), []) for n in (512, 500))]
+BAD += [(NORM, torch.tensor(x), ["NaN"]) for x in ([*ONES, torch.nan], [torch.inf, *ONES])]
+BAD = [("llama3-tied", *row) for row in BAD]
+BAD += [("llama-gqa", HEAD, GONE, [(512, 32), "tie_word_embeddings"])]
+BAD += [("llama-gqa", EMBEDDING, GONE, [(512, 32)])]
+
+
+@pytest.mark.parametrize("architecture, name, tensor, parts", BAD)
 def test_a_tensor_that_is_missing_unexpected_or_of_no_use(copy, architecture, name, tensor, parts):
     folder = copy(architecture, {name: tensor})
     refuses(folder, folder / WEIGHTS, name, *parts)
@@ -189,14 +182,19 @@ def test_a_truncated_file(model_folder, size):
     refuses(model_folder, path, len(whole[:size]))
 
 
-def test_no_weights(model_folder):
-    (model_folder / WEIGHTS).unlink()
-    refuses(model_folder, model_folder / WEIGHTS)
-
-
-def test_weights_of_another_format(model_folder):
-    (model_folder / WEIGHTS).rename(model_folder / "pytorch_model.bin")
+def test_a_file_that_is_missing_or_of_another_format_is_named(model_folder, sharded):
+    gone, other = sorted(sharded.glob("*.safetensors"))[1], model_folder / "pytorch_model.bin"
+    gone.unlink()
+    refuses(sharded, gone)
+    (sharded / INDEX).unlink()
+    refuses(sharded, sharded / WEIGHTS, "model-00001-of", INDEX)
+    (model_folder / WEIGHTS).rename(other)
     refuses(model_folder, model_folder / WEIGHTS, "pytorch_model.bin")
+    other.unlink()
+    refuses(model_folder, model_folder / WEIGHTS)
+    (model_folder / "config.json").unlink()
+    message = refuses(model_folder, model_folder / "config.json", "no such file")
+    assert message.count("config.json") == 1
 
 
 def test_an_adapter(model_folder):
@@ -217,12 +215,6 @@ def test_a_tensor_that_the_index_forgets(saved, tmp_path):
     assert torch.equal(load_model(tmp_path).E, stored[EMBEDDING])
 
 
-def test_a_missing_shard(sharded):
-    gone = sorted(sharded.glob("*.safetensors"))[1]
-    gone.unlink()
-    refuses(sharded, gone)
-
-
 def test_an_index_that_lacks_a_tensor_of_its_shards(both, sharded):
     """It is read as transformers does, unless no tensor of its shard is named."""
     places = places_of(sharded)
@@ -231,11 +223,6 @@ def test_an_index_that_lacks_a_tensor_of_its_shards(both, sharded):
     kept = {name: file for name, file in places.items() if file != places[NAME]}
     write_json(sharded / INDEX, {"weight_map": kept})
     refuses(sharded, sharded / INDEX, "found no such tensor")
-
-
-def test_shards_without_an_index(sharded):
-    (sharded / INDEX).unlink()
-    refuses(sharded, sharded / WEIGHTS, "model-00001-of", INDEX)
 
 
 def test_the_value_head_of_trl_is_left_out(model_folder, capsys):
@@ -260,9 +247,7 @@ def test_an_index_naming_a_tensor_that_the_shard_lacks(sharded):
     refuses(sharded, sharded / other, NAME)
 
 
-@pytest.mark.parametrize(
-    "where", [f"../{WEIGHTS}", f"/{WEIGHTS}", f"sub/{WEIGHTS}", "..", "a.json"]
-)
+@pytest.mark.parametrize("where", [f"{x}/{WEIGHTS}" for x in ("..", "", "sub")] + ["..", "a.json"])
 def test_an_index_leaving_the_folder(sharded, where):
     shutil.copyfile(next(sharded.glob("*.safetensors")), sharded.parent / WEIGHTS)
     edit_json(sharded / INDEX, weight_map={**places_of(sharded), NAME: where})
@@ -281,12 +266,6 @@ def test_bad_json(sharded, name, text):
     (sharded / name).write_bytes(text.encode("latin1"))
     message = refuses(sharded, sharded / name, "JSON")
     assert message.count(name) == 1
-
-
-def test_no_config(model_folder):
-    (model_folder / "config.json").unlink()
-    message = refuses(model_folder, model_folder / "config.json", "no such file")
-    assert message.count("config.json") == 1
 
 
 def test_a_bad_config_is_named(model_folder):
@@ -375,11 +354,8 @@ def test_what_is_written_is_what_transformers_reads(saved, tokenizer_folders, tm
     """Identical logits, and identical greedy text; for every kind of head and bias."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    for architecture, tokens in (
-        ("llama3-tied", "llama3"),
-        ("qwen2", "qwen"),
-        ("qwen3-yarn", "qwen"),
-    ):
+    of = {"llama3-tied": "llama3", "qwen2": "qwen", "qwen3-yarn": "qwen"}
+    for architecture, tokens in of.items():
         source, target = tmp_path / architecture, tmp_path / f"{architecture}-out"
         shutil.copytree(saved(architecture)[1], source)
         shutil.copytree(tokenizer_folders[tokens], source, dirs_exist_ok=True)
@@ -387,7 +363,7 @@ def test_what_is_written_is_what_transformers_reads(saved, tokenizer_folders, tm
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.add_(0.01)
-        save_model(target, model, read_files(source), {})
+        save(target, model, source)
         theirs = AutoModelForCausalLM.from_pretrained(target).eval()
         assert theirs.dtype == torch.float32
         assert torch.equal(theirs(IDS).logits, logits_of(model))
@@ -409,7 +385,7 @@ def test_bfloat16_is_written_as_bfloat16(model_folder, tmp_path):
     from transformers import AutoModelForCausalLM
 
     model = load_model(model_folder, dtype=torch.bfloat16)
-    save_model(tmp_path / "out", model, read_files(model_folder), {})
+    save(tmp_path / "out", model, model_folder)
     assert {t.dtype for t in load_file(tmp_path / "out" / WEIGHTS).values()} == {torch.bfloat16}
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", torch_dtype="auto")
     assert theirs.dtype == torch.bfloat16
@@ -419,13 +395,13 @@ def test_bfloat16_is_written_as_bfloat16(model_folder, tmp_path):
 
 def test_saving_replaces_the_model_and_leaves_what_else_lies_there(model_folder, tmp_path):
     model, target = load_model(model_folder), tmp_path / "runs" / "last"
-    save_model(target, model, read_files(model_folder), {"step": 1})
+    save(target, model, model_folder, step=1)
     (target / "notes.md").write_text("mine")
     (target / "sub").mkdir()
     (target / "sub/plan").write_text("mine too")
     (target.with_name("last.being-written")).mkdir()
     (target.with_name("last.being-written") / "stray").write_text("of a crash")
-    save_model(target, doubled(model), read_files(model_folder), {"step": 2})
+    save(target, doubled(model), model_folder, step=2)
     assert [path.name for path in target.parent.iterdir()] == ["last"]
     assert (target / "notes.md").read_text() == "mine"
     assert (target / "sub/plan").read_text() == "mine too"
@@ -438,7 +414,7 @@ def test_saving_replaces_the_model_and_leaves_what_else_lies_there(model_folder,
 
 def test_saving_over_the_source(model_folder):
     model, before = load_model(model_folder), (model_folder / "tokenizer.json").read_bytes()
-    save_model(model_folder, doubled(model), read_files(model_folder), {})
+    save(model_folder, doubled(model), model_folder)
     loaded, _ = minisoft.load(model_folder)
     assert torch.equal(loaded.E, model.E)
     assert (model_folder / "tokenizer.json").read_bytes() == before
@@ -456,28 +432,11 @@ def test_a_sidecar_may_have_kinds_of_token_that_io_does_not_know(model_folder):
         assert read_about(model_folder) == about
 
 
-BAD_SIDECAR = {
-    "prompt": ["no place", "QUESTION QUESTION"],
-    "tokens": [["soft"]],
-    "noise": [None],
-    "data": [3],
-    "base": [3],
-    "sigma": ["0.1"],
-    "gamma": [0],
-    "tau": [-1, True],
-    "top_k": [0, 2.5],
-    "width": [0, "three"],
-    "top_p": [0, 1.5, None],
-    "defaults": [
-        None,
-        {"prompts": 1.5},
-        {"steps": 0},
-        {"data": 3},
-        {"lr": "1e-5"},
-        {"lr": {"soft": -1}},
-        {"no such flag": 1},
-    ],
-}
+BAD_SIDECAR = {"prompt": ["no place", "QUESTION QUESTION"], "tokens": [["soft"]], "noise": [None]}
+BAD_SIDECAR |= {"data": [3], "base": [3], "sigma": ["0.1"], "gamma": [0], "tau": [-1, True]}
+BAD_SIDECAR |= {"top_k": [0, 2.5], "width": [0, "three"], "top_p": [0, 1.5, None]}
+BAD_SIDECAR["defaults"] = [None, {"prompts": 1.5}, {"steps": 0}, {"data": 3}, {"lr": "1e-5"}]
+BAD_SIDECAR["defaults"] += [{"lr": {"soft": -1}}, {"no such flag": 1}]
 
 
 @pytest.mark.parametrize("field, value", [(f, x) for f, xs in BAD_SIDECAR.items() for x in xs])
@@ -489,7 +448,7 @@ def test_a_field_of_the_sidecar_that_cannot_be_used(model_folder, field, value):
 @pytest.mark.parametrize("broken", ["save_tensors", "write_json"])
 def test_a_failure_while_writing_leaves_the_old_one(model_folder, tmp_path, monkeypatch, broken):
     model, target = load_model(model_folder), tmp_path / "last"
-    save_model(target, model, read_files(model_folder), {"step": 1})
+    save(target, model, model_folder, step=1)
     old = {path.name: path.read_bytes() for path in target.iterdir()}
 
     def fail(*arguments, **options):
@@ -498,10 +457,10 @@ def test_a_failure_while_writing_leaves_the_old_one(model_folder, tmp_path, monk
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, broken, fail)
         with pytest.raises(OSError, match="no space"):
-            save_model(target, model, read_files(model_folder), {"step": 2})
+            save(target, model, model_folder, step=2)
     assert {path.name: path.read_bytes() for path in target.iterdir()} == old
     assert [path.name for path in tmp_path.iterdir() if path != model_folder] == ["last"]
-    save_model(target, model, read_files(model_folder), {"step": 3})  # and the next one succeeds
+    save(target, model, model_folder, step=3)  # and the next one succeeds
     assert read_json(target / SIDECAR) == {"step": 3}
 
 
@@ -509,15 +468,15 @@ def test_a_failure_while_writing_leaves_the_old_one(model_folder, tmp_path, monk
 def test_a_kill_between_the_renames_is_undone(model_folder, tmp_path, renames):
     """Before the second one, and after it, before what else lay there has been moved."""
     model, target = load_model(model_folder), tmp_path / "runs" / "best"
-    save_model(target, model, read_files(model_folder), {"step": 1})
+    save(target, model, model_folder, step=1)
     (target / "notes.md").write_text("mine")
     target.rename(target.with_name("best.being-replaced"))
     if renames == 2:
-        save_model(tmp_path / "new", model, read_files(model_folder), {"step": 2})
+        save(tmp_path / "new", model, model_folder, step=2)
         (tmp_path / "new").rename(target)
     recover(target)
     assert read_json(target / SIDECAR) == {"step": renames}
-    save_model(target, model, read_files(model_folder), {"step": 3})
+    save(target, model, model_folder, step=3)
     assert (target / "notes.md").read_text() == "mine"
     assert [path.name for path in target.parent.iterdir()] == ["best"]
 
@@ -528,7 +487,7 @@ def test_a_folder_behind_a_link_stays_behind_it(model_folder, tmp_path):
     disk.mkdir(parents=True)
     link.symlink_to(disk)
     for step in (1, 2):
-        save_model(link, model, read_files(model_folder), {"step": step})
+        save(link, model, model_folder, step=step)
     disk.rename(disk.with_name("last.being-replaced"))
     recover(link)
     assert link.is_symlink() and read_json(disk / SIDECAR) == {"step": 2}
@@ -539,7 +498,7 @@ def test_a_folder_behind_a_link_stays_behind_it(model_folder, tmp_path):
 def test_the_files_have_the_mode_that_the_umask_says(model_folder, tmp_path, mask):
     before = os.umask(mask)
     try:
-        save_model(tmp_path / "out", load_model(model_folder), read_files(model_folder), {})
+        save(tmp_path / "out", load_model(model_folder), model_folder)
     finally:
         os.umask(before)
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "out").iterdir()}

@@ -68,24 +68,20 @@ def test_what_is_not_utf8_is_named_with_its_line(tmp_path):
     refuses(tmp_path / "a.jsonl", "a.jsonl: line 3: expected UTF-8 text, found", "0xe9")
 
 
-@pytest.mark.parametrize(
-    "row, field",
-    [
-        (b'{"question": "1 \\ud83d?", "answer": "2"}', "question"),
-        (b'{"question": "q", "context": "\\udc00", "answer": "2"}', "question"),
-        (b'{"question": "q", "answer": "2\\ude00"}', "answer"),
-        (b'{"question": "q", "final_answer": ["1", "\\ud83d"]}', "answer"),
-        (b'{"question": "q", "choices": ["a", "\\ud83d"], "answer": 0}', "choices"),
-        (b'{"question": "\\ud83d", "choices": ["a", "b"], "answer": 0}', "question"),
-    ],
-)
-def test_half_an_emoji_is_refused(row, field, tmp_path):
-    good = LINE if b"choices" not in row else row.replace(b"\\ud83d", b"x")
-    write(tmp_path, **{"a.jsonl": good.strip() + b"\n" + row})
+HALVES = r"""question {"question": "1 \ud83d?", "answer": "2"}
+question {"question": "q", "context": "\udc00", "answer": "2"}
+answer {"question": "q", "answer": "2\ude00"}
+answer {"question": "q", "final_answer": ["1", "\ud83d"]}
+choices {"question": "q", "choices": ["a", "\ud83d"], "answer": 0}
+question {"question": "\ud83d", "choices": ["a", "b"], "answer": 0}"""
+
+
+@pytest.mark.parametrize("line", HALVES.splitlines())
+def test_half_an_emoji_is_refused_and_a_whole_one_is_read(line, tmp_path):
+    field, row = line.split(" ", 1)
+    good = row.replace(r"\ud83d", "x") if "choices" in row else LINE.decode()
+    write(tmp_path, **{"a.jsonl": f"{good.strip()}\n{row}".encode()})
     refuses(tmp_path / "a.jsonl", f"a.jsonl: line 2: {field}", "found half an emoji: ")
-
-
-def test_a_whole_emoji_is_read(tmp_path):
     write(tmp_path, **{"a.jsonl": b'{"question": "\\ud83d\\ude00?", "answer": "2"}'})
     assert load(tmp_path / "a.jsonl") == [Problem("\U0001f600?", "2")]
 
@@ -147,10 +143,7 @@ def test_parquet_as_the_hub_distributes_gsm8k_and_math_500(tmp_path):
 
 
 def test_parquet_with_numbers_and_nulls(tmp_path):
-    rows = [
-        {"question": "q", "answer": 18.0, "options": None},
-        {"question": "r", "answer": 1e23, "options": None},
-    ]
+    rows = [{"question": q, "answer": n, "options": None} for q, n in (("q", 18.0), ("r", 1e23))]
     write(tmp_path, **{"a.parquet": parquet(rows)})
     assert load(tmp_path / "a.parquet") == [Problem("q", "18"), Problem("r", "1" + 23 * "0")]
     write(tmp_path, **{"a.parquet": parquet([rows[0], {**rows[1], "answer": float("nan")}])})
@@ -169,15 +162,11 @@ def test_parquet_with_numbers_of_few_bits_has_their_digits(tmp_path, bits):
     assert golds == expected[: len(numbers)]
 
 
-def test_parquet_of_multiple_choice(tmp_path):
+def test_parquet_of_multiple_choice_and_damaged_parquet(tmp_path):
     arc = {"question": "q", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"}
     write(tmp_path, **{"a.parquet": parquet([arc])})
     assert load(tmp_path / "a.parquet") == [Choice("Question: q\nAnswer:", ("a", "b"), 1)]
-
-
-def test_damaged_parquet_is_named(tmp_path):
-    pytest.importorskip("pyarrow")
-    write(tmp_path, **{"a.parquet": parquet([ROW])[:-9]})
+    write(tmp_path, **{"a.parquet": parquet([arc])[:-9]})
     refuses(tmp_path / "a.parquet", "a.parquet: expected a Parquet file, found: ")
 
 
@@ -196,10 +185,8 @@ def test_a_folder_of_hendrycks_math(tmp_path):
     write(tmp_path, **files, MATH__train__geometry__3=b"no", MATH__train__algebra__README=b"no")
     write(tmp_path, **{"MATH__train__algebra__._1.json": b"\0", "MATH__train__.a__7.json": b"\0"})
     write(tmp_path, **{"MATH__train__geometry__3.json": math_file(3)})
-    assert load(str(tmp_path / "MATH" / "train")) == [
-        Problem(f"p{n}", n) for n in ("1", "2", "10", "3")
-    ]
-    assert load(tmp_path / "MATH") == load(tmp_path / "MATH" / "train")
+    expected = [Problem(f"p{n}", n) for n in ("1", "2", "10", "3")]
+    assert load(str(tmp_path / "MATH" / "train")) == load(tmp_path / "MATH") == expected
     write(tmp_path, **{"MATH__train__geometry__4.json": b'\n{"problem": "p"}'})
     refuses(tmp_path / "MATH", "geometry/4.json: line 2: expected question")
 
@@ -232,13 +219,10 @@ def test_words_that_hold_the_name_of_a_split_are_none(tmp_path):
     assert load(tmp_path) == [PROBLEM] * len(names)
 
 
-def test_a_folder_is_of_one_format(tmp_path):
+def test_a_folder_has_data_of_one_format(tmp_path):
+    refuses(write(tmp_path, README=b"no"), "expected a .jsonl, ", ".parquet file in it, found none")
     write(tmp_path, **{"a.jsonl": LINE, "b.parquet": b"PAR1"})
     refuses(tmp_path, "one format and one split, found a.jsonl and b.parquet")
-
-
-def test_a_folder_without_data_is_refused(tmp_path):
-    refuses(write(tmp_path, README=b"no"), "expected a .jsonl, ", ".parquet file in it, found none")
 
 
 def test_a_name_of_the_hub_is_no_folder(tmp_path, monkeypatch):

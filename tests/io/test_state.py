@@ -59,22 +59,18 @@ def test_the_newest_are_kept(tmp_path):
 
 
 PIECE, FACTS, MANIFEST = "piece-0-of-1.safetensors", "facts.json", "manifest.json"
-DAMAGES = {  # file, what becomes of its bytes; None: it is gone
-    "cut": (PIECE, lambda data: data[:-3]),
-    "empty": (PIECE, lambda data: b""),
-    "bit": (PIECE, lambda data: data[:-1] + bytes([data[-1] ^ 1])),
-    "missing": (PIECE, lambda data: None),
-    "facts": (FACTS, lambda data: b"{}"),
-    "no manifest": (MANIFEST, lambda data: None),
-    "empty manifest": (MANIFEST, lambda data: b"{}"),
-    "bad manifest": (MANIFEST, lambda data: b'{"piece-0-of-1.safetensors": 3}'),
-}
+DAMAGES = [  # file, what becomes of its bytes; None: it is gone
+    (PIECE, lambda data: data[:-3]),
+    (PIECE, lambda data: data[:-1] + bytes([data[-1] ^ 1])),
+    *((name, lambda data: None) for name in (PIECE, MANIFEST)),
+    (PIECE, lambda data: b""),
+    *((name, lambda data: b"{}") for name in (FACTS, MANIFEST)),
+    (MANIFEST, lambda data: b'{"piece-0-of-1.safetensors": 3}'),
+]
 
 
-@pytest.mark.parametrize("name, damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_state_is_passed_over_and_the_one_before_it_is_taken(
-    tmp_path, capsys, name, damage
-):
+@pytest.mark.parametrize("name, damage", DAMAGES)
+def test_a_damaged_state_is_passed_over_for_the_one_before_it(tmp_path, capsys, name, damage):
     save(tmp_path, 1)
     save(tmp_path, 2)
     newest = tmp_path / "step-000002"

@@ -13,15 +13,7 @@ from minisoft.io.atomic import read_json
 from minisoft.io.tokenizer import FILES, Tokenizer
 
 refuses = partial(refuses, by=Tokenizer)
-TEXTS = [
-    *SENTENCES,
-    PAPER_PROMPT,
-    "a" * 300,
-    "",
-    "\n",
-    "a\n\n\nb\t\tc\r\n",
-    "control \x07, nul \x00.",
-]
+TEXTS = [*SENTENCES, PAPER_PROMPT, "a" * 300, "", "\n", "a\n\n\nb\t\tc\r\n", "\x07, nul \x00."]
 TEXTS += ["naïve 東京 Ωmega \u200b zero", "e\u0301 is not \u00e9", "trailing space "]
 TEXTS += r"""a
 x  y   z
@@ -94,28 +86,30 @@ def test_ids_equal_those_of_sentencepiece(tokenizer_folders):
             assert tokenizer.encode(text) == [1, *pieces.encode(text)], (name, text)
 
 
-@pytest.mark.parametrize("name, bos", [("llama3", "<|begin_of_text|>"), ("llama2_json", "<s>")])
-def test_bos_comes_where_the_tokenizer_adds_one(name, bos, tokenizer_folders):
+BOS = [("llama3", "<|begin_of_text|>"), ("llama2_json", "<s>"), ("llama2_model", "<s>")]
+
+
+@pytest.mark.parametrize("name, bos", BOS)
+def test_bos_comes_once_where_the_tokenizer_adds_one(name, bos, tokenizer_folders):
     tokenizer = Tokenizer(tokenizer_folders[name])
-    expected = [of_transformers(tokenizer_folders[name]).convert_tokens_to_ids(bos)]
-    assert tokenizer.encode("")[:1] == tokenizer.encode("Mia")[:1] == expected
+    first = of_transformers(tokenizer_folders[name]).convert_tokens_to_ids(bos)
+    assert tokenizer.encode("") == tokenizer.encode("Mia")[:1] == [first]
+    ids = tokenizer.encode(f"{bos}User: 3{bos}")
+    assert ids[0] == first and ids[1] != first and ids[-1] == first
+    assert ids == tokenizer._ids(f"{bos}User: 3{bos}")
     assert Tokenizer(tokenizer_folders["qwen"]).encode("") == []
 
 
-@pytest.mark.parametrize("flag", [True, False])
+@pytest.mark.parametrize("flag", [True, False, DROP])
 @pytest.mark.parametrize("kind", TOKENIZERS)
 def test_add_bos_token_means_what_it_means_in_transformers(kind, flag, folder):
-    """It decides for tokenizer.model; tokenizer.json has its own rule and the flag is ignored."""
+    """It decides for tokenizer.model, which adds no BOS without it (transformers 4 did);
+    tokenizer.json has its own rule and the flag is ignored."""
     path = folder(kind, add_bos_token=flag)
-    assert Tokenizer(path).encode("Mia: 3") == list(of_transformers(path).encode("Mia: 3"))
-
-
-@pytest.mark.parametrize("flag, bos", [(True, [1]), (False, []), (DROP, [])], ids=str)
-def test_a_tokenizer_model_adds_bos_where_told_to(flag, bos, folder, tokenizer_folders):
-    """As transformers 5 does; transformers 4 also did where the flag is absent."""
-    tokenizer = Tokenizer(folder("llama2_model", add_bos_token=flag))
-    with_bos = Tokenizer(tokenizer_folders["llama2_model"]).encode("a")
-    assert (tokenizer.encode(""), tokenizer.encode("a")) == (bos, bos + with_bos[1:])
+    for text in ("", "Mia: 3"):
+        ids = Tokenizer(path).encode(text)
+        assert ids == list(of_transformers(path).encode(text))
+        assert kind != "llama2_model" or (ids[:1] == [1]) == (flag is True)
 
 
 def test_tokenizer_json_comes_before_tokenizer_model(folder):
@@ -211,15 +205,12 @@ def test_add_prefix_space_is_that_of_transformers(prefix, folder):
                 same(path, [CHAT, "Mia has"])
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"model_type": "unigram", "vocab_size": 360},
-        {"user_defined_symbols": [*"0123456789", "<|im_start|>"], "vocab_size": 385},
-        {"control_symbols": ["<|im_start|>"], "byte_fallback": False, "vocab_size": 200},
-    ],
-)
+OPTIONS = [{}, {"model_type": "unigram", "vocab_size": 360}]
+OPTIONS += [{"user_defined_symbols": [*"0123456789", "<|im_start|>"], "vocab_size": 385}]
+OPTIONS += [{"control_symbols": ["<|im_start|>"], "byte_fallback": False, "vocab_size": 200}]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
 def test_any_tokenizer_model_is_what_its_class_makes_of_it(options, folder):
     """LlamaTokenizer takes the pieces and nothing else: it merges whatever the type of the model,
     and leaves a text as it is, whatever normalizer_spec the model was trained with."""
@@ -252,17 +243,6 @@ def test_config_json_says_the_class_where_it_does_in_transformers(model, named, 
     path = folder("qwen_slow", tokenizer_class=named)
     write_json(path / "config.json", {"model_type": model})
     same(path, ["12345 e\u0301 don't"])
-
-
-@pytest.mark.parametrize(
-    "kind, bos", [("llama3", "<|begin_of_text|>"), ("llama2_json", "<s>"), ("llama2_model", "<s>")]
-)
-def test_a_text_that_begins_with_bos_has_one(kind, bos, folder):
-    tokenizer = Tokenizer(folder(kind))
-    (first,) = tokenizer.encode("")
-    ids = tokenizer.encode(f"{bos}User: 3{bos}")
-    assert ids[0] == first and ids[1] != first and ids[-1] == first
-    assert ids == tokenizer._ids(f"{bos}User: 3{bos}")
 
 
 def test_the_files_that_an_export_copies_are_the_whole_tokenizer(name, ours, folder):
@@ -386,15 +366,10 @@ def test_decoding_gives_the_text_back(name, ours):
         assert ours.decode(ids) == ours.decode(tuple(ids)) == text
 
 
-def test_special_tokens_are_left_out_of_the_text(name, ours):
-    ids = ours.encode("Mia: 3") + sorted(ours.eos_ids)
-    assert len(ours.eos_ids) == 1 and ours.decode(ids) == "Mia: 3"
-
-
-def test_ids_of_no_token_have_no_text(name, ours):
+def test_special_tokens_and_ids_of_no_token_have_no_text(name, ours):
     """A model's vocabulary may be padded: such an id can be sampled."""
-    assert ours.size < 1000
-    assert ours.decode([*ours.encode("Mia"), 1000, ours.size]) == "Mia"
+    assert ours.size < 1000 and len(ours.eos_ids) == 1
+    assert ours.decode([*ours.encode("Mia"), 1000, *ours.eos_ids, ours.size]) == "Mia"
 
 
 def test_size_is_one_more_than_the_last_id(name, ours, tokenizer_folders):
@@ -416,9 +391,10 @@ def test_a_continuation_adds_what_the_whole_text_has(ours, before, text):
     assert ours.encode_after(before, text)
 
 
-@pytest.mark.parametrize(
-    "before, text", [("The fin", "al answer is"), ("\\box", "ed{3}"), ("ap", "ples"), ("1", "")]
-)
+MERGING = [("The fin", "al answer is"), ("\\box", "ed{3}"), ("ap", "ples"), ("1", "")]
+
+
+@pytest.mark.parametrize("before, text", MERGING)
 def test_a_continuation_that_would_merge_still_reads_right(ours, before, text):
     """No BOS, and no space that `text` does not have."""
     assert ours.decode(ours.encode(before) + ours.encode_after(before, text)) == before + text
@@ -441,17 +417,17 @@ def test_ids_with_a_character_are_complete(name, ours, character):
 # ---------------------------------------------------------------- the end of a text
 
 
-@pytest.mark.parametrize(
-    "generation, config, expected",
-    [(None, None, []), ([3, 4], None, [3, 4]), (None, 5, [5]), ([3, 4], [5], [3, 4, 5])]
-    + [(3, 3, [3]), ([], None, [])],
-)
-def test_eos_ids_come_from_all_files(folder, generation, config, expected):
+EOS = [(None, None, []), ([3, 4], None, [3, 4]), (None, 5, [5]), ([3, 4], [5], [3, 4, 5])]
+EOS += [(3, 3, [3]), ([], None, [])]
+
+
+def test_eos_ids_come_from_all_files(folder):
     path = folder("llama3")
-    write_json(path / "generation_config.json", {"eos_token_id": generation})
-    write_json(path / "config.json", {"eos_token_id": config})
     own = Tokenizer(path).encode("<|eot_id|>")[-1]
-    assert Tokenizer(path).eos_ids == {*expected, own}
+    for generation, config, expected in EOS:
+        write_json(path / "generation_config.json", {"eos_token_id": generation})
+        write_json(path / "config.json", {"eos_token_id": config})
+        assert Tokenizer(path).eos_ids == {*expected, own}
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
@@ -499,16 +475,11 @@ def test_added_ids_that_do_not_follow_are_named(kind, ids, folder):
     refuses(path, path / f"added_tokens.json: {[*ids][-1]}:")
 
 
-ANYWHERE = {
-    "added_tokens_decoder": [[1], {"x": {"content": "<a>"}}, {"700": {"content": "<a>"}}]
-    + [{"512": "<a>"}, {"512": {"content": "<a>", "lstrip": 1}}],
-    "pad_token": [3],
-    "additional_special_tokens": ["<a>"],
-    "tokenizer_class": ["RobertaTokenizer"],
-    "add_bos_token": ["yes"],
-    "add_eos_token": [True],
-    "add_prefix_space": [1],
-}
+ANYWHERE = {"pad_token": [3], "additional_special_tokens": ["<a>"], "add_eos_token": [True]}
+ANYWHERE |= {"tokenizer_class": ["RobertaTokenizer"], "add_bos_token": ["yes"]}
+ANYWHERE |= {"add_prefix_space": [1], "added_tokens_decoder": [[1], {"512": "<a>"}]}
+ANYWHERE["added_tokens_decoder"] += [{"x": {"content": "<a>"}}, {"700": {"content": "<a>"}}]
+ANYWHERE["added_tokens_decoder"] += [{"512": {"content": "<a>", "lstrip": 1}}]
 BAD = [(field, value) for field, values in ANYWHERE.items() for value in values]
 BAD = [(kind, *field) for kind in ("qwen_slow", "llama2_chat") for field in BAD]
 BAD += [  # what transformers would read otherwise

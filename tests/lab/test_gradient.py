@@ -2,13 +2,12 @@
 command line."""
 
 import json
-import shutil
 
 import pytest
 import torch
-from test_exact_gradient import small_model
+from runs import tiny_at
+from small import small_model
 
-from minisoft.io import WEIGHTS
 from minisoft.lab import gradient
 
 SMALL = "--batches 3 --prompts 2 --group 4 --cot 16".split()
@@ -31,11 +30,8 @@ def test_snr_and_cosine_are_those_of_the_vectors_without_bias(snr):
     """And the errors are as large as the spread of 300 repetitions, or, at little signal, somewhat
     larger."""
     found = [gradient.signal(gram(known(seed, snr))) for seed in range(300)]
-    exact_of = {
-        "snr": snr,
-        "cosine": snr / (1 + snr),
-    }  # noise is orthogonal to all: many dimensions
-    for name, exact in exact_of.items():
+    # noise is orthogonal to all: many dimensions
+    for name, exact in (("snr", snr), ("cosine", snr / (1 + snr))):
         values, errors = (torch.tensor([f[key] for f in found]) for key in (name, f"{name}_error"))
         assert abs(values.mean() - exact) < 4 * values.std() / 300**0.5
         assert values.std() < 0.3 * exact
@@ -58,12 +54,8 @@ def test_signal_by_hand():
 
 
 def test_signals_are_of_the_sum_of_both_terms_and_of_both_parts_together():
-    made = {
-        ("cot", "E"): known(0, 0.1),
-        ("cot", "body"): known(1, 0.3, n=99),
-        ("answer", "E"): known(2, 1.0),
-        ("answer", "body"): known(3, 3.0, n=99),
-    }
+    made = {("cot", "E"): known(0, 0.1), ("cot", "body"): known(1, 0.3, n=99)}
+    made |= {("answer", "E"): known(2, 1.0), ("answer", "body"): known(3, 3.0, n=99)}
     found = gradient.signals([{key: made[key][i] for key in made} for i in range(12)])
     made |= {("both", part): made["cot", part] + made["answer", part] for part in ("E", "body")}
     for term in ("cot", "answer", "both"):
@@ -102,12 +94,8 @@ def test_the_command_measures(tmp_path):
 
 def test_the_model_decides_what_the_flags_do_not(tmp_path):
     """Kind of noise, temperature and sigma of its training, from its minisoft.json."""
-    folder = tmp_path / "model"
-    shutil.copytree(WEIGHTS / "tiny", folder)
-    about = json.loads((folder / "minisoft.json").read_text())
     trained = {"tokens": "soft", "noise": "logits", "top_k": 5, "tau": 0.7}
-    trained |= {"gamma": 0.33, "sigma": 2.5}
-    (folder / "minisoft.json").write_text(json.dumps(about | trained))
+    folder = tiny_at(tmp_path / "model", {**trained, "gamma": 0.33, "sigma": 2.5})
     own = gradient.Measurement(gradient.read_flags(["--model", str(folder)]), None).policy.kind
     assert (type(own).__name__, own.tau, own.sigma, own.top) == ("TopLogitNoise", 0.7, 2.5, 5)
     flags = ["--model", str(folder), "--noise", "embedding", "--tau", "0.1"]
@@ -115,16 +103,10 @@ def test_the_model_decides_what_the_flags_do_not(tmp_path):
     assert (type(other).__name__, other.tau) == ("Mixture", 0.1) and other.sigma < 0.1
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        "--group 1",
-        "--batches 2",
-        "--cot -1",
-        "--out no/such/folder/x.json",
-        "--device gpu",
-    ],
-)
+BAD = "--group 1;--batches 2;--cot -1;--out no/such/folder/x.json;--device gpu".split(";")
+
+
+@pytest.mark.parametrize("flags", BAD)
 def test_bad_flags_are_refused(flags, capsys):
     with pytest.raises(SystemExit) as stop:
         gradient.main([*SMALL, *flags.split()])
@@ -135,16 +117,14 @@ def test_bad_flags_are_refused(flags, capsys):
         gradient.main([*SMALL, "--gamma", "0"])
 
 
-@pytest.mark.parametrize(
-    "flags, message",
-    [
-        ("--model no/such/folder", "no/such/folder: expected"),
-        ("--data missing.jsonl", "missing.jsonl: expected"),
-        ("--data tiny-facts", "expected a problem with a free answer, found"),
-        ("--prompts 5000", "prompts: expected .* 3000 .*, found 5000"),
-        ("--noise logits --top-k 180", "--top-k: expected .* 179, found 180"),
-    ],
-)
+BAD_INPUT = """--model no/such/folder :: no/such/folder: expected
+--data missing.jsonl :: missing.jsonl: expected
+--data tiny-facts :: expected a problem with a free answer, found
+--prompts 5000 :: prompts: expected .* 3000 .*, found 5000
+--noise logits --top-k 180 :: --top-k: expected .* 179, found 180"""
+
+
+@pytest.mark.parametrize("flags, message", [x.split(" :: ") for x in BAD_INPUT.splitlines()])
 def test_bad_input_is_one_line(flags, message, tmp_path):
     with pytest.raises(SystemExit, match=f"gradient: error: .*{message}") as stop:
         gradient.main([*SMALL, *flags.split(), "--out", str(tmp_path / "found.json")])

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from small import Embedding
 
 from minisoft.draws import Draws
 from minisoft.kinds import make_kind
@@ -25,17 +26,8 @@ KINDS = {
 }
 
 
-class Model:
-    """The part of a model that a kind needs."""
-
-    config = SimpleNamespace(tie_word_embeddings=True)
-    E = torch.randn(V, D, generator=torch.Generator().manual_seed(2))
-
-    def embed(self, ids):
-        return self.E[ids]
-
-    def mix(self, p):
-        return p @ self.E
+MODEL = Embedding(V, D, seed=2)
+MODEL.config = SimpleNamespace(tie_word_embeddings=True)
 
 
 def draws(n):
@@ -46,11 +38,11 @@ def draws(n):
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_score_variance_is_that_of_exact_gradients(kind, logits):
     z = logits.expand(N, V).clone().requires_grad_()
-    distribution = kind.distribution(Model(), None, z)
+    distribution = kind.distribution(MODEL, None, z)
     action = distribution.sample(draws(N)).detach()
     (score,) = torch.autograd.grad(distribution.score(action, draws(N)).sum(), z)
     square = score.double().square().sum(-1)
-    found = why.score_variance(kind, Model.E, logits[None]).item()
+    found = why.score_variance(kind, MODEL.E, logits[None]).item()
     assert abs(square.mean() - found) < 5 * square.std() / N**0.5 + 1e-5
     assert (score.mean(0).abs() < 5 * score.std(0) / N**0.5 + 1e-5).all()  # scores have mean 0
 
@@ -70,26 +62,26 @@ def test_two_tokens_soft_score_has_two_d_over_gamma_squared_times_p_1_p_hards():
 def test_a_soft_score_where_one_token_has_all_of_p_is_not_rounding():
     """Against derivatives in float64 of p E, the differences written out."""
     z = torch.tensor([[30.0, 0.0, -1.0, 2.0, 0.0, 1.0, 0.0]], dtype=torch.float64)
-    E, p = Model.E.double(), z.softmax(-1)[0]
+    E, p = MODEL.E.double(), z.softmax(-1)[0]
     others = p[1:, None] * (E[1:] - E[0])  # E_0 - p E is minus their sum
     first = p[0] ** 2 * others.sum(0).square().sum()
     rest = (p[1:, None] * (E[1:] - E[0] - others.sum(0))).square().sum()
     expected = ((first + rest) / 0.3**2).item()
-    found = why.score_variance(make_kind("soft", 0.3, 1.0), Model.E, z).item()
+    found = why.score_variance(make_kind("soft", 0.3, 1.0), MODEL.E, z).item()
     assert expected < 1e-20 and found == pytest.approx(expected, rel=1e-6)
 
 
 def test_displacement_of_known_noise():
     z = torch.tensor([[1.0, 0.0, *[-40.0] * 5]])
     p = torch.tensor(1.0).sigmoid().item()
-    length = (Model.E[0] - Model.E[1]).square().sum().item()
+    length = (MODEL.E[0] - MODEL.E[1]).square().sum().item()
     for name, expected in (
         ("hard", p * (1 - p)),
         ("multiplex", p * (1 - p) / 3),
         ("covariance", p * (1 - p) / 3),
         ("soft", 0.3**2 / length),
     ):
-        found = why.displacement(Model(), make_kind(name, 0.3), z, draws(N), N).item()
+        found = why.displacement(MODEL, make_kind(name, 0.3), z, draws(N), N).item()
         assert found == pytest.approx(expected, rel=0.05), name
 
 

@@ -1,16 +1,14 @@
 """Whether a model can take the prompts is known before anything runs."""
 
 import json
-import shutil
 
 import pytest
 from conftest import write_json
-from runs import config, metrics
+from runs import config, metrics, tiny_at
 
 import eval as evaluation_program
 import train
 from minisoft.errors import InputError
-from minisoft.io import WEIGHTS
 from minisoft.io.checkpoint import outline
 from minisoft.io.tokenizer import Tokenizer
 from minisoft.run.evaluate import check_prompts
@@ -31,8 +29,7 @@ class Heard:
 
 def tiny_of(folder, positions):
     """The embedded model in folder/m, made for so many positions, and four problems."""
-    shutil.copytree(WEIGHTS / "tiny", folder / "m", ignore=shutil.ignore_patterns("study"))
-    raw = json.loads((folder / "m/config.json").read_text())
+    raw = json.loads((tiny_at(folder / "m") / "config.json").read_text())
     write_json(folder / "m/config.json", {**raw, "max_position_embeddings": positions})
     rows = [json.dumps({"question": QUESTION.replace("5", str(i)), "answer": "7"}) for i in "5678"]
     (folder / "d.jsonl").write_text("\n".join(rows))
@@ -64,9 +61,7 @@ def test_a_run_says_at_its_start_that_it_goes_beyond_them(tmp_path, capsys, cot,
 
 
 @pytest.mark.parametrize("show", [[], ["--show", "0"]])
-def test_an_evaluation_says_it_for_each_model_before_the_first_runs(
-    tmp_path, monkeypatch, capsys, show
-):
+def test_an_evaluation_says_it_for_each_model_at_first(tmp_path, monkeypatch, capsys, show):
     folder = tiny_of(tmp_path, 64)
     monkeypatch.chdir(tmp_path)
     models = ["m"] if show else ["a=m", f"b={folder / 'm'}"]

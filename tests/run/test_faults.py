@@ -4,6 +4,7 @@ memory."""
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -11,23 +12,13 @@ import sys
 import time
 
 import pytest
+import runs
 import torch
-from runs import (
-    ENVIRONMENT,
-    ROOT,
-    assert_same_weights,
-    killed_in,
-    metrics,
-    start,
-    summary,
-    with_small_files,
-)
-from safetensors.torch import load_file
+from runs import ENVIRONMENT, ROOT, assert_same_weights, metrics, start, summary, tiny_at
 
 import train
 from minisoft import engine, reinforce
 from minisoft.engine.replay import Replay
-from minisoft.errors import InputError
 from minisoft.io import checkpoint, datasets
 from minisoft.io.atomic import NEW, OLD
 from minisoft.run.metrics import MetricsFile
@@ -76,37 +67,27 @@ def begun(tmp_path_factory):
     return out
 
 
-SLOW_PLACES = [
-    ("engine.rollout", 2),
-    ("engine.backward", 2),
-    ("engine.stream", 3),
-    ("state.write_json", 5),
-    ("state.digest", 5),
-    ("checkpoint.save_tensors", 3),
-    ("path.rename", 1),
-    ("path.rename", 4),
-    ("path.rename", 6),
-    ("shutil.rmtree", 8),
-    ("run.finish", 0),
-    ("atomic.write_json", 1),
-    ("atomic.write_json", 5),
-]
+@pytest.fixture
+def again(begun, tmp_path):
+    """A copy of that run."""
+    return shutil.copytree(begun, tmp_path / "run")
 
 
-@pytest.mark.parametrize(
-    "place, times",
-    [
-        ("metrics.write", 2),
-        ("state.save_tensors", 2),
-        ("path.rename", 5),
-        *(pytest.param(*place, marks=pytest.mark.slow) for place in SLOW_PLACES),
-    ],
-)
-def test_a_kill_at_any_place(whole, tmp_path, place, times):
-    """SIGKILL before the call number `times` of a function: in a rollout, a replay, an evaluation,
-    a save, before each of its renames."""
-    out = tmp_path / "run"
-    process = start(killed_in, place, times, [*FLAGS, "--out", str(out)], stderr=tmp_path / "err")
+PLACES = ["metrics.write 2", "state.save_tensors 2", "path.rename 5"]
+SLOW_PLACES = """engine.rollout 2;engine.backward 2;engine.stream 3;state.write_json 5
+state.digest 5;checkpoint.save_tensors 3;path.rename 1;path.rename 4;path.rename 6;shutil.rmtree 8
+run.finish 0;atomic.write_json 1;atomic.write_json 5"""
+SLOW_PLACES = [pytest.param(x, marks=pytest.mark.slow) for x in re.split("[;\n]", SLOW_PLACES)]
+
+
+@pytest.mark.parametrize("place", PLACES + SLOW_PLACES)
+def test_a_kill_at_any_place(whole, tmp_path, place):
+    """SIGKILL before the call number so and so of a function: in a rollout, a replay, an
+    evaluation, a save, before each of its renames."""
+    out, (place, times) = tmp_path / "run", place.split()
+    process = start(
+        runs.killed_in, place, int(times), [*FLAGS, "--out", str(out)], stderr=tmp_path / "err"
+    )
     process.join()
     assert process.exitcode == -signal.SIGKILL, (tmp_path / "err").read_text()[-500:]
     assert not (out / "summary.json").exists()
@@ -132,21 +113,18 @@ def test_changed_data_are_named_at_resume(tmp_path):
     run(out, *ONE, "--data", str(tmp_path / "data.jsonl"))
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "lock"}
     (tmp_path / "data.jsonl").write_text("\n".join(rows[:-1]))
-    expected = "--resume: expected what the run began with, found other content of --data "
-    with pytest.raises(SystemExit, match=expected):
+    with pytest.raises(SystemExit, match="--resume: expected .* found other content of --data "):
         resume(out, "--steps", "2")
     after = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "lock"}
     assert after == before
 
 
 def test_a_changed_tokenizer_and_prompt_are_named_at_resume(tmp_path):
-    shutil.copytree(checkpoint.WEIGHTS / "tiny", tmp_path / "model")
-    template = tmp_path / "prompt.txt"
+    model, template, out = tiny_at(tmp_path / "model"), tmp_path / "prompt.txt", tmp_path / "run"
     template.write_text("User: QUESTION Assistant:")
-    out = tmp_path / "run"
-    run(out, *ONE, "--model", str(tmp_path / "model"), "--template", str(template))
+    run(out, *ONE, "--model", str(model), "--template", str(template))
     template.write_text("Question: QUESTION Answer:")
-    path = tmp_path / "model/tokenizer_config.json"
+    path = model / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "add_bos_token": False}))
     expected = r"found other content of --template, tokenizer_config.json \("
     with pytest.raises(SystemExit, match=expected):
@@ -162,20 +140,18 @@ def test_golds_that_the_verifier_cannot_read_are_listed(tmp_path, capsys):
     assert expected in capsys.readouterr().out
 
 
-def test_a_disk_that_takes_no_more_bytes_while_saving(begun, tmp_path):
+def test_a_disk_that_takes_no_more_bytes_while_saving(again, tmp_path):
     """The operating system's limit on a file's size lets metrics be written, and no weights: one
     line, the old state stays."""
-    out = tmp_path / "run"
-    shutil.copytree(begun, out)
-    flags = ["--out", str(out), "--resume", "--steps", "4"]
-    process = start(with_small_files, flags, stderr=tmp_path / "err")
+    flags = ["--out", str(again), "--resume", "--steps", "4"]
+    process = start(runs.with_small_files, flags, stderr=tmp_path / "err")
     process.join()
     last = (tmp_path / "err").read_text().strip().splitlines()[-1]
     assert process.exitcode == 1 and last.startswith("train.py: error: ")
     assert "model.safetensors: cannot be written" in last
-    assert not list(out.rglob(f"*{NEW}"))
-    assert [path.name for path in (out / "state").iterdir()] == ["step-000001"]
-    resume(out, "--steps", "2")
+    assert not list(again.rglob(f"*{NEW}"))
+    assert [path.name for path in (again / "state").iterdir()] == ["step-000001"]
+    resume(again, "--steps", "2")
 
 
 @pytest.fixture
@@ -204,9 +180,7 @@ def two_rows(tmp_path_factory):
     return out
 
 
-def test_too_little_memory_is_tried_once_more_with_fewer_rows(
-    two_rows, tmp_path, broken_backward, capsys
-):
+def test_too_little_memory_is_tried_with_fewer_rows(two_rows, tmp_path, broken_backward, capsys):
     """In the second problem: the first one counts once."""
     broken_backward([None, torch.OutOfMemoryError("no memory")])
     run(tmp_path / "run", *ONE, "--micro-batch", "4")
@@ -233,9 +207,7 @@ def test_a_backward_pass_that_ends_halfway_leaves_nothing(two_rows, tmp_path, mo
 
 def test_too_little_memory_twice_says_what_to_set(tmp_path, broken_backward):
     broken_backward([torch.OutOfMemoryError("no memory")] * 2)
-    expected = (
-        "step 1: --micro-batch: expected backward passes that fit.*set a smaller --micro-batch"
-    )
+    expected = "step 1: --micro-batch: expected backward passes that fit.* a smaller --micro-batch"
     with pytest.raises(SystemExit, match=expected):
         run(tmp_path / "run", *ONE, "--micro-batch", "4")
 
@@ -271,14 +243,12 @@ def test_a_damaged_line_of_metrics_is_dropped_and_counted(tmp_path, capsys, dama
     assert f"{path}: 1 damaged" in capsys.readouterr().err
 
 
-def test_what_a_kill_left_half_written_goes(begun, tmp_path):
-    out = tmp_path / "run"
-    shutil.copytree(begun, out)
+def test_what_a_kill_left_half_written_goes(again):
     for name in (f"state/step-000137{NEW}", f"best{OLD}", f"last{NEW}"):
-        (out / name).mkdir()
-    (out / f"config.json{NEW}").write_text("{")
-    resume(out, "--steps", "2")
-    assert not [*out.rglob(f"*{NEW}"), *out.rglob(f"*{OLD}")]
+        (again / name).mkdir()
+    (again / f"config.json{NEW}").write_text("{")
+    resume(again, "--steps", "2")
+    assert not [*again.rglob(f"*{NEW}"), *again.rglob(f"*{OLD}")]
 
 
 def test_a_run_touches_nothing_else_in_its_folder(tmp_path):
@@ -292,10 +262,10 @@ def test_a_run_touches_nothing_else_in_its_folder(tmp_path):
     assert all((tmp_path / name).read_text() == "mine" for name in (*names, "last/notes"))
 
 
-@pytest.mark.parametrize(
-    "name",
-    "config.json metrics.jsonl summary.json lock best/x last/x state/x".split(),
-)
+PARTS = "config.json metrics.jsonl summary.json lock best/x last/x state/x".split()
+
+
+@pytest.mark.parametrize("name", PARTS)
 def test_a_new_run_writes_over_nothing(tmp_path, name):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("[1]")
@@ -319,7 +289,7 @@ def test_a_run_that_came_while_another_one_was_set_up_is_not_written_over(tmp_pa
     out, real = tmp_path / "run", datasets.load_problems
 
     def load_problems(name):
-        shutil.copytree(checkpoint.WEIGHTS / "tiny", out / "last")
+        tiny_at(out / "last")
         return real(name)
 
     monkeypatch.setattr(datasets, "load_problems", load_problems)
@@ -329,12 +299,11 @@ def test_a_run_that_came_while_another_one_was_set_up_is_not_written_over(tmp_pa
 
 
 @pytest.mark.parametrize("name", ["last", "best", "state", "state/step-000001"])
-def test_resume_at_a_part_of_a_run_names_the_run(begun, tmp_path, name):
-    shutil.copytree(begun, tmp_path / "run")
-    before = tree(tmp_path)
-    with pytest.raises(SystemExit, match=f"found a part of one; give --out {tmp_path / 'run'}$"):
-        resume(tmp_path / "run" / name)
-    assert tree(tmp_path) == before
+def test_resume_at_a_part_of_a_run_names_the_run(again, name):
+    before = tree(again)
+    with pytest.raises(SystemExit, match=f"found a part of one; give --out {again}$"):
+        resume(again / name)
+    assert tree(again) == before
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "config.json", ""])
@@ -350,43 +319,38 @@ def test_resume_at_what_is_no_run_changes_nothing(tmp_path, name):
 
 
 @pytest.mark.parametrize("gone", [[], ["last"], ["last", "best"]])
-def test_a_run_whose_states_are_gone_does_not_begin_again(begun, tmp_path, gone):
-    out = tmp_path / "run"
-    shutil.copytree(begun, out)
+def test_a_run_whose_states_are_gone_does_not_begin_again(again, gone):
     for name in ("state", *gone):
-        shutil.rmtree(out / name)
-    before = tree(out)
-    expected = f"state: expected the state of update 1, found none; .*--model {out / 'last'} "
+        shutil.rmtree(again / name)
+    before = tree(again)
+    expected = f"state: expected the state of update 1, found none; .*--model {again / 'last'} "
     with pytest.raises(SystemExit, match=expected):
-        resume(out, "--steps", "2")
-    assert tree(out) == before
+        resume(again, "--steps", "2")
+    assert tree(again) == before
 
 
 @pytest.mark.parametrize("best", ["is gone", "is newer"])
-def test_a_run_without_the_best_that_it_remembers_chooses_anew(begun, tmp_path, capsys, best):
+def test_a_run_without_the_best_that_it_remembers_chooses_anew(begun, again, capsys, best):
     """Of what it has: the model that it goes on from."""
-    out = tmp_path / "run"
-    shutil.copytree(begun, out)
+    path = again / "best/minisoft.json"
     if best == "is gone":
-        shutil.rmtree(out / "best")
+        shutil.rmtree(again / "best")
     else:  # such as a kill leaves before the next save
-        path = out / "best/minisoft.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"step": 3}))
-    resume(out)
+    resume(again)
     found = "None" if best == "is gone" else "3"
     expected = f"expected the model after update {summary(begun)['best_step']}, found {found}: "
     assert expected in capsys.readouterr().out
-    assert summary(out)["best_step"] == 1
-    assert json.loads((out / "best/minisoft.json").read_text())["step"] == 1
-    assert_same_weights(out, out, "best")
-    assert summary(out)["validation"] >= 0
+    assert summary(again)["best_step"] == json.loads(path.read_text())["step"] == 1
+    assert_same_weights(again, again, "best")
+    assert summary(again)["validation"] >= 0
 
 
 def test_a_run_goes_on_elsewhere_with_the_same_model_problems_and_template(tmp_path, monkeypatch):
     """Its model goes away while it is at work."""
     here, there = tmp_path / "here", tmp_path / "there"
     model, data, template = (here / name for name in ("model", "data.jsonl", "template"))
-    shutil.copytree(checkpoint.WEIGHTS / "tiny", model)
+    tiny_at(model)
     shutil.copy(checkpoint.WEIGHTS / "tiny/train.jsonl", data)
     template.write_text("Q QUESTION A")
     places = ["--model", str(model), "--data", str(data), "--template", str(template)]
@@ -412,9 +376,8 @@ def test_a_run_goes_on_elsewhere_with_the_same_model_problems_and_template(tmp_p
         resume(there / "run", "--steps", "3", *moved)
 
 
-def test_a_gradient_that_is_not_finite_stops_before_the_update(begun, tmp_path, monkeypatch):
-    out, real = tmp_path / "run", engine.backward
-    shutil.copytree(begun, out)
+def test_a_gradient_that_is_not_finite_stops_before_the_update(again, tmp_path, monkeypatch):
+    out, real = again, engine.backward
 
     def backward(model, *args, **options):
         mismatch = real(model, *args, **options)
@@ -423,11 +386,8 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(begun, tmp_path, 
 
     monkeypatch.setattr(engine, "backward", backward)
     before = {path: path.read_bytes() for path in (out / "state").rglob("*.*")}
-    expected = (
-        r"step 2: gradient norm: expected a finite number, found nan \(log-probabilities are "
-        r"finite; first of 1 parameters: model.layers.1.mlp.up_proj.weight\)"
-    )
-    with pytest.raises(SystemExit, match=f"{expected}.* can be resumed"):
+    expected = "step 2: gradient norm: .* found nan .*finite; first of 1 parameters: model.layers.1"
+    with pytest.raises(SystemExit, match=f"{expected}.mlp.up_proj.weight.* can be resumed"):
         resume(out, "--steps", "2")
     with pytest.raises(SystemExit, match="step 1: gradient norm: .* nothing was changed$"):
         run(tmp_path / "new", *ONE)  # which has no state yet
@@ -435,8 +395,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(begun, tmp_path, 
 
 
 def test_weights_that_are_not_finite_are_not_saved(two_rows, tmp_path, monkeypatch):
-    out, real = tmp_path / "run", Run.update
-    shutil.copytree(two_rows, out)
+    out, real = shutil.copytree(two_rows, tmp_path / "run"), Run.update
 
     def update(self, *args):
         metrics = real(self, *args)
@@ -449,15 +408,6 @@ def test_weights_that_are_not_finite_are_not_saved(two_rows, tmp_path, monkeypat
     with pytest.raises(SystemExit, match="step 2: weights: expected .* in model.norm.weight"):
         resume(out, "--steps", "2")
     assert {path: path.read_bytes() for path in out.rglob("*.safetensors")} == before
-
-
-def test_a_model_with_nan_is_refused_before_training(tmp_path):
-    shutil.copytree(checkpoint.WEIGHTS / "tiny", tmp_path / "model")
-    tensors = load_file(tmp_path / "model/model.safetensors")
-    tensors["model.norm.weight"][0] = float("nan")
-    checkpoint.save_tensors(tmp_path / "model/model.safetensors", tensors, {"format": "pt"})
-    with pytest.raises(InputError, match="model.norm.weight: expected finite numbers"):
-        checkpoint.load(tmp_path / "model")
 
 
 def start_default(out, *flags):

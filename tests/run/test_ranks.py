@@ -42,15 +42,10 @@ def one(tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize(
-    "ranks, shard",
-    [
-        pytest.param(2, "no", marks=SLOW),
-        pytest.param(2, "yes", marks=SLOW),
-        pytest.param(4, "no", marks=SLOW),
-        (4, "yes"),
-    ],
-)
+MORE = [pytest.param(*of, marks=SLOW) for of in ((2, "no"), (2, "yes"), (4, "no"))]
+
+
+@pytest.mark.parametrize("ranks, shard", [(4, "yes"), *MORE])
 def test_five_updates_by_any_number_of_ranks(one, tmp_path, ranks, shard):
     """B = 4 problems, so no rank has a part of one."""
     out = tmp_path / "run"
@@ -75,14 +70,11 @@ def test_resumed_by_another_number_of_ranks(one, tmp_path):
     assert_same(out, one)
 
 
-@pytest.mark.parametrize(
-    "how, gone, patience",
-    [
-        (signal.SIGKILL, 1, "5"),
-        pytest.param(signal.SIGKILL, 0, "5", marks=SLOW),
-        pytest.param(signal.SIGSTOP, 2, "0.3", marks=SLOW),
-    ],
-)
+LATER = [(signal.SIGKILL, 0, "5"), (signal.SIGSTOP, 2, "0.3")]
+LATER = [pytest.param(*of, marks=SLOW) for of in LATER]
+
+
+@pytest.mark.parametrize("how, gone, patience", [(signal.SIGKILL, 1, "5"), *LATER])
 def test_a_rank_that_dies_or_hangs_is_named_by_the_others(tmp_path, how, gone, patience):
     """Its short updates keep no rank busy for as long as the others' grace."""
     flags = [*FLAGS, *"--prompts 3 --group 2 --cot 10 --steps 100000".split()]
@@ -115,9 +107,8 @@ def test_an_error_of_one_rank_is_the_error_of_all(tmp_path):
         for rank, process in enumerate(ranks):
             process.join(60)
             assert process.exitcode == 1
-            assert (
-                "lock: expected no other process at work" in (tmp_path / f"rank-{rank}").read_text()
-            )
+            text = (tmp_path / f"rank-{rank}").read_text()
+            assert "lock: expected no other process at work" in text
     finally:
         first.kill()
         first.join()

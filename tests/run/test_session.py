@@ -43,9 +43,7 @@ def test_the_untrained_model_is_kept_if_training_ruins_it(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("tokens", ["soft", "hard"])
-def test_the_best_is_chosen_by_greedy_validation_of_the_runs_own_kind(
-    tmp_path, monkeypatch, tokens
-):
+def test_the_best_is_chosen_by_validation_of_the_runs_own_kind(tmp_path, monkeypatch, tokens):
     """The own kind gets better with every update and hard gets worse: the last model is kept."""
     asked, real = [], evaluate.Evaluator.problems
 
@@ -86,16 +84,12 @@ def test_validation_has_the_evaluations_budget_which_a_folder_may_say(tmp_path, 
 # ---------------------------------------------------------------- training on
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--gamma", "0.5", "--tau", "0.4"],
-        ["--noise", "logits", "--top-k", "5", "--gamma", "0.2"],
-        ["--noise", "hidden"],
-    ],
-)
+TRAINED = ["--gamma 0.5 --tau 0.4", "--noise logits --top-k 5 --gamma 0.2", "--noise hidden"]
+
+
+@pytest.mark.parametrize("flags", TRAINED)
 def test_training_on_obeys_what_the_folder_says(tmp_path, capsys, flags):
-    first = run(tmp_path / "a", *flags, "--steps", "1", "--validation", "0", "--lr", "1e-2")
+    first = run(tmp_path / "a", *flags.split(), "--steps", "1", "--validation", "0", "--lr", "1e-2")
     capsys.readouterr()
     brief = ["--model", str(first / "last"), "--steps", "1", "--validation", "0"]
     second = run(tmp_path / "b", *brief)

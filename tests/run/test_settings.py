@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import refuses
 
 import train
 from minisoft.data import PAPER_PROMPT
@@ -16,61 +17,46 @@ TRAINED = {"sigma": 0.7, "gamma": 0.1, "noise": "embedding"}
 SCALE = 12.5**0.5  # rms of (3, 4)
 
 
-@pytest.mark.parametrize(
-    "folder, flags, expected",
-    [
-        ({}, Flags(), 0.33 * SCALE),
-        ({}, Flags(gamma=0.5), 0.5 * SCALE),
-        ({}, Flags(sigma=0.2), 0.2),
-        (TRAINED, Flags(), 0.7),
-        (TRAINED, Flags(gamma=0.2), 0.2 * SCALE),
-        (TRAINED, Flags(sigma=0.2), 0.2),
-        ({"sigma": 0.66}, Flags(), 0.66),  # without a word on noise and gamma
-        ({**TRAINED, "noise": "hidden"}, Flags(noise="embedding"), 0.33 * SCALE),
-    ],
-)
-def test_sigma_is_the_flags_else_the_folders_else_gamma_times_the_scale_of_the_weights(
-    folder, flags, expected
-):
+SIGMAS = [({}, Flags(), 0.33 * SCALE), ({}, Flags(gamma=0.5), 0.5 * SCALE)]
+SIGMAS += [({}, Flags(sigma=0.2), 0.2), (TRAINED, Flags(sigma=0.2), 0.2), (TRAINED, Flags(), 0.7)]
+SIGMAS += [({"sigma": 0.66}, Flags(), 0.66)]  # without a word on noise and gamma
+SIGMAS += [(TRAINED, Flags(gamma=0.2), 0.2 * SCALE)]
+SIGMAS += [({**TRAINED, "noise": "hidden"}, Flags(noise="embedding"), 0.33 * SCALE)]
+
+
+def test_sigma_is_the_flags_else_the_folders_else_gamma_times_the_scale_of_the_weights():
     E = torch.tensor([[3.0, 4.0]])
     norm, config = torch.nn.RMSNorm(2), SimpleNamespace(hidden_size=2, vocab_size=1)
     model = SimpleNamespace(E=E, W_d=E, model=SimpleNamespace(norm=norm), config=config)
-    settings = resolve(folder, flags, 128).for_model(model)
-    assert settings.sigma == pytest.approx(expected)
-    assert settings.kind("soft").sigma == settings.sigma
+    for folder, flags, expected in SIGMAS:
+        settings = resolve(folder, flags, 128).for_model(model)
+        assert settings.sigma == pytest.approx(expected), (folder, flags)
+        assert settings.kind("soft").sigma == settings.sigma
 
 
 HERE = {"noise": "logits", "top_k": 5, "gamma": 0.5, "tokens": "soft", "tau": 0.4}  # a training
 
 
-@pytest.mark.parametrize(
-    "folder, flags, expected",
-    [
-        ({}, Flags(), ("embedding", None)),
-        (HERE, Flags(), ("logits", 5)),
-        (HERE, Flags(top_k=3), ("logits", 3)),
-        (HERE, Flags(noise="logits"), ("logits", None)),  # the folder's top_k is not asked for
-        (HERE, Flags(noise="embedding"), ("embedding", None)),
-        ({}, Flags(noise="logits", top_k=7), ("logits", 7)),
-    ],
-)
-def test_the_noise_is_where_the_flag_or_the_training_has_it(folder, flags, expected):
+NOISES = [({}, Flags(), "embedding", None), (HERE, Flags(), "logits", 5)]
+NOISES += [(HERE, Flags(noise="logits"), "logits", None)]  # the folder's top_k is not asked for
+NOISES += [(HERE, Flags(top_k=3), "logits", 3), (HERE, Flags(noise="embedding"), "embedding", None)]
+NOISES += [({}, Flags(noise="logits", top_k=7), "logits", 7)]
+
+
+@pytest.mark.parametrize("folder, flags, noise, top_k", NOISES)
+def test_the_noise_is_where_the_flag_or_the_training_has_it(folder, flags, noise, top_k):
     settings = resolve(folder, flags, 128)
-    assert (settings.noise, settings.top_k) == expected
+    assert (settings.noise, settings.top_k) == (noise, top_k)
 
 
-@pytest.mark.parametrize(
-    "folder, flags, gamma, soft, fuzzy",
-    [
-        ({}, Flags(), 0.33, 0.5, 0.0001),
-        (HERE, Flags(), 0.5, 0.4, 1.0),  # the kind it was trained with; top-k's tau for the other
-        (HERE, Flags(noise="embedding"), 0.33, 0.5, 0.0001),  # not the noise of the training
-        (HERE, Flags(top_k=3), 0.33, 1.0, 1.0),
-        (HERE, Flags(gamma=0.1, tau={"fuzzy": 0.2}), 0.1, 0.4, 0.2),
-        (HERE, Flags(tau={"soft": 0.6}), 0.5, 0.6, 1.0),
-        ({}, Flags(sigma=0.2), None, 0.5, 0.0001),
-    ],
-)
+RATES = [({}, Flags(), 0.33, 0.5, 0.0001), ({}, Flags(sigma=0.2), None, 0.5, 0.0001)]
+RATES += [(HERE, Flags(), 0.5, 0.4, 1.0)]  # the kind it was trained with; top-k's tau for the other
+RATES += [(HERE, Flags(noise="embedding"), 0.33, 0.5, 0.0001)]  # not the noise of the training
+RATES += [(HERE, Flags(gamma=0.1, tau={"fuzzy": 0.2}), 0.1, 0.4, 0.2)]
+RATES += [(HERE, Flags(top_k=3), 0.33, 1.0, 1.0), (HERE, Flags(tau={"soft": 0.6}), 0.5, 0.6, 1.0)]
+
+
+@pytest.mark.parametrize("folder, flags, gamma, soft, fuzzy", RATES)
 def test_gamma_and_tau_hold_where_the_noise_is_as_trained(folder, flags, gamma, soft, fuzzy):
     settings = resolve(folder, flags, 128)
     assert settings.gamma == gamma
@@ -89,16 +75,13 @@ def test_template_and_budget_are_the_flags_else_the_folders_else_the_papers(tmp_
         assert (settings.template, settings.cot) == expected
 
 
-@pytest.mark.parametrize(
-    "folder, flags, message",
-    [
-        ({}, Flags(top_k=5), "--top-k: expected noise on the logits, found 5"),
-        ({}, Flags(template="nowhere"), "nowhere: expected a prompt file"),
-    ],
-)
-def test_what_does_not_go_together_is_one_line(folder, flags, message):
-    with pytest.raises(InputError, match=message):
-        resolve(folder, flags, 512)
+def test_what_does_not_go_together_is_one_line():
+    refuses(Flags(top_k=5), "--top-k: expected noise on the logits, found 5", by=resolve_alone)
+    refuses(Flags(template="nowhere"), "nowhere: expected a prompt file", by=resolve_alone)
+
+
+def resolve_alone(flags):
+    return resolve({}, flags, 512)
 
 
 def filled(folder, *flags, device="cpu"):

@@ -46,14 +46,10 @@ def test_one_run_is_written_with_its_interval():
 
 
 def test_seeds_are_merged():
-    seeds = [
-        result(
-            seed=i,
-            settings={"hard-sample": {**SAMPLE, "pass@1": p, "cot_length": 10 * p}},
-            choices={**CHOICES, "nll": 2 + p},
-        )
-        for i, p in enumerate((0.40, 0.41, 0.45))
-    ]
+    seeds = []
+    for i, p in enumerate((0.40, 0.41, 0.45)):
+        settings = {"hard-sample": {**SAMPLE, "pass@1": p, "cot_length": 10 * p}}
+        seeds.append(result(seed=i, settings=settings, choices={**CHOICES, "nll": 2 + p}))
     text = tables.tables(seeds)
     hard, choice, generations = parse(text)
     deviation = ((2**2 + 1**2 + 3**2) / 2) ** 0.5

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from runs import ENVIRONMENT, ROOT
+from runs import ENVIRONMENT, ROOT, python
 
 from minisoft.errors import InputError
 from minisoft.run import world
@@ -48,9 +48,7 @@ def test_a_world_of_one_rank_gives_everything_back():
         world.all_or_none(lambda: (_ for _ in ()).throw(OSError("no room")))
 
 
-@pytest.mark.parametrize(
-    "name", ["mps", "xpu", "hpu", "meta", "gpu", "cuda:x", "cuda:-1", "CPU", ""]
-)
+@pytest.mark.parametrize("name", [*"mps xpu hpu meta gpu cuda:x cuda:-1 CPU".split(), ""])
 def test_a_device_that_is_neither_cpu_nor_cuda_is_one_line(name):
     with pytest.raises(InputError, match=f"--device: expected cpu or cuda, found '{name}'"):
         read_device(name)
@@ -72,10 +70,8 @@ TWO = dict(WORLD_SIZE="2", RANK="0", LOCAL_RANK="0", MASTER_ADDR="localhost", MA
 
 @pytest.mark.parametrize(
     "changes, message",
-    [
-        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE: expected a whole number of at least 1, found 'abc'"),
-        ({"WORLD_SIZE": "0"}, "WORLD_SIZE: expected a whole number of at least 1, found '0'"),
-        ({"WORLD_SIZE": ""}, "WORLD_SIZE: expected a whole number of at least 1, found ''"),
+    [({"WORLD_SIZE": x}, f"WORLD_SIZE: expected .* 1, found '{x}'") for x in ("abc", "0", "")]
+    + [
         ({"RANK": "-1"}, "RANK: expected a whole number of at least 0, found '-1'"),
         ({"RANK": "2"}, "RANK: expected a number from 0 to 1, found 2"),  # would wait for ever
         ({"RANK": "1", "WORLD_SIZE": "1"}, "RANK: expected a number from 0 to 0, found 1"),
@@ -98,14 +94,8 @@ def test_an_environment_that_no_launcher_sets_is_one_line(monkeypatch, changes, 
 
 
 def test_a_program_with_an_odd_world_size_ends_with_its_line():
-    code = (
-        "import sys; from minisoft.run.world import as_program; "
-        "as_program(lambda: sys.exit('one line'))"
-    )
-    env = {**ENVIRONMENT, "WORLD_SIZE": "abc"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True
-    )
+    code = "from minisoft.run.world import as_program; as_program(lambda: exit('one line'))"
+    done = python("-c", code, env={**ENVIRONMENT, "WORLD_SIZE": "abc"})
     assert (done.returncode, done.stderr) == (1, "one line\n")
 
 
@@ -219,9 +209,10 @@ as_program(main)
     assert (tmp_path / "saved").read_text() == "all"
 
 
-@pytest.mark.parametrize(
-    "error", ["MemoryError", "torch.OutOfMemoryError", "lambda _: torch.empty(2**55)"]
-)
+TOO_LITTLE = ["MemoryError", "torch.OutOfMemoryError", "lambda _: torch.empty(2**55)"]
+
+
+@pytest.mark.parametrize("error", TOO_LITTLE)
 def test_too_little_memory_is_one_line(error):
     code = f"""
 import torch
@@ -230,8 +221,7 @@ def main():
     raise ({error})("too little\\nof it")
 as_program(main)
 """
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    done = python("-c", code)
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     assert ": error: out of memory" in done.stderr
 
@@ -239,27 +229,20 @@ as_program(main)
 SPINS = 1000
 LAB = "bench findings gradient study variants".split()
 PROGRAMS = ["train.py", "eval.py", "-m pytest -s", *(f"-m minisoft.lab.{name}" for name in LAB)]
+WAYS = [(program, {}, f"{SPINS} None") for program in PROGRAMS]
+WAYS.append(("train.py", {"GOMP_SPINCOUNT": "7"}, "7 None"))
+WAYS.append(("eval.py", {"OMP_WAIT_POLICY": "active"}, "None active"))
 
 
-@pytest.mark.parametrize(
-    "program, own, expected",
-    [
-        *((program, {}, f"{SPINS} None") for program in PROGRAMS),
-        ("train.py", {"GOMP_SPINCOUNT": "7"}, "7 None"),
-        ("eval.py", {"OMP_WAIT_POLICY": "active"}, "None active"),
-    ],
-)
-def test_threads_that_wait_let_others_work_unless_the_user_says_how(
-    tmp_path, program, own, expected
-):
+@pytest.mark.parametrize("program, own, expected", WAYS)
+def test_threads_that_wait_let_others_work_unless_told(tmp_path, program, own, expected):
     """What OpenMP reads is there before torch is: this torch says what it finds, and ends."""
     code = "import os; read = os.environ.get; "
     code += "print(read('GOMP_SPINCOUNT'), read('OMP_WAIT_POLICY'), flush=True); os._exit(0)"
     (tmp_path / "torch.py").write_text(code)
     unset = {k: v for k, v in ENVIRONMENT.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     env = {**unset, "PYTHONPATH": str(tmp_path), **own}
-    command = [sys.executable, *program.split()]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    done = python(*program.split(), env=env)
     assert done.stdout.split("\n") == [expected, ""], done.stderr
 
 

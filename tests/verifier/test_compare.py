@@ -11,32 +11,6 @@ HERE = Path(__file__).parent
 # Of answers.txt: a gold, "::", and after it answers separated by ";;".
 TABLES = re.split("\n# .*\n", (HERE / "answers.txt").read_text("utf-8"))[1:]
 # What follows the prefilled "\boxed{", the gold, the reward.
-TEXTS = {  # reward: gold, "::", texts, as above
-    100: r"""
-18 :: 18} ;; 18} is my answer. \boxed{19} ;; \boxed{18}} ;; 18 eggs}
-1,-2 :: \{1,-2\}}
-1,450,000 :: \$1,450,000.00}
-\frac{1}{2} :: \frac12}
-0.5 :: 50\%}
-\frac{14}{3} :: 4 2/3}
-90 :: 90^\circ}
-\text{Evelyn} :: Evelyn}
-100, 200 :: 100,200}
-""",
-    0: r"""
-18 :: } ;; 18 ;; {18}
-""",
-    10: r"""
-18 :: \boxed{17}\boxed{18}} ;; \{18} ;; (18}
-42 :: 41=42} ;; 42\text{ (or 43)}} ;; 1,2,3,4,5,42} ;; \phantom{42}} ;; 42.0000004} ;; 6\cdot 7}
-42 :: blah @@ 41 @@ 42} ;; 9^{9^{9^9}}} ;; 999999999!}
-9 :: 3\sqrt13}
-\frac{1}{2} :: 0.4999999}
-6.6\times 10^{-34} :: 10^{-20}}
-5\text{ cm} :: 5\text{ km}}
-(1,2) :: 1,2} ;; 1<x<2}
-""",
-}
 SPECIAL = [
     ("18\x00}", "18", 0),
     ("__import__('os').system('touch PWNED')}", "42", 10),
@@ -52,11 +26,11 @@ def pairs(table):
     return [(gold, answer) for gold, answers in lines for answer in answers.split(" ;; ")]
 
 
-RIGHT, WRONG, KNOWN_MISSES = map(pairs, TABLES)
+RIGHT, WRONG, KNOWN_MISSES, *TEXTS = map(pairs, TABLES)
 
 
 def test_texts(verifier):
-    rows = [(text, gold, r) for r, table in TEXTS.items() for gold, text in pairs(table)]
+    rows = [(text, gold, r) for r, rows in zip((100, 0, 10), TEXTS) for gold, text in rows]
     found = [(text, gold, verifier.score(text, gold)) for text, gold, _ in rows + SPECIAL]
     assert found == rows + SPECIAL
 

@@ -4,12 +4,10 @@ import random
 import re
 import time
 from functools import partial
-from pathlib import Path
 
-from minisoft.verifier import process
+from runs import ROOT
+
 from minisoft.verifier.process import Verifier
-
-ROOT = Path(process.__file__).parents[2]
 
 
 def test_nothing_is_executed(tmp_path, monkeypatch):

@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
+from runs import ROOT, python
 
 from minisoft.errors import InputError
 from minisoft.reward import BOXED, RIGHT, UNBOXED, reward, score
 from minisoft.verifier import process
 from minisoft.verifier.process import Judge, Verifier
 
-ROOT = Path(process.__file__).parents[2]
 HANG = "999999999!+x}", "x+999999999"  # the gold's own numbers may have a factorial
 
 
@@ -152,9 +152,8 @@ def test_the_child_ends_with_a_killed_parent():
         "judge.deadline_s = 60; v.score(*%s); time.sleep(60)"
     )
     for question in (("2+x}", "x+2"), HANG):  # idle, or at work when the parent dies
-        parent = subprocess.Popen(
-            [sys.executable, "-c", script % (question,)], stdout=subprocess.PIPE, cwd=ROOT
-        )
+        command = [sys.executable, "-c", script % (question,)]
+        parent = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT)
         child = int(parent.stdout.readline())
         time.sleep(0.3)
         parent.kill()
@@ -178,18 +177,12 @@ def test_the_module_score_needs_no_main_guard(tmp_path):
         "from minisoft.reward import score\n"
         "print(score('1+x} text', 'x+1'), score('x}', 'x+1'), score('x', 'x'))"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "user.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
+    done = python("user.py", env=os.environ | {"PYTHONPATH": str(ROOT)}, cwd=tmp_path)
     assert (done.stdout, done.stderr) == ("100 10 0\n", "")
     assert score("18}", "18") == 100
 
 
 def test_the_verifier_imports_no_torch():
-    script = (
-        "import minisoft.verifier.process, sys; "
-        "print('torch' in sys.modules, 'sympy' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "False False\n"
+    code = "import minisoft.verifier.process, sys; print(*sys.modules)"
+    loaded = python("-c", code).stdout.split()
+    assert "minisoft.verifier.process" in loaded and not {"torch", "sympy"} & {*loaded}

@@ -81,7 +81,7 @@ def score_variance(kind, E: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         case Multiplex() | Covariance():
             return kind.width * token_variance(p) / kind.tau**2
         case TopLogitNoise():
-            return torch.full_like(p[:, 0], kind.top / kind.sigma**2)
+            return torch.full_like(p[:, 0], kind.top_k / kind.sigma**2)
         case GumbelSoftmax():
             kept = kind.distribution(None, None, logits.float()).mode()[..., 1].double().exp()
             n = (kept > 0).sum(-1)

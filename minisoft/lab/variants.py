@@ -12,6 +12,8 @@ import sys
 from dataclasses import dataclass, fields
 from functools import wraps
 
+from minisoft.errors import expect
+from minisoft.kinds.options import Option
 from minisoft.lab import command
 from minisoft.rollout import ANSWER, COT
 from minisoft.run.policy import Policy
@@ -19,10 +21,10 @@ from minisoft.run.world import as_program
 
 TERMS = {"both": (COT, ANSWER), "cot": (COT,), "answer": (ANSWER,)}
 FROZEN = {"nothing": None, "E": "model.embed_tokens.weight"}
-FLAGS = {
-    "--terms": ("both", "the log-probabilities that learn: CoT's, answer's", {"choices": TERMS}),
-    "--frozen": ("nothing", "E: it (and a tied head) does not learn", {"choices": FROZEN}),
-}
+FLAGS = [
+    Option("terms", str, "the log-probabilities that learn: CoT's, answer's", "both", TERMS),
+    Option("frozen", str, "E: it (and a tied head) does not learn", "nothing", FROZEN),
+]
 
 
 @dataclass(frozen=True)
@@ -72,20 +74,21 @@ def _without(optimizer, parameter: str, differentiate):
 
 
 def split(words: list[str]) -> tuple[Variant, list[str]]:
-    """The command line -> (the switches before --, train.py's flags after it)."""
+    """The command line -> (the switches before --, train.py's flags after it).  Raises
+    InputError."""
     own = words.index("--") if "--" in words else len(words)
-    parser = command.parser("variants", __doc__)
-    variant = Variant(**vars(command.read(parser, FLAGS, words[:own])))
+    variant = Variant(**vars(command.read("variants", __doc__, FLAGS, words[:own])))
     flags = words[own + 1 :]
-    if variant.terms != "both" and "--plain" in flags:
-        parser.error(f"--terms {variant.terms}: expected no --plain, which has both terms")
+    both = variant.terms == "both" or "--plain" not in flags
+    expect(both, f"--terms {variant.terms}", "no --plain, which has both terms", "--plain")
     return variant, flags
 
 
 def main(argv=None) -> None:
     import train  # the program beside the package
 
-    variant, flags = split(list(sys.argv[1:] if argv is None else argv))
+    with command.one_line("variants"):
+        variant, flags = split(list(sys.argv[1:] if argv is None else argv))
     train.main(flags, variant)
 
 

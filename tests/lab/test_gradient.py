@@ -108,10 +108,10 @@ def test_the_model_decides_what_the_flags_do_not(tmp_path):
     trained = {"tokens": "soft", "noise": "logits", "top_k": 5, "tau": 0.7}
     trained |= {"gamma": 0.33, "sigma": 2.5}
     (folder / "minisoft.json").write_text(json.dumps(about | trained))
-    own = gradient.Measurement(gradient.read_flags(["--model", str(folder)]), None).policy.kind
+    own = gradient.Measurement(gradient.read_flags(["--model", str(folder)])).policy.kind
     assert (type(own).__name__, own.tau, own.sigma, own.top_k) == ("TopLogitNoise", 0.7, 2.5, 5)
     flags = ["--model", str(folder), "--noise", "embedding", "--tau", "0.1"]
-    other = gradient.Measurement(gradient.read_flags(flags), None).policy.kind
+    other = gradient.Measurement(gradient.read_flags(flags)).policy.kind
     assert (type(other).__name__, other.tau) == ("Mixture", 0.1) and other.sigma < 0.1
 
 

@@ -9,8 +9,7 @@ To be called where train.py is.
 """
 
 import sys
-from dataclasses import dataclass, fields
-from functools import wraps
+from dataclasses import dataclass
 
 from minisoft.errors import expect
 from minisoft.kinds.options import Option
@@ -37,33 +36,30 @@ class Variant:
     @property
     def facts(self) -> dict[str, str]:
         """The switches that are on."""
-        values = {x.name: (getattr(self, x.name), x.default) for x in fields(self)}
-        return {name: value for name, (value, usual) in values.items() if value != usual}
+        return {row.name: x for row in FLAGS if (x := getattr(self, row.name)) != row.default}
 
     def adapt(self, run) -> None:
         """Put this variant's functions in the place of a run's, before its first update."""
-        run.policy = VariedPolicy(**vars(run.policy), variant=self)
+        if self.terms != "both":
+            run.policy = TermsPolicy(**vars(run.policy), terms=TERMS[self.terms])
         if self.frozen != "nothing":
             run.differentiate = _without(run.optimizer, FROZEN[self.frozen], run.differentiate)
 
 
 @dataclass(frozen=True)
-class VariedPolicy(Policy):
-    """A policy whose updates are those of a variant; its evaluation is unchanged."""
+class TermsPolicy(Policy):
+    """A policy some of whose log-probabilities learn; its evaluation is unchanged."""
 
-    variant: Variant = Variant()
+    terms: tuple = ()
 
     def backward(self, rollouts, advantages, scale, **options):
-        if self.variant.terms != "both":
-            options["terms"] = TERMS[self.variant.terms]
-        return super().backward(rollouts, advantages, scale, **options)
+        return super().backward(rollouts, advantages, scale, terms=self.terms, **options)
 
 
 def _without(optimizer, parameter: str, differentiate):
     """The same backward passes, which leave a parameter no gradient: with AdamW's weight decay of
     0 it stays as it is, and its gradient is no part of the norm that is clipped."""
 
-    @wraps(differentiate)
     def within(*args, **options):
         mismatch = differentiate(*args, **options)
         if parameter in optimizer.sums:

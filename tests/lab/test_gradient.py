@@ -97,7 +97,7 @@ def test_the_command_measures(tmp_path):
     squares = {part: s["norm"] ** 2 for part, s in found["signal"]["both"].items()}
     assert squares["all"] == pytest.approx(squares["E"] + squares["body"])
     assert 1 < found["softness"]["support"] < 2
-    assert "| both   | all  | " in gradient.table(found["signal"])
+    assert "| both   | all  | " in gradient.table(found)
 
 
 def test_the_model_decides_what_the_flags_do_not(tmp_path):
@@ -123,16 +123,14 @@ def test_the_model_decides_what_the_flags_do_not(tmp_path):
         "--cot -1",
         "--out no/such/folder/x.json",
         "--device gpu",
+        "--gamma 0",
     ],
 )
-def test_bad_flags_are_refused(flags, capsys):
-    with pytest.raises(SystemExit) as stop:
-        gradient.main([*SMALL, *flags.split()])
+def test_bad_flags_are_refused(flags):
     flag, given = flags.split()
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert stop.value.code == 2 and flag in last and given in last
-    with pytest.raises(SystemExit, match="--gamma: "):
-        gradient.main([*SMALL, "--gamma", "0"])
+    with pytest.raises(SystemExit, match=f"error: {flag}: expected .*{given}") as stop:
+        gradient.main([*SMALL, *flags.split()])
+    assert "\n" not in stop.value.code
 
 
 @pytest.mark.parametrize(

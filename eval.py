@@ -7,12 +7,13 @@
     python eval.py --model RUN/best --show 3 --settings soft-sample      # look inside one CoT
     torchrun --nproc-per-node 2 eval.py ...                     # problems are shared out over ranks
 
-The answer is always decoded greedily.  A greedy setting has one sample a problem.  Rows of a
-multiple-choice file (HellaSwag, ARC, MMLU) are scored instead: accuracy, and NLL per token of the
-correct answer.  --out FILE.json gets the numbers, FILE.jsonl beside it every generation, FILE.md
-the tables; only what an earlier call wrote is written over; a call that was killed goes on.
-Neither --batch nor the number of ranks changes a result.  A default marked * may be replaced by the
-model folder's minisoft.json.  `python -m minisoft.lab.tables` merges result files, draws figures.
+(seed, setting, problem, sample) decides every draw, neither --batch nor the number of ranks.  The
+answer is always decoded greedily.  A greedy setting has one sample a problem, of the first seed.
+Rows of a multiple-choice file (HellaSwag, ARC, MMLU) are scored instead: accuracy, and NLL per
+token of the correct answer.  --out FILE.json gets the numbers, FILE.jsonl beside it every
+generation, FILE.md the tables; only what an earlier call wrote is written over; a call that was
+killed goes on.  A default marked * may be replaced by the model folder's minisoft.json.  `python -m
+minisoft.lab.tables` merges result files, draws figures.
 """
 
 import argparse
@@ -64,14 +65,7 @@ FLAGS = {
         Option("settings", str, f"all, or some of {','.join(SETTINGS)}", "hard-greedy"),
         Option("samples", COUNT, "samples a problem in sample settings", 32),
         replace(COT, help="CoT budget in tokens", default=EVAL_COT),
-        Option(
-            "seed",
-            Number(int),
-            "(seed, setting, problem, sample) decides every draw; several seeds are several runs, "
-            "the greedy settings in the first only",
-            [0],
-            nargs="+",
-        ),
+        Option("seed", Number(int), "of all draws; several: as many runs", [0], nargs="+"),
     ],
     "the CoT's mixtures and noise (section 3, appendix F)": [
         replace(TAU_OF, type=str, nargs="+", metavar="KIND=TAU"),

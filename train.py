@@ -58,7 +58,7 @@ def train(run: Run) -> None:
     run.finish()
 
 
-FREE = ("run, may differ with --resume", "machine, may differ with --resume")
+FREE = "may differ with --resume"
 FLAGS = {
     "model and problems": [
         Option("model", str, "folder, or hub id owner/name", str(WEIGHTS / "tiny")),
@@ -90,7 +90,7 @@ FLAGS = {
         Option("max_grad_norm", SIZE, "a larger gradient is scaled down; open in the paper", 1.0),
         Option("seed", Number(int), "(seed, step, problem, sample) decides every draw", 0),
     ],
-    FREE[0]: [
+    f"run, {FREE}": [
         Option("out", Path, "RUN, the folder to write (default runs/DATE-TIME)"),
         Option("resume", bool, "go on with what is in RUN", False),
         TRAINING["steps"],
@@ -108,7 +108,7 @@ FLAGS = {
         ),
         Option("plain", bool, "by the definitions alone: same within rounding, slowly", False),
     ],
-    FREE[1]: [
+    f"machine, {FREE}": [
         DEVICE,
         Option(
             "micro_batch",
@@ -135,7 +135,7 @@ FLAGS = {
         Option("patience", Number(float, 1e-3, 1e6), "minutes that ranks wait for others", 30.0),
     ],
 }
-RESUMED = {row.name for title in FREE for row in FLAGS[title]}  # may differ when a run goes on
+RESUMED = {row.name for title, rows in FLAGS.items() if FREE in title for row in rows}
 
 
 def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:

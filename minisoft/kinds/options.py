@@ -90,10 +90,10 @@ class Option:
 
     def add_to(self, group) -> None:
         """Make it a flag of an argparse group."""
-        if self.type is bool:
-            group.add_argument(self.flag, action="store_true", help=self.help)
-            return
         text = self.help.replace("%", "%%")
+        if self.type is bool:
+            group.add_argument(self.flag, action="store_true", help=text)
+            return
         if self.default is not None:
             values = self.default if isinstance(self.default, list) else [self.default]
             shown = " ".join(str(x).removeprefix(f"{ROOT}{os.sep}") for x in values)  # weights/tiny

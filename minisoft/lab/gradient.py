@@ -107,17 +107,14 @@ def take_gradient(model) -> dict[str, torch.Tensor]:
 def signal(gram: torch.Tensor) -> dict[str, float]:
     """Inner products (N, N) of the gradients of N batches -> norm, and cosine, snr and variance of
     a batch with their standard errors (jackknife)."""
-    N = len(gram)
+    N, names = len(gram), ("cosine", "snr", "variance")
     everyone = torch.arange(N)
     others = [everyone[everyone != i] for i in range(N)]
     without = torch.stack([_of_batches(gram[some][:, some]) for some in others])  # (N, 3)
-    errors = ((N - 1) / N * (without - without.mean(0)).square().sum(0)).sqrt().tolist()
-    found = {"norm": gram.diagonal().mean().sqrt().item()}
-    names = ("cosine", "snr", "variance")
-    for name, value, error in zip(names, _of_batches(gram).tolist(), errors, strict=True):
-        found[name] = value
-        found[f"{name}_error"] = error
-    return found
+    errors = ((N - 1) / N * (without - without.mean(0)).square().sum(0)).sqrt()
+    found = dict(zip(names, _of_batches(gram).tolist()))
+    found |= {f"{name}_error": x for name, x in zip(names, errors.tolist())}
+    return {"norm": gram.diagonal().mean().sqrt().item(), **found}
 
 
 def _of_batches(gram: torch.Tensor) -> torch.Tensor:
@@ -165,7 +162,7 @@ def measure(args: argparse.Namespace) -> dict:
             gradient, fact, rollouts = of.batch(number, verifier)
             gradients.append(gradient)
             facts.append(fact)
-            soft = soft or softness(rollouts)
+            soft = soft or softness(rollouts)  # of the first
     return {
         **of.about(),
         **{name: fmean(one[name] for one in facts) for name in facts[0]},

@@ -46,6 +46,7 @@ PARTS = {"findings": PAPER, "kinds": LATER, "signal": ()}  # part: trainings, of
 CHECKPOINTS = (15, 30, 45, 60)
 UPDATES = "--steps 60 --save-every 15 --keep 60 --warmup 20 --show-every 0".split()  # of train.py
 WHOLE = "--limit 200 --samples 32 --settings".split()  # of eval.py
+BRIEF = "--data tiny-test --limit 200 --settings hard-greedy,hard-sample --samples 8".split()
 FLAGS = [
     Option("out", Path, "folder of the study"),
     Option("parts", str, "all, or some of them", ",".join(PARTS)),
@@ -53,17 +54,15 @@ FLAGS = [
     Option("jobs", COUNT, "cells at once, one thread each", 2),
     Option("list", bool, "print the commands, run nothing", False),
 ]
-BRIEF = "--data tiny-test --limit 200 --settings hard-greedy,hard-sample --samples 8".split()
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One command; it is done when `result` exists.  One that trains can be resumed."""
+    """One command; it is done when `result` exists.  One of train.py can be resumed."""
 
     name: str
     command: tuple[str, ...]
     result: Path
-    trains: bool = False
 
     def __str__(self) -> str:
         return shlex.join(["OMP_NUM_THREADS=1", "python", *self.command])
@@ -99,7 +98,7 @@ class Study:
         name, of = f"train/{kind}-s{seed}", TRAININGS[kind]
         run = self.out / name
         flags = (*of.flags, "--lr", of.lr, "--seed", str(seed), *UPDATES, "--out", str(run))
-        return Cell(name, ("train.py", *flags), run / "summary.json", trains=True)
+        return Cell(name, ("train.py", *flags), run / "summary.json")
 
     def evaluate(self, name: str, models: list[str], flags) -> Cell:
         result = self.out / f"{name}.json"
@@ -220,7 +219,8 @@ class Runner:
             self.failures.append(str(error))
 
     def start(self, cell: Cell, log: Path) -> subprocess.Popen:
-        begun = cell.trains and (cell.result.parent / "config.json").is_file()
+        trains = cell.command[0] == "train.py"
+        begun = trains and (cell.result.parent / "config.json").is_file()
         words = [sys.executable, *cell.command, *(["--resume"] if begun else [])]
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         with log.open("a") as to:

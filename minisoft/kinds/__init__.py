@@ -29,7 +29,7 @@ TAU = {"hard": 1.0, "soft": 0.5, "fuzzy": 0.0001}  # section 4: training tempera
 TAU |= {"multiplex": 1.0, "covariance": 1.0, "gumbel": 0.1}  # see the classes
 TAU_TOP_K = 1.0  # appendix F.2: tau with noise on the k best logits
 NOISES = {"embedding": Mixture, "hidden": HiddenNoise, "logits": LogitNoise}  # of soft and fuzzy
-kept = partial(Option, kept=True)  # all that decide how tokens are made
+kept = partial(Option, kept=True)  # a model's folder may have another default
 TOKENS = kept(
     "tokens",
     str,
@@ -39,7 +39,7 @@ TOKENS = kept(
     choices=KINDS,
 )
 TEMPLATE = kept(
-    "template", str, "file with the prompt, QUESTION in it (sec. 4; default the paper's *)"
+    "template", str, "file of the prompt, with QUESTION (sec. 4; default the paper's *)"
 )
 TAU_OF = kept("tau", SIZE, f"softmax temperature (F.3; default {TAU} *, with --top-k {TAU_TOP_K})")
 SIGMA = kept("sigma", SIZE, "the noise's standard deviation, instead of --gamma (F.1)")
@@ -54,7 +54,9 @@ NOISE = (
         "of K tokens (default 3 *); gumbel keeps the K best (default 5 *)",
         metavar="K",
     ),
-    kept("top_p", SHARE, "gumbel: keep the best that together have this probability (0.95 *)"),
+    kept(
+        "top_p", SHARE, "gumbel: keep the best that together have this probability (default 0.95 *)"
+    ),
 )
 COT = kept("cot", COUNT, "CoT budget in tokens (sec. 4; paper: 128 GSM8K, 512 MATH)", 128)
 DATA = "problems: .jsonl, .json or .parquet file, folder of them, tiny, or a hub name"

@@ -38,9 +38,7 @@ TOKENS = kept(
     "soft",
     choices=KINDS,
 )
-TEMPLATE = kept(
-    "template", str, "file of the prompt, with QUESTION (sec. 4; default the paper's *)"
-)
+TEMPLATE = kept("template", str, "prompt file, QUESTION in it (sec. 4; default the paper's *)")
 TAU_OF = kept("tau", SIZE, f"softmax temperature (F.3; default {TAU} *, with --top-k {TAU_TOP_K})")
 SIGMA = kept("sigma", SIZE, "the noise's standard deviation, instead of --gamma (F.1)")
 NOISE = (
@@ -54,9 +52,7 @@ NOISE = (
         "of K tokens (default 3 *); gumbel keeps the K best (default 5 *)",
         metavar="K",
     ),
-    kept(
-        "top_p", SHARE, "gumbel: keep the best that together have this probability (default 0.95 *)"
-    ),
+    kept("top_p", SHARE, "gumbel: keep the best with this probability together (default 0.95 *)"),
 )
 COT = kept("cot", COUNT, "CoT budget in tokens (sec. 4; paper: 128 GSM8K, 512 MATH)", 128)
 DATA = "problems: .jsonl, .json or .parquet file, folder of them, tiny, or a hub name"

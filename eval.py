@@ -7,12 +7,13 @@
     python eval.py --model RUN/best --show 3 --settings soft-sample      # look inside one CoT
     torchrun --nproc-per-node 2 eval.py ...                     # problems are shared out over ranks
 
-The answer is always decoded greedily.  A greedy setting has one sample a problem.  Rows of a
-multiple-choice file (HellaSwag, ARC, MMLU) are scored instead: accuracy, and NLL per token of the
-correct answer.  --out FILE.json gets the numbers, FILE.jsonl beside it every generation, FILE.md
-the tables; only what an earlier call wrote is written over; a call that was killed goes on.
-Neither --batch nor the number of ranks changes a result.  A default marked * may be replaced by the
-model folder's minisoft.json.  `python -m minisoft.lab.tables` merges result files, draws figures.
+(seed, setting, problem, sample) decides every draw, neither --batch nor the number of ranks.  The
+answer is always decoded greedily.  A greedy setting has one sample a problem, of the first seed.
+Rows of a multiple-choice file (HellaSwag, ARC, MMLU) are scored instead: accuracy, and NLL per
+token of the correct answer.  --out FILE.json gets the numbers, FILE.jsonl beside it every
+generation, FILE.md the tables; only what an earlier call wrote is written over; a call that was
+killed goes on.  A default marked * may be replaced by the model folder's minisoft.json.  `python -m
+minisoft.lab.tables` merges result files, draws figures.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from minisoft.errors import InputError, expect
 from minisoft.evaluation import SETTINGS
 from minisoft.io import WEIGHTS, atomic, checkpoint, datasets
 from minisoft.kinds import COT, KINDS, NOISE, SIGMA, TAU_OF, TEMPLATE
-from minisoft.kinds.options import Option, parse, read_pair
+from minisoft.kinds.options import COUNT, DEVICE, NATURAL, Number, Option, parse, read_pair
 from minisoft.run.evaluate import Evaluator
 from minisoft.run.settings import DTYPE, EVAL_COT
 from minisoft.run.show import show
@@ -44,9 +45,8 @@ FLAGS = {
         Option(
             "model",
             str,
-            "folders or hub ids; those with the same NAME are seeds of one row of the tables; "
-            "without one, a row is called by what the model was trained from, on and with, or its "
-            "folder, and what differs in the paths",
+            "folders or hub ids; those of one NAME are seeds of one row of the tables; without, a "
+            "row is called by what the model was trained from, on and with, or by its folder",
             [str(WEIGHTS / "tiny")],
             nargs="+",
             metavar="[NAME=]MODEL",
@@ -59,22 +59,13 @@ FLAGS = {
             nargs="+",
         ),
         TEMPLATE,
-        Option(
-            "limit", int, "only the first N problems of each (default all)", least=1, metavar="N"
-        ),
+        Option("limit", COUNT, "only the first N problems of each (default all)", metavar="N"),
     ],
     "inference (section 4)": [
         Option("settings", str, f"all, or some of {','.join(SETTINGS)}", "hard-greedy"),
-        Option("samples", int, "samples a problem in sample settings", 32, least=1),
+        Option("samples", COUNT, "samples a problem in sample settings", 32),
         replace(COT, help="CoT budget in tokens", default=EVAL_COT),
-        Option(
-            "seed",
-            int,
-            "(seed, setting, problem, sample) decides every draw; several seeds are several runs, "
-            "the greedy settings in the first only",
-            [0],
-            nargs="+",
-        ),
+        Option("seed", Number(int), "of all draws; several: as many runs", [0], nargs="+"),
     ],
     "the CoT's mixtures and noise (section 3, appendix F)": [
         replace(TAU_OF, type=str, nargs="+", metavar="KIND=TAU"),
@@ -82,24 +73,20 @@ FLAGS = {
         SIGMA,
     ],
     "machine": [
-        Option("batch", int, "rows (questions) at once", 64, least=1),
-        Option("device", str, "cpu or cuda (default cuda where there is one)"),
+        Option("batch", COUNT, "rows (questions) at once", 64),
+        DEVICE,
         Option(
-            "dtype",
-            str,
-            "of the transformer (default bfloat16 on GPUs, float32 on CPUs)",
-            choices=tuple(checkpoint.DTYPES),
+            "dtype", str, "default bfloat16 on GPUs, float32 on CPUs", choices=checkpoint.DTYPES
         ),
-        Option("plain", bool, "by the definitions, slowly, no engine"),
+        Option("plain", bool, "by the definitions, slowly, no engine", False),
     ],
     "output": [
         Option("out", Path, "file for the numbers (default: only printed)"),
         Option(
             "show",
-            int,
+            NATURAL,
             "instead of evaluating: print the CoT of problem N (from 0), sample 0, step by step in "
             "every setting, and draw it (--out FILE.png, default show-N.png; extra `plot`)",
-            least=0,
             metavar="N",
         ),
     ],

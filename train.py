@@ -22,7 +22,7 @@ from pathlib import Path
 from minisoft.errors import InputError
 from minisoft.io import WEIGHTS, checkpoint
 from minisoft.kinds import COT, NOISE, TAU_OF, TEMPLATE, TOKENS, TRAINING
-from minisoft.kinds.options import TINY, Option, parse
+from minisoft.kinds.options import COUNT, DEVICE, NATURAL, SIZE, Number, Option, parse
 from minisoft.reinforce import leave_one_out
 from minisoft.run import plan, ranks, settings, track
 from minisoft.run.session import Run
@@ -58,22 +58,20 @@ def train(run: Run) -> None:
     run.finish()
 
 
+FREE = "may differ with --resume"
 FLAGS = {
     "model and problems": [
         Option("model", str, "folder, or hub id owner/name", str(WEIGHTS / "tiny")),
         TRAINING["data"],
         TEMPLATE,
+        Option("validation", NATURAL, "held out to choose RUN/best (default 10 %, at most 200)"),
+        Option("test", NATURAL, "held out for the table before/after (default 10 %, at most 200)"),
         Option(
-            "validation",
-            int,
-            "problems held out to choose RUN/best (default 10 % of all, at most 200)",
-            least=0,
-        ),
-        Option(
-            "test",
-            int,
-            "problems held out for the table before/after (default 10 %, at most 200)",
-            least=0,
+            "dtype",
+            str,
+            "of the transformer (default bfloat16 on GPUs, float32 on CPUs); bfloat16 has float32 "
+            "master weights and logits, and a larger replay mismatch",
+            choices=checkpoint.DTYPES,
         ),
     ],
     "chain of thought (section 3)": [
@@ -81,44 +79,25 @@ FLAGS = {
         TAU_OF,
         *NOISE,
         COT,
-        replace(
-            COT, name="eval_cot", help="the same in validation and test", default=settings.EVAL_COT
-        ),
+        replace(COT, name="eval_cot", help="the same in validation", default=settings.EVAL_COT),
     ],
     "REINFORCE (appendix A)": [
-        *[TRAINING[name] for name in ("prompts", "group", "steps", "lr", "warmup")],
-        Option("betas", float, "AdamW; open in the paper", [0.9, 0.95], least=0, most=1, nargs=2),
-        Option("weight_decay", float, "AdamW; open in the paper", 0.0, least=0),
+        *[TRAINING[name] for name in ("prompts", "group", "lr", "warmup")],
         Option(
-            "max_grad_norm",
-            float,
-            "a gradient whose norm is larger is scaled down to it; open in the paper",
-            1.0,
-            least=TINY,
+            "betas", Number(float, 0, below=1), "AdamW; open in the paper", [0.9, 0.95], nargs=2
         ),
+        Option("weight_decay", Number(float, 0), "AdamW; open in the paper", 0.0),
+        Option("max_grad_norm", SIZE, "a larger gradient is scaled down; open in the paper", 1.0),
+        Option("seed", Number(int), "(seed, step, problem, sample) decides every draw", 0),
     ],
-    "run": [
-        Option("out", Path, "RUN, the folder to write (default runs/DATE-TIME)", resumed=True),
-        Option("resume", bool, "go on with what is in RUN", False, resumed=True),
-        Option("seed", int, "(seed, step, problem, sample) decides every draw", 0),
+    f"run, {FREE}": [
+        Option("out", Path, "RUN, the folder to write (default runs/DATE-TIME)"),
+        Option("resume", bool, "go on with what is in RUN", False),
+        TRAINING["steps"],
         TRAINING["validate_every"],
-        Option(
-            "save_every",
-            int,
-            "updates between saves of RUN/last and RUN/state",
-            100,
-            least=1,
-            resumed=True,
-        ),
-        Option("keep", int, "states in RUN/state, the newest ones", 2, least=1, resumed=True),
-        Option(
-            "show_every",
-            int,
-            "updates between printed sample rollouts, 0 never",
-            20,
-            least=0,
-            resumed=True,
-        ),
+        Option("save_every", COUNT, "updates between saves of RUN/last and RUN/state", 100),
+        Option("keep", COUNT, "states in RUN/state, the newest ones", 2),
+        Option("show_every", NATURAL, "updates between sample rollouts, 0 never", 20),
         Option(
             "track",
             str,
@@ -126,34 +105,18 @@ FLAGS = {
             "tensorboard: RUN/tensorboard)",
             "none",
             choices=track.TRACKERS,
-            resumed=True,
         ),
-        Option(
-            "plain",
-            bool,
-            "by the definitions of minisoft/*.py alone: the same numbers within rounding, slowly",
-            False,
-            resumed=True,
-        ),
+        Option("plain", bool, "by the definitions alone: same within rounding, slowly", False),
     ],
-    "machine": [
-        Option("device", str, "cpu or cuda (default cuda where there is one)", resumed=True),
-        Option(
-            "dtype",
-            str,
-            "of the transformer (default bfloat16 on GPUs, float32 on CPUs); bfloat16 has float32 "
-            "master weights and logits, and a larger replay mismatch",
-            choices=tuple(checkpoint.DTYPES),
-        ),
+    f"machine, {FREE}": [
+        DEVICE,
         Option(
             "micro_batch",
-            int,
+            COUNT,
             "rows per backward pass; does not change the gradient (default from the memory there "
             "is, at most 16 on CPUs, 64 on GPUs)",
-            least=1,
-            resumed=True,
         ),
-        Option("eval_batch", int, "rows at once in validation", 64, least=1, resumed=True),
+        Option("eval_batch", COUNT, "rows at once in validation", 64),
         Option(
             "shard",
             str,
@@ -161,28 +124,18 @@ FLAGS = {
             f"{plan.SHARDED_ABOVE / 1e9:.0f}e9 parameters",
             "auto",
             choices=("auto", "yes", "no"),
-            resumed=True,
         ),
         Option(
             "plan",
-            int,
+            COUNT,
             "only print how much memory each of so many ranks would need (--device cuda needs no "
             "GPU, --model no weights)",
-            least=1,
             metavar="RANKS",
         ),
-        Option(
-            "patience",
-            float,
-            "minutes that ranks wait for each other before giving up",
-            30.0,
-            least=1e-3,
-            most=1e6,
-            resumed=True,
-        ),
+        Option("patience", Number(float, 1e-3, 1e6), "minutes that ranks wait for others", 30.0),
     ],
 }
-RESUMED = {row.name for rows in FLAGS.values() for row in rows if row.resumed}
+RESUMED = {row.name for title, rows in FLAGS.items() if FREE in title for row in rows}
 
 
 def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:

@@ -93,14 +93,14 @@ def test_what_is_not_needed_is_not_loaded():
 CEILINGS = {  # lines of a storey; raising one is a change that somebody sees
     "errors": 30,
     "ground": 1_310,
-    "kinds": 650,  # with the table of options, from which all flags are made
+    "kinds": 582,  # with the table of options, from which all flags are made
     "engine": 1_410,
     "io": 1_766,
     "verifier": 640,
     "run": 2_860,
     "train": 235,
     "eval": 225,
-    "lab": 2_410,
+    "lab": 2_358,
 }
 LONGEST = 45  # lines of a function
 

@@ -7,13 +7,14 @@ if it has noise of that size, and any for which NOISE has a row, of the same nam
 """
 
 from dataclasses import fields
+from functools import partial
 
 from minisoft.errors import expect
 from minisoft.kinds.covariance import Covariance
 from minisoft.kinds.gumbel import GumbelSoftmax
 from minisoft.kinds.multiplex import Multiplex
 from minisoft.kinds.noise import HiddenNoise, LogitNoise, TopLogitNoise
-from minisoft.kinds.options import TINY, Option
+from minisoft.kinds.options import COUNT, NATURAL, SHARE, SIZE, Number, Option
 from minisoft.soft import GAMMA, PAPER, Hard, Mixture  # noqa: F401 (PAPER: for others)
 
 KINDS = {
@@ -28,135 +29,47 @@ TAU = {"hard": 1.0, "soft": 0.5, "fuzzy": 0.0001}  # section 4: training tempera
 TAU |= {"multiplex": 1.0, "covariance": 1.0, "gumbel": 0.1}  # see the classes
 TAU_TOP_K = 1.0  # appendix F.2: tau with noise on the k best logits
 NOISES = {"embedding": Mixture, "hidden": HiddenNoise, "logits": LogitNoise}  # of soft and fuzzy
-TOKENS = Option(
+kept = partial(Option, kept=True)  # a model's folder may have another default
+TOKENS = kept(
     "tokens",
     str,
     "kind of CoT token: the paper's hard, soft, fuzzy; multiplex (arXiv 2601.08808), gumbel "
     "(SofT-GRPO, arXiv 2511.06411), covariance (minisoft/kinds/)",
     "soft",
     choices=KINDS,
-    kept=True,
 )
-TEMPLATE = Option(
-    "template",
-    str,
-    "file with the prompt, QUESTION for the question, without its last newline (sec. 4; default "
-    "the paper's *)",
-    kept=True,
-)
-TAU_OF = Option(
-    "tau",
-    float,
-    f"softmax temperature of the CoT (F.3; default {TAU} *, with --top-k {TAU_TOP_K})",
-    least=TINY,
-    kept=True,
-)
-SIGMA = Option(
-    "sigma",
-    float,
-    "the standard deviation of the noise itself, instead of --gamma (F.1)",
-    least=TINY,
-    kept=True,
-)
+TEMPLATE = kept("template", str, "prompt file, QUESTION in it (sec. 4; default the paper's *)")
+TAU_OF = kept("tau", SIZE, f"softmax temperature (F.3; default {TAU} *, with --top-k {TAU_TOP_K})")
+SIGMA = kept("sigma", SIZE, "the noise's standard deviation, instead of --gamma (F.1)")
 NOISE = (
-    Option(
-        "gamma",
-        float,
-        "noise factor (F.1): sigma = gamma * noise scale of the weights, rms(E) for the embedding",
-        GAMMA,
-        least=TINY,
-        kept=True,
-    ),
-    Option(
-        "noise",
-        str,
-        "where soft and fuzzy tokens get their noise (F.2)",
-        "embedding",
-        choices=NOISES,
-        kept=True,
-    ),
-    Option(
-        "top_k",
-        int,
-        "noise on the K best logits, the rest -inf (F.2; default all, or without --noise *)",
-        least=1,
-        kept=True,
-        metavar="K",
-    ),
-    Option(
+    kept("gamma", SIZE, "sigma = gamma rms(E), or another noise scale of the weights (F.1)", GAMMA),
+    kept("noise", str, "where soft and fuzzy tokens get noise (F.2)", "embedding", choices=NOISES),
+    kept("top_k", COUNT, "noise on the TOP_K best logits (F.2; default all, or no --noise *)"),
+    kept(
         "width",
-        int,
-        "K: multiplex, tokens drawn a step (default 3 *, its paper's); covariance, noise as of the "
-        "mean of K tokens (default 3 *); gumbel, the best tokens that are kept (default 5 *)",
-        least=1,
-        kept=True,
+        COUNT,
+        "K: tokens that multiplex draws a step (default 3 *); covariance has the noise of the mean "
+        "of K tokens (default 3 *); gumbel keeps the K best (default 5 *)",
         metavar="K",
     ),
-    Option(
-        "top_p",
-        float,
-        "gumbel: of the best tokens those that together have this probability (default 0.95 *)",
-        least=TINY,
-        most=1,
-        kept=True,
-        metavar="P",
-    ),
+    kept("top_p", SHARE, "gumbel: keep the best with this probability together (default 0.95 *)"),
 )
-COT = Option(
-    "cot", int, "CoT budget in tokens (sec. 4; paper: 128 GSM8K, 512 MATH)", 128, least=1, kept=True
+COT = kept("cot", COUNT, "CoT budget in tokens (sec. 4; paper: 128 GSM8K, 512 MATH)", 128)
+DATA = "problems: .jsonl, .json or .parquet file, folder of them, tiny, or a hub name"
+STEPS = (
+    "updates; with --resume another number goes on by the cosine of that many: the learning rate "
+    "jumps, up for more updates, and a line says how far"
 )
 TRAINING = {  # how much is trained, with the paper's defaults (sec. 4, appendix A)
     row.name: row
     for row in (
-        Option(
-            "data",
-            str,
-            "problems: .jsonl, .json or .parquet file, folder of them, tiny, or a hub name",
-            "gsm8k",
-            kept=True,
-        ),
-        Option(
-            "prompts", int, "B, problems a step over all ranks", 2, least=1, kept=True, metavar="B"
-        ),
-        Option(
-            "group",
-            int,
-            "G, samples of each problem; at least 2, for the leave-one-out baseline",
-            32,
-            least=2,
-            kept=True,
-            metavar="G",
-        ),
-        Option(
-            "steps",
-            int,
-            "updates; with --resume another number goes on by the cosine of that many: the "
-            "learning rate jumps, up for more updates, and a line says how far",
-            4000,
-            least=1,
-            kept=True,
-            resumed=True,
-        ),
-        Option(
-            "lr",
-            float,
-            "peak learning rate (paper: Llama-8B 3e-6, Qwen-3B 8e-6)",
-            6e-6,
-            least=TINY,
-            kept=True,
-        ),
-        Option(
-            "warmup", int, "updates of linear warm-up before the cosine", 20, least=0, kept=True
-        ),
-        Option(
-            "validate_every",
-            int,
-            "updates between greedy validations, by the run's own kind and hard",
-            50,
-            least=1,
-            kept=True,
-            resumed=True,
-        ),
+        kept("data", str, DATA, "gsm8k"),
+        kept("prompts", COUNT, "B, problems a step over all ranks", 2, metavar="B"),
+        kept("group", Number(int, 2), "G, samples of each problem, at least 2", 32, metavar="G"),
+        kept("steps", COUNT, STEPS, 4000),
+        kept("lr", SIZE, "peak learning rate (paper: Llama-8B 3e-6, Qwen-3B 8e-6)", 6e-6),
+        kept("warmup", NATURAL, "updates of linear warm-up before the cosine", 20),
+        kept("validate_every", COUNT, "updates between greedy validations, own kind and hard", 50),
     )
 }
 
@@ -187,22 +100,18 @@ def make_kind(
     Raises InputError for what is out of range, top_k without noise on the logits, options that the
     kind does not have, and no sigma where it has one.
     """
-    given = {"tokens": name, "tau": tau, "sigma": sigma, "noise": noise, "top_k": top_k, **own}
-    for row in (TOKENS, TAU_OF, SIGMA, *NOISE):
+    given = {"tau": tau, "sigma": sigma, "noise": noise, "top_k": top_k, **own}
+    TOKENS.check(name, "tokens")
+    for row in (TAU_OF, SIGMA, *NOISE):
         if given.get(row.name) is not None:
             row.check(given[row.name], row.name)
     expect(top_k is None or noise == "logits", "top-k", "noise on the logits", top_k)
-    own = {option: value for option, value in own.items() if value is not None}
     for option, value in own.items():
-        expect(option in options(name), option, f"none, of {name} tokens", value)
+        expect(value is None or option in options(name), option, f"none, of {name} tokens", value)
     kind = KINDS[name]
-    own["tau"] = default_tau(name, top_k) if tau is None else tau
     if kind is Mixture:
-        kind = NOISES[noise]
-        if top_k:
-            kind = TopLogitNoise
-            own["top"] = top_k
-    if "sigma" in {x.name for x in fields(kind)}:
-        expect(sigma is not None, "sigma", f"a number, for {name} tokens", sigma)
-        own["sigma"] = sigma
-    return kind(**own)
+        kind = TopLogitNoise if top_k else NOISES[noise]
+    given["tau"] = tau or default_tau(name, top_k)
+    taken = {x.name: given.get(x.name) for x in fields(kind)}
+    expect(sigma or "sigma" not in taken, "sigma", f"a number, for {name} tokens", sigma)
+    return kind(**{x: value for x, value in taken.items() if value is not None})

@@ -1,8 +1,7 @@
 """Soft tokens whose noise has the covariance of the tokens that they mix (ours): Normal(p E,
-Cov_p(E) / K), beside the paper's Normal(p E, sigma^2 I) (eq. 6), p = softmax(z / tau).
-
-The paper's noise is equally large in all d directions.  Here it is as large as the model hesitates,
-along the differences of the tokens that it hesitates between.
+Cov_p(E) / K), p = softmax(z / tau).  The paper's noise (eq. 6) is equally large in all d
+directions; this is as large as the model hesitates, along the differences of the tokens that it
+hesitates between.
 """
 
 from dataclasses import dataclass
@@ -15,50 +14,48 @@ from minisoft.soft import Distribution, Kind, with_gradient
 
 @dataclass(frozen=True)
 class TokenGaussian(Distribution):
-    """Normal(p, sigma^2 C), p = softmax(logits) (..., V), C = diag(p) - p p^T the covariance of a
-    token's one-hot vector: a Gaussian over weights w of tokens, which sum to 1.
+    """Normal(p, s^2 C), p = softmax(logits) (..., V), C = diag(p) - p p^T the covariance of a
+    token's one-hot vector, s the scale: a Gaussian over weights w of tokens, which sum to 1.
 
-    With xi ~ N(0, I):  w = p + sigma (sqrt(p) xi - p sum sqrt(p) xi).  With sigma^2 = 1 / K this
-    has the mean and covariance of the mean of K tokens.
+    With xi ~ N(0, I):  w = p + s (sqrt(p) xi - p sum sqrt(p) xi).  With s^2 = 1 / K this has the
+    mean and covariance of the mean of K tokens.
 
-    The gradient holds C constant, as eq. 10 holds sigma: it is that of the expected reward where C
+    The gradient holds C constant, as eq. 10 its variance: it is that of the expected reward where C
     comes from a frozen copy of the model that is fed the same w.  With dp = C dlogits, and C^+ C =
-    1 where sums are 0, the score <w - p, C^+ dp> / sigma^2 is <(w - p) / sigma^2, dlogits>: that of
-    K hard tokens, with w for the mean of their one-hots.  The variance of its parts sums to
-    K sum p (1 - p).
+    1 where sums are 0, the score <w - p, C^+ dp> / s^2 is <(w - p) / s^2, dlogits>: that of K hard
+    tokens, with w for the mean of their one-hots.  Its variance sums to K sum p (1 - p).
 
-    C depends on the weights too.  log det C = sum log p on the hyperplane, and a generalised
-    inverse of C is diag(1/p), so that the whole density also has the score
+    C depends on the weights too.  log det C = sum log p on the hyperplane, and diag(1/p) is a
+    generalised inverse of C, so that the whole density also has the score
     sum_i ((xi_i - sqrt(p_i) sum sqrt(p) xi)^2 - 1) / 2 dlog p_i: variance 1/2 for *every* token,
-    however improbable, about V (1 + sum p^2) / 2 in all.  That drowns the other (embedded model,
-    V = 179, K = 3: 172 a position beside 0.23), so it is left out.  As a gradient of the expected
-    reward itself, what is left is biased.
+    however improbable.  That drowns the other (embedded model, V = 179, K = 3: 172 a position
+    beside 0.23), so it is left out, and what is left is biased.
     """
 
     logits: torch.Tensor
-    sigma: float
+    scale: float
     FLOOR = 1e-2  # of p, in the value of log_prob
 
     def sample(self, draws: Draws) -> torch.Tensor:
         p = self.mode()
-        return p + self.sigma * self._noise(p, draws)
+        return p + self.scale * self._noise(p, draws)
 
     def mode(self) -> torch.Tensor:
         return self.logits.softmax(-1)
 
     def log_prob(self, action: torch.Tensor) -> torch.Tensor:
-        """-sum (w - p)^2 / p / (2 sigma^2), (...), but for what C alone decides; float64.  Below
+        """-sum (w - p)^2 / p / (2 s^2), (...), but for what C alone decides; float64.  Below
         FLOOR p is held at it, or the rounding of improbable tokens would be all that is seen."""
         p = self.mode().detach()
         off = (action - p).double()
-        value = (off.square() / p.clamp(min=self.FLOOR)).sum(-1) / (-2 * self.sigma**2)
-        return with_gradient(value, off / self.sigma**2, self.logits)
+        value = (off.square() / p.clamp(min=self.FLOOR)).sum(-1) / (-2 * self.scale**2)
+        return with_gradient(value, off / self.scale**2, self.logits)
 
     def score(self, action: torch.Tensor, draws: Draws) -> torch.Tensor:
-        """The value of log_prob with the gradient of <(w - p) / sigma^2, logits>, by the noise of
+        """The value of log_prob with the gradient of <(w - p) / s^2, logits>, by the noise of
         the draws, as in `Gaussian.score`."""
-        noise = self._noise(self.mode(), draws)  # (w - p) / sigma
-        return with_gradient(self.log_prob(action), noise / self.sigma, self.logits)
+        noise = self._noise(self.mode(), draws)  # (w - p) / s
+        return with_gradient(self.log_prob(action), noise / self.scale, self.logits)
 
     def _noise(self, p: torch.Tensor, draws: Draws) -> torch.Tensor:
         noise = p.sqrt() * draws.normal(p.shape[-1])

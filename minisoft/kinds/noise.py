@@ -12,39 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from minisoft.draws import Draws
-from minisoft.soft import Gaussian, Kind, Mixture, mixture, with_gradient
-
-
-@dataclass(frozen=True)
-class LogitNoise(Mixture):
-    """An action is V noisy logits."""
-
-    def distribution(self, model, hidden: torch.Tensor, logits: torch.Tensor) -> Gaussian:
-        return Gaussian(logits, self.sigma)
-
-    def noisy(self, model, action: torch.Tensor) -> torch.Tensor:
-        """The noisy logits (..., V) of actions."""
-        return action
-
-    def embed(self, model, action: torch.Tensor) -> torch.Tensor:
-        return mixture(model, self.noisy(model, action), self.tau).to(model.E.dtype)
-
-    def weights(self, model, action: torch.Tensor, logits: torch.Tensor) -> tuple:
-        return F.softmax(self.noisy(model, action) / self.tau, dim=-1), None
-
-    def shadow(self, model, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        return self.noisy(model, action).argmax(-1)
-
-
-@dataclass(frozen=True)
-class HiddenNoise(LogitNoise):
-    """An action is a noisy encoding hL (d,)."""
-
-    def distribution(self, model, hidden: torch.Tensor, logits: torch.Tensor) -> Gaussian:
-        return Gaussian(hidden.float(), self.sigma)
-
-    def noisy(self, model, action: torch.Tensor) -> torch.Tensor:
-        return model.logits(action)
+from minisoft.soft import Gaussian, Kind, with_gradient
 
 
 def sparse(ids: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
@@ -57,59 +25,92 @@ def of_sparse(action: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return action[..., 0].long(), action[..., 1]
 
 
-class Sparse(Kind):
-    """Kinds whose action is numbers of k tokens (k, 2), as `sparse` has them, and whose input is
-    softmax(numbers / tau) E."""
+class NoisyLogits(Kind):
+    """Kinds that are fed softmax(noisy logits / tau) E."""
 
-    mixes = False
+    def noisy(self, model, action: torch.Tensor) -> tuple:
+        """The ids (..., m) of tokens, None for the whole vocabulary, and the noisy logits (..., m)
+        of an action: here it is the latter."""
+        return None, action
 
     def embed(self, model, action: torch.Tensor) -> torch.Tensor:
         p, ids = self.weights(model, action, None)
+        if ids is None:
+            return model.mix(p).to(model.E.dtype)
         return torch.einsum("...k,...kd->...d", p, model.embed(ids).float()).to(model.E.dtype)
 
     def weights(self, model, action: torch.Tensor, logits: torch.Tensor) -> tuple:
-        ids, values = of_sparse(action)
-        return F.softmax(values / self.tau, dim=-1), ids
+        ids, noisy = self.noisy(model, action)
+        return F.softmax(noisy / self.tau, dim=-1), ids
 
     def shadow(self, model, action: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-        ids, values = of_sparse(action)
-        return ids.gather(-1, values.argmax(-1, keepdim=True))[..., 0]
+        ids, noisy = self.noisy(model, action)
+        best = noisy.argmax(-1, keepdim=True)
+        return (best if ids is None else ids.gather(-1, best))[..., 0]
+
+
+@dataclass(frozen=True)
+class LogitNoise(NoisyLogits):
+    """An action is V noisy logits."""
+
+    tau: float
+    sigma: float
+
+    def distribution(self, model, hidden: torch.Tensor, logits: torch.Tensor) -> Gaussian:
+        return Gaussian(logits, self.sigma)
+
+
+@dataclass(frozen=True)
+class HiddenNoise(LogitNoise):
+    """An action is a noisy encoding hL (d,)."""
+
+    def distribution(self, model, hidden: torch.Tensor, logits: torch.Tensor) -> Gaussian:
+        return Gaussian(hidden.float(), self.sigma)
+
+    def noisy(self, model, action: torch.Tensor) -> tuple:
+        return None, model.logits(action)
+
+
+class Sparse(NoisyLogits):
+    """An action is noisy logits of k tokens (k, 2), as `sparse` has them."""
+
+    mixes = False
+
+    def noisy(self, model, action: torch.Tensor) -> tuple:
+        return of_sparse(action)
 
 
 @dataclass(frozen=True)
 class TopGaussian(Gaussian):
-    """Normal(mean, sigma^2) on the `top` largest numbers of the mean (..., n), `sparse`."""
+    """Normal(mean, sigma^2) on the k largest numbers of the mean (..., n), `sparse`."""
 
-    top: int = 1
+    k: int = 1
 
     def sample(self, draws: Draws) -> torch.Tensor:
-        best = self.mean.topk(self.top).indices
+        best = self.mean.topk(self.k).indices
         noise = draws.normal(self.mean.shape[-1]).gather(-1, best)
         return sparse(best, self.mean.gather(-1, best) + self.sigma * noise)
 
     def mode(self) -> torch.Tensor:
-        values, best = self.mean.topk(self.top)
+        values, best = self.mean.topk(self.k)
         return sparse(best, values)
 
     def log_prob(self, action: torch.Tensor) -> torch.Tensor:
-        # of the recorded numbers: which are the `top` largest is part of the action
+        # of the recorded numbers: which are the largest is part of the action
         ids, values = of_sparse(action)
         return Gaussian(self.mean.gather(-1, ids), self.sigma).log_prob(values)
 
     def score(self, action: torch.Tensor, draws: Draws) -> torch.Tensor:
         ids, _ = of_sparse(action)
         epsilon = draws.normal(self.mean.shape[-1]).gather(-1, ids)
-        mean = self.mean.gather(-1, ids)
-        return with_gradient(self.log_prob(action), epsilon / self.sigma, mean)
+        return with_gradient(self.log_prob(action), epsilon / self.sigma, self.mean.gather(-1, ids))
 
 
 @dataclass(frozen=True)
-class TopLogitNoise(Sparse):
-    """Noise on the `top` best logits, the rest -inf."""
+class TopLogitNoise(Sparse, LogitNoise):
+    """Noise on the `top_k` best logits, the rest -inf."""
 
-    tau: float
-    sigma: float
-    top: int
+    top_k: int
 
     def distribution(self, model, hidden: torch.Tensor, logits: torch.Tensor) -> TopGaussian:
-        return TopGaussian(logits, self.sigma, self.top)
+        return TopGaussian(logits, self.sigma, self.top_k)

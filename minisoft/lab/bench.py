@@ -23,10 +23,11 @@ from minisoft import data, engine
 from minisoft.data import ANSWER_TOKENS, Format
 from minisoft.engine.linear import product
 from minisoft.engine.replay import recompute_layers
+from minisoft.errors import expect
 from minisoft.io import atomic, checkpoint
 from minisoft.kinds import KINDS
+from minisoft.kinds.options import COUNT, DEVICE, Option
 from minisoft.lab import command
-from minisoft.lab.command import WHOLE
 from minisoft.model import Config, Transformer
 from minisoft.rollout import Request, Rollout
 from minisoft.run import memory
@@ -317,42 +318,38 @@ def describe(found: dict) -> str:
     return "\n".join(lines)
 
 
-SIZE = {**WHOLE, "nargs": "+", "metavar": "B"}
-PARTS = {"choices": ["update", "rollout"]}
-OF_DTYPE = "of the weights (default bfloat16 on a GPU, float32 on CPUs)"
-FLAGS = {
-    "--model": command.MODEL["--model"],
-    "--shape": (None, "random weights of this shape instead", {"choices": SHAPES}),
-    "--tokens": (["hard", "soft"], "kinds of CoT token", {"nargs": "+", "choices": KINDS}),
-    "--prompts": ([2], "B, problems; several sizes: one after the other", SIZE),
-    "--group": (32, "G, samples of each problem", WHOLE),
-    "--cot": (128, f"CoT tokens; {ANSWER_TOKENS} answer tokens follow", WHOLE),
-    "--part": ("update", "or only rollouts", PARTS),
-    "--repeats": (3, "rounds", WHOLE),
-    "--against": (None, "the same work with it too", {"choices": ["transformers"]}),
-    "--json": (None, "file for all results, times of every round included", command.FILE),
-    "--device": (None, "cpu or cuda (default cuda where there is one)"),
-    "--dtype": (None, OF_DTYPE, {"choices": [*checkpoint.DTYPES]}),
-}
+FLAGS = [
+    command.MODEL[0],
+    Option("shape", str, "random weights of this shape instead", choices=SHAPES),
+    Option("tokens", str, "kinds of CoT token", ["hard", "soft"], choices=KINDS, nargs="+"),
+    Option("prompts", COUNT, "B, problems; several sizes: in turn", [2], nargs="+", metavar="B"),
+    Option("group", COUNT, "G, samples of each problem", 32),
+    Option("cot", COUNT, f"CoT tokens; {ANSWER_TOKENS} answer tokens follow", 128),
+    Option("part", str, "or only rollouts", "update", ("update", "rollout")),
+    Option("repeats", COUNT, "rounds", 3),
+    Option("against", str, "the same work with it too", choices=("transformers",)),
+    replace(command.OUT, name="json", help="file for all results, times of every round included"),
+    DEVICE,
+    Option("dtype", str, "default bfloat16 on a GPU, float32 on CPUs", choices=checkpoint.DTYPES),
+]
 
 
 def read_flags(argv=None) -> argparse.Namespace:
-    parser = command.parser("bench", __doc__)
-    sizes = ("prompts", "group", "cot", "repeats")
-    args = command.read(parser, FLAGS, argv, **dict.fromkeys(sizes, 1))
-    if args.against and args.shape:
-        parser.error("--against: expected a model folder (--model), found --shape")
+    """Raises InputError."""
+    args = command.read("bench", __doc__, FLAGS, argv)
+    model = not (args.against and args.shape)
+    expect(model, "--against", "a model folder (--model)", "--shape")
     return args
 
 
 def main(argv=None) -> None:
-    args = read_flags(argv)
     with command.one_line("bench"):
+        args = read_flags(argv)
         keep_memory()
         found = measure(args)
         print(describe(found))
         if args.json:
-            atomic.write_json(args.json, found)
+            atomic.write_json(Path(args.json), found)
 
 
 if __name__ == "__main__":

@@ -1,61 +1,43 @@
-"""What the commands of the laboratory share: flags, refusals, errors in one line, results."""
+"""What the commands of the laboratory share: flags, errors in one line, results."""
 
-import argparse
 import sys
+from argparse import Namespace
 from contextlib import contextmanager
 from pathlib import Path
 
 from minisoft.errors import InputError
 from minisoft.io import WEIGHTS, atomic
+from minisoft.kinds import COT, TEMPLATE
+from minisoft.kinds.options import Option, parse
 
 
-def new_file(text: str) -> Path:
-    """A file to write.  Refuses one in a folder that is not there."""
-    path = Path(text)
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"expected a file in a folder that exists, found {path}")
-    return path
+class NewFile:
+    """A type of option: the name of a file to write."""
+
+    def __call__(self, text: str) -> str:
+        return text
+
+    def __contains__(self, text: str) -> bool:
+        return Path(text).parent.is_dir()
+
+    def __str__(self) -> str:
+        return "a file in a folder that exists"
 
 
-NUMBER, WHOLE, PATH, FILE = {"type": float}, {"type": int}, {"type": Path}, {"type": new_file}
-MODEL = {  # a default marked * is the model's own
-    "--model": (str(WEIGHTS / "tiny"), "folder or hub id"),
-    "--data": (None, "problems (default tiny *)"),
-    "--template": (None, "file with the prompt, QUESTION in it (default the paper's *)"),
-    "--cot": (None, "CoT budget in tokens (default 128 *)", WHOLE),
-}
-OUT = {"--out": (None, "file.json for the numbers, beside it .md (default: only printed)", FILE)}
+MODEL = [  # a default marked * is the model's own
+    Option("model", str, "folder or hub id", str(WEIGHTS / "tiny")),
+    Option("data", str, "problems (default tiny *)"),
+    TEMPLATE,
+    COT,
+]
+OUT = Option("out", NewFile(), "file.json for the numbers, beside it .md (default: only printed)")
 
 
-def parser(module: str, text: str) -> argparse.ArgumentParser:
-    """Of `python -m minisoft.lab.MODULE`; text: its docstring."""
-    raw = argparse.RawDescriptionHelpFormatter
-    name = f"python -m minisoft.lab.{module}"
-    return argparse.ArgumentParser(prog=name, description=text, formatter_class=raw)
-
-
-def add_flags(parser: argparse.ArgumentParser, flags: dict[str, tuple]) -> None:
-    """flags: {flag: (default, help) or (default, help, how argparse reads it)}"""
-    for name, (default, text, *how) in flags.items():
-        if default is not None:
-            text += f" (default {default})"
-        options = how[0] if how else {}
-        parser.add_argument(name, default=default, help=text.replace("%", "%%"), **options)
-
-
-def read(
-    parser: argparse.ArgumentParser, flags: dict[str, tuple], argv, **least: int
-) -> argparse.Namespace:
-    """The command line.  Refuses flags with less than the number beside their names."""
-    add_flags(parser, flags)
-    args = parser.parse_args(argv)
-    for name, number in least.items():
-        given = getattr(args, name)
-        for value in given if isinstance(given, list) else [given]:
-            if value is not None and value < number:
-                flag = name.replace("_", "-")
-                parser.error(f"--{flag}: expected at least {number}, found {value}")
-    return args
+def read(module: str, text: str, rows: list[Option], argv) -> Namespace:
+    """The flags of `python -m minisoft.lab.MODULE`; text: its docstring.  Raises InputError."""
+    return parse({"flags": rows}, argv, prog=f"python -m minisoft.lab.{module}", description=text)[
+        0
+    ]
 
 
 @contextmanager
@@ -69,9 +51,9 @@ def one_line(module: str, after: str = ""):
         sys.exit(f"minisoft.lab.{module}: interrupted{after}")
 
 
-def show(found: dict, text: str, out: Path | None) -> None:
+def show(found: dict, text: str, out: str | None) -> None:
     """Print a result as a table; write it as OUT.json, and the table as OUT.md."""
     print(text)
     if out:
-        atomic.write_json(out, found)
-        atomic.write_text(out.with_suffix(".md"), text + "\n")
+        atomic.write_json(Path(out), found)
+        atomic.write_text(Path(out).with_suffix(".md"), text + "\n")

@@ -27,6 +27,7 @@ from minisoft.errors import InputError
 from minisoft.evaluation import SOFTNESS
 from minisoft.io.atomic import read_json, write_text
 from minisoft.kinds import PAPER
+from minisoft.kinds.options import Option
 from minisoft.lab import command, figures
 from minisoft.lab.bench import processor
 from minisoft.lab.tables import read_results
@@ -361,13 +362,12 @@ def write(out: Path) -> str:
     return f"{text}\n\nwritten: {out / 'study.md'}"
 
 
+STUDY = Option("out", Path, "folder of minisoft.lab.study --out", metavar="STUDY", positional=True)
+
+
 def main(argv=None) -> None:
-    parser = command.parser("findings", __doc__)
-    what = "folder of python -m minisoft.lab.study --out"
-    parser.add_argument("out", type=Path, metavar="STUDY", help=what)
-    args = parser.parse_args(argv)
     with command.one_line("findings"):
-        print(write(args.out))
+        print(write(command.read("findings", __doc__, [STUDY], argv).out))
 
 
 if __name__ == "__main__":

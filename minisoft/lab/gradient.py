@@ -18,6 +18,7 @@ above 1.5, and quantiles at 0, 1, ... 100 %.
 
 import argparse
 import time
+from dataclasses import replace
 from statistics import fmean
 
 import torch
@@ -26,16 +27,15 @@ from tqdm import tqdm
 from minisoft import data, reinforce
 from minisoft.evaluation import SOFT, SOFTNESS
 from minisoft.io import checkpoint, datasets
-from minisoft.io.atomic import write_json
-from minisoft.kinds import KINDS, NOISE, TAU_OF
+from minisoft.kinds import NOISE, SIGMA, TAU_OF, TOKENS
+from minisoft.kinds.options import COUNT, DEVICE, Number, Option
 from minisoft.lab import command, variants
-from minisoft.lab.command import WHOLE
 from minisoft.rollout import COT, Rollout
 from minisoft.run import policy
 from minisoft.run.metrics import markdown
 from minisoft.run.policy import Policy
 from minisoft.run.settings import TRAIN_COT, Flags
-from minisoft.run.world import as_program, keep_memory
+from minisoft.run.world import as_program, find_device, keep_memory
 from minisoft.verifier.process import WORKERS, Verifier
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -46,26 +46,22 @@ MICRO_BATCH = 16  # rows
 class Measurement:
     """The policy and the problems that the flags name."""
 
-    def __init__(self, args: argparse.Namespace, verifier):
-        self.args, self.verifier = args, verifier
+    def __init__(self, args: argparse.Namespace):
+        self.args = args
         folder = checkpoint.find(args.model)
         flags = Flags.of(args)
         settings = policy.settings(folder, [args.tokens], flags, TRAIN_COT)
-        self.policy = Policy.load(folder, args.tokens, settings, args.device)
+        self.policy = Policy.load(folder, args.tokens, settings, find_device(args.device, 0))
         source = args.data or settings.base.get("defaults", {}).get("data") or "tiny"
         self.problems = datasets.load_problems(source)
 
     def about(self) -> dict:
         """What is measured, as the results have it."""
-        names = ("model", "data", "template", "cot", "tokens")
-        names += ("prompts", "group", "batches", "seed")
-        settings, kind = self.policy.settings, self.policy.kind
-        return {
-            **{name: getattr(self.args, name) for name in names},
-            **{name: getattr(settings, name) for name in ("sigma", "noise", "top_k")},
-            "tau": kind.tau,
-            **{x.name: getattr(kind, x.name, None) for x in NOISE if x.name not in vars(settings)},
-        }
+        about = {name: x for name, x in vars(self.args).items() if name not in ("device", "out")}
+        for row in (TAU_OF, SIGMA, *NOISE):
+            usual = getattr(self.policy.settings, row.name, None)
+            about[row.name] = getattr(self.policy.kind, row.name, usual)
+        return about
 
     def rollouts(self, key: tuple, number: int, problems: int, samples: int) -> tuple:
         """(the numbered problems of a batch, their Rollouts); key: of the draws."""
@@ -74,13 +70,13 @@ class Measurement:
         requests = [self.policy.request(x, (*key, i), range(samples)) for i, x in chosen]
         return chosen, self.policy.rollout(requests)
 
-    def batch(self, number: int) -> tuple[dict, dict, list[Rollout]]:
+    def batch(self, number: int, verifier) -> tuple[dict, dict, list[Rollout]]:
         """The numbered batch: gradients {(term, part): vector}; facts, among them the share of the
         problems whose rewards differ; its Rollouts."""
         args, gradients = self.args, {}
         key = ("gradient", args.seed, number)
         chosen, rollouts = self.rollouts(key, number, args.prompts, args.group)
-        rewards = policy.rewards(self.policy.score(rollouts, chosen, self.verifier))  # (B, G)
+        rewards = policy.rewards(self.policy.score(rollouts, chosen, verifier))  # (B, G)
         advantages = reinforce.leave_one_out(rewards)
         for term in reversed(TERMS):
             some = {"micro_batch": MICRO_BATCH, "terms": variants.TERMS[term]}
@@ -111,17 +107,14 @@ def take_gradient(model) -> dict[str, torch.Tensor]:
 def signal(gram: torch.Tensor) -> dict[str, float]:
     """Inner products (N, N) of the gradients of N batches -> norm, and cosine, snr and variance of
     a batch with their standard errors (jackknife)."""
-    N = len(gram)
+    N, names = len(gram), ("cosine", "snr", "variance")
     everyone = torch.arange(N)
     others = [everyone[everyone != i] for i in range(N)]
     without = torch.stack([_of_batches(gram[some][:, some]) for some in others])  # (N, 3)
-    errors = ((N - 1) / N * (without - without.mean(0)).square().sum(0)).sqrt().tolist()
-    found = {"norm": gram.diagonal().mean().sqrt().item()}
-    names = ("cosine", "snr", "variance")
-    for name, value, error in zip(names, _of_batches(gram).tolist(), errors, strict=True):
-        found[name] = value
-        found[f"{name}_error"] = error
-    return found
+    errors = ((N - 1) / N * (without - without.mean(0)).square().sum(0)).sqrt()
+    found = dict(zip(names, _of_batches(gram).tolist()))
+    found |= {f"{name}_error": x for name, x in zip(names, errors.tolist())}
+    return {"norm": gram.diagonal().mean().sqrt().item(), **found}
 
 
 def _of_batches(gram: torch.Tensor) -> torch.Tensor:
@@ -160,69 +153,58 @@ def softness(rollouts: list[Rollout]) -> dict:
     return {**means, "share_soft": share, "quantiles": quantiles}
 
 
-def measure(args: argparse.Namespace, verifier) -> dict:
+def measure(args: argparse.Namespace) -> dict:
     """All that the command writes."""
-    of, start = Measurement(args, verifier), time.perf_counter()
-    gradients, facts, first = [], [], {}
-    for number in tqdm(range(args.batches), desc="batches", disable=None):
-        *both, rollouts = of.batch(number)
-        if not first:
-            first = {"softness": softness(rollouts)}
-        gradients.append(both[0])
-        facts.append(both[1])
+    of, start = Measurement(args), time.perf_counter()
+    gradients, facts, soft = [], [], {}
+    with Verifier(workers=WORKERS) as verifier:
+        for number in tqdm(range(args.batches), desc="batches", disable=None):
+            gradient, fact, rollouts = of.batch(number, verifier)
+            gradients.append(gradient)
+            facts.append(fact)
+            soft = soft or softness(rollouts)  # of the first
     return {
         **of.about(),
         **{name: fmean(one[name] for one in facts) for name in facts[0]},
         "signal": signals(gradients),
-        **first,
+        "softness": soft,
         "seconds": time.perf_counter() - start,
     }
 
 
-def table(signal: dict) -> str:
+def table(found: dict) -> str:
     rows = [["terms", "part", "norm", "cosine", "snr of a batch"]]
-    for term, parts in signal.items():
+    for term, parts in found["signal"].items():
         for part, s in parts.items():
             shown = [f"{s[x]:.4f} ± {s[x + '_error']:.4f}" for x in ("cosine", "snr")]
             rows.append([term, part, f"{s['norm']:.3g}", *shown])
-    return markdown(rows)
+    return f"{markdown(rows)}\n{found['seconds']:.0f} s"
 
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FLAGS = {
-    **command.MODEL,
-    "--tokens": ("soft", "kind of CoT token", {"choices": KINDS}),
-    **{
-        row.flag: (None, row.help, {"type": row.type, "choices": row.choices or None})
-        for row in (TAU_OF, *NOISE)
-    },
-    "--prompts": (16, "B, problems a batch", WHOLE),
-    "--group": (32, "G, samples of each", WHOLE),
-    "--batches": (24, "independent batches, at least 3", WHOLE),
-    "--seed": (0, "decides problems and draws", WHOLE),
-    "--device": (DEVICE, "cpu or cuda", {"choices": ("cpu", "cuda")}),
-    "--out": (None, "file.json for the numbers (default: only printed)", command.FILE),
-}
+FLAGS = [
+    *command.MODEL,
+    replace(TOKENS, kept=False),
+    TAU_OF,
+    *NOISE,
+    Option("prompts", COUNT, "B, problems a batch", 16),
+    Option("group", Number(int, 2), "G, samples of each, at least 2", 32),
+    Option("batches", Number(int, 3), "independent batches, at least 3", 24),
+    Option("seed", Number(int), "decides problems and draws", 0),
+    DEVICE,
+    command.OUT,
+]
 
 
 def read_flags(argv=None) -> argparse.Namespace:
-    parser = command.parser("gradient", __doc__)
-    args = command.read(parser, FLAGS, argv, prompts=1, group=2, batches=3, cot=1)
-    for row in (TAU_OF, *NOISE):
-        if (value := getattr(args, row.name)) is not None:
-            row.check(value, row.flag)
-    return args
+    return command.read("gradient", __doc__, FLAGS, argv)
 
 
 def main(argv=None) -> None:
     with command.one_line("gradient"):
         args = read_flags(argv)
         keep_memory()
-        with Verifier(workers=WORKERS) as verifier:
-            measured = measure(args, verifier)
-        if args.out:
-            write_json(args.out, measured)
-        print(f"{table(measured['signal'])}\n{measured['seconds']:.0f} s")
+        found = measure(args)
+        command.show(found, table(found), args.out)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ Writes OUT/study.md (tables), pictures (extra `plot`), cells.jsonl (command, com
 every cell) and logs/; `python -m minisoft.lab.findings OUT` writes the tables again.
 """
 
-import argparse
 import json
 import os
 import shlex
@@ -34,9 +33,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minisoft.errors import InputError
+from minisoft.errors import InputError, expect
 from minisoft.io import WEIGHTS, checkpoint, state
 from minisoft.kinds import KINDS, PAPER
+from minisoft.kinds.options import COUNT, Option
 from minisoft.lab import command, findings
 from minisoft.lab.trainings import LATER, PROBLEMS, SKILLS, TRAININGS
 from minisoft.run.world import as_program
@@ -47,16 +47,22 @@ CHECKPOINTS = (15, 30, 45, 60)
 UPDATES = "--steps 60 --save-every 15 --keep 60 --warmup 20 --show-every 0".split()  # of train.py
 WHOLE = "--limit 200 --samples 32 --settings".split()  # of eval.py
 BRIEF = "--data tiny-test --limit 200 --settings hard-greedy,hard-sample --samples 8".split()
+FLAGS = [
+    Option("out", Path, "folder of the study"),
+    Option("parts", str, "all, or some of them", ",".join(PARTS)),
+    Option("seeds", COUNT, "runs of each kind, seeds 0, 1, ... (default five or three)"),
+    Option("jobs", COUNT, "cells at once, one thread each", 2),
+    Option("list", bool, "print the commands, run nothing", False),
+]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One command; it is done when `result` exists.  One that trains can be resumed."""
+    """One command; it is done when `result` exists.  One of train.py can be resumed."""
 
     name: str
     command: tuple[str, ...]
     result: Path
-    trains: bool = False
 
     def __str__(self) -> str:
         return shlex.join(["OMP_NUM_THREADS=1", "python", *self.command])
@@ -92,7 +98,7 @@ class Study:
         name, of = f"train/{kind}-s{seed}", TRAININGS[kind]
         run = self.out / name
         flags = (*of.flags, "--lr", of.lr, "--seed", str(seed), *UPDATES, "--out", str(run))
-        return Cell(name, ("train.py", *flags), run / "summary.json", trains=True)
+        return Cell(name, ("train.py", *flags), run / "summary.json")
 
     def evaluate(self, name: str, models: list[str], flags) -> Cell:
         result = self.out / f"{name}.json"
@@ -213,7 +219,8 @@ class Runner:
             self.failures.append(str(error))
 
     def start(self, cell: Cell, log: Path) -> subprocess.Popen:
-        begun = cell.trains and (cell.result.parent / "config.json").is_file()
+        trains = cell.command[0] == "train.py"
+        begun = trains and (cell.result.parent / "config.json").is_file()
         words = [sys.executable, *cell.command, *(["--resume"] if begun else [])]
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         with log.open("a") as to:
@@ -239,42 +246,29 @@ def _written(path: Path) -> float:
     return path.stat().st_mtime if path.is_file() else -1.0
 
 
-def read_flags(argv=None) -> argparse.Namespace:
-    parser = command.parser("study", __doc__)
-    of_seeds = "runs of each kind, seeds 0, 1, ... (default five or three)"
-    flags = {
-        "--out": (None, "folder of the study", {**command.PATH, "required": True}),
-        "--parts": (",".join(PARTS), "all, or some of them"),
-        "--seeds": (None, of_seeds, command.WHOLE),
-        "--jobs": (2, "cells at once, one thread each", command.WHOLE),
-        "--list": (None, "print the commands, run nothing", {"action": "store_true"}),
-    }
-    args = command.read(parser, flags, argv, seeds=1, jobs=1)
-    args.parts = args.parts.split(",")
-    if unknown := set(args.parts) - set(PARTS):
-        names = f"{', '.join(PARTS)}, found {', '.join(sorted(unknown))}"
-        parser.error(f"--parts: expected some of {names}")
-    args.out = args.out.resolve()
-    return args
-
-
 def main(argv=None) -> None:
-    args = read_flags(argv)
-    shows = f"python -m minisoft.lab.findings {shlex.quote(str(args.out))} shows what is there"
+    with command.one_line("study"):
+        args = command.read("study", __doc__, FLAGS, argv)
+        args.parts = args.parts.split(",")
+        known = set(args.parts) <= set(PARTS)
+        expect(known, "--parts", f"some of {', '.join(PARTS)}", ",".join(args.parts))
+        expect(args.out, "--out", "a folder for the study", args.out)
+        out = args.out.resolve()
+    shows = f"python -m minisoft.lab.findings {shlex.quote(str(out))} shows what is there"
     with command.one_line("study", f"; the same command goes on; {shows}"):
-        planned = [*chain(*Study(args.out, args.seeds, dry=True).stages(args.parts))]
+        planned = [*chain(*Study(out, args.seeds, dry=True).stages(args.parts))]
         left = sum(not cell.result.is_file() for cell in planned)
         print(f"# {len(planned)} cells, {left} left", file=sys.stderr)
         if args.list:
             return print(*planned, sep="\n")
-        args.out.mkdir(parents=True, exist_ok=True)
-        runner = Runner(args.out, args.jobs)
-        with state.lock(args.out / "lock"):  # to the end
+        out.mkdir(parents=True, exist_ok=True)
+        runner = Runner(out, args.jobs)
+        with state.lock(out / "lock"):  # to the end
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, runner.stop)
-            for cells in Study(args.out, args.seeds).stages(args.parts):
+            for cells in Study(out, args.seeds).stages(args.parts):
                 runner.run(cells)
-            print(findings.write(args.out))
+            print(findings.write(out))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from minisoft.errors import expect
 from minisoft.io.atomic import read_json, write_text
+from minisoft.kinds.options import Option
 from minisoft.lab import command, figures
 from minisoft.run.show import save_picture
 from minisoft.run.subjects import apart, check_written
@@ -130,17 +131,20 @@ def write(paths: list[Path], out: Path | None) -> None:
         print(f"wrote {folder / name}")
 
 
+PATHS = "run folder of train.py, or .json file of eval.py --out"
+FOLDER = (
+    "where tables.md, training.png, pass_at_k.png, entropy.png and, for one run folder, curves.png "
+    "go (default: where the first .json file is, else the first run folder)"
+)
+FLAGS = [
+    Option("paths", Path, PATHS, nargs="+", metavar="PATH", positional=True),
+    Option("out", Path, FOLDER, metavar="FOLDER"),
+]
+
+
 def main(argv=None) -> None:
-    parser = command.parser("tables", __doc__)
-    of_paths = "run folder of train.py, or .json file of eval.py --out"
-    of_out = (
-        "where tables.md, training.png, pass_at_k.png, entropy.png and, for one run folder, "
-        "curves.png go (default: where the first .json file is, else the first run folder)"
-    )
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help=of_paths)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help=of_out)
-    args = parser.parse_args(argv)
     with command.one_line("tables"):
+        args = command.read("tables", __doc__, FLAGS, argv)
         write(args.paths, args.out)
 
 

@@ -10,6 +10,7 @@ Dimensions: C CoT positions, d width, T positions so far.
 """
 
 import argparse
+from dataclasses import replace
 from statistics import fmean
 
 import torch
@@ -18,9 +19,10 @@ from tqdm import tqdm
 from minisoft import evaluation
 from minisoft.data import Problem
 from minisoft.io import WEIGHTS, checkpoint, datasets
+from minisoft.kinds import COT as COT_OF
 from minisoft.kinds import KINDS
+from minisoft.kinds.options import Number, Option
 from minisoft.lab import command
-from minisoft.lab.command import WHOLE
 from minisoft.reward import RIGHT
 from minisoft.rollout import ANSWER, COT, Request
 from minisoft.run import policy
@@ -152,21 +154,20 @@ def table(found: dict) -> str:
     return "\n\n".join(texts)
 
 
-SOME = {"nargs": "+"}
-FLAGS = {
-    "--model": ([str(WEIGHTS / "tiny")], "folders or hub ids", SOME),
-    "--data": (["tiny-test", "tiny-long"], "problems", SOME),
-    "--limit": (200, "only the first N problems of each", WHOLE),
-    "--cot": (None, f"CoT budget in tokens (default {EVAL_COT} *)", WHOLE),
-    "--tokens": (None, "kinds of token (default the model's)", {**SOME, "choices": KINDS}),
-    "--sampled": (None, "draw the CoTs as in training", {"action": "store_true"}),
-    **command.OUT,
-}
+FLAGS = [
+    Option("model", str, "folders or hub ids", [str(WEIGHTS / "tiny")], nargs="+"),
+    Option("data", str, "problems", ["tiny-test", "tiny-long"], nargs="+"),
+    Option("limit", Number(int, 2), "only the first N problems of each, at least 2", 200),
+    replace(COT_OF, default=EVAL_COT),
+    Option("tokens", str, "kinds of token (default the model's)", choices=KINDS, nargs="+"),
+    Option("sampled", bool, "draw the CoTs as in training", False),
+    command.OUT,
+]
 
 
 def main(argv=None) -> None:
-    args = command.read(command.parser("thought", __doc__), FLAGS, argv, limit=2, cot=1)
     with command.one_line("thought"):
+        args = command.read("thought", __doc__, FLAGS, argv)
         keep_memory()
         with Verifier(workers=WORKERS) as verifier:
             found = measure(args, verifier)

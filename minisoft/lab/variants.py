@@ -9,9 +9,10 @@ To be called where train.py is.
 """
 
 import sys
-from dataclasses import dataclass, fields
-from functools import wraps
+from dataclasses import dataclass
 
+from minisoft.errors import expect
+from minisoft.kinds.options import Option
 from minisoft.lab import command
 from minisoft.rollout import ANSWER, COT
 from minisoft.run.policy import Policy
@@ -19,10 +20,10 @@ from minisoft.run.world import as_program
 
 TERMS = {"both": (COT, ANSWER), "cot": (COT,), "answer": (ANSWER,)}
 FROZEN = {"nothing": None, "E": "model.embed_tokens.weight"}
-FLAGS = {
-    "--terms": ("both", "the log-probabilities that learn: CoT's, answer's", {"choices": TERMS}),
-    "--frozen": ("nothing", "E: it (and a tied head) does not learn", {"choices": FROZEN}),
-}
+FLAGS = [
+    Option("terms", str, "the log-probabilities that learn: CoT's, answer's", "both", TERMS),
+    Option("frozen", str, "E: it (and a tied head) does not learn", "nothing", FROZEN),
+]
 
 
 @dataclass(frozen=True)
@@ -35,33 +36,30 @@ class Variant:
     @property
     def facts(self) -> dict[str, str]:
         """The switches that are on."""
-        values = {x.name: (getattr(self, x.name), x.default) for x in fields(self)}
-        return {name: value for name, (value, usual) in values.items() if value != usual}
+        return {row.name: x for row in FLAGS if (x := getattr(self, row.name)) != row.default}
 
     def adapt(self, run) -> None:
         """Put this variant's functions in the place of a run's, before its first update."""
-        run.policy = VariedPolicy(**vars(run.policy), variant=self)
+        if self.terms != "both":
+            run.policy = TermsPolicy(**vars(run.policy), terms=TERMS[self.terms])
         if self.frozen != "nothing":
             run.differentiate = _without(run.optimizer, FROZEN[self.frozen], run.differentiate)
 
 
 @dataclass(frozen=True)
-class VariedPolicy(Policy):
-    """A policy whose updates are those of a variant; its evaluation is unchanged."""
+class TermsPolicy(Policy):
+    """A policy some of whose log-probabilities learn; its evaluation is unchanged."""
 
-    variant: Variant = Variant()
+    terms: tuple = ()
 
     def backward(self, rollouts, advantages, scale, **options):
-        if self.variant.terms != "both":
-            options["terms"] = TERMS[self.variant.terms]
-        return super().backward(rollouts, advantages, scale, **options)
+        return super().backward(rollouts, advantages, scale, terms=self.terms, **options)
 
 
 def _without(optimizer, parameter: str, differentiate):
     """The same backward passes, which leave a parameter no gradient: with AdamW's weight decay of
     0 it stays as it is, and its gradient is no part of the norm that is clipped."""
 
-    @wraps(differentiate)
     def within(*args, **options):
         mismatch = differentiate(*args, **options)
         if parameter in optimizer.sums:
@@ -72,20 +70,21 @@ def _without(optimizer, parameter: str, differentiate):
 
 
 def split(words: list[str]) -> tuple[Variant, list[str]]:
-    """The command line -> (the switches before --, train.py's flags after it)."""
+    """The command line -> (the switches before --, train.py's flags after it).  Raises
+    InputError."""
     own = words.index("--") if "--" in words else len(words)
-    parser = command.parser("variants", __doc__)
-    variant = Variant(**vars(command.read(parser, FLAGS, words[:own])))
+    variant = Variant(**vars(command.read("variants", __doc__, FLAGS, words[:own])))
     flags = words[own + 1 :]
-    if variant.terms != "both" and "--plain" in flags:
-        parser.error(f"--terms {variant.terms}: expected no --plain, which has both terms")
+    both = variant.terms == "both" or "--plain" not in flags
+    expect(both, f"--terms {variant.terms}", "no --plain, which has both terms", "--plain")
     return variant, flags
 
 
 def main(argv=None) -> None:
     import train  # the program beside the package
 
-    variant, flags = split(list(sys.argv[1:] if argv is None else argv))
+    with command.one_line("variants"):
+        variant, flags = split(list(sys.argv[1:] if argv is None else argv))
     train.main(flags, variant)
 
 

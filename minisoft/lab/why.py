@@ -29,6 +29,7 @@ from minisoft.kinds.covariance import Covariance
 from minisoft.kinds.gumbel import GumbelSoftmax
 from minisoft.kinds.multiplex import Multiplex
 from minisoft.kinds.noise import TopLogitNoise
+from minisoft.kinds.options import COUNT, Option
 from minisoft.lab import command, gradient
 from minisoft.lab.trainings import TRAININGS
 from minisoft.rollout import COT
@@ -81,7 +82,7 @@ def score_variance(kind, E: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         case Multiplex() | Covariance():
             return kind.width * token_variance(p) / kind.tau**2
         case TopLogitNoise():
-            return torch.full_like(p[:, 0], kind.top / kind.sigma**2)
+            return torch.full_like(p[:, 0], kind.top_k / kind.sigma**2)
         case GumbelSoftmax():
             kept = kind.distribution(None, None, logits.float()).mode()[..., 1].double().exp()
             n = (kept > 0).sum(-1)
@@ -114,11 +115,10 @@ def chains(of: gradient.Measurement, number: int) -> torch.Tensor:
 
 def load(name: str, args: argparse.Namespace) -> gradient.Measurement:
     """A case as minisoft.lab.gradient measures it."""
-    words = [*TRAININGS[name].flags, "--device", "cpu"]
-    for flag in ("model", "data", "template", "cot"):
-        if getattr(args, flag) is not None:
-            words += [f"--{flag}", str(getattr(args, flag))]
-    return gradient.Measurement(gradient.read_flags(words), None)
+    case = gradient.read_flags([*TRAININGS[name].flags, "--device", "cpu"])
+    for row in command.MODEL:
+        setattr(case, row.name, getattr(args, row.name))
+    return gradient.Measurement(case)
 
 
 def sure(logits: torch.Tensor) -> torch.Tensor:
@@ -176,16 +176,13 @@ def table(found: dict) -> str:
     )
 
 
-FLAGS = {
-    **command.MODEL,
-    "--chains": (32, f"problems whose {SAMPLES} hard chains give the logits", command.WHOLE),
-    **command.OUT,
-}
+CHAINS = f"problems whose {SAMPLES} hard chains give the logits"
+FLAGS = [*command.MODEL, Option("chains", COUNT, CHAINS, 32), command.OUT]
 
 
 def main(argv=None) -> None:
-    args = command.read(command.parser("why", __doc__), FLAGS, argv, chains=1, cot=1)
     with command.one_line("why"):
+        args = command.read("why", __doc__, FLAGS, argv)
         keep_memory()
         found = study(args)
         command.show(found, table(found), args.out)

@@ -89,32 +89,29 @@ def test_the_command_measures(tmp_path):
     squares = {part: s["norm"] ** 2 for part, s in found["signal"]["both"].items()}
     assert squares["all"] == pytest.approx(squares["E"] + squares["body"])
     assert 1 < found["softness"]["support"] < 2
-    assert "| both   | all  | " in gradient.table(found["signal"])
+    assert "| both   | all  | " in gradient.table(found)
 
 
 def test_the_model_decides_what_the_flags_do_not(tmp_path):
     """Kind of noise, temperature and sigma of its training, from its minisoft.json."""
     trained = {"tokens": "soft", "noise": "logits", "top_k": 5, "tau": 0.7}
     folder = tiny_at(tmp_path / "model", {**trained, "gamma": 0.33, "sigma": 2.5})
-    own = gradient.Measurement(gradient.read_flags(["--model", str(folder)]), None).policy.kind
-    assert (type(own).__name__, own.tau, own.sigma, own.top) == ("TopLogitNoise", 0.7, 2.5, 5)
+    own = gradient.Measurement(gradient.read_flags(["--model", str(folder)])).policy.kind
+    assert (type(own).__name__, own.tau, own.sigma, own.top_k) == ("TopLogitNoise", 0.7, 2.5, 5)
     flags = ["--model", str(folder), "--noise", "embedding", "--tau", "0.1"]
-    other = gradient.Measurement(gradient.read_flags(flags), None).policy.kind
+    other = gradient.Measurement(gradient.read_flags(flags)).policy.kind
     assert (type(other).__name__, other.tau) == ("Mixture", 0.1) and other.sigma < 0.1
 
 
-BAD = "--group 1;--batches 2;--cot -1;--out no/such/folder/x.json;--device gpu".split(";")
+BAD = "--group 1;--batches 2;--cot -1;--out no/such/folder/x.json;--device gpu;--gamma 0".split(";")
 
 
 @pytest.mark.parametrize("flags", BAD)
-def test_bad_flags_are_refused(flags, capsys):
-    with pytest.raises(SystemExit) as stop:
-        gradient.main([*SMALL, *flags.split()])
+def test_bad_flags_are_refused(flags):
     flag, given = flags.split()
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert stop.value.code == 2 and flag in last and given in last
-    with pytest.raises(SystemExit, match="--gamma: "):
-        gradient.main([*SMALL, "--gamma", "0"])
+    with pytest.raises(SystemExit, match=f"error: {flag}: expected .*{given}") as stop:
+        gradient.main([*SMALL, *flags.split()])
+    assert "\n" not in stop.value.code
 
 
 BAD_INPUT = """--model no/such/folder :: no/such/folder: expected

@@ -437,10 +437,10 @@ BAD = {"--out x --parts everything": "--parts", "--out x --seeds 0": "--seeds", 
 
 
 @pytest.mark.parametrize("flags, name", BAD.items())
-def test_bad_flags(flags, name, capsys):
-    with pytest.raises(SystemExit) as end:
+def test_bad_flags(flags, name):
+    with pytest.raises(SystemExit, match=f"error: .*{name}") as end:
         main(flags.split())
-    assert end.value.code == 2 and name in capsys.readouterr().err.splitlines()[-1]
+    assert "\n" not in end.value.code
 
 
 def test_commands_without_running_them(tmp_path, capsys):

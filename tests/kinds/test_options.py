@@ -1,0 +1,121 @@
+"""One dialect of flags: what a command line says, what its ranges refuse, what --help shows."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import eval
+import train
+from minisoft.errors import InputError
+from minisoft.io import checkpoint
+from minisoft.kinds import KINDS
+from minisoft.kinds.options import COUNT, SIZE, Number, Option, parse, read_pair
+from minisoft.lab import bench, gradient, study, thought, variants, why
+
+ROOT = Path(__file__).resolve().parents[2]
+ROWS = [
+    Option("out", Path, "a folder"),
+    Option("some_rows", COUNT, "10 % of them", [2], nargs="+"),
+    Option("lr", SIZE, "peak", 0.5, kept=True),
+    Option("betas", Number(float, 0, below=1), "AdamW", [0.9, 0.95], nargs=2),
+    Option("top_p", Number(float, 0, most=1), "probability"),
+    Option("tokens", str, "kind", "soft", choices=KINDS),
+    Option("list", bool, "no more", False),
+]
+
+
+def read(line, rows=ROWS):
+    return parse({"flags": rows}, line.split(), prog="it")
+
+
+def test_flags_that_are_not_given_have_their_defaults_and_a_models_none():
+    args, given = read("")
+    assert not given and args.out is None and args.list is False
+    assert (args.some_rows, args.lr, args.betas, args.tokens) == ([2], None, [0.9, 0.95], "soft")
+
+
+def test_flags_that_are_given_are_read_by_their_types():
+    args, given = read("--some-rows 1 3 --betas 0 0.5 --lr 1 --out x --list --tokens hard")
+    assert given == {"some_rows", "betas", "lr", "out", "list", "tokens"}
+    assert (args.some_rows, args.betas, args.lr) == ([1, 3], [0.0, 0.5], 1.0)
+    assert (args.out, args.list, args.tokens) == (Path("x"), True, "hard")
+    args, given = read("a b", [Option("paths", Path, "", nargs="+", positional=True)])
+    assert args.paths == [Path("a"), Path("b")]
+
+
+@pytest.mark.parametrize(
+    "line, flag, found",
+    [
+        ("--some-rows 1 0", "--some-rows", "0"),
+        ("--some-rows 1.5", "--some-rows", "'1.5'"),
+        ("--lr 0", "--lr", "0.0"),
+        ("--lr inf", "--lr", "inf"),
+        ("--lr nan", "--lr", "nan"),
+        ("--betas 0.9 1", "--betas", "1.0"),  # its end is no part of the range
+        ("--betas -0.1 0", "--betas", "-0.1"),
+        ("--top-p 1.01", "--top-p", "1.01"),
+        ("--tokens warm", "--tokens", "'warm'"),
+    ],
+)
+def test_what_is_out_of_its_range_is_refused_by_name(line, flag, found):
+    with pytest.raises(InputError, match=f"^{flag}: expected .*, found {found}$"):
+        read(line)
+
+
+@pytest.mark.parametrize("line", ["--some", "--betas 1", "--what 3", "x", "--lr"])
+def test_errors_of_argparse_are_of_the_same_kind(line, capsys):
+    with pytest.raises(InputError, match=line.split()[0]) as refused:
+        read(line)
+    assert "\n" not in str(refused.value) and capsys.readouterr() == ("", "")
+
+
+def test_the_ends_of_a_range_are_in_it():
+    assert read("--top-p 1")[0].top_p == 1 and read("--top-p 0")[0].top_p == 0
+
+
+@pytest.mark.parametrize("text", ["soft", "warm=1", "soft=x", "soft=0", "soft="])
+def test_bad_pairs_are_refused(text):
+    row = Option("tau", SIZE, "")
+    assert read_pair("soft=0.5", KINDS, row) == ("soft", 0.5)
+    with pytest.raises(InputError, match="^--tau"):
+        read_pair(text, KINDS, row)
+
+
+def test_betas_of_adamw_are_refused_before_a_model_is_loaded(monkeypatch):
+    monkeypatch.setattr(checkpoint, "find", lambda name: pytest.fail("a model is looked for"))
+    with pytest.raises(SystemExit, match="--betas: expected .*below 1, found 1.0"):
+        train.main(["--betas", "0.9", "1"])
+
+
+def test_a_flag_that_is_none_ends_a_program_with_status_1_and_one_line():
+    """As every other error does; argparse itself would show the usage, and end with 2."""
+    command = [sys.executable, "eval.py", "--sampels", "3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    message = "eval.py: error: unrecognized arguments: --sampels 3\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
+
+
+def test_what_may_differ_when_a_run_goes_on():
+    """And not one flag that decides a number of the run."""
+    fixed = {row.name for rows in train.FLAGS.values() for row in rows} - train.RESUMED
+    assert {"steps", "device", "micro_batch", "shard", "validate_every", "out"} <= train.RESUMED
+    assert {"lr", "seed", "dtype", "cot", "data", "tokens", "group", "betas"} <= fixed
+
+
+@pytest.mark.parametrize("module", [bench, gradient, study, thought, variants, why])
+def test_help_of_the_laboratory_is_its_manual(module, capsys):
+    with pytest.raises(SystemExit) as stop:
+        module.main(["--help"])
+    text = capsys.readouterr().out
+    name = module.__name__.removeprefix("minisoft.lab.")
+    assert not stop.value.code and f"usage: python -m minisoft.lab.{name}" in text
+    assert all(row.flag in text for row in module.FLAGS) and module.__doc__[:40] in text
+
+
+def test_defaults_in_the_help_of_eval_are_those_that_hold(capsys):
+    with pytest.raises(SystemExit):
+        eval.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "(default weights/tiny)" in text and "(default 32)" in text and "(default 512 *)" in text

@@ -24,7 +24,6 @@ from statistics import fmean, stdev, variance
 import torch
 
 from minisoft.errors import InputError
-from minisoft.evaluation import SOFTNESS
 from minisoft.io.atomic import read_json, write_text
 from minisoft.kinds import PAPER
 from minisoft.lab import command, figures
@@ -32,7 +31,7 @@ from minisoft.lab.bench import processor
 from minisoft.lab.tables import read_results
 from minisoft.lab.trainings import LATER, PROBLEMS, SKILLS, TRAININGS
 from minisoft.run.metrics import markdown
-from minisoft.run.tables import Column, cell, number, show_mean
+from minisoft.run.tables import cell, number, show_mean
 from minisoft.run.world import as_program
 
 T95 = (  # Student's 0.975 quantile for 1 ... 20 degrees of freedom
@@ -41,7 +40,12 @@ T95 = (  # Student's 0.975 quantile for 1 ... 20 degrees of freedom
 )
 PUBLISHED = Path(__file__).with_name("paper.tsv")  # of the paper's Tables 2-5, where ours are alike
 PERCENT = ("%", 100, 1)  # unit, its scale, digits
-UNITS = {"entropy": ("nats", 1, 3), "nll": ("nats a token", 1, 4)}  # of fields that are no share
+UNITS = {  # of fields that are no share
+    "entropy": ("nats", 1, 3),
+    "nll": ("nats a token", 1, 4),
+    "support": ("tokens", 1, 2),
+    "largest_weight": ("", 1, 3),
+}
 Table = tuple[str, list[list[str]]]  # a title, "" for none, and rows, the first one the head
 
 
@@ -109,6 +113,10 @@ class Results:
     def values(self, kind: str, data: str, part: str, field: str) -> list[float]:
         return [x[field] for x in self.cell(kind, data, part) if field in x]
 
+    def show(self, kind: str, data: str, part: str, field: str) -> str:
+        """Mean and standard deviation over seeds."""
+        return show_mean(self.values(kind, data, part, field), *UNITS.get(field, PERCENT)[1:])
+
     def gradient(self, name: str) -> dict:
         """What minisoft.lab.gradient has measured; {} if nothing."""
         return read_json(self.out / f"gradient/{name}.json")
@@ -138,19 +146,21 @@ def checkpoints(r: Results) -> list[Table]:
     problems, then and at the end; beside it the best of all by hard-greedy."""
     head = "tokens, seed, best at, best (%), last (%), hard-greedy there (%), the best hard-greedy"
     rows = [head.split(", ")]
-    for name in TRAININGS:
-        for seed, path in seeds(r.out, f"train/{name}", "/metrics.jsonl").items():
-            metrics = [row for row in figures.read_metrics(path) if "validation" in row]
-            if metrics:
-                best = max(metrics, key=lambda row: row["validation"])  # the first of equals
-                summary = read_json(path.with_name("summary.json"))
-                if summary.get("best_step") == 0:  # the untrained model has no line of its own
-                    best = {"step": 0, "validation": summary["validation"]}
-                hard = figures.series(metrics, "validation_hard")
-                shown = [best["validation"], metrics[-1]["validation"], hard.get(best["step"])]
-                shown.append(max(hard.values(), default=None))
-                cells = ["" if share is None else f"{100 * share:.1f}" for share in shown]
-                rows.append([name, str(seed), str(best["step"]), *cells])
+    runs = [
+        (x, *run) for x in TRAININGS for run in seeds(r.out, f"train/{x}", "/metrics.jsonl").items()
+    ]
+    for name, seed, path in runs:
+        lines = figures.read_metrics(path)
+        own, hard = (figures.series(lines, x) for x in ("validation", "validation_hard"))
+        if own:
+            summary = read_json(path.with_name("summary.json"))
+            best = max(own, key=own.get)  # the first of equals
+            if summary.get("best_step") == 0:  # the untrained model has no line of its own
+                best, own = 0, {0: summary["validation"], **own}
+            last = [*own.values()][-1]
+            shown = [own[best], last, hard.get(best), max(hard.values(), default=None)]
+            cells = ["" if share is None else f"{100 * share:.1f}" for share in shown]
+            rows.append([name, str(seed), str(best), *cells])
     return [("", rows)]
 
 
@@ -177,20 +187,15 @@ def compare(r: Results, measures) -> list[Table]:
 def trajectories(r: Results, kind: str) -> dict[int, list[dict]]:
     """{seed: path}: greedy, sample (pass@1 on tiny-test) and entropy (nats), all of hard inference,
     of the base and a run's checkpoints, in the order of updates."""
-    base, paths = r.out / "test/base.json", {}
-    if not base.is_file():
-        return {}
-    for seed, path in seeds(r.out, f"checkpoints/{kind}", ".json").items():
-        runs = read_json(base)["runs"] + read_json(path)["runs"]
-        settings = [run["settings"] for run in runs if run["data"] == "tiny-test"]
-        paths[seed] = [
-            {
-                "greedy": hard["hard-greedy"]["pass@1"],
-                "sample": hard["hard-sample"]["pass@1"],
-                "entropy": hard["hard-sample"]["entropy"],
-            }
-            for hard in settings
-        ]
+    base, paths = read_json(r.out / "test/base.json").get("runs", []), {}
+    for seed, path in seeds(r.out, f"checkpoints/{kind}", ".json").items() if base else ():
+        runs = [run for run in base + read_json(path)["runs"] if run["data"] == "tiny-test"]
+        greedy, drawn = (
+            [run["settings"][f"hard-{x}"] for run in runs] for x in ("greedy", "sample")
+        )
+        names = ("greedy", "sample", "entropy")
+        points = [(a["pass@1"], b["pass@1"], b["entropy"]) for a, b in zip(greedy, drawn)]
+        paths[seed] = [dict(zip(names, point)) for point in points]
     return paths
 
 
@@ -239,7 +244,7 @@ def inference(r: Results) -> list[Table]:
         for training in ("base", *r.tested):
             parts = [f"{kind}-{how}" for kind in PAPER]
             parts += [f"own-{how}"] if training in LATER else []
-            shown = [number(r.cell(training, data, p), Column("", field)) for p in parts]
+            shown = [number(r.cell(training, data, part), field) for part in parts]
             hard, *others = (r.values(training, data, part, field) for part in parts)
             pairs = [zip(hard, other) if len(other) == len(hard) else () for other in others]
             differences = [show_difference([b - a for a, b in pair], 0.0) for pair in pairs]
@@ -259,10 +264,10 @@ def softness(r: Results) -> list[Table]:
     head = "training, mean at 0, above 1.5 (%) at 0, median at 60, 99 % are below at 60"
     of_batches = [head.split(", ")]
     for name in TRAININGS:
-        support, largest, soft = (r.values(name, "tiny-test", "own-sample", x) for x in SOFTNESS)
-        if support:
-            shown = [show_mean(support, 1, 2), show_mean(soft), show_mean(largest, 1, 3)]
-            of_best.append([name, str(len(support)), *shown])
+        part = (name, "tiny-test", "own-sample")
+        if runs := len(r.values(*part, "support")):
+            shown = [r.show(*part, x) for x in ("support", "share_soft", "largest_weight")]
+            of_best.append([name, str(runs), *shown])
         first, last = (r.gradient(f"{name}-{step}").get("softness") for step in (0, 60))
         if first and last:
             base = [f"{first['support']:.2f}", f"{100 * first['share_soft']:.1f}"]
@@ -279,9 +284,8 @@ def published(r: Results) -> list[Table]:
         rows = [head]
         part, field = measure.split() if " " in measure else ("choices", "nll")
         for data in SKILLS[:3] if part == "choices" else PROBLEMS:
-            of_kinds = [r.values(kind, data, part, field) for kind in ("base", *PAPER)]
-            how = UNITS.get(field, PERCENT)[1:]
-            rows.append([f"here, {data}", *(show_mean(values, *how) for values in of_kinds)])
+            of_kinds = [r.show(kind, data, part, field) for kind in ("base", *PAPER)]
+            rows.append([f"here, {data}", *of_kinds])
         rows += [line for name, *line in lines if name == measure]
         tables.append((measure, rows))
     return tables
@@ -335,12 +339,6 @@ def pictures(r: Results) -> dict:
     for name, kinds in (("matched.png", PAPER), ("matched_later.png", ("hard", *LATER))):
         paths = {kind: list(trajectories(r, kind).values()) for kind in kinds}
         drawn[name] = figures.matched(paths) if any([*paths.values()][1:]) else None
-    measured = {kind: {n: r.gradient(f"{kind}-{n}") for n in (0, 30, 60)} for kind in TRAININGS}
-    signal = {k: {n: x["signal"] for n, x in measured[k].items() if x} for k in PAPER}
-    soft = {k: [steps[n].get("softness") for n in (0, 60)] for k, steps in measured.items()}
-    soft = {kind: both for kind, both in soft.items() if all(both)}
-    drawn["gradient.png"] = figures.gradient(signal) if any(signal.values()) else None
-    drawn["softness.png"] = figures.softness(soft) if soft else None
     return {name: figure for name, figure in drawn.items() if figure}
 
 

@@ -1,6 +1,6 @@
 """Tables, and with the extra `plot` pictures, of what runs reached.
 
-    python -m minisoft.lab.tables RUN                # draws RUN/training.png and RUN/curves.png
+    python -m minisoft.lab.tables RUN ...            # draws RUN/training.png
     python -m minisoft.lab.tables a.json b.json ...  # like the paper's, of results of eval.py --out
 
 Results of one label and data set are the seeds of a cell of the tables; models of one label share a
@@ -98,8 +98,6 @@ def pictures(folders: list[Path], runs: list[dict]) -> dict:
     drawn = {"pass_at_k.png": figures.pass_at_k(runs), "entropy.png": figures.entropy(runs)}
     if folders:
         drawn["training.png"] = figures.training(histories)
-    if len(folders) == 1:
-        drawn["curves.png"] = figures.curves(folders[0])
     return {name: figure for name, figure in drawn.items() if figure}
 
 
@@ -134,8 +132,8 @@ def main(argv=None) -> None:
     parser = command.parser("tables", __doc__)
     of_paths = "run folder of train.py, or .json file of eval.py --out"
     of_out = (
-        "where tables.md, training.png, pass_at_k.png, entropy.png and, for one run folder, "
-        "curves.png go (default: where the first .json file is, else the first run folder)"
+        "where tables.md, training.png, pass_at_k.png and entropy.png go (default: where the first "
+        ".json file is, else the first run folder)"
     )
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help=of_paths)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help=of_out)

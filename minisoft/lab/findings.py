@@ -31,6 +31,7 @@ from minisoft.lab.bench import processor
 from minisoft.lab.tables import read_results
 from minisoft.lab.trainings import LATER, PROBLEMS, SKILLS, TRAININGS
 from minisoft.run.metrics import markdown
+from minisoft.run.show import save_picture
 from minisoft.run.tables import cell, number, show_mean
 from minisoft.run.world import as_program
 
@@ -105,17 +106,40 @@ class Results:
         self.runs = read_results([*out.glob("test/base.json"), *sum(self.tested.values(), [])])
 
     def cell(self, kind: str, data: str, part: str) -> list[dict]:
-        """The evaluations of all seeds of a kind, or of "base"; of own-greedy and own-sample each
-        kind's own inference, beside hard inference of the base."""
+        """The evaluations of all seeds of a kind, or of "base"; own-greedy and own-sample: in each
+        kind's own inference (base: hard), later-greedy and later-sample: of the later kinds
+        only."""
         own = TRAININGS[kind].tokens if kind in TRAININGS else "hard"
-        return cell(self.runs, kind, data, part.replace("own", own))
+        part = part.replace("own", own).replace("later", own if kind in LATER else "later")
+        return cell(self.runs, kind, data, part)
 
     def values(self, kind: str, data: str, part: str, field: str) -> list[float]:
         return [x[field] for x in self.cell(kind, data, part) if field in x]
 
-    def show(self, kind: str, data: str, part: str, field: str) -> str:
-        """Mean and standard deviation over seeds."""
-        return show_mean(self.values(kind, data, part, field), *UNITS.get(field, PERCENT)[1:])
+    def show(self, kind: str, data: str, part: str, field: str, minus: str = "") -> str:
+        """Mean and standard deviation over seeds, of one run (the base) with its interval; or the
+        difference to the kind `minus`, hard or base, or to that part of the same runs."""
+        values, how = self.values(kind, data, part, field), UNITS.get(field, PERCENT)[1:]
+        if not minus:
+            return number(self.cell(kind, data, part), field, *how)
+        if minus in ("base", "hard"):
+            other = [] if kind in ("base", minus) else self.values(minus, data, part, field)
+            exact = other[0] if minus == "base" and other else other  # it has no seeds
+            return show_difference(values, exact, *how)
+        other = self.values(kind, data, minus, field)
+        gaps = [a - b for a, b in zip(values, other)] if len(values) == len(other) else []
+        return show_difference(gaps, 0.0, *how)
+
+    def table(self, data: str, columns: dict[str, tuple]) -> list[list[str]]:
+        """A row for the base and for each training of which there is something; columns: {head:
+        part and field of `show`, and minus}."""
+        rows = [["training", "runs", *columns]]
+        for kind in ("base", *self.tested):
+            cells = [self.show(kind, data, *column) for column in columns.values()]
+            runs = max(len(self.cell(kind, data, part)) for part, *_ in columns.values())
+            if any(cells):
+                rows.append([kind, str(runs), *cells])
+        return rows
 
     def gradient(self, name: str) -> dict:
         """What minisoft.lab.gradient has measured; {} if nothing."""
@@ -168,19 +192,11 @@ def compare(r: Results, measures) -> list[Table]:
     """For each (data, part, field) a table of the base and every training, with the differences to
     hard training and to the base."""
     tables = []
-    for data, part, field in measures:
-        unit, *how = UNITS.get(field, PERCENT)
-        rows = [["training", "runs", unit, "- hard", "- base"]]
-        of_base, of_hard = (r.values(kind, data, part, field) for kind in ("base", "hard"))
-        for kind in ("base", *r.tested):
-            values, gaps = r.values(kind, data, part, field), ["", ""]
-            if kind not in ("base", "hard"):
-                gaps[0] = show_difference(values, of_hard, *how)
-            if kind != "base" and of_base:
-                gaps[1] = show_difference(values, of_base[0], *how)
-            if values:
-                rows.append([kind, str(len(values)), show_mean(values, *how), *gaps])
-        tables.append((f"{data}, {part}, {field}".replace("choices, ", ""), rows))
+    for data, *what in measures:
+        unit = UNITS.get(what[1], PERCENT)[0]
+        columns = {unit: what, "- hard": [*what, "hard"], "- base": [*what, "base"]}
+        title = ", ".join((data, *what)).replace("choices, ", "")
+        tables.append((title, r.table(data, columns)))
     return tables
 
 
@@ -238,36 +254,27 @@ def inference(r: Results) -> list[Table]:
     runs."""
     tables = []
     measures = (("greedy", "pass@1"), ("sample", "pass@1"), ("sample", "pass@32"))
-    for (how, field), data in product(measures, PROBLEMS if r.runs else ()):
-        values = [["training", *(f"{kind} inference" for kind in PAPER), "own inference"]]
-        gaps = [["training", *(f"{kind} - hard" for kind in (*PAPER[1:], "own"))]]
-        for training in ("base", *r.tested):
-            parts = [f"{kind}-{how}" for kind in PAPER]
-            parts += [f"own-{how}"] if training in LATER else []
-            shown = [number(r.cell(training, data, part), field) for part in parts]
-            hard, *others = (r.values(training, data, part, field) for part in parts)
-            pairs = [zip(hard, other) if len(other) == len(hard) else () for other in others]
-            differences = [show_difference([b - a for a, b in pair], 0.0) for pair in pairs]
-            missing = [""] * (len(PAPER) + 1 - len(parts))
-            values.append([training, *shown, *missing])
-            if any(differences):
-                gaps.append([training, *differences, *missing])
+    for (how, field), data in product(measures, PROBLEMS):
+        others = {kind: (f"{kind}-{how}", field) for kind in PAPER} | {
+            "own": (f"later-{how}", field)
+        }
+        hard = others["hard"][0]
+        values = {f"{kind} inference": column for kind, column in others.items()}
+        gaps = {f"{kind} - hard": (*others[kind], hard) for kind in (*PAPER[1:], "own")}
         title = f"{data}, {how}, {field}"
-        tables += [(f"{title}, %", values), (f"{title}, difference", gaps)]
+        tables += [(f"{title}, %", r.table(data, values))]
+        tables += [(f"{title}, difference", r.table(data, gaps))]
     return tables
 
 
 def softness(r: Results) -> list[Table]:
     """How many tokens positions carry: of the best checkpoints on test problems, and in the batches
     of the gradient before training (update 0) and at its end (60, first seed)."""
-    of_best = [["training", "runs", "mean", "above 1.5 (%)", "largest weight"]]
+    names = {"mean": "support", "above 1.5 (%)": "share_soft", "largest weight": "largest_weight"}
+    of_best = r.table("tiny-test", {head: ("own-sample", names[head]) for head in names})
     head = "training, mean at 0, above 1.5 (%) at 0, median at 60, 99 % are below at 60"
     of_batches = [head.split(", ")]
     for name in TRAININGS:
-        part = (name, "tiny-test", "own-sample")
-        if runs := len(r.values(*part, "support")):
-            shown = [r.show(*part, x) for x in ("support", "share_soft", "largest_weight")]
-            of_best.append([name, str(runs), *shown])
         first, last = (r.gradient(f"{name}-{step}").get("softness") for step in (0, 60))
         if first and last:
             base = [f"{first['support']:.2f}", f"{100 * first['share_soft']:.1f}"]
@@ -291,24 +298,6 @@ def published(r: Results) -> list[Table]:
     return tables
 
 
-def sources(r: Results) -> list[Table]:
-    """Of the CoT's terms and of the answer's: norm in E and in the rest (of the weights), cosines
-    of batches there, SNR."""
-    tables = []
-    for shown, term in (("CoT", "cot"), ("answer", "answer")):
-        rows = [
-            ["tokens", "update", "norm in E", "in rest", "cosine in E", "in rest", "snr of all"]
-        ]
-        for name, step in product(TRAININGS, (0, 30, 60)):
-            if measured := r.gradient(f"{name}-{step}"):
-                E, body, whole = (measured["signal"][term][x] for x in ("E", "body", "all"))
-                both = [(E, "cosine"), (body, "cosine"), (whole, "snr")]
-                shares = [f"{x[of]:.3f} ± {x[of + '_error']:.3f}" for x, of in both]
-                rows.append([name, str(step), f"{E['norm']:.3g}", f"{body['norm']:.3g}", *shares])
-        tables.append((f"terms of the {shown}", rows))
-    return tables
-
-
 HARD_SAMPLE = product(PROBLEMS, ["hard-sample"], [f"pass@{k}" for k in (1, 4, 16, 32)])
 OWN_SAMPLE = product(PROBLEMS, ["own-sample"], ("pass@1", "pass@32"))
 GREEDY = product(PROBLEMS, ("hard-greedy", "soft-greedy", "own-greedy"), ["pass@1"])
@@ -326,7 +315,6 @@ SECTIONS = {
     "Finding 5: the best inference": inference,
     "Are they soft? Effective number of tokens at a position of the CoT, own sampling": softness,
     "The paper's numbers": published,
-    "Where the gradient comes from": sources,
 }
 
 
@@ -353,7 +341,7 @@ def write(out: Path) -> str:
     write_text(out / "study.md", f"# Study\n\n{facts(out)}\n\n{text}\n")
     try:
         for name, figure in pictures(r).items():
-            figure.savefig(out / name, dpi=110)
+            save_picture(out / name, figure)
     except ImportError as error:
         print(f"minisoft.lab.study: {error}", file=sys.stderr)
     return f"{text}\n\nwritten: {out / 'study.md'}"

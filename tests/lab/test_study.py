@@ -356,7 +356,7 @@ LATER_ROWS = {
     "Finding 1": "| tiny-test, own-greedy, pass@1 | multiplex | 2 | 91.0 ± 0.7 | +9.0 [",
     "Finding 5": """
 | tiny-test, greedy, pass@1, % | multiplex | 2 | 81.0 ± 0.7 | 83.0 ± 0.7 | 80.0 ± 0.7 | 91.0 ± 0.7 |
-| tiny-test, greedy, pass@1, difference | multiplex | 2 | +2.0 (no spread) | -1.0 (no spread) | +10.0
+| tiny-test, greedy, pass@1, difference | multiplex | 2 | +2.0 (no spread) | -1.0 (no spread) | +
 """,
     "Are they soft?": """
 | batches of the gradient | hard | 1.00 | 0.0 | 1.0000 | 1.0000 |

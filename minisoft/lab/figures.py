@@ -80,6 +80,13 @@ def read_runs(folders) -> dict[str, list[list[dict]]]:
     return runs
 
 
+def pictures(results: list[dict], runs: dict[str, list[list[dict]]]) -> dict:
+    """{file name: Figure} of results of eval.py, and of runs as `read_runs` has them."""
+    drawn = {"pass_at_k.png": pass_at_k(results), "entropy.png": entropy(results)}
+    drawn["training.png"] = training(runs) if runs else None
+    return {name: figure for name, figure in drawn.items() if figure}
+
+
 def training(runs: dict[str, list[list[dict]]]):
     """Figure 2 and more over updates: running means of what each update measured, the mean itself
     light behind them, and validations.

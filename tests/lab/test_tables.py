@@ -69,9 +69,11 @@ BAD = [
         {"settings": {"hard-greedy": {**GREEDY, "ci95": {"pass@1": [0.1]}}}},
         "hard-greedy: ci95: expected numbers",
     ),
+    ({"settings": {"hard-greedy": {**GREEDY, "ci95": {"pass@1": 1}}}}, "hard-greedy: ci95: "),
+    ({"settings": {"hard-greedy": {**GREEDY, "ci95": 1}}}, "hard-greedy: ci95: expected numbers"),
     (
         {"settings": {"hard-greedy": {**GREEDY, "entropy_by_position": [0.1]}}},
-        "rows_by_position: expected 1 numbers",
+        "entropy_by_position: expected two of one length",
     ),
     (
         {"settings": {"hard-greedy": {**GREEDY, **PROFILE, "rows_by_position": [1, 1, 1, "x"]}}},

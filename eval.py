@@ -7,12 +7,13 @@
     python eval.py --model RUN/best --show 3 --settings soft-sample      # look inside one CoT
     torchrun --nproc-per-node 2 eval.py ...                     # problems are shared out over ranks
 
-The answer is always decoded greedily.  A greedy setting has one sample a problem.  Rows of a
-multiple-choice file (HellaSwag, ARC, MMLU) are scored instead: accuracy, and NLL per token of the
-correct answer.  --out FILE.json gets the numbers, FILE.jsonl beside it every generation, FILE.md
-the tables; only what an earlier call wrote is written over; a call that was killed goes on.
-Neither --batch nor the number of ranks changes a result.  A default marked * may be replaced by the
-model folder's minisoft.json.  `python -m minisoft.lab.tables` merges result files, draws figures.
+The answer is always decoded greedily.  A greedy setting has one sample a problem, and is in the run
+of the first --seed only; each seed is a run.  Rows of a multiple-choice file (HellaSwag, ARC, MMLU)
+are scored instead: accuracy, and NLL per token of the correct answer.  --out FILE.json gets the
+numbers, FILE.jsonl beside it every generation, FILE.md the tables; only what an earlier call wrote
+is written over; a call that was killed goes on.  Neither --batch nor the number of ranks changes a
+result.  A default marked * may be replaced by the model folder's minisoft.json.  `python -m
+minisoft.lab.tables` merges result files, draws figures.
 """
 
 import argparse
@@ -45,9 +46,8 @@ FLAGS = {
         Option(
             "model",
             str,
-            "folders or hub ids; those with the same NAME are seeds of one row of the tables; "
-            "without one, a row is called by what the model was trained from, on and with, or its "
-            "folder, and what differs in the paths",
+            "folders or hub ids; those of one NAME are seeds of a row of the tables; without it a "
+            "row is called by its training, or its folder, and what differs in the paths",
             [str(WEIGHTS / "tiny")],
             nargs="+",
             metavar="[NAME=]MODEL",
@@ -60,21 +60,14 @@ FLAGS = {
             nargs="+",
         ),
         TEMPLATE,
-        Option(
-            "limit", int, "only the first N problems of each (default all)", least=1, metavar="N"
-        ),
+        Option("limit", int, "only the first N problems (default all)", least=1, metavar="N"),
     ],
     "inference (section 4)": [
         Option("settings", str, f"all, or some of {','.join(SETTINGS)}", "hard-greedy"),
         Option("samples", int, "samples a problem in sample settings", 32, least=1),
         replace(COT, help="CoT budget in tokens", default=EVAL_COT),
         Option(
-            "seed",
-            int,
-            "(seed, setting, problem, sample) decides every draw; several seeds are several runs, "
-            "the greedy settings in the first only",
-            [0],
-            nargs="+",
+            "seed", int, "with setting, problem and sample it decides every draw", [0], nargs="+"
         ),
     ],
     "the CoT's mixtures and noise (section 3, appendix F)": [
@@ -98,8 +91,8 @@ FLAGS = {
         Option(
             "show",
             int,
-            "instead of evaluating: print the CoT of problem N (from 0), sample 0, step by step in "
-            "every setting, and draw it (--out FILE.png, default show-N.png; extra `plot`)",
+            "instead of evaluating: print the CoT of problem N (from 0), sample 0, of every model "
+            "and setting, and draw it (--out FILE.png, default show-N.png; extra `plot`)",
             least=0,
             metavar="N",
         ),

@@ -1,4 +1,4 @@
-"""Pictures like the paper's Figures 2-4 and of a study (extra `plot`: matplotlib).
+"""Pictures like the paper's Figures 2-4 (extra `plot`: matplotlib).
 
 Each public function without `read` in its name returns a matplotlib Figure.  Lines are labels of
 runs, of which runs of one label are the seeds; a line that is a kind of token has its colour.
@@ -148,24 +148,6 @@ def entropy_profile(numbers: dict) -> dict[int, float]:
     least = max(LEAST_ROWS, LEAST_SHARE * rows[0]) if rows else 0
     enough = len(list(takewhile(lambda n: n >= least, rows)))
     return dict(enumerate(numbers.get("entropy_by_position", [])[:enough], 1))
-
-
-def matched(kinds: dict[str, list[list[dict]]]):
-    """Entropy of hard-sampled CoTs over greedy and over sampled accuracy, along training: a line
-    for each run, from the base on.
-
-    kinds: {kind: [[{"greedy", "sample", "entropy"}, ...] of each seed]}
-    """
-    figure, (axes,) = _panels(1, 2, sharey=True)
-    for axis, how in zip(axes, ("greedy", "sample")):
-        for kind, runs in kinds.items():
-            for run in runs:
-                x, y = [100 * point[how] for point in run], [point["entropy"] for point in run]
-                label = kind if run is runs[-1] else None
-                axis.plot(x, y, ".-", label=label, color=COLORS[kind], linewidth=1)
-        axis.set(xlabel=f"hard-{how} pass@1 (%)")
-    axes[0].set(ylabel="entropy of hard-sampled CoTs (nats)", ylim=(0, None))
-    return _finish(figure, {"a line for each run, from the base on"})
 
 
 def smoothing_window(updates: int) -> int:

@@ -1,11 +1,12 @@
-"""Tables and pictures of a study (minisoft.lab.study): one table for each question, differences
-with 95 % intervals over seeds.
+"""Tables of a study (minisoft.lab.study): one for each question, differences with 95 % intervals
+over seeds.
 
     python -m minisoft.lab.findings runs/study
+    python -m minisoft.lab.tables runs/study/test/*.json --out runs/study       # pictures
 
-± is the standard deviation over seeds; of what minisoft.lab.gradient measures, in cosines and SNR,
-the standard error.  A difference of two kinds is that of their means over seeds with Welch's
-interval; a difference to the base, which has no seeds, has Student's interval of one sample.
+± is the standard deviation over seeds.  A difference of two kinds is that of their means over seeds
+with Welch's interval; a difference to the base, which has no seeds, has Student's interval of one
+sample.
 Intervals are over seeds only: all models meet the same problems, and what another 200 of these
 would change is not in them (eval.py's intervals have it).
 
@@ -15,7 +16,6 @@ was measured.
 
 import json
 import os
-import sys
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
@@ -31,7 +31,6 @@ from minisoft.lab.bench import processor
 from minisoft.lab.tables import read_results
 from minisoft.lab.trainings import LATER, PROBLEMS, SKILLS, TRAININGS
 from minisoft.run.metrics import markdown
-from minisoft.run.show import save_picture
 from minisoft.run.tables import cell, number, show_mean
 from minisoft.run.world import as_program
 
@@ -318,32 +317,15 @@ SECTIONS = {
 }
 
 
-def pictures(r: Results) -> dict:
-    """{file name: Figure}; of the later kinds, beside hard tokens, in matched_later.png."""
-    order = ("base", *PAPER)
-    paper = [run for run in r.runs if run["label"] in order and run["data"] in PROBLEMS]
-    paper.sort(key=lambda run: order.index(run["label"]))
-    drawn = {"pass_at_k.png": figures.pass_at_k(paper)}
-    for name, kinds in (("matched.png", PAPER), ("matched_later.png", ("hard", *LATER))):
-        paths = {kind: list(trajectories(r, kind).values()) for kind in kinds}
-        drawn[name] = figures.matched(paths) if any([*paths.values()][1:]) else None
-    return {name: figure for name, figure in drawn.items() if figure}
-
-
 def write(out: Path) -> str:
-    """OUT/study.md and pictures from what is there; returns the tables and where they are.  Raises
-    InputError, OSError."""
+    """OUT/study.md from what is there; returns the tables and where they are.  Raises InputError,
+    OSError."""
     r = Results(out)
     found = {title: text_of(make(r)) for title, make in SECTIONS.items()}
     text = "\n\n".join(f"## {title}\n\n{tables}" for title, tables in found.items() if tables)
     if not text:
         raise InputError(f"{out}: expected results of minisoft.lab.study, found none")
     write_text(out / "study.md", f"# Study\n\n{facts(out)}\n\n{text}\n")
-    try:
-        for name, figure in pictures(r).items():
-            save_picture(out / name, figure)
-    except ImportError as error:
-        print(f"minisoft.lab.study: {error}", file=sys.stderr)
     return f"{text}\n\nwritten: {out / 'study.md'}"
 
 

@@ -45,8 +45,8 @@ class Chain:
     length: the typical |E_v| of an embedding.
 
     columns: of each step the token that stands for it; of the mixture that was fed (of hard tokens:
-    of what the token was drawn from) the effective support, the entropy in nats, and the TOP
-    heaviest tokens with their weights; H of the next token; the token whose embedding is nearest to
+    of what the token was drawn from) the effective support, H(mix) in nats, and the TOP heaviest
+    tokens with their weights; H of the next token; the token whose embedding is nearest to
     the input, and how far that is.
     """
 

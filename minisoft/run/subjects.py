@@ -26,7 +26,6 @@ USUAL = {  # what minisoft.json says of an ordinary training
     "gamma": GAMMA,
     "noise": "embedding",
     "top_k": None,
-    "logits": "float32",
     "terms": "both",
     "frozen": "nothing",
 }
@@ -62,7 +61,7 @@ class Subject:
         return cls(given, folder, sidecar, name if named else label(folder, sidecar), named)
 
     def settings(self, args: Namespace) -> Settings:
-        """How tokens are made, without sigma."""
+        """How tokens are made, its weights unread."""
         kinds = [setting.kind for setting in args.settings]
         return policy.settings(self.folder, kinds, Flags.of(args), EVAL_COT)
 

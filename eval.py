@@ -103,8 +103,7 @@ FLAGS = {
 def read_flags(argv=None) -> argparse.Namespace:
     """Raises InputError."""
     args, _ = parse(FLAGS, argv, description=__doc__)
-    both = args.gamma and args.sigma
-    expect(not both, SIGMA.flag, "none with --gamma", args.sigma)
+    expect(not (args.gamma and args.sigma), SIGMA.flag, "none with --gamma", args.sigma)
     suffix = ".json" if args.show is None else ".png"
     is_file = args.out is None or (args.out.suffix == suffix and not args.out.is_dir())
     expect(is_file, "--out", f"the name of a file, ending in {suffix}", str(args.out))

@@ -310,6 +310,8 @@ def speeds(work: Work, name: str, can: dict, took: dict[str, float]) -> dict[str
             if least:
                 found[f"{part}_share"] = least[part] / took[part]
     found["ms_per_step"] = 1e3 * took["rollout"] / work.steps
+    if least:
+        found["floor_ms"] = 1e3 * least["rollout"] / work.steps
     return found
 
 

@@ -11,7 +11,7 @@ is different from 0, and no reward is computed.
 
 import argparse
 import inspect
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -53,16 +53,12 @@ PROMPT = 118  # tokens of the random prompts of --shape
 
 @dataclass
 class Work:
-    """One update: B prompts, G samples of each, and what they are made with; folder: the model's
-    minisoft.json."""
+    """One update: B prompts, G samples of each, and what they are made with."""
 
-    model: Transformer
-    form: Format
+    policy: Policy
     prompts: list[list[int]]
     group: int
-    cot: int
     micro_batch: int
-    folder: dict = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -71,12 +67,7 @@ class Work:
     @property
     def steps(self) -> int:
         """Positions after the prompt: CoT, prefilled tokens, answer."""
-        return self.cot + len(self.form.prefill[1]) + ANSWER_TOKENS
-
-    def policy(self, name: str) -> Policy:
-        """With a kind of token."""
-        settings = resolve(self.folder, Flags(cot=self.cot), TRAIN_COT).for_model(self.model)
-        return Policy(self.model, self.form, settings, settings.kind(name))
+        return self.policy.settings.cot + len(self.policy.form.prefill[1]) + ANSWER_TOKENS
 
     def rollout(self, policy: Policy, seed: int) -> list[Rollout]:
         samples = range(self.group)
@@ -84,7 +75,7 @@ class Work:
 
     def replay(self, policy: Policy, rollouts: list[Rollout]) -> None:
         """Forward and backward passes of one update; advantages 1, -1, 1, ..."""
-        one = 1.0 - 2.0 * (torch.arange(self.group, device=self.model.E.device) % 2)
+        one = 1.0 - 2.0 * (torch.arange(self.group, device=policy.model.E.device) % 2)
         advantages = [one] * len(rollouts)
         policy.backward(rollouts, advantages, 1 / self.rows, micro_batch=self.micro_batch)
 
@@ -113,14 +104,14 @@ def prepare(args: argparse.Namespace, device: torch.device) -> Work:
     else:
         path = checkpoint.find(args.model)
         model, tokenizer = checkpoint.load(path, device, dtype)
-        folder = checkpoint.read_about(path)
+        folder, prefill = checkpoint.read_about(path), Format(tokenizer).prefill[1]
         template = resolve(folder, Flags(), TRAIN_COT).template
         asked = [data.prompt(QUESTIONS[i % 2], template) for i in range(most)]
         prompts = [tokenizer.encode(text) for text in asked]
-        prefill = Format(tokenizer).prefill[1]
-    engine.accelerate(model)
-    work = Work(model, FullLength(prefill), prompts, args.group, args.cot, 1, folder)
-    where = memory.Machine(device.type)
+    settings = resolve(folder, Flags(cot=args.cot), TRAIN_COT).for_model(model)
+    kind = settings.kind(args.tokens[0])
+    policy = Policy(engine.accelerate(model), FullLength(prefill), settings, kind)
+    work, where = Work(policy, prompts, args.group, 1), memory.Machine(device.type)
     rows, again = memory.choose_micro_batch(model, work.steps, memory_bytes(device), where)
     if again:
         recompute_layers(model)
@@ -174,16 +165,17 @@ def floor(work: Work, name: str, can: dict[str, float]) -> dict[str, float]:
     row's own ones; a replay multiplies by every weight once forward and twice backward.
     Attention's own operations are left out.
     """
-    c, model, positions = work.model.config, work.model, work.rows * work.steps
+    policy, positions = work.policy.of_kind(name), work.rows * work.steps
+    c, model, cot = policy.model.config, policy.model, policy.settings.cot
     table = model.E.numel()
     tables = 1 if c.tie_word_embeddings else 2
     body = sum(p.numel() for p in model.parameters()) - table * tables
-    mixed = work.cot / work.steps if work.policy(name).kind.mixes else 0  # share that needs p E too
+    mixed = cot / work.steps if policy.kind.mixes else 0  # share that needs p E too
     cached = sum(map(len, work.prompts)) + work.rows * work.steps / 2
     weights = body + table * (1 + mixed)
     numbers = weights + cached * 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim
     read = model.E.element_size() * numbers / can["bandwidth"]
-    scored = (work.cot + ANSWER_TOKENS) / work.steps  # share whose logits a replay needs
+    scored = (cot + ANSWER_TOKENS) / work.steps  # share whose logits a replay needs
     replay = 3 * positions * 2 * (body + table * (scored + mixed))
     step = max(read, work.rows * 2 * weights / can["throughput"])
     return {"rollout": work.steps * step, "replay": replay / can["throughput"]}
@@ -191,7 +183,7 @@ def floor(work: Work, name: str, can: dict[str, float]) -> dict[str, float]:
 
 def update(work: Work, optimizer: Optimizer, name: str, part: str, seed: int) -> dict[str, float]:
     """Seconds of the parts of one update."""
-    policy, took = work.policy(name), {}
+    policy, took = work.policy.of_kind(name), {}
     with clock(took, "rollout"):
         rollouts = work.rollout(policy, seed)
     if part == "rollout":
@@ -214,7 +206,7 @@ class Rival:
     def __init__(self, work, args):
         from transformers import AutoModelForCausalLM
 
-        self.work, self.device = work, work.model.E.device
+        self.work, self.device = work, work.policy.model.E.device
         how = {"dtype": checkpoint.DTYPES[args.dtype], "attn_implementation": "sdpa"}
         model = AutoModelForCausalLM.from_pretrained(checkpoint.find(args.model), **how)
         self.model = model.to(self.device).eval()
@@ -227,14 +219,16 @@ class Rival:
         mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in work.prompts]
         self.ids = torch.tensor(ids, device=self.device)  # (B, longest)
         self.mask = torch.tensor(mask, device=self.device)
-        forced = torch.tensor([work.form.prefill[1]], device=self.device)
+        forced = torch.tensor([work.policy.form.prefill[1]], device=self.device)
         self.forced = forced.expand(work.rows, -1)  # the prefilled tokens of each row
 
     def time(self, name: str, seed: int) -> dict[str, float]:
         torch.manual_seed(seed)
         took = {}
         with clock(took, "rollout"):
-            self.loop(self.work.policy(name).kind, self.work.cot, ANSWER_TOKENS)
+            self.loop(
+                self.work.policy.of_kind(name).kind, self.work.policy.settings.cot, ANSWER_TOKENS
+            )
         return took
 
     def many(self, x: torch.Tensor) -> torch.Tensor:
@@ -274,15 +268,16 @@ def contenders(args: argparse.Namespace, work: Work) -> dict:
     """{name: function of a seed -> {part: seconds}}, each warmed up: kinds of token, and with
     transformers."""
     schedule = Schedule(1e-9, 10, 0)  # so small a step leaves rollouts alike
-    optimizer = Optimizer(work.model, schedule, World(str(work.model.E.device)))
+    optimizer = Optimizer(work.policy.model, schedule, World(str(work.policy.model.E.device)))
     found = {}
+    short = replace(work, policy=work.policy.of_kind(args.tokens[0], cot=8))
     for name in args.tokens:
-        update(replace(work, cot=8), optimizer, name, args.part, 0)  # warm-up
+        update(short, optimizer, name, args.part, 0)  # warm-up
         found[name] = partial(update, work, optimizer, name, args.part)
     if args.against:
         rival = Rival(work, args)
         for name in args.tokens:
-            rival.loop(work.policy(name).kind, 2, 2)  # warm-up
+            rival.loop(work.policy.of_kind(name).kind, 2, 2)  # warm-up
             found[f"transformers {name} loop"] = partial(rival.time, name)
     return found
 
@@ -330,8 +325,8 @@ def measure(args: argparse.Namespace) -> dict:
     return {
         "records": records,
         **can,
-        **{name: getattr(args, name) for name in ("model", "shape", "dtype")},
-        **{name: getattr(work, name) for name in ("cot", "steps", "micro_batch")},
+        **{name: getattr(args, name) for name in ("model", "shape", "dtype", "cot")},
+        **{name: getattr(work, name) for name in ("steps", "micro_batch")},
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "processor": processor(device),

@@ -53,7 +53,7 @@ def test_an_update_is_timed_against_transformers(tmp_path, capsys):
 def test_every_row_has_its_full_length():
     work = prepare("--cot 5 --group 3")
     for name in ("hard", "soft"):
-        for record in work.rollout(work.policy(name), 0):
+        for record in work.rollout(work.policy.of_kind(name), 0):
             assert record.ids.shape == (3, work.steps) and ((record.role == COT).sum(1) == 5).all()
 
 
@@ -63,21 +63,21 @@ def test_passes_are_counted(monkeypatch):
     calls = []
     forward = RowCache.forward
     monkeypatch.setattr(RowCache, "forward", lambda *x: calls.append("ours") or forward(*x))
-    work.rollout(work.policy("soft"), 0)
+    work.rollout(work.policy.of_kind("soft"), 0)
     args = flags()
     args.dtype = "float32"
     rival = bench.Rival(work, args)
     rival.model.register_forward_pre_hook(lambda *_: calls.append("loop"))
-    rival.loop(work.policy("soft").kind, 5, 4)
-    assert calls.count("ours") == work.steps == 5 + 4 + len(work.form.prefill[1])
+    rival.loop(work.policy.of_kind("soft").kind, 5, 4)
+    assert calls.count("ours") == work.steps == 5 + 4 + len(work.policy.form.prefill[1])
     assert calls.count("loop") == 1 + 5 + 4  # and the prompt's
 
 
 def test_floor_counts_weights_prompts_and_own_positions():
     work = prepare("--cot 5 --group 3")
-    c, can = work.model.config, {"bandwidth": 1.0, "throughput": 1e30}
+    c, can = work.policy.model.config, {"bandwidth": 1.0, "throughput": 1e30}
     read = bench.floor(work, "hard", can)["rollout"] / work.steps
-    numbers = sum(p.numel() for p in work.model.parameters())
+    numbers = sum(p.numel() for p in work.policy.model.parameters())
     cached = sum(map(len, work.prompts)) + 6 * work.steps / 2
     numbers += cached * 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim
     assert read == pytest.approx(4 * numbers)
@@ -101,9 +101,9 @@ def test_random_weights_of_a_shape(monkeypatch):
     size = "--cot 3 --group 2 --dtype bfloat16"
     monkeypatch.setattr(bench, "PROMPT", 7)
     work = prepare(f"--shape llama-3.2-1b {size}")
-    assert [len(p) for p in work.prompts] == [7, 7] and work.model.E.dtype == torch.bfloat16
+    assert [len(p) for p in work.prompts] == [7, 7] and work.policy.model.E.dtype == torch.bfloat16
     assert work.micro_batch == 16  # as train.py chooses
-    optimizer = bench.Optimizer(work.model, bench.Schedule(1e-9, 10, 0), bench.World("cpu"))
+    optimizer = bench.Optimizer(work.policy.model, bench.Schedule(1e-9, 10, 0), bench.World("cpu"))
     assert bench.update(work, optimizer, "soft", "update", 0)["update"] > 0
 
 

@@ -60,7 +60,7 @@ FLAGS = {
             nargs="+",
         ),
         TEMPLATE,
-        Option("limit", int, "only the first N problems (default all)", least=1, metavar="N"),
+        Option("limit", int, "only the first N of each (default all)", least=1, metavar="N"),
     ],
     "inference (section 4)": [
         Option("settings", str, f"all, or some of {','.join(SETTINGS)}", "hard-greedy"),

@@ -79,6 +79,7 @@ def show(args: Namespace, world: World, verifier) -> None:
             title = f"{subject.label}, {setting}" if len(subjects) > 1 else str(setting)
             chains.append(look(policy, rollouts[0], setting, scored[0][0], title))
             print(as_text(chains[-1]))
+        del policy  # and its model, before the next one is loaded
     try:
         save_picture(args.out, draw(chains))
         print(f"written: {args.out}")

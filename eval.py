@@ -23,6 +23,7 @@ import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 from minisoft import evaluation
@@ -35,7 +36,7 @@ from minisoft.kinds.options import COUNT, DEVICE, NATURAL, Number, Option, parse
 from minisoft.run.evaluate import Evaluator
 from minisoft.run.settings import DTYPE, EVAL_COT
 from minisoft.run.show import show
-from minisoft.run.subjects import Subject, as_rows, check_alike, open_journal, output
+from minisoft.run.subjects import Subject, as_rows, open_journal, output
 from minisoft.run.tables import tables
 from minisoft.run.world import RankError, World, as_program
 from minisoft.verifier.process import WORKERS, Verifier
@@ -45,8 +46,8 @@ FLAGS = {
         Option(
             "model",
             str,
-            "folders or hub ids; those of one NAME are seeds of one row of the tables; without, a "
-            "row is called by what the model was trained from, on and with, or by its folder",
+            "folders or hub ids; those of one NAME are seeds of a row of the tables; without it a "
+            "row is called by its training, or its folder, and what differs in the paths",
             [str(WEIGHTS / "tiny")],
             nargs="+",
             metavar="[NAME=]MODEL",
@@ -85,8 +86,8 @@ FLAGS = {
         Option(
             "show",
             NATURAL,
-            "instead of evaluating: print the CoT of problem N (from 0), sample 0, step by step in "
-            "every setting, and draw it (--out FILE.png, default show-N.png; extra `plot`)",
+            "instead of evaluating: print the CoT of problem N (from 0), sample 0, of every model "
+            "and setting, and draw it (--out FILE.png, default show-N.png; extra `plot`)",
             metavar="N",
         ),
     ],
@@ -96,8 +97,7 @@ FLAGS = {
 def read_flags(argv=None) -> argparse.Namespace:
     """Raises InputError."""
     args, _ = parse(FLAGS, argv, description=__doc__)
-    both = args.gamma and args.sigma
-    expect(not both, SIGMA.flag, "none with --gamma", args.sigma)
+    expect(not (args.gamma and args.sigma), SIGMA.flag, "none with --gamma", args.sigma)
     suffix = ".json" if args.show is None else ".png"
     is_file = args.out is None or (args.out.suffix == suffix and not args.out.is_dir())
     expect(is_file, "--out", f"the name of a file, ending in {suffix}", str(args.out))
@@ -114,36 +114,35 @@ def read_flags(argv=None) -> argparse.Namespace:
 def run_all(args, subjects: list[Subject], sources: dict, common: dict, file) -> list[dict]:
     """The result of every model x data x seed; each generation becomes a line of `file`.
     common: what all models are evaluated with, fields of Evaluator."""
-    results, world = [], common["world"]
+    results, world, first = [], common["world"], args.seed[0]
     for subject in subjects:
         evaluator = Evaluator(subject.load(args, world.device), **common)
-        for name, rows in sources.items():
-            is_choice = isinstance(rows[0], Choice)
-            for seed in args.seed[:1] if is_choice else args.seed:  # nothing is drawn in choices
-                run = len(results)
-                result = {
-                    "model": subject.given,
-                    "label": subject.label,
-                    "named": subject.named,
-                    "data": name,
-                    "problems": len(rows),
-                    "samples": args.samples,
-                    "seed": seed,
-                    **evaluator.policy.settings.facts(),
-                    "dtype": args.dtype,
-                    "settings": {},
-                }
-                if is_choice:
-                    result["choices"], made = evaluator.choices(rows, run)
-                    world.all_or_none(partial(write_lines, file, run, "choices", made))
-                for setting in [] if is_choice else args.settings:
-                    if setting.greedy and seed != args.seed[0]:
-                        continue  # nothing is drawn
-                    world.say(f"{subject.label} on {name}, seed {seed}: {setting}")
-                    summary, made = evaluator.problems(rows, setting, args.samples, seed, run)
-                    result["settings"][str(setting)] = summary
-                    world.all_or_none(partial(write_lines, file, run, str(setting), made))
-                results.append(result)
+        for (name, rows), seed in product(sources.items(), args.seed):
+            is_choice, run = isinstance(rows[0], Choice), len(results)
+            if is_choice and seed != first:
+                continue  # nothing is drawn
+            result = {
+                "model": subject.given,
+                "label": subject.label,
+                "named": subject.named,
+                "data": name,
+                "problems": len(rows),
+                "samples": args.samples,
+                "seed": seed,
+                **evaluator.policy.settings.facts(),
+                "dtype": args.dtype,
+                "settings": {},
+            }
+            results.append(result)
+            if is_choice:
+                result["choices"], made = evaluator.choices(rows, run)
+                world.all_or_none(partial(write_lines, file, run, "choices", made))
+                continue
+            for setting in [each for each in args.settings if seed == first or not each.greedy]:
+                world.say(f"{subject.label} on {name}, seed {seed}: {setting}")
+                summary, made = evaluator.problems(rows, setting, args.samples, seed, run)
+                result["settings"][str(setting)] = summary
+                world.all_or_none(partial(write_lines, file, run, str(setting), made))
         del evaluator  # and its model, before the next one is loaded
     return results
 
@@ -157,8 +156,7 @@ def write_lines(file, run: int, setting: str, generations: list[dict]) -> None:
 
 def evaluate(args: argparse.Namespace, world: World, verifier) -> None:
     """The numbers, every generation and the tables, printed and, with --out, written."""
-    subjects = as_rows(world.in_turn(lambda: [Subject.find(text) for text in args.model]))
-    check_alike(subjects, args)
+    subjects = world.in_turn(lambda: as_rows([*map(Subject.find, args.model)], args))
     names = args.data or subjects[0].default_data()
     sources = world.in_turn(lambda: {name: datasets.load(name)[: args.limit] for name in names})
     for subject in subjects:

@@ -247,16 +247,20 @@ def test_a_look_inside(tmp_path, capsys, monkeypatch):
     blocks = text.split("question: ")[1:]
     assert len(blocks) == len(first) == 3
     for g, block in zip(first, blocks):
-        lines = [line for line in block.splitlines() if re.match(r" *\d+  \'", line)]
-        assert len(lines) == g["cot_tokens"]
-        assert "".join(ast.literal_eval(line[6:18].strip()) for line in lines) == g["cot"]
+        rows = [line.split(" | ") for line in block.splitlines() if re.match(r"\| \d", line)]
+        assert len(rows) == g["cot_tokens"]
+        assert "".join(ast.literal_eval(row[1].strip()) for row in rows) == g["cot"]
         assert f"answer: {g['answer']}   gold: {g['gold']}" in block
         assert ("carries 1.00 tokens" in block) == (g["setting"] != "soft-sample")
-    line = next(line for line in blocks[2].splitlines() if line.startswith("   0 "))
+    line = next(line for line in blocks[2].splitlines() if line.startswith("| 0 "))
     assert " 0.00 " in line and "1.000" in line  # fuzzy: one token; without noise the nearest
     pytest.importorskip("matplotlib")
     assert picture.read_bytes().startswith(b"\x89PNG")
-    evaluation_script.main(show)  # over its own picture
+    two = [f"a={WEIGHTS / 'tiny'}", f"b={WEIGHTS / 'tiny'}"]
+    evaluation_script.main([*show, "--model", *two])  # over its own picture
+    text = capsys.readouterr().out
+    assert [text.count(f"{name}, hard-sample, tau 1: ") for name in "ab"] == [1, 1]
+    assert text.count(f"answer: {first[0]['answer']}   gold: ") >= 2  # of both
 
 
 @pytest.mark.parametrize("flags", [["--out", "chain.png"], []])

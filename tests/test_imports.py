@@ -97,10 +97,10 @@ CEILINGS = {  # lines of a storey; raising one is a change that somebody sees
     "engine": 1_410,
     "io": 1_766,
     "verifier": 640,
-    "run": 2_860,
+    "run": 2_805,
     "train": 235,
-    "eval": 225,
-    "lab": 2_358,
+    "eval": 216,
+    "lab": 2_160,
 }
 LONGEST = 45  # lines of a function
 

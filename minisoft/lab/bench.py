@@ -10,16 +10,15 @@ is different from 0, and no reward is computed.
 """
 
 import argparse
-import time
-from dataclasses import dataclass, field, replace
+import inspect
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
 
 import torch
-from tqdm import tqdm
 
-from minisoft import data, engine
+from minisoft import data, engine, soft
 from minisoft.data import ANSWER_TOKENS, Format
 from minisoft.engine.linear import product
 from minisoft.engine.replay import recompute_layers
@@ -31,11 +30,11 @@ from minisoft.lab import command
 from minisoft.model import Config, Transformer
 from minisoft.rollout import Request, Rollout
 from minisoft.run import memory
-from minisoft.run.metrics import markdown, memory_bytes, peak_memory_gib
+from minisoft.run.metrics import clock, markdown, memory_bytes, peak_memory_gib
 from minisoft.run.optimizer import Optimizer, Schedule
 from minisoft.run.policy import Policy
 from minisoft.run.settings import DTYPE, TRAIN_COT, Flags, resolve
-from minisoft.run.world import World, as_program, find_device, keep_memory
+from minisoft.run.world import World, as_program, bar, find_device, keep_memory
 
 SHAPES = {  # V, d, intermediate, layers, heads, key/value heads, head_dim, tied: of the models
     "llama-3.2-1b": (128256, 2048, 8192, 16, 32, 8, 64, True),
@@ -51,33 +50,16 @@ QUESTIONS = (
 )
 SIZES = {"cpu": (2**26, 2048), "cuda": (2**28, 8192)}  # of `limits`: numbers read, matrix side
 PROMPT = 118  # tokens of the random prompts of --shape
-COLUMNS = {  # what is measured or computed -> its head and how it is written
-    "rollout": ("rollout, s", "{:.2f}"),
-    "tokens_per_s": ("tokens/s", "{:,.0f}"),
-    "ms_per_step": ("ms/step", "{:.2f}"),
-    "floor_ms": ("floor, ms", "{:.2f}"),
-    "decode_share": ("share", "{:.0%}"),
-    "replay": ("replay, s", "{:.2f}"),
-    "replay_tokens_per_s": ("tokens/s", "{:,.0f}"),
-    "replay_share": ("share", "{:.0%}"),
-    "optimizer": ("optimizer, s", "{:.2f}"),
-    "update": ("update, s", "{:.2f}"),
-    "peak_gib": ("peak, GiB", "{:.1f}"),
-}
 
 
 @dataclass
 class Work:
-    """One update: B prompts, G samples of each, and what they are made with; folder: the model's
-    minisoft.json."""
+    """One update: B prompts, G samples of each, and what they are made with."""
 
-    model: Transformer
-    form: Format
+    policy: Policy
     prompts: list[list[int]]
     group: int
-    cot: int
     micro_batch: int
-    folder: dict = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -86,12 +68,7 @@ class Work:
     @property
     def steps(self) -> int:
         """Positions after the prompt: CoT, prefilled tokens, answer."""
-        return self.cot + len(self.form.prefill[1]) + ANSWER_TOKENS
-
-    def policy(self, name: str) -> Policy:
-        """With a kind of token."""
-        settings = resolve(self.folder, Flags(cot=self.cot), TRAIN_COT).for_model(self.model)
-        return Policy(self.model, self.form, settings, settings.kind(name))
+        return self.policy.settings.cot + len(self.policy.form.prefill[1]) + ANSWER_TOKENS
 
     def rollout(self, policy: Policy, seed: int) -> list[Rollout]:
         samples = range(self.group)
@@ -99,7 +76,7 @@ class Work:
 
     def replay(self, policy: Policy, rollouts: list[Rollout]) -> None:
         """Forward and backward passes of one update; advantages 1, -1, 1, ..."""
-        one = 1.0 - 2.0 * (torch.arange(self.group, device=self.model.E.device) % 2)
+        one = 1.0 - 2.0 * (torch.arange(self.group, device=policy.model.E.device) % 2)
         advantages = [one] * len(rollouts)
         policy.backward(rollouts, advantages, 1 / self.rows, micro_batch=self.micro_batch)
 
@@ -128,14 +105,14 @@ def prepare(args: argparse.Namespace, device: torch.device) -> Work:
     else:
         path = checkpoint.find(args.model)
         model, tokenizer = checkpoint.load(path, device, dtype)
-        folder = checkpoint.read_about(path)
+        folder, prefill = checkpoint.read_about(path), Format(tokenizer).prefill[1]
         template = resolve(folder, Flags(), TRAIN_COT).template
         asked = [data.prompt(QUESTIONS[i % 2], template) for i in range(most)]
         prompts = [tokenizer.encode(text) for text in asked]
-        prefill = Format(tokenizer).prefill[1]
-    engine.accelerate(model)
-    work = Work(model, FullLength(prefill), prompts, args.group, args.cot, 1, folder)
-    where = memory.Machine(device.type)
+    settings = resolve(folder, Flags(cot=args.cot), TRAIN_COT).for_model(model)
+    kind = settings.kind(args.tokens[0])
+    policy = Policy(engine.accelerate(model), FullLength(prefill), settings, kind)
+    work, where = Work(policy, prompts, args.group, 1), memory.Machine(device.type)
     rows, again = memory.choose_micro_batch(model, work.steps, memory_bytes(device), where)
     if again:
         recompute_layers(model)
@@ -154,17 +131,6 @@ def random_model(shape: tuple, device: torch.device, dtype: torch.dtype) -> Tran
     return model
 
 
-def seconds(function, device: torch.device) -> tuple:
-    """(how long function() takes on the device, what it returns)"""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    result = function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start, result
-
-
 @torch.no_grad()
 def limits(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     """Bytes/s read from memory, floating-point operations/s of a large matrix product."""
@@ -173,7 +139,11 @@ def limits(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
 
     def best(function) -> float:
-        return min(seconds(function, device)[0] for _ in range(5))
+        took = {}
+        for number in range(5):
+            with clock(took, number):
+                function()
+        return min(took.values())
 
     fastest = min(best(lambda: product(a, b)), best(lambda: a @ b))
     return {"bandwidth": large.nbytes / best(large.sum), "throughput": 2 * n**3 / fastest}
@@ -190,132 +160,195 @@ def processor(device: torch.device, cpuinfo: Path = Path("/proc/cpuinfo")) -> st
 
 
 def floor(work: Work, name: str, can: dict[str, float]) -> dict[str, float]:
-    """Seconds that a decoding step (mean over the rollout) and a replay need at least.
+    """Seconds that a rollout and a replay need at least.
 
     Decoding reads every weight that is multiplied, each prompt's keys and values once and each
     row's own ones; a replay multiplies by every weight once forward and twice backward.
     Attention's own operations are left out.
     """
-    c, model, positions = work.model.config, work.model, work.rows * work.steps
+    policy, positions = work.policy.of_kind(name), work.rows * work.steps
+    c, model, cot = policy.model.config, policy.model, policy.settings.cot
     table = model.E.numel()
     tables = 1 if c.tie_word_embeddings else 2
     body = sum(p.numel() for p in model.parameters()) - table * tables
-    mixed = work.cot / work.steps if work.policy(name).kind.mixes else 0  # share that needs p E too
+    mixed = cot / work.steps if policy.kind.mixes else 0  # share that needs p E too
     cached = sum(map(len, work.prompts)) + work.rows * work.steps / 2
     weights = body + table * (1 + mixed)
     numbers = weights + cached * 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim
     read = model.E.element_size() * numbers / can["bandwidth"]
-    scored = (work.cot + ANSWER_TOKENS) / work.steps  # share whose logits a replay needs
+    scored = (cot + ANSWER_TOKENS) / work.steps  # share whose logits a replay needs
     replay = 3 * positions * 2 * (body + table * (scored + mixed))
-    decode = max(read, work.rows * 2 * weights / can["throughput"])
-    return {"decode": decode, "replay": replay / can["throughput"]}
+    step = max(read, work.rows * 2 * weights / can["throughput"])
+    return {"rollout": work.steps * step, "replay": replay / can["throughput"]}
 
 
 def update(work: Work, optimizer: Optimizer, name: str, part: str, seed: int) -> dict[str, float]:
     """Seconds of the parts of one update."""
-    device, policy = work.model.E.device, work.policy(name)
-    took, rollouts = seconds(lambda: work.rollout(policy, seed), device)
+    policy, took = work.policy.of_kind(name), {}
+    with clock(took, "rollout"):
+        rollouts = work.rollout(policy, seed)
     if part == "rollout":
-        return {"rollout": took}
-    with optimizer.summing():
-        took_replay, _ = seconds(lambda: work.replay(policy, rollouts), device)
-    took_step, _ = seconds(lambda: optimizer.update(0, optimizer.collect()), device)
-    total = took + took_replay + took_step
-    return {"rollout": took, "replay": took_replay, "optimizer": took_step, "update": total}
+        return took
+    with optimizer.summing(), clock(took, "replay"):
+        work.replay(policy, rollouts)
+    with clock(took, "optimizer"):
+        optimizer.update(0, optimizer.collect())
+    return {**took, "update": sum(took.values())}
+
+
+class Rival:
+    """The rollout of the same Work written with transformers: a loop over the forward pass of its
+    model of the same folder, with fused attention, a growing cache, each prompt run once.
+    (`generate`, eager attention and a static cache were slower wherever they were tried.)
+
+    Dimensions: N rows, T positions at once, V vocabulary, d width.
+    """
+
+    def __init__(self, work, args):
+        from transformers import AutoModelForCausalLM
+
+        self.work, self.device = work, work.policy.model.E.device
+        how = {"dtype": checkpoint.DTYPES[args.dtype], "attn_implementation": "sdpa"}
+        model = AutoModelForCausalLM.from_pretrained(checkpoint.find(args.model), **how)
+        self.model = model.to(self.device).eval()
+        self.embed = self.model.get_input_embeddings()
+        self.noise = soft.GAMMA * soft.rms(self.embed.weight)
+        names = inspect.signature(model.forward).parameters
+        self.cache = "cache" if "cache" in names else "past_key_values"  # as the version calls it
+        longest = max(map(len, work.prompts))  # shorter ones are padded on the left
+        ids = [[0] * (longest - len(prompt)) + prompt for prompt in work.prompts]
+        mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in work.prompts]
+        self.ids = torch.tensor(ids, device=self.device)  # (B, longest)
+        self.mask = torch.tensor(mask, device=self.device)
+        forced = torch.tensor([work.policy.form.prefill[1]], device=self.device)
+        self.forced = forced.expand(work.rows, -1)  # the prefilled tokens of each row
+
+    def time(self, name: str, seed: int) -> dict[str, float]:
+        torch.manual_seed(seed)
+        took = {}
+        with clock(took, "rollout"):
+            self.loop(
+                self.work.policy.of_kind(name).kind, self.work.policy.settings.cot, ANSWER_TOKENS
+            )
+        return took
+
+    def many(self, x: torch.Tensor) -> torch.Tensor:
+        """Of each problem (B, ...) -> of each row (N, ...)."""
+        return x.repeat_interleave(self.work.group, 0)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor, at: torch.Tensor, past):
+        """Embeddings (., T, d) at positions (., T), after what the cache holds -> logits (., V)."""
+        how = {"attention_mask": mask, "position_ids": at, self.cache: past, "use_cache": True}
+        return self.model(inputs_embeds=x, logits_to_keep=1, **how).logits[:, -1].float()
+
+    @torch.no_grad()
+    def loop(self, kind, cot: int, answer: int) -> None:
+        """CoT, the prefilled tokens at once, answer."""
+        from transformers import DynamicCache
+
+        past, at = DynamicCache(), (self.mask.cumsum(-1) - 1).clamp(min=0)
+        logits = self.many(self.forward(self.embed(self.ids), self.mask, at, past))
+        past.batch_repeat_interleave(self.work.group)
+        mask, position = self.many(self.mask), self.many(self.mask.sum(-1, keepdim=True))
+        for t in range(cot + answer):
+            p = (logits / kind.tau).softmax(-1)
+            soft.measure(logits, p)
+            if kind.mixes and t < cot:
+                mean = p.to(self.embed.weight.dtype) @ self.embed.weight
+                x = (mean + self.noise * torch.randn_like(mean))[:, None]
+            else:
+                x = self.embed(torch.multinomial(p, 1))
+            if t == cot - 1:  # the prefilled tokens follow the CoT in the same pass
+                x = torch.cat((x, self.embed(self.forced)), 1)
+            mask = torch.cat((mask, mask.new_ones(x.shape[:2])), 1)
+            at = position + torch.arange(x.shape[1], device=self.device)
+            logits, position = self.forward(x, mask, at, past), position + x.shape[1]
 
 
 def contenders(args: argparse.Namespace, work: Work) -> dict:
     """{name: function of a seed -> {part: seconds}}, each warmed up: kinds of token, and with
     transformers."""
     schedule = Schedule(1e-9, 10, 0)  # so small a step leaves rollouts alike
-    optimizer = Optimizer(work.model, schedule, World(str(work.model.E.device)))
+    optimizer = Optimizer(work.policy.model, schedule, World(str(work.policy.model.E.device)))
     found = {}
+    short = replace(work, policy=work.policy.of_kind(args.tokens[0], cot=8))
     for name in args.tokens:
-        update(replace(work, cot=8), optimizer, name, args.part, 0)  # warm-up
+        update(short, optimizer, name, args.part, 0)  # warm-up
         found[name] = partial(update, work, optimizer, name, args.part)
     if args.against:
-        from minisoft.lab.rivals import Rivals  # here, since nothing else needs transformers
-
-        found |= Rivals(work, args).contenders(args.tokens)
+        rival = Rival(work, args)
+        for name in args.tokens:
+            rival.loop(work.policy.of_kind(name).kind, 2, 2)  # warm-up
+            found[f"transformers {name} loop"] = partial(rival.time, name)
     return found
 
 
 def rounds(contenders: dict, repeats: int, device: torch.device) -> dict:
-    """{contender: {part: [seconds of each round]}}; on a GPU also the peak of its memory, GiB."""
+    """{contender: {part: [seconds of each round]}}, and the peak of memory so far, on a GPU of the
+    round, in GiB."""
     found = {name: {} for name in contenders}
-    for seed in tqdm(range(repeats), unit="round"):
+    for seed in bar(range(repeats), unit="round"):
         for name, run in contenders.items():
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
-            took = run(seed)
-            if device.type == "cuda":
-                took["peak_gib"] = peak_memory_gib(device)
-            for part, value in took.items():
+            for part, value in {**run(seed), "peak_gib": peak_memory_gib(device)}.items():
                 found[name].setdefault(part, []).append(value)
     return found
 
 
 def speeds(work: Work, name: str, can: dict, took: dict[str, float]) -> dict[str, float]:
     """Tokens/s and, of a kind of token, the share of what could be, from the median seconds."""
-    tokens = work.rows * work.steps
-    found = {"tokens_per_s": tokens / took["rollout"]}
+    tokens, found = work.rows * work.steps, {}
+    least = floor(work, name, can) if name in KINDS else {}
+    for part in ("rollout", "replay"):
+        if part in took:
+            found[f"{part}_tokens_per_s"] = tokens / took[part]
+            if least:
+                found[f"{part}_share"] = least[part] / took[part]
     found["ms_per_step"] = 1e3 * took["rollout"] / work.steps
-    if "replay" in took:
-        found["replay_tokens_per_s"] = tokens / took["replay"]
-    if name in KINDS:
-        least = floor(work, name, can)
-        found["floor_ms"] = 1e3 * least["decode"]
-        found["decode_share"] = least["decode"] * work.steps / took["rollout"]
-        if "replay" in took:
-            found["replay_share"] = least["replay"] / took["replay"]
+    if least:
+        found["floor_ms"] = 1e3 * least["rollout"] / work.steps
     return found
 
 
 def measure(args: argparse.Namespace) -> dict:
-    """Everything that --json writes."""
-    device, sizes = find_device(args.device, 0), []
+    """Everything that --json writes; a record of each size and contender."""
+    device, records = find_device(args.device, 0), []
     args.dtype = args.dtype or DTYPE[device.type]
     can = limits(device, checkpoint.DTYPES[args.dtype])
     work = prepare(args, device)
     for prompts in args.prompts:
         sized = replace(work, prompts=work.prompts[:prompts])
-        times = rounds(contenders(args, sized), args.repeats, device)
-        table = []
-        for name, took in times.items():
+        for name, took in rounds(contenders(args, sized), args.repeats, device).items():
             middle = {part: median(of) for part, of in took.items()}
-            row = {"tokens": name, "seconds": took, **middle}
-            table.append(row | speeds(sized, name, can, middle))
-        sizes.append({"rows": f"{prompts} x {args.group}", "table": table})
+            record = {"rows": f"{prompts} x {args.group}", "tokens": name, **middle}
+            records.append({**record, **speeds(sized, name, can, middle), "all": took})
     return {
-        "sizes": sizes,
+        "records": records,
         **can,
-        **{name: getattr(args, name) for name in ("model", "shape", "dtype")},
-        **{name: getattr(work, name) for name in ("cot", "steps", "micro_batch")},
+        **{name: getattr(args, name) for name in ("model", "shape", "dtype", "cot")},
+        **{name: getattr(work, name) for name in ("steps", "micro_batch")},
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "processor": processor(device),
-        "memory_gib": peak_memory_gib(device),
     }
 
 
 def describe(found: dict) -> str:
-    """The results as a table for each size."""
-    lines = [
+    """A row for each record."""
+    columns = dict.fromkeys(x for record in found["records"] for x in record if x != "all")
+    rows = [[x.replace("_", " ") for x in columns]]
+    for record in found["records"]:
+        values = [record.get(x, "") for x in columns]
+        rows.append([x if isinstance(x, str) else f"{x:,.{0 if x >= 100 else 2}f}" for x in values])
+    return (
         f"{found['shape'] or found['model']}, {found['dtype']}, {found['processor']}, "
         f"{found['threads']} threads, torch {found['torch']}\n"
-        f"{found['bandwidth'] / 1e9:.1f} GB/s read, {found['throughput'] / 1e9:,.0f} GFLOP/s: "
-        f"floor and share are of these; peak memory of the process {found['memory_gib']:.2f} GiB",
-        f"{found['cot']} CoT tokens, {found['steps']} steps, "
-        f"{found['micro_batch']} rows a backward pass",
-    ]
-    for size in found["sizes"]:
-        columns = [x for x in COLUMNS if any(x in of for of in size["table"])]
-        rows = [["rows", "tokens", *(COLUMNS[x][0] for x in columns)]]
-        for of in size["table"]:
-            cells = [COLUMNS[x][1].format(of[x]) if x in of else "" for x in columns]
-            rows.append([size["rows"], of["tokens"], *cells])
-        lines += ["", markdown(rows)]
-    return "\n".join(lines)
+        f"{found['bandwidth'] / 1e9:.1f} GB/s read, {found['throughput'] / 1e9:,.0f} GFLOP/s: of "
+        f"these are shares; {found['cot']} CoT tokens, {found['steps']} steps, "
+        f"{found['micro_batch']} rows a backward pass; parts of an update in seconds\n\n"
+        f"{markdown(rows)}"
+    )
 
 
 FLAGS = [

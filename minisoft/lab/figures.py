@@ -1,9 +1,7 @@
-"""Pictures like the paper's Figures 2-4 and of a study (extra `plot`: matplotlib).  A kind of token
-has the same colour in all of them, one that colour-blind people tell apart (Okabe and Ito's
-palette).
+"""Pictures like the paper's Figures 2-4 (extra `plot`: matplotlib).
 
-Each public function without `read` in its name returns a matplotlib Figure.  Where data sets or
-kinds of token are panels, lines are labels of runs, and runs of one label are its seeds.
+Each public function without `read` in its name returns a matplotlib Figure.  Lines are labels of
+runs, of which runs of one label are the seeds; a line that is a kind of token has its colour.
 """
 
 import json
@@ -17,34 +15,25 @@ from minisoft.errors import InputError, expecting
 from minisoft.evaluation import Setting
 from minisoft.io.atomic import read_json
 from minisoft.kinds import KINDS
-from minisoft.run.show import new_figure
+from minisoft.run.show import COLORS, new_figure
 from minisoft.run.tables import cell, distinct, short_names
 
 INCIDENTAL = set(  # in config.json of seeds of one run
     "tokens seed out resume sigma device world micro_batch eval_batch validate_every save_every "
     "keep show_every shares_every shard patience saved".split()
 )
-COLORS = {
-    "hard": "#0072B2",
-    "soft": "#D55E00",
-    "fuzzy": "#CC79A7",
-    "multiplex": "#009E73",
-    "covariance": "#56B4E9",
-    "top-5": "#E69F00",
-    "gumbel": "#000000",
-    "base": "#999999",
-}
 LABEL = 0.075  # height of a label at the end of a line, in panels
 LEAST_ROWS, LEAST_SHARE = 5, 0.05  # fewer generations have no meaningful mean entropy
-PANELS = {  # of `curves`: fields and their axes
-    "accuracy": "accuracy (%)",
+PANELS = {  # of `training`: fields of metrics.jsonl and their axes
+    "accuracy": "right training samples (%)",
+    "validation": "validation, own greedy (%)",
+    "validation_hard": "validation, hard-greedy (%)",
     "reward": "reward",
     "cot_length": "CoT length (tokens)",
     "entropy": "entropy (nats)",
     "grad_norm": "gradient norm",
     "share_E": "gradient norm in E (% of all)",
 }
-GREEDY = "validation problems, hard-greedy"
 
 
 def read_metrics(path: Path) -> list[dict]:
@@ -91,57 +80,46 @@ def read_runs(folders) -> dict[str, list[list[dict]]]:
     return runs
 
 
+def pictures(results: list[dict], runs: dict[str, list[list[dict]]]) -> dict:
+    """{file name: Figure} of results of eval.py, and of runs as `read_runs` has them."""
+    drawn = {"pass_at_k.png": pass_at_k(results), "entropy.png": entropy(results)}
+    drawn["training.png"] = training(runs) if runs else None
+    return {name: figure for name, figure in drawn.items() if figure}
+
+
 def training(runs: dict[str, list[list[dict]]]):
-    """Figure 2: accuracy (%) over updates.  Left: of the training samples, a running mean with the
-    raw data light behind it; right: hard-greedy on the validation problems.
+    """Figure 2 and more over updates: running means of what each update measured, the mean itself
+    light behind them, and validations.
 
     runs: {label: metrics of each seed}; a line is the mean of the seeds at the updates that all of
     them have.
     """
-    notes = set()
     window = smoothing_window(max(len(rows) for seeds in runs.values() for rows in seeds))
-    figure, ((left, right),) = _panels(1, 2, sharex=True, sharey=True)
-    for index, (label, seeds) in enumerate(runs.items()):
-        raw = [series(rows, "accuracy", 100) for rows in seeds]
-        mean = {step: fmean(values) for step, values in _together(raw).items()}
-        left.plot(list(mean), list(mean.values()), color=".87", linewidth=0.6, zorder=1)
-        smooth = [running_mean(of_seed, window) for of_seed in raw]
-        notes |= _line(left, _together(smooth), index, label)
-        greedy = [series(rows, "validation_hard", 100) for rows in seeds]
-        notes |= _line(right, _together(filter(None, greedy)), index, label)
-    left.set(title=f"training samples, mean over {window} updates", ylabel="accuracy (%)")
-    right.set(title=GREEDY)
-    for axis in (left, right):
-        axis.set(xlabel="update")
-    return _finish(figure, notes)
-
-
-def curves(run: Path):
-    """One run in six panels over updates: running means, the raw data light behind them."""
-    rows = read_run(Path(run))[1]
-    window, (figure, axes) = smoothing_window(len(rows)), _panels(2, 3)
-    label = f"training samples, mean over {window} updates"
+    notes = {f"running mean over {window} updates, but for validations"}
+    figure, axes = _panels(2, 4)
     for axis, (name, ylabel) in zip(axes.flat, PANELS.items(), strict=True):
-        raw = series(rows, name, 100 if "%" in ylabel else 1)
-        smooth = running_mean(raw, window)
-        axis.plot(list(raw), list(raw.values()), color=".87", linewidth=0.6)
-        _line(axis, _together([smooth]), 1, label)
+        width = 1 if name.startswith("validation") else window
+        for index, (label, seeds) in enumerate(runs.items()):
+            raw = [series(rows, name, 100 if "%" in ylabel else 1) for rows in seeds]
+            raw = [of_seed for of_seed in raw if of_seed]
+            mean = {step: fmean(values) for step, values in _together(raw).items()}
+            axis.plot(list(mean), list(mean.values()), color=".87", linewidth=0.6, zorder=1)
+            smooth = _together([running_mean(of_seed, width) for of_seed in raw])
+            notes |= _line(axis, smooth, index, label)
         scale = "log" if name == "grad_norm" else "linear"
         axis.set(xlabel="update", ylabel=ylabel, yscale=scale)
-    _line(axes[0, 0], _together([series(rows, "validation_hard", 100)]), 0, GREEDY)
-    return _finish(figure, {f"run {Path(run).resolve().name}"}, legend=True)
+    return _finish(figure, notes)
 
 
 def pass_at_k(runs: list[dict]):
     """Figure 3: pass@k (%) over k for each data set and kind of inference; None without two samples
     of any problem."""
-    figure = _grid(runs, (False,), _percent_by_k, ("k (samples)", "pass@k (%)"))
+    figure, notes = _grid(runs, (False,), _percent_by_k, ("k (samples)", "pass@k (%)"))
     for axis in figure.axes if figure else []:
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:.0f}")
-    for axis in figure.axes if figure else []:  # after all, as columns share their y axis
         axis.set_ylim(bottom=max(0, axis.get_ylim()[0]))
-    return figure
+    return figure and _finish(figure, notes)
 
 
 def entropy(runs: list[dict]):
@@ -152,10 +130,10 @@ def entropy(runs: list[dict]):
         f"CoT position (tokens), up to where fewer\nthan {100 * LEAST_SHARE:.0f} % or {LEAST_ROWS} "
         "of the generations are left"
     )
-    figure = _grid(runs, (False, True), entropy_profile, (xlabel, "mean entropy (nats)"))
+    figure, notes = _grid(runs, (False, True), entropy_profile, (xlabel, "mean entropy (nats)"))
     for axis in figure.axes if figure else []:
         axis.set_ylim(bottom=0)
-    return figure
+    return figure and _finish(figure, notes)
 
 
 def _percent_by_k(numbers: dict) -> dict[int, float]:
@@ -164,76 +142,12 @@ def _percent_by_k(numbers: dict) -> dict[int, float]:
     return by_k if len(by_k) > 1 else {}
 
 
-def _intervals_by_k(numbers: dict) -> dict[int, tuple[float, float]]:
-    ends = numbers.get("ci95", {})
-    low, high = ({name: pair[i] for name, pair in ends.items()} for i in (0, 1))
-    low, high = _percent_by_k(low), _percent_by_k(high)
-    return {k: (low[k], high[k]) for k in low}
-
-
 def entropy_profile(numbers: dict) -> dict[int, float]:
     """CoT position from 1 -> mean entropy (nats), up to where too few generations are left."""
     rows = numbers.get("rows_by_position", [])
     least = max(LEAST_ROWS, LEAST_SHARE * rows[0]) if rows else 0
     enough = len(list(takewhile(lambda n: n >= least, rows)))
     return dict(enumerate(numbers.get("entropy_by_position", [])[:enough], 1))
-
-
-def gradient(kinds: dict[str, dict[int, dict]]):
-    """Norm of the gradient's parts, and the cosine between those of independent batches (± 1
-    standard error), over updates.
-
-    kinds: {kind of token: {update: "signal" of minisoft.lab.gradient}}, a column for each.
-    """
-    figure, axes = _panels(2, len(kinds), sharex=True, sharey="row")
-    terms, places = {"cot": "CoT", "answer": "answer"}, {"E": "E", "body": "the rest"}
-    for (top, bottom), (kind, steps) in zip(axes.T, kinds.items(), strict=True):
-        for index, (term, part) in enumerate(product(terms, places)):
-            label = f"{terms[term]} terms, {places[part]}"
-            of = {step: signal[term][part] for step, signal in steps.items()}
-            band = {
-                step: (x["cosine"] - x["cosine_error"], x["cosine"] + x["cosine_error"])
-                for step, x in of.items()
-            }
-            _line(top, {step: [x["norm"]] for step, x in of.items()}, index, label)
-            _line(bottom, {step: [x["cosine"]] for step, x in of.items()}, index, label, band)
-        top.set(title=f"{kind} tokens", yscale="log", ylabel="gradient norm")
-        bottom.set(xlabel="update", ylabel="cosine between batches")
-        bottom.axhline(0, color=".7", linewidth=0.8, zorder=1)
-    return _finish(figure, {"band: ± 1 standard error"}, legend=True)
-
-
-def matched(kinds: dict[str, list[list[dict]]]):
-    """Entropy of hard-sampled CoTs over greedy and over sampled accuracy, along training: a line
-    for each run, from the base on.
-
-    kinds: {kind: [[{"greedy", "sample", "entropy"}, ...] of each seed]}
-    """
-    figure, (axes,) = _panels(1, 2, sharey=True)
-    for axis, how in zip(axes, ("greedy", "sample")):
-        for kind, run in [(kind, run) for kind, runs in kinds.items() for run in runs]:
-            x, y = [100 * point[how] for point in run], [point["entropy"] for point in run]
-            axis.plot(x, y, ".-", label=kind, color=COLORS[kind], linewidth=1)
-        axis.set(xlabel=f"hard-{how} pass@1 (%)")
-    axes[0].set(ylabel="entropy of hard-sampled CoTs (nats)", ylim=(0, None))
-    return _finish(figure, {"a line for each run, from the base on"}, legend=True)
-
-
-def softness(kinds: dict[str, list[dict]]):
-    """How many tokens the positions of a CoT carry, before and after training: the share of them
-    with more than an effective support.
-
-    kinds: {kind: "softness" of minisoft.lab.gradient, of the base and of the trained model}
-    """
-    figure, (axes,) = _panels(1, 2, sharey=True)
-    for axis, column, when in zip(axes, (0, 1), ("before training", "after training")):
-        for kind, both in kinds.items():
-            support = both[column]["quantiles"]["support"]
-            more = [100 - 100 * i / (len(support) - 1) for i in range(len(support))]
-            axis.plot(support, more, label=kind, color=COLORS[kind], linewidth=1.4)
-        axis.set(title=when, xlabel="effective support 1 / Σp² of the input (tokens)")
-    axes[0].set(ylabel="positions with more (%)")
-    return _finish(figure, {"first seed, own sampling"}, legend=True)
 
 
 def smoothing_window(updates: int) -> int:
@@ -261,7 +175,7 @@ def _together(seeds) -> dict[int, list[float]]:
 
 def _grid(runs: list[dict], hows: tuple[bool, ...], points: Callable, names: tuple[str, str]):
     """A column for each data set, a row for each kind of inference, a line for each label: the mean
-    over seeds of points(numbers) = {x: y}; None where nothing was measured.
+    over seeds of points(numbers) = {x: y}: the Figure, None where nothing was measured, and notes.
 
     hows: greedy?  A second one is drawn where the first was not measured.  names: of x and y.
     """
@@ -273,18 +187,19 @@ def _grid(runs: list[dict], hows: tuple[bool, ...], points: Callable, names: tup
         if any(lines):
             panels.setdefault((kind, data), (setting, lines))
     if not panels:
-        return None
+        return None, set()
     kinds = list(dict.fromkeys(kind for kind, _ in panels))
     titles = short_names(data for _, data in panels)
     figure, axes = _panels(len(kinds), len(titles), sharey="col")
     for (row, kind), (column, data) in product(enumerate(kinds), enumerate(titles)):
         axis, (setting, lines) = axes[row, column], panels.get((kind, data), ("", []))
         for index, seeds in enumerate(lines):
-            bands = _intervals_by_k(seeds[0]) if seeds and points is _percent_by_k else {}
+            ends = seeds[0].get("ci95", {}) if seeds and points is _percent_by_k else {}
+            bands = {int(x.removeprefix("pass@")): [100 * e for e in ends[x]] for x in ends}
             notes |= _line(axis, _together(map(points, seeds)), index, labels[index], bands)
         axis.set(title=f"{titles[data]}, {setting}", ylabel=names[1], visible=bool(lines))
     figure.supxlabel(names[0], fontsize="medium")
-    return _finish(figure, notes)
+    return figure, notes
 
 
 def _line(axis, points: dict[int, list], index: int, label: str, intervals=None) -> set[str]:
@@ -318,30 +233,25 @@ def _panels(rows: int, columns: int, **share):
     return figure, axes
 
 
-def _finish(figure, notes: set[str], legend: bool = False):
-    """The notes above all panels; labels at the lines' ends, or in a legend below the notes."""
-    handles, title = {}, "; ".join(sorted(notes))
+def _finish(figure, notes: set[str]):
+    """The notes above all panels; the labels of lines at their ends."""
     for axis in figure.axes:
         axis.title.set_size("medium")
-        lines, labels = axis.get_legend_handles_labels()
-        handles |= dict(zip(labels, lines, strict=True))
-        if not legend:
-            _label_ends(axis, lines)
-    if not legend:
-        handles = {}
-    if handles or title:
-        look = {"ncols": 4, "frameon": False, "title": title, "loc": "outside upper center"}
-        figure.legend(handles.values(), handles, **look)
+        axis.get_ylim()  # settles the limits, without which nobody knows where a line ends
+        _label_ends(axis)
+    if notes:
+        look = {"frameon": False, "title": "; ".join(sorted(notes)), "loc": "outside upper center"}
+        figure.legend([], [], **look)
     return figure
 
 
-def _label_ends(axis, lines: list) -> None:
+def _label_ends(axis) -> None:
     """The label of each line right of its end, in its colour, moved up where it would cover the
     one below, and all down where they would leave the panel."""
     inside = axis.transData + axis.transAxes.inverted()
-    ends = sorted(
-        [(inside.transform(line.get_xydata()[-1])[1], line) for line in lines], key=itemgetter(0)
-    )
+    lines = axis.get_legend_handles_labels()[0]
+    ends = [(inside.transform(line.get_xydata()[-1])[1], line) for line in lines]
+    ends.sort(key=itemgetter(0))
     places = []
     for end, _ in ends:
         places.append(max(end, places[-1] + LABEL) if places else end)

@@ -1,11 +1,12 @@
-"""Tables and pictures of a study (minisoft.lab.study): one table for each question, differences
-with 95 % intervals over seeds.
+"""Tables of a study (minisoft.lab.study): one for each question, differences with 95 % intervals
+over seeds.
 
     python -m minisoft.lab.findings runs/study
+    python -m minisoft.lab.tables runs/study/test/*.json --out runs/study       # pictures
 
-± is the standard deviation over seeds; of what minisoft.lab.gradient measures, in cosines and SNR,
-the standard error.  A difference of two kinds is that of their means over seeds with Welch's
-interval; a difference to the base, which has no seeds, has Student's interval of one sample.
+± is the standard deviation over seeds.  A difference of two kinds is that of their means over seeds
+with Welch's interval; a difference to the base, which has no seeds, has Student's interval of one
+sample.
 Intervals are over seeds only: all models meet the same problems, and what another 200 of these
 would change is not in them (eval.py's intervals have it).
 
@@ -15,7 +16,6 @@ was measured.
 
 import json
 import os
-import sys
 from functools import partial
 from itertools import pairwise, product
 from pathlib import Path
@@ -24,7 +24,6 @@ from statistics import fmean, stdev, variance
 import torch
 
 from minisoft.errors import InputError
-from minisoft.evaluation import SOFTNESS
 from minisoft.io.atomic import read_json, write_text
 from minisoft.kinds import PAPER
 from minisoft.kinds.options import Option
@@ -33,7 +32,7 @@ from minisoft.lab.bench import processor
 from minisoft.lab.tables import read_results
 from minisoft.lab.trainings import LATER, PROBLEMS, SKILLS, TRAININGS
 from minisoft.run.metrics import markdown
-from minisoft.run.tables import Column, cell, number, show_mean
+from minisoft.run.tables import cell, number, show_mean
 from minisoft.run.world import as_program
 
 T95 = (  # Student's 0.975 quantile for 1 ... 20 degrees of freedom
@@ -42,7 +41,12 @@ T95 = (  # Student's 0.975 quantile for 1 ... 20 degrees of freedom
 )
 PUBLISHED = Path(__file__).with_name("paper.tsv")  # of the paper's Tables 2-5, where ours are alike
 PERCENT = ("%", 100, 1)  # unit, its scale, digits
-UNITS = {"entropy": ("nats", 1, 3), "nll": ("nats a token", 1, 4)}  # of fields that are no share
+UNITS = {  # of fields that are no share
+    "entropy": ("nats", 1, 3),
+    "nll": ("nats a token", 1, 4),
+    "support": ("tokens", 1, 2),
+    "largest_weight": ("", 1, 3),
+}
 Table = tuple[str, list[list[str]]]  # a title, "" for none, and rows, the first one the head
 
 
@@ -102,13 +106,40 @@ class Results:
         self.runs = read_results([*out.glob("test/base.json"), *sum(self.tested.values(), [])])
 
     def cell(self, kind: str, data: str, part: str) -> list[dict]:
-        """The evaluations of all seeds of a kind, or of "base"; of own-greedy and own-sample each
-        kind's own inference, beside hard inference of the base."""
+        """The evaluations of all seeds of a kind, or of "base"; own-greedy and own-sample: in each
+        kind's own inference (base: hard), later-greedy and later-sample: of the later kinds
+        only."""
         own = TRAININGS[kind].tokens if kind in TRAININGS else "hard"
-        return cell(self.runs, kind, data, part.replace("own", own))
+        part = part.replace("own", own).replace("later", own if kind in LATER else "later")
+        return cell(self.runs, kind, data, part)
 
     def values(self, kind: str, data: str, part: str, field: str) -> list[float]:
         return [x[field] for x in self.cell(kind, data, part) if field in x]
+
+    def show(self, kind: str, data: str, part: str, field: str, minus: str = "") -> str:
+        """Mean and standard deviation over seeds, of one run (the base) with its interval; or the
+        difference to the kind `minus`, hard or base, or to that part of the same runs."""
+        values, how = self.values(kind, data, part, field), UNITS.get(field, PERCENT)[1:]
+        if not minus:
+            return number(self.cell(kind, data, part), field, *how)
+        if minus in ("base", "hard"):
+            other = [] if kind in ("base", minus) else self.values(minus, data, part, field)
+            exact = other[0] if minus == "base" and other else other  # it has no seeds
+            return show_difference(values, exact, *how)
+        other = self.values(kind, data, minus, field)
+        gaps = [a - b for a, b in zip(values, other)] if len(values) == len(other) else []
+        return show_difference(gaps, 0.0, *how)
+
+    def table(self, data: str, columns: dict[str, tuple]) -> list[list[str]]:
+        """A row for the base and for each training of which there is something; columns: {head:
+        part and field of `show`, and minus}."""
+        rows = [["training", "runs", *columns]]
+        for kind in ("base", *self.tested):
+            cells = [self.show(kind, data, *column) for column in columns.values()]
+            runs = max(len(self.cell(kind, data, part)) for part, *_ in columns.values())
+            if any(cells):
+                rows.append([kind, str(runs), *cells])
+        return rows
 
     def gradient(self, name: str) -> dict:
         """What minisoft.lab.gradient has measured; {} if nothing."""
@@ -139,19 +170,21 @@ def checkpoints(r: Results) -> list[Table]:
     problems, then and at the end; beside it the best of all by hard-greedy."""
     head = "tokens, seed, best at, best (%), last (%), hard-greedy there (%), the best hard-greedy"
     rows = [head.split(", ")]
-    for name in TRAININGS:
-        for seed, path in seeds(r.out, f"train/{name}", "/metrics.jsonl").items():
-            metrics = [row for row in figures.read_metrics(path) if "validation" in row]
-            if metrics:
-                best = max(metrics, key=lambda row: row["validation"])  # the first of equals
-                summary = read_json(path.with_name("summary.json"))
-                if summary.get("best_step") == 0:  # the untrained model has no line of its own
-                    best = {"step": 0, "validation": summary["validation"]}
-                hard = figures.series(metrics, "validation_hard")
-                shown = [best["validation"], metrics[-1]["validation"], hard.get(best["step"])]
-                shown.append(max(hard.values(), default=None))
-                cells = ["" if share is None else f"{100 * share:.1f}" for share in shown]
-                rows.append([name, str(seed), str(best["step"]), *cells])
+    runs = [
+        (x, *run) for x in TRAININGS for run in seeds(r.out, f"train/{x}", "/metrics.jsonl").items()
+    ]
+    for name, seed, path in runs:
+        lines = figures.read_metrics(path)
+        own, hard = (figures.series(lines, x) for x in ("validation", "validation_hard"))
+        if own:
+            summary = read_json(path.with_name("summary.json"))
+            best = max(own, key=own.get)  # the first of equals
+            if summary.get("best_step") == 0:  # the untrained model has no line of its own
+                best, own = 0, {0: summary["validation"], **own}
+            last = [*own.values()][-1]
+            shown = [own[best], last, hard.get(best), max(hard.values(), default=None)]
+            cells = ["" if share is None else f"{100 * share:.1f}" for share in shown]
+            rows.append([name, str(seed), str(best), *cells])
     return [("", rows)]
 
 
@@ -159,39 +192,26 @@ def compare(r: Results, measures) -> list[Table]:
     """For each (data, part, field) a table of the base and every training, with the differences to
     hard training and to the base."""
     tables = []
-    for data, part, field in measures:
-        unit, *how = UNITS.get(field, PERCENT)
-        rows = [["training", "runs", unit, "- hard", "- base"]]
-        of_base, of_hard = (r.values(kind, data, part, field) for kind in ("base", "hard"))
-        for kind in ("base", *r.tested):
-            values, gaps = r.values(kind, data, part, field), ["", ""]
-            if kind not in ("base", "hard"):
-                gaps[0] = show_difference(values, of_hard, *how)
-            if kind != "base" and of_base:
-                gaps[1] = show_difference(values, of_base[0], *how)
-            if values:
-                rows.append([kind, str(len(values)), show_mean(values, *how), *gaps])
-        tables.append((f"{data}, {part}, {field}".replace("choices, ", ""), rows))
+    for data, *what in measures:
+        unit = UNITS.get(what[1], PERCENT)[0]
+        columns = {unit: what, "- hard": [*what, "hard"], "- base": [*what, "base"]}
+        title = ", ".join((data, *what)).replace("choices, ", "")
+        tables.append((title, r.table(data, columns)))
     return tables
 
 
 def trajectories(r: Results, kind: str) -> dict[int, list[dict]]:
     """{seed: path}: greedy, sample (pass@1 on tiny-test) and entropy (nats), all of hard inference,
     of the base and a run's checkpoints, in the order of updates."""
-    base, paths = r.out / "test/base.json", {}
-    if not base.is_file():
-        return {}
-    for seed, path in seeds(r.out, f"checkpoints/{kind}", ".json").items():
-        runs = read_json(base)["runs"] + read_json(path)["runs"]
-        settings = [run["settings"] for run in runs if run["data"] == "tiny-test"]
-        paths[seed] = [
-            {
-                "greedy": hard["hard-greedy"]["pass@1"],
-                "sample": hard["hard-sample"]["pass@1"],
-                "entropy": hard["hard-sample"]["entropy"],
-            }
-            for hard in settings
-        ]
+    base, paths = read_json(r.out / "test/base.json").get("runs", []), {}
+    for seed, path in seeds(r.out, f"checkpoints/{kind}", ".json").items() if base else ():
+        runs = [run for run in base + read_json(path)["runs"] if run["data"] == "tiny-test"]
+        greedy, drawn = (
+            [run["settings"][f"hard-{x}"] for run in runs] for x in ("greedy", "sample")
+        )
+        names = ("greedy", "sample", "entropy")
+        points = [(a["pass@1"], b["pass@1"], b["entropy"]) for a, b in zip(greedy, drawn)]
+        paths[seed] = [dict(zip(names, point)) for point in points]
     return paths
 
 
@@ -234,36 +254,27 @@ def inference(r: Results) -> list[Table]:
     runs."""
     tables = []
     measures = (("greedy", "pass@1"), ("sample", "pass@1"), ("sample", "pass@32"))
-    for (how, field), data in product(measures, PROBLEMS if r.runs else ()):
-        values = [["training", *(f"{kind} inference" for kind in PAPER), "own inference"]]
-        gaps = [["training", *(f"{kind} - hard" for kind in (*PAPER[1:], "own"))]]
-        for training in ("base", *r.tested):
-            parts = [f"{kind}-{how}" for kind in PAPER]
-            parts += [f"own-{how}"] if training in LATER else []
-            shown = [number(r.cell(training, data, p), Column("", field)) for p in parts]
-            hard, *others = (r.values(training, data, part, field) for part in parts)
-            pairs = [zip(hard, other) if len(other) == len(hard) else () for other in others]
-            differences = [show_difference([b - a for a, b in pair], 0.0) for pair in pairs]
-            missing = [""] * (len(PAPER) + 1 - len(parts))
-            values.append([training, *shown, *missing])
-            if any(differences):
-                gaps.append([training, *differences, *missing])
+    for (how, field), data in product(measures, PROBLEMS):
+        others = {kind: (f"{kind}-{how}", field) for kind in PAPER} | {
+            "own": (f"later-{how}", field)
+        }
+        hard = others["hard"][0]
+        values = {f"{kind} inference": column for kind, column in others.items()}
+        gaps = {f"{kind} - hard": (*others[kind], hard) for kind in (*PAPER[1:], "own")}
         title = f"{data}, {how}, {field}"
-        tables += [(f"{title}, %", values), (f"{title}, difference", gaps)]
+        tables += [(f"{title}, %", r.table(data, values))]
+        tables += [(f"{title}, difference", r.table(data, gaps))]
     return tables
 
 
 def softness(r: Results) -> list[Table]:
     """How many tokens positions carry: of the best checkpoints on test problems, and in the batches
     of the gradient before training (update 0) and at its end (60, first seed)."""
-    of_best = [["training", "runs", "mean", "above 1.5 (%)", "largest weight"]]
+    names = {"mean": "support", "above 1.5 (%)": "share_soft", "largest weight": "largest_weight"}
+    of_best = r.table("tiny-test", {head: ("own-sample", names[head]) for head in names})
     head = "training, mean at 0, above 1.5 (%) at 0, median at 60, 99 % are below at 60"
     of_batches = [head.split(", ")]
     for name in TRAININGS:
-        support, largest, soft = (r.values(name, "tiny-test", "own-sample", x) for x in SOFTNESS)
-        if support:
-            shown = [show_mean(support, 1, 2), show_mean(soft), show_mean(largest, 1, 3)]
-            of_best.append([name, str(len(support)), *shown])
         first, last = (r.gradient(f"{name}-{step}").get("softness") for step in (0, 60))
         if first and last:
             base = [f"{first['support']:.2f}", f"{100 * first['share_soft']:.1f}"]
@@ -280,29 +291,10 @@ def published(r: Results) -> list[Table]:
         rows = [head]
         part, field = measure.split() if " " in measure else ("choices", "nll")
         for data in SKILLS[:3] if part == "choices" else PROBLEMS:
-            of_kinds = [r.values(kind, data, part, field) for kind in ("base", *PAPER)]
-            how = UNITS.get(field, PERCENT)[1:]
-            rows.append([f"here, {data}", *(show_mean(values, *how) for values in of_kinds)])
+            of_kinds = [r.show(kind, data, part, field) for kind in ("base", *PAPER)]
+            rows.append([f"here, {data}", *of_kinds])
         rows += [line for name, *line in lines if name == measure]
         tables.append((measure, rows))
-    return tables
-
-
-def sources(r: Results) -> list[Table]:
-    """Of the CoT's terms and of the answer's: norm in E and in the rest (of the weights), cosines
-    of batches there, SNR."""
-    tables = []
-    for shown, term in (("CoT", "cot"), ("answer", "answer")):
-        rows = [
-            ["tokens", "update", "norm in E", "in rest", "cosine in E", "in rest", "snr of all"]
-        ]
-        for name, step in product(TRAININGS, (0, 30, 60)):
-            if measured := r.gradient(f"{name}-{step}"):
-                E, body, whole = (measured["signal"][term][x] for x in ("E", "body", "all"))
-                both = [(E, "cosine"), (body, "cosine"), (whole, "snr")]
-                shares = [f"{x[of]:.3f} ± {x[of + '_error']:.3f}" for x, of in both]
-                rows.append([name, str(step), f"{E['norm']:.3g}", f"{body['norm']:.3g}", *shares])
-        tables.append((f"terms of the {shown}", rows))
     return tables
 
 
@@ -323,42 +315,18 @@ SECTIONS = {
     "Finding 5: the best inference": inference,
     "Are they soft? Effective number of tokens at a position of the CoT, own sampling": softness,
     "The paper's numbers": published,
-    "Where the gradient comes from": sources,
 }
 
 
-def pictures(r: Results) -> dict:
-    """{file name: Figure}; of the later kinds, beside hard tokens, in matched_later.png."""
-    order = ("base", *PAPER)
-    paper = [run for run in r.runs if run["label"] in order and run["data"] in PROBLEMS]
-    paper.sort(key=lambda run: order.index(run["label"]))
-    drawn = {"pass_at_k.png": figures.pass_at_k(paper)}
-    for name, kinds in (("matched.png", PAPER), ("matched_later.png", ("hard", *LATER))):
-        paths = {kind: list(trajectories(r, kind).values()) for kind in kinds}
-        drawn[name] = figures.matched(paths) if any([*paths.values()][1:]) else None
-    measured = {kind: {n: r.gradient(f"{kind}-{n}") for n in (0, 30, 60)} for kind in TRAININGS}
-    signal = {k: {n: x["signal"] for n, x in measured[k].items() if x} for k in PAPER}
-    soft = {k: [steps[n].get("softness") for n in (0, 60)] for k, steps in measured.items()}
-    soft = {kind: both for kind, both in soft.items() if all(both)}
-    drawn["gradient.png"] = figures.gradient(signal) if any(signal.values()) else None
-    drawn["softness.png"] = figures.softness(soft) if soft else None
-    return {name: figure for name, figure in drawn.items() if figure}
-
-
 def write(out: Path) -> str:
-    """OUT/study.md and pictures from what is there; returns the tables and where they are.  Raises
-    InputError, OSError."""
+    """OUT/study.md from what is there; returns the tables and where they are.  Raises InputError,
+    OSError."""
     r = Results(out)
     found = {title: text_of(make(r)) for title, make in SECTIONS.items()}
     text = "\n\n".join(f"## {title}\n\n{tables}" for title, tables in found.items() if tables)
     if not text:
         raise InputError(f"{out}: expected results of minisoft.lab.study, found none")
     write_text(out / "study.md", f"# Study\n\n{facts(out)}\n\n{text}\n")
-    try:
-        for name, figure in pictures(r).items():
-            figure.savefig(out / name, dpi=110)
-    except ImportError as error:
-        print(f"minisoft.lab.study: {error}", file=sys.stderr)
     return f"{text}\n\nwritten: {out / 'study.md'}"
 
 

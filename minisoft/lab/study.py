@@ -13,8 +13,8 @@ the same command continues the study.  Parts:
     kinds      the same for the later kinds
     signal     where the gradient comes from and how soft the tokens are, first seed of each kind
 
-Writes OUT/study.md (tables), pictures (extra `plot`), cells.jsonl (command, commit, seconds of
-every cell) and logs/; `python -m minisoft.lab.findings OUT` writes the tables again.
+Writes OUT/study.md (tables), cells.jsonl (command, commit, seconds of every cell) and logs/;
+`python -m minisoft.lab.findings OUT` writes the tables again.
 """
 
 import json

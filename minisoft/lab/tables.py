@@ -1,6 +1,6 @@
 """Tables, and with the extra `plot` pictures, of what runs reached.
 
-    python -m minisoft.lab.tables RUN                # draws RUN/training.png and RUN/curves.png
+    python -m minisoft.lab.tables RUN ...            # draws RUN/training.png
     python -m minisoft.lab.tables a.json b.json ...  # like the paper's, of results of eval.py --out
 
 Results of one label and data set are the seeds of a cell of the tables; models of one label share a
@@ -32,7 +32,7 @@ def read_results(paths) -> list[dict]:
     Raises InputError naming file and field for bad JSON, missing or wrong fields, a (label, model,
     data, seed) that comes twice, and runs of one (label, data) that differ in one of SAME.
     """
-    runs = []  # each with its place
+    read = []  # each with its place
     for path in paths:
         content = read_json(Path(path), required=True)
         several = content.get("runs", [content])
@@ -40,26 +40,20 @@ def read_results(paths) -> list[dict]:
         for i, run in enumerate(several):
             where = f"{path}: runs[{i}]" if "runs" in content else str(path)
             _check(run, where)
-            runs.append((where, run))
-    labels = apart([(run["label"], run["model"], run["named"]) for _, run in runs])
-    runs = [(where, {**run, "label": label}) for (where, run), label in zip(runs, labels)]
-    _check_together(runs)
-    return [run for _, run in runs]
-
-
-def _check_together(runs: list[tuple[str, dict]]) -> None:
-    """Raises InputError for a (label, model, data, seed) that comes twice, and runs of a cell that
-    differ in one of SAME."""
-    places, sizes = {}, {}
-    for where, run in runs:
-        key = (run["label"], run["model"], run["data"], run["seed"])
+            read.append((where, run))
+    labels = apart([(run["label"], run["model"], run["named"]) for _, run in read])
+    runs, places, sizes = [], {}, {}
+    for (where, run), label in zip(read, labels):
+        key = (label, run["model"], run["data"], run["seed"])
         others = f"others than in {places.get(key)}"
         expect(key not in places, f"{where}: label, model, data, seed", others, key)
         size = [run.get(field) for field in SAME]
-        usual = sizes.setdefault((run["label"], run["data"]), size)
-        same = f"{usual} as in other runs of {run['label']}"
+        usual = sizes.setdefault((label, run["data"]), size)
+        same = f"{usual} as in other runs of {label}"
         expect(size == usual, f"{where}: {', '.join(SAME)}", same, size)
         places[key] = where
+        runs.append({**run, "label": label})
+    return runs
 
 
 def _check(run, where: str) -> None:
@@ -75,33 +69,20 @@ def _check(run, where: str) -> None:
         for name in ["accuracy" if part == "choices" else "pass@1", *numbers]:
             value, what = numbers.get(name), "numbers as eval.py writes them"
             expect(_is_written(name, value), f"{where}: {part}: {name}", what, value)
-        values = len(numbers.get("entropy_by_position", []))
-        rows = len(numbers.get("rows_by_position", []))
-        expect(values == rows, f"{where}: {part}: rows_by_position", f"{values} numbers", rows)
+        lengths = {name: len(numbers[name]) for name in numbers if name.endswith("_by_position")}
+        alike = len(lengths) != 1 and len(set(lengths.values())) < 2
+        expect(alike, f"{where}: {part}: {', '.join(lengths)}", "two of one length", lengths)
 
 
 def _is_written(name: str, value) -> bool:
-    """Is it what eval.py writes under this name?"""
+    """Is it what eval.py writes under this name: a number, several by position, pairs?"""
+    numbers = value if name.endswith("_by_position") else [value]
     if name == "ci95":
         pairs = value.values() if isinstance(value, dict) else [None]
-        return all(_are_numbers(pair) and len(pair) == 2 for pair in pairs)
-    return _are_numbers(value if name.endswith("_by_position") else [value])
-
-
-def _are_numbers(values) -> bool:
-    return isinstance(values, list) and all(type(value) in (int, float) for value in values)
-
-
-def pictures(folders: list[Path], runs: list[dict]) -> dict:
-    """{file name: Figure} of run folders and results.  Raises InputError for a folder that cannot
-    be read, then ImportError without matplotlib."""
-    histories = figures.read_runs(folders)
-    drawn = {"pass_at_k.png": figures.pass_at_k(runs), "entropy.png": figures.entropy(runs)}
-    if folders:
-        drawn["training.png"] = figures.training(histories)
-    if len(folders) == 1:
-        drawn["curves.png"] = figures.curves(folders[0])
-    return {name: figure for name, figure in drawn.items() if figure}
+        if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+            return False
+        numbers = [end for pair in pairs for end in pair]
+    return isinstance(numbers, list) and all(type(x) in (int, float) for x in numbers)
 
 
 def write(paths: list[Path], out: Path | None) -> None:
@@ -111,10 +92,10 @@ def write(paths: list[Path], out: Path | None) -> None:
     files = [path for path in paths if not path.is_dir()]
     for path in files:
         expect(path.suffix == ".json", str(path), "a run folder or a .json file", "neither")
-    runs = read_results(files)
+    runs, histories = read_results(files), figures.read_runs(folders)
     text, drawn = tables(runs), {}
     try:
-        drawn = pictures(folders, runs)
+        drawn = figures.pictures(runs, histories)
     except ImportError as error:
         if not text:
             raise
@@ -133,8 +114,8 @@ def write(paths: list[Path], out: Path | None) -> None:
 
 PATHS = "run folder of train.py, or .json file of eval.py --out"
 FOLDER = (
-    "where tables.md, training.png, pass_at_k.png, entropy.png and, for one run folder, curves.png "
-    "go (default: where the first .json file is, else the first run folder)"
+    "where tables.md and the pictures go (default: where the first .json file is, else the first "
+    "run folder)"
 )
 FLAGS = [
     Option("paths", Path, PATHS, nargs="+", metavar="PATH", positional=True),

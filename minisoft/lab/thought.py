@@ -14,7 +14,6 @@ from dataclasses import replace
 from statistics import fmean
 
 import torch
-from tqdm import tqdm
 
 from minisoft import evaluation
 from minisoft.data import Problem
@@ -29,7 +28,7 @@ from minisoft.run import policy
 from minisoft.run.metrics import markdown
 from minisoft.run.policy import Policy
 from minisoft.run.settings import EVAL_COT, Flags
-from minisoft.run.world import as_program, keep_memory
+from minisoft.run.world import as_program, bar, keep_memory
 from minisoft.verifier.process import WORKERS, Verifier
 
 BATCH = 512  # rows at once
@@ -39,6 +38,7 @@ THOUGHTS = {
     "shadow": "its shadow tokens",
     "other": "another problem's",
 }
+FIELDS = (*THOUGHTS, "theirs")
 
 
 def load(folder: str, cot: int | None) -> Policy:
@@ -63,22 +63,17 @@ def answer(of: Policy, request: Request, thought: torch.Tensor, stopped: bool) -
     return form.answer_text(ids)
 
 
-def request(of: Policy, i: int, problem: Problem) -> Request:
-    return of.request(problem, ("thought", i), range(1))
-
-
 def thoughts(of: Policy, sampled: bool, problems: list[Problem]) -> list[tuple]:
-    """The CoT for each problem, greedy or drawn: (inputs (C, d), the shadow tokens' embeddings
-    (C, d), did it stop?, the greedy answer that follows)."""
+    """The CoT for each problem, greedy or drawn: (its prompt's Request, inputs (C, d), the shadow
+    tokens' embeddings (C, d), did it stop?, the greedy answer that follows)."""
+    keys = [("thought", i) for i in range(len(problems))]
+    requests = [of.request(x, key, range(1)) for x, key in zip(problems, keys)]
     found = []
-    requests = [request(of, i, problem) for i, problem in enumerate(problems)]
-    for first in range(0, len(requests), BATCH):
-        some = requests[first : first + BATCH]
-        for one in of.rollout(some, greedy=not sampled, greedy_answer=True):
-            inputs = of.kind.embed(of.model, one.taken(COT))
-            shadow = of.model.embed(one.ids[one.role == COT])
-            text = of.form.answer_text(one.tokens(0, ANSWER))
-            found.append((inputs, shadow, not one.truncated[0], text))
+    for request, one in zip(requests, of.rollout(requests, not sampled, True, rows=BATCH)):
+        inputs = of.kind.embed(of.model, one.taken(COT))
+        shadow = of.model.embed(one.ids[one.role == COT])
+        text = of.form.answer_text(one.tokens(0, ANSWER))
+        found.append((request, inputs, shadow, not one.truncated[0], text))
     return found
 
 
@@ -100,29 +95,21 @@ def measure(args: argparse.Namespace, verifier) -> dict:
 def use(of: Policy, made: list[tuple], problems: list[Problem], verifier) -> dict:
     """Accuracy after each of THOUGHTS, with 95 % intervals over problems; of the answers after
     another problem's CoT also the share that are the other's right answer.  made: `thoughts`."""
-    texts = {name: [] for name in THOUGHTS}
-    for i, problem in enumerate(tqdm(problems, disable=None)):
-        (inputs, shadow, stopped, _), other = made[i], made[another(problems, i)]
-        for name, (thought, ends) in {
-            "own": (inputs, stopped),
-            "none": (inputs[:0], False),
-            "shadow": (shadow, stopped),
-            "other": (other[0], other[2]),
-        }.items():
-            texts[name].append(answer(of, request(of, i, problem), thought, ends))
-    golds = {name: [problem.answer for problem in problems] for name in THOUGHTS}
-    golds["theirs"] = [problems[another(problems, i)].answer for i in range(len(problems))]
-    texts["theirs"] = texts["other"]
-    right = {
-        name: [float(r == RIGHT) for r in verifier.score_all(list(zip(texts[name], gold)))]
-        for name, gold in golds.items()
-    }
-    ends = evaluation.intervals([list(row) for row in zip(*right.values(), strict=True)])
+    right, same = [], []
+    for i, problem in enumerate(bar(problems, disable=None)):
+        (request, inputs, shadow, stopped, text), j = made[i], another(problems, i)
+        _, inputs_of_other, _, other_stopped, _ = made[j]
+        replaced = [(inputs, stopped), (inputs[:0], False), (shadow, stopped)]
+        replaced.append((inputs_of_other, other_stopped))
+        texts = [answer(of, request, *thought) for thought in replaced]
+        pairs = [*((x, problem.answer) for x in texts), (texts[-1], problems[j].answer)]
+        right.append([float(reward == RIGHT) for reward in verifier.score_all(pairs)])
+        same.append(texts[0] == text)
     return {
         "problems": len(problems),
-        "same_as_rollout": fmean(a == b for a, (*_, b) in zip(texts["own"], made, strict=True)),
-        **{name: fmean(column) for name, column in right.items()},
-        "ci95": dict(zip(right, ends, strict=True)),
+        "same_as_rollout": fmean(same),
+        **{name: fmean(column) for name, column in zip(FIELDS, zip(*right))},
+        "ci95": dict(zip(FIELDS, evaluation.intervals(right), strict=True)),
     }
 
 
@@ -141,12 +128,11 @@ def table(found: dict) -> str:
         "± the larger half of the 95 % interval over problems.\n"
         f"{head};\ntheirs: after that one, the share of answers that are the other problem's."
     ]
-    fields = (*THOUGHTS, "theirs")
     for source in next(iter(found["models"].values()))["data"]:
-        rows = [[source, *fields]]
+        rows = [[source, *FIELDS]]
         for name, of_model in found["models"].items():
             of, cells = of_model["data"][source], [name]
-            for field in fields:
+            for field in FIELDS:
                 half = max(abs(end - of[field]) for end in of["ci95"][field])
                 cells.append(f"{100 * of[field]:.1f} ± {100 * half:.1f}")
             rows.append(cells)

@@ -5,7 +5,6 @@ side by side: names, numbers and, in a question's line, strings in the place of 
 its results and of the files that its --log_samples writes.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
@@ -67,8 +66,13 @@ class Evaluator:
         of lm-evaluation-harness."""
         keys = [[run, "choices", i] for i in range(len(questions))]
         todo = [(i, questions[i]) for _, _, i in self._todo(keys)]
+        made = self.policy.model, self.policy.form.tokenizer
+        if self.policy.plain:
+            scored = ((i, evaluation.score_choice(*made, i, x)) for i, x in todo)
+        else:
+            scored = choices.score(*made, todo, self.batch)
         with self._bar(len(todo), "choices", "question") as progress:
-            for i, record in self._scored(todo):
+            for i, record in scored:
                 self.journal.add(keys[i], record)
                 progress.update()
         records = list(self._collect(keys))
@@ -76,13 +80,6 @@ class Evaluator:
             lambda: evaluation.summarize_choices(records) | harness_results(records)
         )
         return summary, [r | harness_line(r, questions[r["problem"]]) for r in records]
-
-    def _scored(self, questions: list[tuple[int, Choice]]) -> Iterator[tuple[int, dict]]:
-        """(number of the question, its record), as they are done."""
-        model, tokenizer = self.policy.model, self.policy.form.tokenizer
-        if not self.policy.plain:
-            return choices.score(model, tokenizer, questions, self.batch)
-        return ((i, evaluation.score_choice(model, tokenizer, i, x)) for i, x in questions)
 
     def _todo(self, keys: list) -> list:
         """This rank's part of what the journal does not know."""

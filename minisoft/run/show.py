@@ -1,5 +1,5 @@
-"""eval.py --show: a look inside the chain of thought of one problem, as text and as a picture that
-is readable in black and white (extra `plot`: matplotlib).
+"""eval.py --show: a look inside the chain of thought of one problem, as text and as a picture
+(extra `plot`: matplotlib), and what all pictures have in common.
 
 Dimensions: C CoT steps, d width, V vocabulary.
 """
@@ -7,81 +7,79 @@ Dimensions: C CoT steps, d width, V vocabulary.
 from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from textwrap import fill
 
 import torch
 
 from minisoft.errors import InputError, expect
 from minisoft.evaluation import SOFT, Setting
-from minisoft.io import checkpoint, datasets
+from minisoft.io import datasets
 from minisoft.io.atomic import replace_file
 from minisoft.reinforce import encodings
+from minisoft.reward import RIGHT
 from minisoft.rollout import COT, Rollout
+from minisoft.run.metrics import markdown
 from minisoft.run.policy import Policy
-from minisoft.run.subjects import MARK, Subject
+from minisoft.run.subjects import MARK, Subject, as_rows
 from minisoft.run.world import World
 from minisoft.soft import Hard, rms
 
+COLORS = {  # Okabe and Ito's, which colour-blind people tell apart: of a kind in every picture
+    "hard": "#0072B2",
+    "soft": "#D55E00",
+    "fuzzy": "#CC79A7",
+    "multiplex": "#009E73",
+    "covariance": "#56B4E9",
+    "top-5": "#E69F00",
+    "gumbel": "#000000",
+    "base": "#999999",
+}
 TOP = 5  # tokens of a mixture that are named
 PER_ROW, LEAST_TEXT = 24, 0.08  # steps in a row of the picture; a piece that text fits into
-SHADES = (".87", ".7", ".8", ".6", ".75", "1")  # of a mixture's tokens, the heaviest first
-
-
-@dataclass(frozen=True)
-class Step:
-    """One CoT step.
-
-    mixture: the TOP heaviest tokens and their weights in what was fed (of hard tokens: in what the
-    token was drawn from), and the entropy of all these weights in nats; nearest: the token whose
-    embedding is nearest to the input, and how far that is; entropy of the next token, support and
-    largest: see `soft.measure`.
-    """
-
-    shadow: str
-    mixture: list[tuple[str, float]]
-    mixture_entropy: float
-    nearest: str
-    distance: float
-    entropy: float
-    support: float
-    largest: float
+SHADES = (0.45, 0.25, 0.18, 0.12, 0.08, 0)  # of a mixture's tokens, the heaviest first, and others
 
 
 @dataclass(frozen=True)
 class Chain:
-    """A chain of thought: its scored generation (`evaluation.describe`), whether its kind of token
-    mixes embeddings, at which tau, and the typical length |E_v| of an embedding."""
+    """A chain of thought, its kind of token and its scored generation (`evaluation.describe`);
+    length: the typical |E_v| of an embedding.
 
+    columns: of each step the token that stands for it; of the mixture that was fed (of hard tokens:
+    of what the token was drawn from) the effective support, H(mix) in nats, and the TOP heaviest
+    tokens with their weights; H of the next token; the token whose embedding is nearest to
+    the input, and how far that is.
+    """
+
+    title: str
     setting: Setting
+    kind: object
     generation: dict
-    mixes: bool
-    tau: float
     length: float
-    steps: list[Step]
+    columns: dict[str, list]
 
 
 def show(args: Namespace, world: World, verifier) -> None:
     """Print and draw the CoT of one problem, sample 0: the one that an evaluation draws.  Raises
     InputError, OSError."""
-    if len(args.model) > 1 or len(args.data or []) > 1 or world.size > 1:
-        raise InputError("--show: expected one model, one data set and one process, found more")
-    subject = Subject.find(args.model[0])
-    problems = datasets.load_problems((args.data or subject.default_data())[0])
+    if len(args.data or []) > 1 or world.size > 1:
+        raise InputError("--show: expected one data set and one process, found more")
+    subjects, chains = as_rows([Subject.find(text) for text in args.model], args), []
+    problems = datasets.load_problems((args.data or subjects[0].default_data())[0])
     number, last = args.show, len(problems) - 1
     expect(0 <= number <= last, "--show", f"a problem from 0 to {last}", number)
-    problem = problems[number]
-    subject.check(args, [problem], world)
-    first, settings = args.settings[0].kind, subject.settings(args)
-    where = world.device, checkpoint.DTYPES[args.dtype]
-    policy, chains = Policy.load(subject.folder, first, settings, *where, plain=True), []
-    for setting in args.settings:
-        policy, key = policy.of_kind(setting.kind), (args.seed[0], str(setting), number)
-        request = policy.request(problem, key, range(1))
-        rollouts = policy.rollout([request], setting.greedy, greedy_answer=True)
-        ((generation,),) = policy.score(rollouts, [(number, problem)], verifier)
-        chains.append(look(policy, rollouts[0], setting, generation))
-        print(as_text(chains[-1]))
+    for subject in subjects:
+        subject.check(args, [problems[number]], world)
+    for subject in subjects:
+        policy = subject.load(args, world.device)
+        for setting in args.settings:
+            policy, key = policy.of_kind(setting.kind), (args.seed[0], str(setting), number)
+            request = policy.request(problems[number], key, range(1))
+            rollouts = policy.rollout([request], setting.greedy, greedy_answer=True)
+            scored = policy.score(rollouts, [(number, problems[number])], verifier)
+            title = f"{subject.label}, {setting}" if len(subjects) > 1 else str(setting)
+            chains.append(look(policy, rollouts[0], setting, scored[0][0], title))
+            print(as_text(chains[-1]))
+        del policy  # and its model, before the next one is loaded
     try:
         save_picture(args.out, draw(chains))
         print(f"written: {args.out}")
@@ -90,14 +88,13 @@ def show(args: Namespace, world: World, verifier) -> None:
 
 
 @torch.no_grad()
-def look(policy: Policy, record: Rollout, setting: Setting, generation: dict) -> Chain:
-    """Describe the CoT steps of a Rollout of one row, by one teacher-forced pass."""
+def look(policy: Policy, record: Rollout, setting: Setting, generation: dict, title: str) -> Chain:
+    """The CoT steps of a Rollout of one row, by one teacher-forced pass."""
     model, kind, decode = policy.model, policy.kind, policy.form.tokenizer.decode
     actions, thinking = record.taken(COT), record.role == COT
     logits = model.logits(encodings(model, kind, record)[thinking])  # (C, V)
-    mixes = not isinstance(kind, Hard)
     weights, ids = (logits / kind.tau).softmax(-1), None
-    if mixes:
+    if not isinstance(kind, Hard):
         weights, ids = kind.weights(model, actions, logits)  # (C, m)
     weight, token = weights.topk(min(TOP, weights.shape[-1]))  # (C, TOP)
     token = token if ids is None else ids.gather(-1, token)
@@ -107,39 +104,35 @@ def look(policy: Policy, record: Rollout, setting: Setting, generation: dict) ->
     def names(ids: torch.Tensor) -> list[str]:
         return [decode([i]) or f"<{i}>" for i in ids.tolist()]
 
-    steps = zip(
-        names(record.ids[thinking]),
-        [list(zip(names(t), w.tolist())) for t, w in zip(token, weight)],
-        torch.special.entr(weights).sum(-1).tolist(),
-        names(nearest),
-        distance.tolist(),
-        *record.measures[thinking].T.tolist(),
-    )
+    entropies, support, _ = record.measures[thinking].T.tolist()
+    columns = {
+        "fed as": names(record.ids[thinking]),
+        "tokens": support,
+        "H(mix)": torch.special.entr(weights).sum(-1).tolist(),
+        "H": entropies,
+        "nearest": names(nearest),
+        "dist": distance.tolist(),
+        "weights": [list(zip(names(t), w.tolist())) for t, w in zip(token, weight)],
+    }
     length = rms(model.E) * model.config.hidden_size**0.5
-    return Chain(setting, generation, mixes, kind.tau, length, [Step(*step) for step in steps])
+    return Chain(title, setting, kind, generation, length, columns)
 
 
 def as_text(chain: Chain) -> str:
-    """One line a step, for the terminal."""
-    g, steps = chain.generation, chain.steps
-    support, soft = fmean(s.support for s in steps), fmean(s.support > SOFT for s in steps)
-    lines = [
-        f"\n{chain.setting}, tau {chain.tau:g}: {len(steps)} steps; distances beside a "
-        f"typical |E_v| of {chain.length:.2f}",
-        f"question: {g['question']}",
-        f"the input carries {support:.2f} tokens (effective support 1 / sum p^2, mean; "
-        f"{soft:.0%} of steps above {SOFT}), its largest weight is "
-        f"{fmean(s.largest for s in steps):.3f}",
-        f"{'step':>4}  {'fed as':<12} {'tokens':>6} {'H(mix)':>6} {'H':>6} {'nearest':<12} "
-        f"{'dist':>5}  weights",
-    ]
-    for t, s in enumerate(steps):
-        weights = "  ".join(f"{token!r} {w:.3f}" for token, w in s.mixture if w >= 0.0005)
-        lines.append(
-            f"{t:>4}  {s.shadow!r:<12} {s.support:6.2f} {s.mixture_entropy:6.2f} {s.entropy:6.2f} "
-            f"{s.nearest!r:<12} {s.distance:5.2f}  {weights}"
-        )
-    return "\n".join([*lines, f"answer: {g['answer']}   gold: {g['gold']}   reward: {g['reward']}"])
+    """A table with a row for each step, for the terminal."""
+    g, rows = chain.generation, [["step", *chain.columns]]
+    for number, (*values, mixture) in enumerate(zip(*chain.columns.values())):
+        cells = [f"{x:.2f}" if isinstance(x, float) else repr(x) for x in values]
+        weights = "  ".join(f"{token!r} {w:.3f}" for token, w in mixture if w >= 0.0005)
+        rows.append([str(number), *cells, weights])
+    return (
+        f"\n{chain.title}, tau {chain.kind.tau:g}: {g['cot_tokens']} steps; distances beside a "
+        f"typical |E_v| of {chain.length:.2f}\nquestion: {g['question']}\n"
+        f"the input carries {g['support']:.2f} tokens (effective support 1 / sum p^2, mean; "
+        f"{g['share_soft']:.0%} of steps above {SOFT}), its largest weight is "
+        f"{g['largest_weight']:.3f}\n{markdown(rows)}\n"
+        f"answer: {g['answer']}   gold: {g['gold']}   reward: {g['reward']}"
+    )
 
 
 def new_figure(width: float, height: float):
@@ -164,61 +157,55 @@ def draw(chains: list[Chain]):
     """A Figure of what each step of some chains was fed, from left to right.
 
     A bar is the mixture: its pieces are the tokens with their weights, hatched all others.  Of hard
-    tokens it is what the token was drawn from, only the drawn one grey.  Above: the entropy of
-    these weights; below: the (shadow) token.  A chain longer than PER_ROW goes on below.
+    tokens it is what the token was drawn from, only the drawn one coloured.  Below: the (shadow)
+    token.  A chain longer than PER_ROW goes on below.
     """
-    rows = [(chain, i) for chain in chains for i in range(0, len(chain.steps), PER_ROW)]
-    figure = new_figure(12, 2.2 * len(rows) + 0.4)
-    axes = figure.subplots(2 * len(rows), 1, height_ratios=[1, 4] * len(rows))
-    highest = max(step.mixture_entropy for chain in chains for step in chain.steps)
-    for (chain, start), line, bars in zip(rows, axes[::2], axes[1::2]):
-        steps, left = chain.steps[start : start + PER_ROW], chain.steps[start + PER_ROW :]
+    lengths = [len(chain.columns["fed as"]) for chain in chains]
+    rows = [(chain, i) for chain, n in zip(chains, lengths) for i in range(0, n, PER_ROW)]
+    figure = new_figure(12, 1.75 * len(rows) + 0.4)
+    for (chain, start), axis in zip(rows, figure.subplots(len(rows), 1, squeeze=False)[:, 0]):
+        bars = [*zip(chain.columns["fed as"], chain.columns["weights"])][start:]
         if start == 0:
-            line.set_title(str(chain.setting), loc="left", fontsize="medium", weight="bold")
-            line.set_title(_inputs(chain), fontsize="medium")
-        entropies = [step.mixture_entropy for step in steps]
-        line.plot(entropies, ".-", color="0", linewidth=0.8, markersize=3.5)
-        line.set(ylim=(-0.2, max(1.2, 1.1 * highest)), yticks=(0, 1), ylabel="entropy\n(nats)")
-        for at, step in enumerate(steps):
-            _bar(bars, at, step, chain.mixes)
-        bars.set(ylim=(-0.16, 1), yticks=(0, 0.5, 1))
-        bars.set_ylabel("weights of\nthe mixture" if chain.mixes else "probability")
-        _text(bars, -1, -0.1, "text:")
-        if not left:
+            axis.set_title(chain.title, loc="left", fontsize="medium", weight="bold")
+            axis.set_title(f"input: {_input(chain)}", loc="right", fontsize="medium")
+        for at, (token, mixture) in enumerate(bars[:PER_ROW]):
+            _bar(axis, at, token, mixture, chain)
+        _text(axis, -1, -0.13, "text:")
+        if len(bars) <= PER_ROW:
             g = chain.generation
-            _text(bars, len(steps), 0.5, f"→ {g['answer'].rstrip('}')}", weight="bold")
-            _text(bars, len(steps), 0.35, "right" if g["reward"] == 100 else "wrong")
-        for axis in (line, bars):
-            axis.set(xlim=(-1.5, PER_ROW + 0.5), xticks=())
-            axis.spines[:].set_visible(False)
+            _text(axis, len(bars), 0.6, f"→ {g['answer'].rstrip('}')}", weight="bold")
+            _text(axis, len(bars), 0.4, "right" if g["reward"] == RIGHT else "wrong")
+        axis.set(ylim=(-0.22, 1), yticks=(0, 0.5, 1), xlim=(-1.5, PER_ROW + 0.5), xticks=())
+        axis.set_ylabel("probability" if isinstance(chain.kind, Hard) else "weight")
+        axis.spines[:].set_visible(False)
     question = fill(chains[0].generation["question"], 120)
     figure.suptitle(question, fontsize="large", style="italic", parse_math=False)
     return figure
 
 
-def _inputs(chain: Chain) -> str:
+def _input(chain: Chain) -> str:
     """What the bars of a chain show."""
-    if chain.mixes:
-        noise = "" if chain.setting.greedy else ", with noise"
-        return f"the input of each step is the bar's mixture of token embeddings{noise}"
-    taken = "the most likely" if chain.setting.greedy else "drawn from the bar"
-    return f"the input of each step is the embedding of one token (grey), {taken}"
+    greedy = chain.setting.greedy
+    if isinstance(chain.kind, Hard):
+        return f"the coloured token, {'the most likely' if greedy else 'drawn from the bar'}"
+    return f"the bar's mixture of token embeddings{'' if greedy else ', with noise'}"
 
 
-def _bar(axis, at: int, step: Step, mixes: bool) -> None:
+def _bar(axis, at: int, fed: str, mixture: list, chain: Chain) -> None:
     """One mixture as a stacked bar, the heaviest token at the bottom, and the text below it."""
-    rest = max(0.0, 1 - sum(weight for _, weight in step.mixture))
-    drawn = step.shadow if step.shadow in dict(step.mixture) else ""  # "" stands for all others
-    bottom = 0.0
-    for (token, weight), shade in zip([*step.mixture, ("", rest)], SHADES):
-        if not mixes:
-            shade = SHADES[0] if token == drawn else "1"
-        style = {"color": shade, "edgecolor": ".3", "linewidth": 0.5}
+    rest = max(0.0, 1 - sum(weight for _, weight in mixture))
+    drawn = fed if fed in dict(mixture) else ""  # "" stands for all others
+    color, bottom = COLORS.get(chain.setting.kind, COLORS["base"]), 0.0
+    for (token, weight), shade in zip([*mixture, ("", rest)], SHADES):
+        if isinstance(chain.kind, Hard):
+            shade = SHADES[0] if token == drawn else 0
+        face = (color, shade) if shade else "1"
+        style = {"facecolor": face, "edgecolor": ".3", "linewidth": 0.5}
         axis.bar(at, weight, 0.86, bottom, hatch="" if token else "....", **style)
         if token and weight >= LEAST_TEXT:
             _text(axis, at, bottom + weight / 2, token, room=weight)
         bottom += weight
-    _text(axis, at, -0.1, step.shadow, weight="bold")
+    _text(axis, at, -0.13, fed, weight="bold")
 
 
 def _text(axis, x: float, y: float, token: str, room: float = 1, **style) -> None:

@@ -12,13 +12,13 @@ import torch
 
 from minisoft.data import Format
 from minisoft.errors import InputError, expect
-from minisoft.io import atomic, checkpoint, datasets, state
+from minisoft.io import atomic, checkpoint, state
 from minisoft.io.journal import Journal
 from minisoft.io.tokenizer import Tokenizer
-from minisoft.kinds import NOISE
+from minisoft.run import policy
 from minisoft.run.evaluate import check_prompts, lengthened
 from minisoft.run.policy import Policy
-from minisoft.run.settings import EVAL_COT, Flags, Settings, resolve
+from minisoft.run.settings import EVAL_COT, Flags, Settings
 from minisoft.run.world import World
 from minisoft.soft import GAMMA
 
@@ -26,7 +26,6 @@ USUAL = {  # what minisoft.json says of an ordinary training
     "gamma": GAMMA,
     "noise": "embedding",
     "top_k": None,
-    "logits": "float32",
     "terms": "both",
     "frozen": "nothing",
 }
@@ -37,7 +36,7 @@ BEGINS = {  # what eval.py and minisoft.lab.tables write
     ".png": rb"(?s)\x89PNG.*minisoft",
 }
 MARK = {"Source": "minisoft"}  # in a PNG
-DECIDE = ("samples", "cot", "seed", "tau", "sigma", "dtype", "limit", *(row.name for row in NOISE))
+DECIDE = ("samples", "seed", "dtype", "limit")  # beside models, their settings and the data
 
 
 @dataclass(frozen=True)
@@ -62,10 +61,9 @@ class Subject:
         return cls(given, folder, sidecar, name if named else label(folder, sidecar), named)
 
     def settings(self, args: Namespace) -> Settings:
-        """How tokens are made, without sigma."""
-        flags = Flags.of(args)
-        flags.check([setting.kind for setting in args.settings])
-        return resolve(self.sidecar, flags, EVAL_COT)
+        """How tokens are made, its weights unread."""
+        kinds = [setting.kind for setting in args.settings]
+        return policy.settings(self.folder, kinds, Flags.of(args), EVAL_COT)
 
     def check(self, args: Namespace, rows: list, world: World) -> None:
         """See `check_prompts`; the weights are not read."""
@@ -94,12 +92,8 @@ def label(folder: Path, sidecar: dict) -> str:
     if "tokens" not in sidecar:
         return checkpoint.name_of(folder)
     trained = [str(sidecar[name]) for name in ("base", "data", "tokens") if name in sidecar]
-    unusual = [
-        f"{name} {sidecar[name]}"
-        for name, value in USUAL.items()
-        if sidecar.get(name, value) != value
-    ]
-    return ", ".join([" ".join(trained), *unusual])
+    unusual = [name for name, value in USUAL.items() if sidecar.get(name, value) != value]
+    return ", ".join([" ".join(trained), *(f"{name} {sidecar[name]}" for name in unusual)])
 
 
 def apart(models: list[tuple[str, str, bool]]) -> list[str]:
@@ -112,53 +106,43 @@ def apart(models: list[tuple[str, str, bool]]) -> list[str]:
     for text, path, _ in models:
         paths_of.setdefault(text, set()).add(path)
     return [
-        text if named else text + _what_differs(path, paths_of[text])
+        text if named or len(paths_of[text]) == 1 else f"{text} ({_rest(path, paths_of[text])})"
         for text, path, named in models
     ]
 
 
-def _what_differs(path: str, paths: set[str]) -> str:
-    """ " (a/b)": the parts of a path without those that all paths begin and, unless nothing would
-    be left of one, end with; "" of a single path."""
-    if len(paths) == 1:
-        return ""
-    parts = {one: one.strip("/").split("/") for one in paths}
-    shortest = min(map(len, parts.values()))
-    first = min(len(commonprefix([*parts.values()])), shortest - 1)
-    ends = [of_path[first:][::-1] for of_path in parts.values()]
+def _rest(path: str, paths: set[str]) -> str:
+    """ "a/b": the parts of a path without those that all paths begin and, unless nothing would be
+    left of one, end with."""
+    parts = [one.strip("/").split("/") for one in (path, *paths)]
+    first = min(len(commonprefix(parts)), min(map(len, parts)) - 1)
+    ends = [of_path[first:][::-1] for of_path in parts]
     last = len(commonprefix(ends))
     if last == min(map(len, ends)):
         last = 0
-    of_path = parts[path]
-    return f" ({'/'.join(of_path[first : len(of_path) - last])})"
+    return "/".join(ends[0][last:][::-1])
 
 
-def as_rows(subjects: list[Subject]) -> list[Subject]:
+def as_rows(subjects: list[Subject], args: Namespace) -> list[Subject]:
     """The subjects with the labels of their rows.  Raises InputError where a model would be a seed
-    of itself."""
-    first: dict[tuple, Subject] = {}
-    for subject in subjects:
-        other = first.setdefault((subject.label, subject.folder.resolve()), subject)
-        if other is not subject:
-            both = f"{other.given} and {subject.given}"
-            raise InputError(f"--model: expected each once, found one folder in {both}")
+    of itself, or those of one row, which are its seeds, have other settings."""
     labels = apart([(s.label, str(s.folder.resolve()), s.named) for s in subjects])
-    return [replace(subject, label=text) for subject, text in zip(subjects, labels)]
-
-
-def check_alike(subjects: list[Subject], args: Namespace) -> None:
-    """Raises InputError where models of one label, seeds of one row, have other settings."""
-    first: dict[str, tuple] = {}
-    for subject in subjects:
-        now = subject.settings(args).facts()
-        other, before = first.setdefault(subject.label, (subject, now))
-        differ = [name for name, value in now.items() if value != before[name]]
-        if differ:
+    rows: list[Subject] = []
+    for subject, text in zip(subjects, labels):
+        rows.append(replace(subject, label=text))
+        row = [each for each in rows if each.label == text]
+        same = [each.given for each in row if each.folder.resolve() == subject.folder.resolve()]
+        if len(same) > 1:
+            found = " and ".join(same)
+            raise InputError(f"--model: expected each once, found one folder in {found}")
+        now, before = subject.settings(args).facts(), row[0].settings(args).facts()
+        if differ := [name for name, value in now.items() if value != before[name]]:
             raise InputError(
-                f"--model: expected models called {subject.label!r} to differ in the seed only, "
-                f"found other values for {', '.join(differ)} in {other.given} and {subject.given}; "
-                "give them NAMEs"
+                f"--model: expected models called {text!r} to differ in the seed only, found other "
+                f"values for {', '.join(differ)} in {row[0].given} and {subject.given}; give them "
+                "NAMEs"
             )
+    return rows
 
 
 @contextmanager
@@ -196,7 +180,7 @@ def open_journal(args: Namespace, subjects: list[Subject], sources: dict, world:
     rows}."""
     facts = {name: getattr(args, name) for name in DECIDE}
     facts["settings"] = [str(setting) for setting in args.settings]
-    facts["template"] = args.template and datasets.read_prompt(args.template)
+    facts["tokens"] = [subject.settings(args).facts() for subject in subjects]
     facts["model"] = [subject.identity() for subject in subjects]
     hashes = [hashlib.sha256(repr(rows).encode()).hexdigest() for rows in sources.values()]
     facts["data"] = [list(pair) for pair in zip(sources, hashes)]

@@ -4,7 +4,6 @@ A result is what eval.py writes of one model, data set and seed; its *parts* are
 inference and multiple choice.  Results of one (label, data) are the seeds of a *cell*.
 """
 
-from dataclasses import dataclass
 from itertools import product
 from statistics import fmean, stdev
 
@@ -12,28 +11,18 @@ from minisoft.evaluation import Setting
 from minisoft.kinds import KINDS
 from minisoft.run.metrics import markdown
 
-
-@dataclass(frozen=True)
-class Column:
-    """The head of a column, the field that it shows, and how."""
-
-    head: str
-    field: str
-    scale: float = 100
-    digits: int = 1
-
-
-GENERATIONS = (
-    Column("boxed (%)", "boxed"),
-    Column("truncated (%)", "truncated"),
-    Column("CoT length (tokens)", "cot_length", 1),
-    Column("entropy (nats)", "entropy", 1, 2),
-)
-CHOICES = (
-    Column("accuracy (%)", "accuracy"),
-    Column("accuracy_norm (%)", "accuracy_norm"),
-    Column("NLL (nats per token)", "nll", 1, 2),
-)
+PERCENT = (100, 1)  # scale and digits of what is a share
+GENERATIONS = {  # head of a column: the field that it shows, its scale and digits
+    "boxed (%)": ("boxed", *PERCENT),
+    "truncated (%)": ("truncated", *PERCENT),
+    "CoT length (tokens)": ("cot_length", 1, 1),
+    "entropy (nats)": ("entropy", 1, 2),
+}
+CHOICES = {
+    "accuracy (%)": ("accuracy", *PERCENT),
+    "accuracy_norm (%)": ("accuracy_norm", *PERCENT),
+    "NLL (nats per token)": ("nll", 1, 2),
+}
 
 
 def distinct(runs: list[dict], field: str) -> list[str]:
@@ -74,9 +63,8 @@ def show_mean(values: list[float], scale: float = 100, digits: int = 1) -> str:
     return " ± ".join(f"{scale * of(values):.{digits}f}" for of in statistics)
 
 
-def number(seeds: list[dict], column: Column) -> str:
+def number(seeds: list[dict], field: str, scale: float = 100, digits: int = 1) -> str:
     """A field of the runs of one cell: see `show_mean`; of one run "value [95 % interval]"."""
-    field, scale, digits = column.field, column.scale, column.digits
     seeds = [numbers for numbers in seeds if field in numbers]
     text = show_mean([scale * numbers[field] for numbers in seeds], 1, digits)
     if len(seeds) == 1 and field in seeds[0].get("ci95", {}):
@@ -91,60 +79,50 @@ def tables(runs: list[dict]) -> str:
 
     Rows are in the order in which the labels of the runs first appear.
     """
-    sections = []
-    for kind in KINDS:
-        title = f"**{kind.capitalize()} inference**: pass@k in %"
-        sections.append(_section(runs, title, settings([kind]), _by_label))
-    title = (
-        "**Multiple choice**: accuracy by log-probability and by log-probability per character "
+    titles = {f"{kind.capitalize()} inference**: pass@k in %": settings([kind]) for kind in KINDS}
+    choices = (
+        "Multiple choice**: accuracy by log-probability and by log-probability per character "
         "(norm), negative log-likelihood of the correct answer"
     )
-    sections.append(_section(runs, title, ["choices"], _by_label))
-    sections.append(_section(runs, "**Generations**", settings(), _by_setting))
-    return "\n\n".join(filter(None, sections))
-
-
-def _section(runs: list[dict], title: str, names: list[str], layout) -> str:
-    """Title and table of the runs that have one of the parts `names`; "" without any."""
-    runs = [run for run in runs if parts(run).keys() & set(names)]
-    if not runs:
-        return ""
-    return f"{title}. {_sizes(runs, names)}\n\n{markdown(layout(runs, names))}"
+    sections = []
+    for title, names in (titles | {choices: ["choices"], "Generations**": settings()}).items():
+        some = [run for run in runs if parts(run).keys() & set(names)]
+        if some:
+            rows = (_by_setting if title == "Generations**" else _by_label)(some, names)
+            sections.append(f"**{title}. {_sizes(some, names)}\n\n{markdown(rows)}")
+    return "\n\n".join(sections)
 
 
 def _by_label(runs: list[dict], names: list[str]) -> list[list[str]]:
     """A row for each label; columns: for each data set the numbers of the parts `names`."""
-    head, columns = ["training"], []  # columns: (data, part, Column)
+    columns = {}  # head: (data, part, what `number` shows)
     for (data, short), part in product(short_names(distinct(runs, "data")).items(), names):
-        for column in _columns(runs, data, part):
-            head.append(f"{short}: {column.head}")
-            columns.append((data, part, column))
-    rows = [head]
+        for head, how in _columns(runs, data, part).items():
+            columns[f"{short}: {head}"] = (data, part, how)
+    rows = [["training", *columns]]
     for label in distinct(runs, "label"):
-        cells = [number(cell(runs, label, *where), column) for *where, column in columns]
+        cells = [number(cell(runs, label, *where), *how) for *where, how in columns.values()]
         rows.append([label, *cells])
     return rows
 
 
-def _columns(runs: list[dict], data: str, part: str) -> tuple[Column, ...]:
-    """What a part is shown as, if it was measured."""
+def _columns(runs: list[dict], data: str, part: str) -> dict[str, tuple]:
+    """{head: what `number` shows} of a part, if it was measured."""
     samples = {run["samples"] for run in runs if run["data"] == data and part in parts(run)}
-    if not samples:
-        return ()
     if part == "choices":
-        return CHOICES
-    if Setting.parse(part, KINDS).greedy:
-        return (Column("greedy pass@1", "pass@1"),)
-    return tuple(Column(f"sample pass@{k}", f"pass@{k}") for k in sorted({1} | samples))
+        return CHOICES if samples else {}
+    drawn = part.rpartition("-")[2]  # greedy or sample
+    sizes = {1} if drawn == "greedy" else {1} | samples
+    return {f"{drawn} pass@{k}": (f"pass@{k}",) for k in sorted(sizes) if samples}
 
 
 def _by_setting(runs: list[dict], names: list[str]) -> list[list[str]]:
     """A row for each label, data set and setting of `names`; columns: GENERATIONS."""
-    rows = [["training", "data", "inference", *(column.head for column in GENERATIONS)]]
+    rows = [["training", "data", "inference", *GENERATIONS]]
     datas = short_names(distinct(runs, "data")).items()
     for label, (data, short), part in product(distinct(runs, "label"), datas, names):
         if seeds := cell(runs, label, data, part):
-            rows.append([label, short, part, *(number(seeds, column) for column in GENERATIONS)])
+            rows.append([label, short, part, *(number(seeds, *x) for x in GENERATIONS.values())])
     return rows
 
 

@@ -9,7 +9,7 @@ import torch
 from minisoft import kinds
 from minisoft.engine.cache import RowCache
 from minisoft.io import WEIGHTS
-from minisoft.lab import bench, rivals
+from minisoft.lab import bench
 from minisoft.rollout import COT
 
 pytestmark = pytest.mark.filterwarnings("error::FutureWarning")  # of transformers
@@ -20,8 +20,7 @@ CPU = torch.device("cpu")
 def small_machine(monkeypatch):
     """What the machine can do is measured on little, and answers are short."""
     monkeypatch.setitem(bench.SIZES, "cpu", (2**20, 256))
-    for module in (bench, rivals):
-        monkeypatch.setattr(module, "ANSWER_TOKENS", 4)
+    monkeypatch.setattr(bench, "ANSWER_TOKENS", 4)
 
 
 def flags(text=""):
@@ -38,22 +37,23 @@ def test_an_update_is_timed_against_transformers(tmp_path, capsys):
     size = "--device cpu --cot 4 --group 4 --repeats 2 --prompts 2 1"
     bench.main([*size.split(), "--against", "transformers", "--json", str(tmp_path / "b.json")])
     found, shown = json.loads((tmp_path / "b.json").read_text()), capsys.readouterr().out
-    assert [size["rows"] for size in found["sizes"]] == ["2 x 4", "1 x 4"]
-    table = {row["tokens"]: row for row in found["sizes"][0]["table"]}
+    assert [row["rows"] for row in found["records"]] == ["2 x 4"] * 4 + ["1 x 4"] * 4
+    table = {row["tokens"]: row for row in found["records"][:4]}
     for name in ("hard", "soft"):
         row = table[name]
-        parts = "rollout replay optimizer update floor_ms decode_share replay_share".split()
-        assert all(row[part] > 0 for part in parts) and len(row["seconds"]["update"]) == 2
-        assert row["tokens_per_s"] == pytest.approx(8 * found["steps"] / row["rollout"])
+        parts = "rollout replay optimizer update rollout_share replay_share ms_per_step".split()
+        assert all(row[part] > 0 for part in parts) and len(row["all"]["update"]) == 2
+        assert row["rollout_tokens_per_s"] == pytest.approx(8 * found["steps"] / row["rollout"])
         assert table[f"transformers {name} loop"]["rollout"] > 0
-    assert table["soft"]["update"] == pytest.approx(sum(table["soft"]["seconds"]["update"]) / 2)
+    assert table["soft"]["update"] == pytest.approx(sum(table["soft"]["all"]["update"]) / 2)
     assert " kernels, " in shown and shown.count("| transformers soft loop |") == 2
+    assert f"| {table['hard']['ms_per_step']:,.2f}" in shown
 
 
 def test_every_row_has_its_full_length():
     work = prepare("--cot 5 --group 3")
     for name in ("hard", "soft"):
-        for record in work.rollout(work.policy(name), 0):
+        for record in work.rollout(work.policy.of_kind(name), 0):
             assert record.ids.shape == (3, work.steps) and ((record.role == COT).sum(1) == 5).all()
 
 
@@ -63,25 +63,25 @@ def test_passes_are_counted(monkeypatch):
     calls = []
     forward = RowCache.forward
     monkeypatch.setattr(RowCache, "forward", lambda *x: calls.append("ours") or forward(*x))
-    work.rollout(work.policy("soft"), 0)
+    work.rollout(work.policy.of_kind("soft"), 0)
     args = flags()
     args.dtype = "float32"
-    rival = rivals.Rivals(work, args)
+    rival = bench.Rival(work, args)
     rival.model.register_forward_pre_hook(lambda *_: calls.append("loop"))
-    rival.loop(work.policy("soft").kind, 5, 4)
-    assert calls.count("ours") == work.steps == 5 + 4 + len(work.form.prefill[1])
+    rival.loop(work.policy.of_kind("soft").kind, 5, 4)
+    assert calls.count("ours") == work.steps == 5 + 4 + len(work.policy.form.prefill[1])
     assert calls.count("loop") == 1 + 5 + 4  # and the prompt's
 
 
 def test_floor_counts_weights_prompts_and_own_positions():
     work = prepare("--cot 5 --group 3")
-    c, can = work.model.config, {"bandwidth": 1.0, "throughput": 1e30}
-    read = bench.floor(work, "hard", can)["decode"]
-    numbers = sum(p.numel() for p in work.model.parameters())
+    c, can = work.policy.model.config, {"bandwidth": 1.0, "throughput": 1e30}
+    read = bench.floor(work, "hard", can)["rollout"] / work.steps
+    numbers = sum(p.numel() for p in work.policy.model.parameters())
     cached = sum(map(len, work.prompts)) + 6 * work.steps / 2
     numbers += cached * 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim
     assert read == pytest.approx(4 * numbers)
-    assert bench.floor(work, "soft", can)["decode"] > read  # p E needs all logits first
+    assert bench.floor(work, "soft", can)["rollout"] / work.steps > read  # p E needs all logits
     can = {"bandwidth": 1e30, "throughput": 1.0}
     assert bench.floor(work, "soft", can)["replay"] > bench.floor(work, "hard", can)["replay"] > 0
 
@@ -101,9 +101,9 @@ def test_random_weights_of_a_shape(monkeypatch):
     size = "--cot 3 --group 2 --dtype bfloat16"
     monkeypatch.setattr(bench, "PROMPT", 7)
     work = prepare(f"--shape llama-3.2-1b {size}")
-    assert [len(p) for p in work.prompts] == [7, 7] and work.model.E.dtype == torch.bfloat16
+    assert [len(p) for p in work.prompts] == [7, 7] and work.policy.model.E.dtype == torch.bfloat16
     assert work.micro_batch == 16  # as train.py chooses
-    optimizer = bench.Optimizer(work.model, bench.Schedule(1e-9, 10, 0), bench.World("cpu"))
+    optimizer = bench.Optimizer(work.policy.model, bench.Schedule(1e-9, 10, 0), bench.World("cpu"))
     assert bench.update(work, optimizer, "soft", "update", 0)["update"] > 0
 
 

@@ -51,7 +51,9 @@ BAD = [
     ({"settings": {"hard-greedy": {"boxed": 1.0}}}, "hard-greedy: pass@1: expected numbers"),
     (of_greedy(**{"pass@2": "x"}), "hard-greedy: pass@2: expected numbers"),
     (of_greedy(ci95={"pass@1": [0.1]}), "hard-greedy: ci95: expected numbers"),
-    (of_greedy(entropy_by_position=[0.1]), "rows_by_position: expected 1 numbers"),
+    (of_greedy(ci95={"pass@1": 1}), "hard-greedy: ci95: "),
+    (of_greedy(ci95=1), "hard-greedy: ci95: expected numbers"),
+    (of_greedy(entropy_by_position=[0.1]), "entropy_by_position: expected two of one length"),
     (of_greedy(**{**PROFILE, "rows_by_position": [1, 1, 1, "x"]}), "rows_by_position"),
     ({"choices": {"nll": 2.0}}, "choices: accuracy: expected numbers"),
 ]
@@ -168,7 +170,7 @@ def test_training_merges_seeds_and_names_what_differs(tmp_path):
     pytest.importorskip("matplotlib")
     a, b = make_run(tmp_path / "a"), make_run(tmp_path / "b", seed=1, accuracies=EIGHT[2:])
     figure = figures.training(figures.read_runs([a, b, make_run(tmp_path / "c", lr=2e-4)]))
-    left, right = figure.axes
+    left, _, right, *_ = figure.axes
     assert list(lines(left)) == ["soft, lr 0.0001", "soft, lr 0.0002"] == ends_of(figure)[0][:2]
     x, y = lines(left)["soft, lr 0.0001"]  # means of five, fewer at the ends; b has six updates
     assert x == [1, 2, 3, 4, 5, 6] and y == pytest.approx([30, 35, 40, 50, 57.5, 65])
@@ -179,11 +181,8 @@ def test_training_merges_seeds_and_names_what_differs(tmp_path):
     assert list(raw.get_ydata()) == pytest.approx(
         [20, 30, 40, 50, 60, 70]
     ) and raw.get_label().startswith("_")
-    assert (
-        "5 updates" in left.get_title()
-        and left.get_ylabel() == "accuracy (%)"
-        and left.get_xlabel() == "update"
-    )
+    assert "mean over 5 updates" in ends_of(figure)[1]
+    assert left.get_ylabel() == "right training samples (%)" and left.get_xlabel() == "update"
 
 
 def test_the_untrained_models_validation_is_drawn(tmp_path):
@@ -192,10 +191,10 @@ def test_the_untrained_models_validation_is_drawn(tmp_path):
     text = (run / "metrics.jsonl").read_text()
     untrained = {"step": 0, "validation": 0.3, "validation_hard": 0.2}
     (run / "metrics.jsonl").write_text(json.dumps(untrained) + "\n" + text)
-    left, right = figures.training(figures.read_runs([run])).axes
-    assert lines(right) == {"soft": ([0, 4, 8], pytest.approx([20, 50, 90]))}
+    left, own, hard, *_ = figures.training(figures.read_runs([run])).axes
+    assert lines(own) == {"soft": ([0, 4, 8], pytest.approx([30, 40, 80]))}
+    assert lines(hard) == {"soft": ([0, 4, 8], pytest.approx([20, 50, 90]))}
     assert lines(left)["soft"][0] == list(range(1, 9))
-    assert len(figures.curves(run).axes) == 6
 
 
 def test_smoothing_and_short_names():
@@ -213,25 +212,17 @@ def test_kinds_of_token_are_lines_of_their_own(tmp_path):
     assert list(figures.read_runs([runs[1], other])) == ["soft, model tiny", "soft, model large"]
 
 
-def test_curves_of_one_run(tmp_path):
+def test_all_that_is_watched_of_a_run_is_drawn(tmp_path):
     pytest.importorskip("matplotlib")
     run = make_run(tmp_path / "a")
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 9, "accu')  # cut by a crash
-    figure = figures.curves(run)
-    assert len(figure.axes) == 6
-    assert lines(figure.axes[0]) == {
-        "training samples, mean over 5 updates": (
-            list(range(1, 9)),
-            pytest.approx([20, 25, 30, 40, 50, 60, 65, 70]),
-        ),
-        "validation problems, hard-greedy": ([4, 8], pytest.approx([50, 90])),
-    }
-    assert list(figure.axes[0].lines[0].get_ydata()) == pytest.approx(list(range(10, 90, 10)))
-    assert [axis.get_ylabel() for axis in figure.axes][2:4] == [
-        "CoT length (tokens)",
-        "entropy (nats)",
-    ]
+    axes = figures.training(figures.read_runs([run])).axes
+    means = [20, 25, 30, 40, 50, 60, 65, 70]  # over five updates, fewer at the ends
+    assert lines(axes[0]) == {"soft": (list(range(1, 9)), pytest.approx(means))}
+    assert list(axes[0].lines[0].get_ydata()) == pytest.approx(list(range(10, 90, 10)))
+    assert [axis.get_ylabel() for axis in axes] == list(figures.PANELS.values())
+    assert axes[6].get_yscale() == "log" and lines(axes[7])["soft"][1] == [50] * 8
 
 
 # ---------------------------------------------------------------- command line
@@ -245,7 +236,7 @@ def test_command_line_end_to_end(tmp_path, capsys):
     tables.main([*map(str, paths), str(run), "--out", str(tmp_path / "new" / "out")])
     told, names = (
         capsys.readouterr().out,
-        ["curves.png", "entropy.png", "pass_at_k.png", "tables.md", "training.png"],
+        ["entropy.png", "pass_at_k.png", "tables.md", "training.png"],
     )
     assert sorted(path.name for path in (tmp_path / "new" / "out").iterdir()) == names
     assert all(f"wrote {tmp_path / 'new' / 'out' / name}" in told for name in names)
@@ -255,9 +246,7 @@ def test_command_line_end_to_end(tmp_path, capsys):
     made = {"tables.md", "pass_at_k.png", "entropy.png"}
     assert made < {path.name for path in tmp_path.iterdir()}
     tables.main([str(run), str(make_run(tmp_path / "run1", seed=1))])
-    assert (run / "training.png").is_file() and not (run / "curves.png").exists()
-    tables.main([str(run)])
-    assert (run / "curves.png").is_file()
+    assert (run / "training.png").is_file()
 
 
 def test_without_matplotlib_there_are_tables(tmp_path, capsys, monkeypatch):

@@ -43,18 +43,17 @@ def test_a_sampled_thought_is_used_like_a_greedy_one(tmp_path):
     of = thought.load(TINY, 60).of_kind("covariance")
     problems = datasets.load_problems("tiny-test")[:4]
     greedy, drawn = (thought.thoughts(of, sampled, problems) for sampled in (False, True))
-    assert all(not torch.equal(a[0], b[0]) for a, b in zip(greedy, drawn, strict=True))
+    assert all(not torch.equal(a[1], b[1]) for a, b in zip(greedy, drawn, strict=True))
 
 
 def test_what_is_put_in_the_thoughts_place(monkeypatch):
     """Nothing, the embeddings of the shadow tokens, another problem's inputs."""
     problems = [Problem("a", "1"), Problem("b", "2")]
     made = [tuple(torch.full((3, 4), float(10 * i + j)) for j in (0, 1)) for i in (1, 2)]
-    made = [(*both, i == 0, "1}") for i, both in enumerate(made)]
+    made = [(problems[i].question, *both, i == 0, "1}") for i, both in enumerate(made)]
     seen = []
-    of = SimpleNamespace(request=lambda problem, key, samples: problem.question)
     monkeypatch.setattr(thought, "answer", lambda *all: seen.append(all[1:]) or "1}")
-    found = thought.use(of, made, problems, SimpleNamespace(score_all=lambda pairs: [0.0] * 2))
+    found = thought.use(None, made, problems, SimpleNamespace(score_all=lambda x: [0.0] * len(x)))
     assert found["problems"] == 2 and found["same_as_rollout"] == 1
     shown = [(asked, x[:1, :1].flatten().tolist(), len(x), stop) for asked, x, stop in seen]
     first = [("a", [10.0], 3, True), ("a", [], 0, False), ("a", [11.0], 3, True)]

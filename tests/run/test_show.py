@@ -10,6 +10,7 @@ from minisoft.rollout import COT
 from minisoft.run import show
 from minisoft.run.policy import Policy, settings
 from minisoft.run.settings import Flags
+from minisoft.soft import Hard
 
 QUESTION = "Max has 24 cards. Then 39 more come. Max finds 18 more. How many cards are there now?"
 
@@ -27,27 +28,27 @@ def chains():
         policy = policy.of_kind(setting.kind)
         request = policy.request(Problem(QUESTION, "81"), (name,), range(1))
         (record,) = policy.rollout([request], setting.greedy, greedy_answer=True)
-        chain = show.look(policy, record, setting, generation)
+        chain = show.look(policy, record, setting, generation, name)
         looks[name] = chain, policy.form.tokenizer.decode(record.tokens(0, COT))
     return looks
 
 
 def test_steps_are_those_of_the_rollout(chains):
     for chain, text in chains.values():
-        assert "".join(step.shadow for step in chain.steps) == text
-        for step in chain.steps:
-            weights = [weight for _, weight in step.mixture]
+        assert "".join(chain.columns["fed as"]) == text
+        assert {len(column) for column in chain.columns.values()} == {len(chain.columns["H"])}
+        for mixture in chain.columns["weights"]:
+            weights = [weight for _, weight in mixture]
             assert len(weights) == show.TOP and weights == sorted(weights, reverse=True)
             assert 0 <= sum(weights) <= 1 + 1e-5
 
 
 def test_what_is_fed_lies_where_the_kind_says(chains):
-    soft, hard, fuzzy = (chains[name][0] for name in chains)
-    assert all(step.distance == pytest.approx(0, abs=5e-3) for step in hard.steps)
-    assert all(step.nearest == step.shadow for step in (*hard.steps, *fuzzy.steps))
-    assert all(step.mixture_entropy < 1e-3 for step in fuzzy.steps)
-    assert all(step.distance > 0.1 for step in soft.steps)  # noise
-    assert (soft.mixes, hard.mixes, fuzzy.mixes) == (True, False, True)
+    soft, hard, fuzzy = (chains[name][0].columns for name in chains)
+    assert hard["dist"] == pytest.approx([0] * len(hard["dist"]), abs=5e-3)
+    assert all(of["nearest"] == of["fed as"] for of in (hard, fuzzy))
+    assert max(fuzzy["H(mix)"]) < 1e-3 and min(soft["dist"]) > 0.1  # noise
+    assert set(hard["tokens"]) == {1.0} and max(soft["tokens"]) > 1.5
 
 
 def test_the_picture_has_a_column_a_step(chains, monkeypatch):
@@ -57,29 +58,27 @@ def test_the_picture_has_a_column_a_step(chains, monkeypatch):
     figure = show.draw([soft, hard])
     assert figure.get_suptitle().replace("\n", " ") == QUESTION
     axes = figure.axes
-    rows = [(chain, i) for chain in (soft, hard) for i in range(0, len(chain.steps), 10)]
-    assert len(axes) == 2 * len(rows)
-    for (chain, start), line, bars in zip(rows, axes[::2], axes[1::2], strict=True):
-        steps = chain.steps[start : start + 10]
-        assert list(line.lines[0].get_ydata()) == [step.mixture_entropy for step in steps]
+    rows = [(chain, i) for chain in (soft, hard) for i in range(0, len(chain.columns["H"]), 10)]
+    for (chain, start), bars in zip(rows, axes, strict=True):
+        shadows, mixtures = (chain.columns[x][start : start + 10] for x in ("fed as", "weights"))
         texts = [text.get_text() for text in bars.texts]
-        assert all((step.shadow.strip() or "␣") in texts for step in steps)
-        assert len(bars.patches) == len(steps) * (show.TOP + 1)  # all other tokens are one piece
+        assert all((shadow.strip() or "␣") in texts for shadow in shadows)
+        assert len(bars.patches) == len(shadows) * (show.TOP + 1)  # all others are one piece
         heights = [patch.get_height() for patch in bars.patches[: show.TOP + 1]]
-        assert sum(heights) == pytest.approx(1) and heights[0] == steps[0].mixture[0][1]
-        assert ("→ 81" in texts) == (start + 10 >= len(chain.steps))
-    greys = [patch.get_facecolor()[0] for patch in axes[-1].patches]
-    assert sum(grey < 1 for grey in greys) == len(steps)  # of a hard bar the drawn token only
+        assert sum(heights) == pytest.approx(1) and heights[0] == mixtures[0][0][1]
+        assert ("→ 81" in texts) == (start + 10 >= len(chain.columns["H"]))
+    reds = [patch.get_facecolor()[0] for patch in axes[-1].patches]
+    assert sum(red < 1 for red in reds) == len(shadows)  # of a hard bar the drawn token only
 
 
 def test_any_token_can_be_drawn(tmp_path):
     """Mathematics, white space, signs that no font has; a token that is none of the likely ones."""
     pytest.importorskip("matplotlib")
     mixture = [("$x_", 0.5), ("\n", 0.2), (" ", 0.1), ("", 0.1), ("<unk>", 0.05)]
-    steps = [show.Step("$$", mixture, 1.2, "$$", 0.0, 1.2, 1.0, 1.0)]
+    columns = {"fed as": ["$$"], "weights": [mixture]}
     generation = {"question": "Is $x a price? " * 20, "answer": "$}", "gold": "1", "reward": 10}
-    chain = show.Chain(Setting("hard", True), generation, False, 1.0, 1.3, steps)
+    chain = show.Chain("one", Setting("hard", True), Hard(1.0), generation, 1.3, columns)
     figure = show.draw([chain])
     figure.savefig(tmp_path / "chain.png")
-    assert "wrong" in [text.get_text() for text in figure.axes[1].texts]
-    assert figure.axes[1].patches[-1].get_facecolor()[0] < 1  # drawn from all others
+    assert "wrong" in [text.get_text() for text in figure.axes[0].texts]
+    assert figure.axes[0].patches[-1].get_facecolor()[0] < 1  # drawn from all others

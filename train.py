@@ -26,6 +26,8 @@ from minisoft.kinds.options import TINY, Option, parse
 from minisoft.reinforce import leave_one_out
 from minisoft.run import plan, ranks, settings, track
 from minisoft.run.session import Run
+from minisoft.run.setup import set_up
+from minisoft.run.validation import finish, keep_best
 from minisoft.run.world import RankError, World, as_program, read_device
 from minisoft.verifier.process import WORKERS, Verifier
 
@@ -35,7 +37,7 @@ def train(run: Run) -> None:
     of each, an update; with several ranks, each has its part of the B x G samples."""
     B, G, seed = run.args.prompts, run.args.group, run.args.seed
     for step in run.steps():  # from where the run stands to its end, or to a signal
-        parts = run.samples.parts(step)  # this rank's problems and samples
+        parts = run.parts(step)  # this rank's problems and samples
         with run.clock("rollout"):
             requests = [
                 run.policy.request(x.problem, (seed, step, x.number), x.samples) for x in parts
@@ -45,17 +47,17 @@ def train(run: Run) -> None:
             scores = run.score(parts, rollouts)  # eq. 11
         with run.clock("backward"):
             advantages = leave_one_out(scores.rewards(B))  # (B, G), eqs. 12-13
-            own = run.samples.own(advantages, parts)
+            own = [advantages[x.slot, list(x.samples)] for x in parts]
             mismatch = run.differentiate(rollouts, own, 1 / (B * G))  # eqs. 9-10, 14-15
         with run.clock("optimizer"):
             update = run.update(mismatch)  # sum over ranks, clip, AdamW
         row = run.measure(scores, mismatch, update)  # of metrics.jsonl
         if run.due(run.args.validate_every):
-            row |= run.keep_best()  # greedy, by the run's kind and hard
+            row |= keep_best(run)  # greedy, by the run's kind and hard
         run.log(row, scores)
         if run.due(run.args.save_every):
             run.save()
-    run.finish()
+    finish(run)
 
 
 FLAGS = {
@@ -195,17 +197,16 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
 def print_plan(args: argparse.Namespace) -> None:
     """--plan: no GPU and no weights are needed."""
     source = checkpoint.find(args.model)
-    folder = checkpoint.read_about(source)
-    settings.fill(args, folder, read_device(args.device).type)
-    flags = settings.Flags.of(args)
-    flags.check([args.tokens])
-    print(plan.text(args, source, settings.resolve(folder, flags, args.cot)))
+    sidecar = checkpoint.read_about(source)
+    settings.fill(args, sidecar, read_device(args.device).type)
+    of_tokens = settings.resolve(sidecar, settings.Flags.of(args), args.cot, [args.tokens])
+    print(plan.text(args, source, of_tokens))
 
 
 def run_as_rank(args: argparse.Namespace, facts: dict, variant) -> None:
     """The part of a run that is this rank's."""
     with World(args.device, args.patience) as world, Verifier(workers=WORKERS) as verifier:
-        with Run(args, world, verifier, facts) as run:
+        with set_up(args, world, verifier, facts) as run:
             if variant:
                 variant.adapt(run)
             train(run)

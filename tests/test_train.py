@@ -28,7 +28,7 @@ from minisoft.io import atomic, checkpoint
 from minisoft.lab import figures
 from minisoft.run.metrics import METRICS
 from minisoft.run.optimizer import Schedule
-from minisoft.run.samples import Samples
+from minisoft.run.session import Run
 
 SMALL = (
     "--prompts 2 --group 8 --cot 24 --eval-cot 16 --validation 6 --test 4 --validate-every 2 "
@@ -113,14 +113,14 @@ def test_micro_batches_do_not_change_the_gradient(tmp_path):
 
 def in_step(monkeypatch, number, act):
     """Call act() at the beginning of update number `number`, from 0."""
-    parts = Samples.parts
+    parts = Run.parts
 
     def acting(self, step):
         if step == number:
             act()
         return parts(self, step)
 
-    monkeypatch.setattr(Samples, "parts", acting)
+    monkeypatch.setattr(Run, "parts", acting)
 
 
 @pytest.mark.parametrize(

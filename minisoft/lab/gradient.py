@@ -23,7 +23,7 @@ from statistics import fmean
 import torch
 from tqdm import tqdm
 
-from minisoft import data, reinforce
+from minisoft import data, evaluation, reinforce
 from minisoft.evaluation import SOFT, SOFTNESS
 from minisoft.io import checkpoint, datasets
 from minisoft.io.atomic import write_json
@@ -31,10 +31,9 @@ from minisoft.kinds import KINDS, NOISE, TAU_OF
 from minisoft.lab import command, variants
 from minisoft.lab.command import WHOLE
 from minisoft.rollout import COT, Rollout
-from minisoft.run import policy
 from minisoft.run.metrics import markdown
 from minisoft.run.policy import Policy
-from minisoft.run.settings import TRAIN_COT, Flags
+from minisoft.run.settings import TRAIN_COT, Flags, resolve
 from minisoft.run.world import as_program, keep_memory
 from minisoft.verifier.process import WORKERS, Verifier
 
@@ -50,9 +49,9 @@ class Measurement:
         self.args, self.verifier = args, verifier
         folder = checkpoint.find(args.model)
         flags = Flags.of(args)
-        settings = policy.settings(folder, [args.tokens], flags, TRAIN_COT)
+        settings = resolve(checkpoint.read_about(folder), flags, TRAIN_COT, [args.tokens])
         self.policy = Policy.load(folder, args.tokens, settings, args.device)
-        source = args.data or settings.base.get("defaults", {}).get("data") or "tiny"
+        source = args.data or settings.sidecar.get("defaults", {}).get("data") or "tiny"
         self.problems = datasets.load_problems(source)
 
     def about(self) -> dict:
@@ -80,7 +79,11 @@ class Measurement:
         args, gradients = self.args, {}
         key = ("gradient", args.seed, number)
         chosen, rollouts = self.rollouts(key, number, args.prompts, args.group)
-        rewards = policy.rewards(self.policy.score(rollouts, chosen, self.verifier))  # (B, G)
+        rewards = []
+        for (i, problem), rollout in zip(chosen, rollouts, strict=True):
+            made = evaluation.describe(self.policy.form, rollout, i, problem, self.verifier)
+            rewards.append([generation["reward"] for generation in made])
+        rewards = torch.tensor(rewards, dtype=torch.float64)  # (B, G)
         advantages = reinforce.leave_one_out(rewards)
         for term in reversed(TERMS):
             some = {"micro_batch": MICRO_BATCH, "terms": variants.TERMS[term]}
@@ -153,7 +156,7 @@ def softness(rollouts: list[Rollout]) -> dict:
     """How many tokens the inputs of the CoT positions of some rollouts carry."""
     at = torch.cat([x.measures[x.role == COT][:, 1:] for x in rollouts]).double()  # (positions, 2)
     levels = torch.linspace(0, 1, 101, dtype=torch.float64)
-    names = SOFTNESS[:2]
+    names = [*SOFTNESS][:2]
     quantiles = {name: of.quantile(levels).tolist() for name, of in zip(names, at.T)}
     means = dict(zip(names, at.mean(0).tolist()))
     share = (at[:, 0] > SOFT).double().mean().item()

@@ -6,11 +6,13 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
 
+from minisoft.evaluation import MEASURES
 from minisoft.io.atomic import write_text, writing
 from minisoft.run.world import from_launcher
 
@@ -24,12 +26,7 @@ METRICS = {
     "truncated": "share of samples that spent the CoT budget",
     "cot_length": "mean number of CoT tokens",
     "answer_length": "mean number of answer tokens",
-    "entropy": "of the next token at temperature 1, nats, mean over CoT positions, then samples",
-    "support": "of what is fed: effective number of tokens 1 / sum p^2, mean over CoT positions, "
-    "then samples; p the weights of the mixture before noise on the embedding (multiplex: counts / "
-    "K; covariance: |w| / sum |w|); 1 of hard tokens",
-    "largest_weight": "the largest of these p, a mean like that",
-    "share_soft": "share of CoT positions whose support is above 1.5, a mean like that",
+    **MEASURES,
     "informative": "share of the B problems whose rewards differ: the others have advantage 0",
     "grad_norm": "norm of the summed gradient before clipping",
     "share_E": "norm of the gradient in E (and a tied head) / grad_norm",
@@ -59,19 +56,25 @@ def clock(seconds: dict[str, float], name: str):
 class MetricsFile:
     """metrics.jsonl, one object a step; opening it drops what lies after step `last`, which a
     resumed run does again, and what is damaged: but for a last line that a crash has cut it says
-    so."""
+    so.  Each line goes to a tracker too (`track.tracker`)."""
 
-    def __init__(self, path: Path, last: int):
-        self.path = path
+    def __init__(self, path: Path, last: int, tracker: Generator):
+        self.path, self.tracker = path, tracker
         lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
         kept = [line for line in lines if (step := _step(line)) is not None and step <= last]
         if damaged := sum(_step(line) is None for line in lines[:-1]):
             print(f"{path}: {damaged} damaged lines are left out", file=sys.stderr)
         write_text(path, "".join(line + "\n" for line in kept))
+        next(tracker, None)  # it begins
 
     def write(self, metrics: dict) -> None:
         with writing(self.path), self.path.open("a") as file:
             file.write(json.dumps(metrics) + "\n")
+        with suppress(StopIteration):  # of a tracker that has failed
+            self.tracker.send(metrics)
+
+    def close(self) -> None:
+        next(self.tracker, None)  # it ends
 
 
 def _step(line: str) -> int | None:
@@ -105,10 +108,6 @@ def container_limit(name: str) -> float:
         quota, *period = (CGROUP / name).read_text().split()
         return float(quota) / float(*period or [1])
     return math.inf
-
-
-def percent(fraction: float) -> str:
-    return f"{fraction:.1%}"
 
 
 def sample_text(generation: dict) -> str:

@@ -1,6 +1,7 @@
-"""A model and the way it thinks: what a rollout, its rewards and its gradient need, and no more.
+"""A model and the way it thinks: what a rollout and its gradient need, and no more.
 
-    policy = Policy.load(folder, "soft", settings(folder, ["soft"], Flags(), TRAIN_COT))
+    settings = resolve(checkpoint.read_about(folder), Flags(), TRAIN_COT, ["soft"])
+    policy = Policy.load(folder, "soft", settings)
     rollouts = policy.rollout([policy.request(problem, (seed, step, i), range(G))])
 
 By the engine, or with `plain` by the definitions of the ground floor, at the same numbers.
@@ -12,26 +13,18 @@ from pathlib import Path
 
 import torch
 
-from minisoft import data, engine, evaluation, reinforce, rollout
+from minisoft import data, engine, reinforce, rollout
 from minisoft.data import Format, Problem
 from minisoft.io import checkpoint
 from minisoft.model import Transformer
 from minisoft.reinforce import Mismatch
 from minisoft.rollout import Decoding, Request, Rollout
-from minisoft.run.settings import Flags, Settings, resolve
-
-
-def settings(folder: Path, kinds: list[str], flags: Flags, budget: int) -> Settings:
-    """How the model of a folder makes tokens of these kinds, as long as its weights are not read
-    without sigma; budget: the paper's CoT budget.  Raises InputError, also for a flag that none of
-    the kinds uses."""
-    flags.check(kinds)
-    return resolve(checkpoint.read_about(folder), flags, budget)
+from minisoft.run.settings import Settings
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Of one kind of token; settings have the sigma of the weights."""
+    """Of one kind of token; settings are those of the weights."""
 
     model: Transformer
     form: Format
@@ -95,23 +88,7 @@ class Policy:
         records = (rollout.rollout(*made, [request], decoding) for request in requests)
         return ((number, record) for number, (record,) in enumerate(records))
 
-    def score(
-        self, rollouts: list[Rollout], numbered: list[tuple[int, Problem]], verifier
-    ) -> list[list[dict]]:
-        """The generations of each Rollout, with their rewards (eq. 11); numbered: the problems of
-        the Rollouts."""
-        return [
-            evaluation.describe(self.form, record, number, problem, verifier)
-            for record, (number, problem) in zip(rollouts, numbered, strict=True)
-        ]
-
     def backward(self, rollouts: list[Rollout], advantages, scale: float, **options) -> Mismatch:
         """Eqs. 14-15: adds to the gradient of the model; options: those of `engine.backward`."""
         backward = reinforce.backward if self.plain else engine.backward
         return backward(self.model, self.kind, rollouts, advantages, scale, **options)
-
-
-def rewards(generations: list[list[dict]]) -> torch.Tensor:
-    """(B, G) float64 of the generations of B problems."""
-    values = [[generation["reward"] for generation in of] for of in generations]
-    return torch.tensor(values, dtype=torch.float64)

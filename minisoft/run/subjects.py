@@ -63,9 +63,8 @@ class Subject:
 
     def settings(self, args: Namespace) -> Settings:
         """How tokens are made, without sigma."""
-        flags = Flags.of(args)
-        flags.check([setting.kind for setting in args.settings])
-        return resolve(self.sidecar, flags, EVAL_COT)
+        kinds = [setting.kind for setting in args.settings]
+        return resolve(self.sidecar, Flags.of(args), EVAL_COT, kinds)
 
     def check(self, args: Namespace, rows: list, world: World) -> None:
         """See `check_prompts`; the weights are not read."""

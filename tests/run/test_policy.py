@@ -3,20 +3,23 @@
 import pytest
 import torch
 
-from minisoft import data
+from minisoft import data, evaluation
 from minisoft.errors import InputError
 from minisoft.io import WEIGHTS
-from minisoft.run import policy
+from minisoft.io.checkpoint import read_about
 from minisoft.run.policy import Policy
-from minisoft.run.settings import TRAIN_COT, Flags
+from minisoft.run.settings import TRAIN_COT, Flags, resolve
 from minisoft.verifier.process import Verifier
 
 TINY = WEIGHTS / "tiny"
 
 
+def settings_of(tokens, **flags):
+    return resolve(read_about(TINY), Flags(**flags), TRAIN_COT, [tokens])
+
+
 def load(tokens, plain=False, **flags):
-    settings = policy.settings(TINY, [tokens], Flags(**flags), TRAIN_COT)
-    return Policy.load(TINY, tokens, settings, plain=plain)
+    return Policy.load(TINY, tokens, settings_of(tokens, **flags), plain=plain)
 
 
 @pytest.mark.parametrize("tokens", ["soft", "multiplex"])
@@ -28,17 +31,22 @@ def test_the_engine_and_the_definitions_have_one_gradient(tokens):
             of = load(tokens, plain, cot=40)
             requests = [of.request(problem, ("test", i), range(8)) for i, problem in problems]
             rollouts = of.rollout(requests)
-            reached.append(policy.rewards(of.score(rollouts, problems, verifier)))
+            reached.append(
+                [
+                    evaluation.describe(of.form, rollout, *problem, verifier)
+                    for rollout, problem in zip(rollouts, problems, strict=True)
+                ]
+            )
             of.backward(rollouts, torch.linspace(-1, 2, 8).repeat(2, 1), 1 / 16)
             gradients.append(torch.cat([p.grad.flatten() for p in of.model.parameters()]))
-    assert reached[0].shape == (2, 8) and torch.equal(*reached)
+    rewards = [[g["reward"] for made in of for g in made] for of in reached]
+    assert len(rewards[0]) == 16 and rewards[0] == rewards[1]
     assert gradients[0].norm() > 0
     assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[1].norm()
 
 
 def test_the_flags_decide_before_the_folder_and_sigma_is_that_of_the_weights():
-    settings = policy.settings(TINY, ["soft"], Flags(tau={"soft": 0.7}, gamma=0.66), TRAIN_COT)
-    assert settings.sigma is None
+    assert settings_of("soft", tau={"soft": 0.7}, gamma=0.66).sigma is None
     of = load("soft", tau={"soft": 0.7}, gamma=0.66)
     assert of.kind.tau == 0.7 and of.kind.sigma == pytest.approx(2 * load("soft").kind.sigma)
     other = of.of_kind("hard", cot=9)
@@ -48,4 +56,4 @@ def test_the_flags_decide_before_the_folder_and_sigma_is_that_of_the_weights():
 
 def test_a_flag_that_the_kind_does_not_use_is_refused():
     with pytest.raises(InputError, match="--top-p"):
-        load("soft", own={"top_p": 0.9})
+        load("soft", top_p=0.9)

@@ -186,7 +186,7 @@ MULTIPLEX = {"tokens": "multiplex", "width": 5}
     ],
 )
 def test_width_is_the_flags_else_of_its_training_else_the_kinds(folder, own, expected):
-    settings = resolve(folder, Flags(sigma=1.0, own=own), 128)
+    settings = resolve(folder, Flags(sigma=1.0, **own), 128)
     assert {name: settings.kind(name).width for name in expected} == expected
 
 
@@ -196,7 +196,7 @@ def test_top_p_is_the_flags_else_of_its_training_else_the_papers():
         ({"tokens": "gumbel", "top_p": 0.8}, {}, 0.8),
         ({"tokens": "gumbel", "top_p": 0.8}, {"top_p": 0.5}, 0.5),
     ):
-        assert resolve(folder, Flags(sigma=1.0, own=own), 128).kind("gumbel").top_p == expected
+        assert resolve(folder, Flags(sigma=1.0, **own), 128).kind("gumbel").top_p == expected
 
 
 @pytest.mark.parametrize(
@@ -209,8 +209,8 @@ def test_top_p_is_the_flags_else_of_its_training_else_the_papers():
             ["covariance", "gumbel"],
             "--sigma: expected without covariance and gumbel",
         ),
-        (Flags(own={"width": 2}), ["soft"], "--width: expected without soft tokens"),
-        (Flags(own={"top_p": 0.5}), ["multiplex"], "--top-p: expected without multiplex tokens"),
+        (Flags(width=2), ["soft"], "--width: expected without soft tokens"),
+        (Flags(top_p=0.5), ["multiplex"], "--top-p: expected without multiplex tokens"),
     ],
 )
 def test_a_flag_that_means_nothing_is_refused(flags, names, message):

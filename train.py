@@ -203,10 +203,10 @@ def print_plan(args: argparse.Namespace) -> None:
     print(plan.text(args, source, of_tokens))
 
 
-def run_as_rank(args: argparse.Namespace, facts: dict, variant) -> None:
+def run_as_rank(args: argparse.Namespace, variant) -> None:
     """The part of a run that is this rank's."""
     with World(args.device, args.patience) as world, Verifier(workers=WORKERS) as verifier:
-        with set_up(args, world, verifier, facts) as run:
+        with set_up(args, world, verifier) as run:
             if variant:
                 variant.adapt(run)
             train(run)
@@ -214,16 +214,16 @@ def run_as_rank(args: argparse.Namespace, facts: dict, variant) -> None:
 
 def main(argv=None, variant=None) -> None:
     """variant: None, or what `minisoft.lab.variants` changes: `facts`, and `adapt(run)`."""
-    facts = variant.facts if variant else {}
     try:
         args, given = read_flags(argv)
+        args.variant = variant.facts if variant else {}
         if args.plan is not None:
             print_plan(args)
             return
         if args.resume:
-            args = settings.resumed(args, given - RESUMED, given & RESUMED, facts)
+            args = settings.resumed(args, given - RESUMED, given & RESUMED)
         with ranks.several(ranks.fitting(args) if argv is None else 1):  # as a program
-            run_as_rank(args, facts, variant)
+            run_as_rank(args, variant)
     except (InputError, FloatingPointError, OSError, RankError) as error:
         sys.exit(f"train.py: error: {error}")
     except KeyboardInterrupt:

@@ -27,13 +27,12 @@ VARIANT = ("logits", "terms", "frozen")  # fields of the variant that a model ca
 class Files:
     """What a run reads beside the weights of its model's folder, and RUN, the folder args.out.
 
-    The main rank writes; what it raises is raised on all ranks.
-
-    variant: what `minisoft.lab.variants` changes, written into config.json and minisoft.json.
+    The main rank writes; what it raises is raised on all ranks.  args.variant, what
+    `minisoft.lab.variants` changes, is written into config.json and minisoft.json.
     """
 
-    def __init__(self, args: Namespace, world: World, variant: dict):
-        self.args, self.world, self.variant = args, world, variant
+    def __init__(self, args: Namespace, world: World):
+        self.args, self.world = args, world
         self.model = world.in_turn(lambda: checkpoint.find(args.model))
         self.sidecar = world.all_or_none(lambda: checkpoint.read_about(self.model))
         self.exported = world.all_or_none(lambda: checkpoint.read_files(self.model))  # as they are
@@ -41,9 +40,8 @@ class Files:
 
     def hashes(self, problems: list[Problem], template: str) -> dict[str, str]:
         """SHA-256 of all that decides what is learnt from, but for the weights."""
-        read = {"--data": repr(problems).encode(), "--template": template.encode()}
-        content = read | self.exported
-        return {name: hashlib.sha256(text).hexdigest() for name, text in content.items()}
+        read = {"--data": repr(problems).encode(), "--template": template.encode(), **self.exported}
+        return {name: hashlib.sha256(content).hexdigest() for name, content in read.items()}
 
     def claim(self) -> None:
         """RUN belongs to this process, the main rank, from now on.  Raises InputError."""
@@ -78,7 +76,7 @@ class Files:
             for name, value in vars(self.args).items()
             if name != "resume"
         }
-        more = {**settings.of_weights, "world": self.world.size, "variant": self.variant}
+        more = {**settings.of_weights, "world": self.world.size}
         config = {state.MARK: state.VERSION, **flags, **more}
         self.world.from_main(lambda: atomic.write_json(self.args.out / "config.json", config))
         return config
@@ -100,7 +98,7 @@ class Files:
             "data": Path(self.args.data).stem,
             "step": step,
             **policy.settings.of_kind(self.args.tokens),
-            **self.variant,
+            **self.args.variant,
         }
         folder, model = self.args.out / name, policy.model
         self.world.from_main(lambda: checkpoint.save_model(folder, model, self.exported, sidecar))

@@ -5,9 +5,8 @@ import math
 import os
 import resource
 import sys
-import time
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -41,16 +40,6 @@ METRICS = {
     "validation_hard": "hard-greedy pass@1 on the same problems",
     "memory_gib": "peak memory of this process so far, GiB (GPU memory on CUDA)",
 }
-
-
-@contextmanager
-def clock(seconds: dict[str, float], name: str):
-    """seconds[name] = how long the block took, on the GPU too."""
-    start = time.perf_counter()
-    yield
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    seconds[name] = time.perf_counter() - start
 
 
 class MetricsFile:
@@ -112,18 +101,19 @@ def container_limit(name: str) -> float:
 
 def sample_text(generation: dict) -> str:
     """A rollout for people: question, shadow CoT, answer, gold, reward."""
-    return (
-        f"  question  {_shorten(generation['question'], 300)}\n"
-        f"  CoT      {_shorten(generation['cot'], 600)}\n"
-        f"  answer    {_shorten(generation['answer'], 80)}   "
-        f"gold {_shorten(generation['gold'], 80)}   reward {generation['reward']}"
-    )
-
-
-def _shorten(text: str, length: int) -> str:
-    if len(text) <= length:
-        return text
-    return text[: length // 2] + " [...] " + text[-length // 2 :]
+    lines = []
+    for name, most in (
+        ("question", 300),
+        ("cot", 600),
+        ("answer", 80),
+        ("gold", 80),
+        ("reward", 9),
+    ):
+        text = str(generation[name])
+        if len(text) > most:
+            text = f"{text[: most // 2]} [...] {text[-most // 2 :]}"
+        lines.append(f"  {name:10}{text}")
+    return "\n".join(lines)
 
 
 def markdown(rows: list[list[str]]) -> str:

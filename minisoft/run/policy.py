@@ -64,17 +64,11 @@ class Policy:
         text = data.prompt(problem.question, self.settings.template)
         return Request(self.form.tokenizer.encode(text), key, samples)
 
-    def rollout(
-        self,
-        requests: list[Request],
-        greedy: bool = False,
-        greedy_answer: bool = False,
-        **options,
-    ) -> list[Rollout]:
-        """Sections 2 and 4: a Rollout of each request; options: those of `engine.stream`."""
+    def rollout(self, requests: list[Request], greedy=False, greedy_answer=False) -> list[Rollout]:
+        """Sections 2 and 4: a Rollout of each request."""
         roll = rollout.rollout if self.plain else engine.rollout
         decoding = Decoding(self.settings.cot, greedy, greedy_answer)
-        return roll(self.model, self.form, self.kind, requests, decoding, **options)
+        return roll(self.model, self.form, self.kind, requests, decoding)
 
     def stream(
         self, requests: list[Request], greedy: bool, rows: int

@@ -2,7 +2,7 @@
 
 import random
 from argparse import Namespace
-from collections import defaultdict
+from collections import Counter
 
 from minisoft import data
 from minisoft.data import Problem
@@ -35,13 +35,11 @@ class Problems:
 def duplicates(problems: list[Problem], asked: int, held_out: int) -> list[str]:
     """What is said of problems that there are more than once; asked: how many were to be held
     out."""
-    answers = defaultdict(list)  # question -> the gold answers of its problems
-    for problem in problems:
-        answers[data.same_question(problem)].append(problem.answer)
-    copies = len(problems) - len(answers)
+    pairs = {(data.same_question(problem), problem.answer) for problem in problems}
+    answers = Counter(question for question, _ in pairs)  # how many gold ones a question has
+    copies, unlike = len(problems) - len(answers), sum(n > 1 for n in answers.values())
     if not copies:
         return []
-    unlike = sum(len(set(gold)) > 1 for gold in answers.values())
     disputed = f"; questions with several gold answers: {unlike}" if unlike else ""
     lines = [
         f"{copies} of {len(problems)} problems are duplicates: each has the question of an "

@@ -6,9 +6,11 @@ train.py has the algorithm; here is what lets it be stopped, and spread over ran
 import math
 import signal
 import sys
+import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
 import torch
@@ -130,9 +132,14 @@ class Run:
         """Is something done now that is done after every so many updates, and after the last?"""
         return self.progress.step % every == 0 or self.progress.step == self.args.steps
 
+    @contextmanager
     def clock(self, name: str):
-        """Inside, seconds of a part of the step are measured."""
-        return metrics.clock(self.seconds_of, f"seconds_{name}")
+        """Inside, seconds of a part of the step are measured, on the GPU too."""
+        start = time.perf_counter()
+        yield
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        self.seconds_of[f"seconds_{name}"] = time.perf_counter() - start
 
     def parts(self, step: int) -> list[Part]:
         """This rank's part of the step's B problems x G samples; (seed, step) decide which
@@ -155,7 +162,7 @@ class Run:
             )
         counts = sum(self.world.gather_objects([self.verifier.counts - before]), Counter())
         rows = [[generation[name] for name in NUMBERS] for generation in generations]
-        table = self.world.gather(torch.tensor(rows, dtype=torch.float64))
+        table = torch.tensor(self.world.gather_objects(rows), dtype=torch.float64)
         return Scores(table, generations, counts)
 
     def differentiate(self, rollouts: list[Rollout], advantages: list, scale: float) -> Mismatch:
@@ -164,14 +171,17 @@ class Run:
         InputError where that is not enough."""
         args, number, plain = self.args, self.progress.step + 1, self.policy.plain
         for last_try in (False, True):
-            mine = self._try_backward(rollouts, advantages, scale)
-            all_ranks = self.world.gather_objects([mine])
-            if None not in all_ranks:
-                return Mismatch(
-                    total=sum(one.total for one in all_ranks),
-                    tokens=sum(one.tokens for one in all_ranks),
-                    largest=max(one.largest for one in all_ranks),
-                )
+            options, mismatch = {} if plain else {"micro_batch": args.micro_batch}, None
+            try:
+                with self.optimizer.summing():
+                    mismatch = self.policy.backward(rollouts, advantages, scale, **options)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            of_ranks = self.world.gather_objects([mismatch])
+            if None not in of_ranks:
+                total, tokens, largest = zip(*(vars(one).values() for one in of_ranks))
+                return Mismatch(sum(total), sum(tokens), max(largest))
             self.optimizer.discard()
             torch.cuda.empty_cache()
             if last_try or args.micro_batch == 1 or plain:
@@ -184,16 +194,6 @@ class Run:
             args.micro_batch //= 2
             rows = f"{args.micro_batch} rows a backward pass"
             self.world.say(f"step {number}: out of memory; from now on {rows}")
-
-    def _try_backward(self, rollouts, advantages, scale: float) -> Mismatch | None:
-        """None where this rank has run out of memory."""
-        options = {} if self.policy.plain else {"micro_batch": self.args.micro_batch}
-        try:
-            with self.optimizer.summing():
-                return self.policy.backward(rollouts, advantages, scale, **options)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
 
     def update(self, mismatch: Mismatch) -> dict:
         """Sum the gradient over ranks, clip it, AdamW; returns grad_norm, share_E and lr.  `step`
@@ -212,8 +212,7 @@ class Run:
 
     def _culprits(self, mismatch: Mismatch) -> str:
         """Where NaN or infinities come from, as far as can be seen."""
-        by_rank = self.world.gather_objects([self.optimizer.not_finite()])
-        names = list(dict.fromkeys(name for names in by_rank for name in names))
+        names = list(dict.fromkeys(self.world.gather_objects(self.optimizer.not_finite())))
         finite = "are finite" if math.isfinite(mismatch.total) else "are not"
         first = f"first of {len(names)} parameters: {', '.join(names[:2])}"
         return f"log-probabilities {finite}; {first}"

@@ -1,18 +1,9 @@
 """One resolver of "a flag, else the model's minisoft.json, else the paper".
 
 `resolve` decides how tokens are made, for training and evaluation alike; `fill` decides how much
-is trained.  Rules of `resolve`, each a test:
-
-    template, cot  the flag, else the folder's, else the paper's
-    noise          where it is: the flag, else where the folder's training had it, else embedding
-    top_k          the flag; without --noise else the folder's; else none
-    gamma          the flag; else the folder's, if noise and top_k are as in its training; else 0.33
-    sigma          --sigma; else the folder's, as gamma, if --gamma is not given; else gamma * noise
-                   scale of the weights
-    tau            of a kind: the flag; else the folder's for the kind it was trained with, if noise
-                   and top_k are as there; else the paper's
-    others         those of kinds.NOISE that only some kinds have: the flag; else the folder's for
-                   the kind it was trained with; else the kind's own
+is trained.  Where noise and top_k are not those of the folder's training, its gamma, sigma and tau
+do not hold; --gamma asks for another sigma than the folder's; tau, and an option that only some
+kinds have, hold for the kind that the folder was trained with.  Each rule is a test.
 """
 
 import os
@@ -108,22 +99,16 @@ class Settings:
 
     def of_kind(self, tokens: str) -> dict:
         """What minisoft.json says of a model that was trained so."""
-        about = {name: getattr(self, name) for name in ("noise", "top_k", "gamma")}
-        about |= {"tau": self.tau[tokens], **self.options(tokens), **self.of_weights}
-        return {"tokens": tokens, **about}
+        names = ("noise", "top_k", "gamma")
+        fields = {"tokens": tokens, **{name: getattr(self, name) for name in names}}
+        return {**fields, "tau": self.tau[tokens], **self.options(tokens), **self.of_weights}
 
     def changes(self, tokens: str) -> list[str]:
         """What training `tokens` from here changes of how the folder's model was trained."""
         before, now = self.sidecar, self.of_kind(tokens)
-        if "tokens" not in before:
-            return []
-        follow = {*self.of_weights}  # from others
-        if before["tokens"] != tokens:
-            follow |= {"tau", *options(tokens)}
-        names = [name for name in now if name not in follow and name in before]
-        return [
-            f"{name} {before[name]} -> {now[name]}" for name in names if before[name] != now[name]
-        ]
+        names = [name for name in now if name in before and name not in self.of_weights]
+        differ = [name for name in names if "tokens" in before and now[name] != before[name]]
+        return [f"{name} {before[name]} -> {now[name]}" for name in differ]
 
 
 def resolve(sidecar: dict, flags: Flags, budget: int, kinds: list[str] = ()) -> Settings:
@@ -167,20 +152,16 @@ def fill(args: Namespace, sidecar: dict, device: str) -> None:
     args.out = args.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
 
 
-def resumed(args: Namespace, fixed: set, free: set, variant: dict) -> Namespace:
+def resumed(args: Namespace, fixed: set, free: set) -> Namespace:
     """The flags of the run in args.out, with those that may change taken from the command line.
-    fixed, free: names of the flags that the user gave, those that may change apart; variant: see
-    `minisoft.lab.variants`.  Raises InputError for a fixed one that is not the run's."""
+    fixed, free: names of the flags that the user gave, those that may change apart.  Raises
+    InputError for a fixed one, or a variant, that is not the run's."""
     if "out" not in free:
         raise InputError("--resume: expected --out RUN with the run to go on with, found no --out")
     config = read_config(args.out)
     moved = {"model", "data", "template"} if config.get("saved") else set()  # its state has hashes
-    if config.get("variant", {}) != variant:
-        found = f"{variant or 'none'}"
-        expected = f"the run's variant {config.get('variant') or 'none'}"
-        raise InputError(f"{args.out}: --resume: expected {expected}, found {found}")
     changed = []
-    for name in sorted(fixed - moved):
+    for name in sorted({"variant", *fixed} - moved):
         before, now = config.get(name), getattr(args, name)
         if str(before) not in (str(now), anywhere(name, now)):
             changed.append(f"{name} (was {before}, now {now})")

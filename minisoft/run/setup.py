@@ -22,10 +22,10 @@ from minisoft.run.world import World
 from minisoft.soft import rms
 
 
-def set_up(args: Namespace, world: World, verifier, variant: dict) -> Run:
-    """The run that args say, which are filled in; variant: see `Files`.  Raises InputError, and
-    then a new run has written nothing."""
-    files = Files(args, world, variant)
+def set_up(args: Namespace, world: World, verifier) -> Run:
+    """The run that args say, which are filled in.  Raises InputError, and then a new run has
+    written nothing."""
+    files = Files(args, world)
     fill(args, files.sidecar, world.device.type)
     args.out = Path(world.from_main(lambda: str(args.out)))  # clocks of ranks may differ
     world.from_main(files.claim if args.resume else lambda: check_unused(args))

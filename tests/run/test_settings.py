@@ -135,12 +135,14 @@ RUN = {state.MARK: state.VERSION}
 
 def go_on(flags, variant):
     args, given = train.read_flags(flags)
-    return resumed(args, given - train.RESUMED, given & train.RESUMED, variant)
+    args.variant = variant
+    return resumed(args, given - train.RESUMED, given & train.RESUMED)
 
 
 def test_a_run_goes_on_with_its_flags(tmp_path):
     args = filled({}, "--template", "t.txt", "--max-grad-norm", "0.5", "--cot", "40")
     config = {name: value for name, value in vars(args).items() if name not in ("out", "resume")}
+    config["variant"] = {}
     (tmp_path / "config.json").write_text(json.dumps(RUN | config))
     flags = ["--out", str(tmp_path), "--resume", "--steps", "9"]
     again = go_on(flags, {})
@@ -154,8 +156,8 @@ def test_a_run_goes_on_with_its_flags(tmp_path):
         ({"lr": 1.0}, ["--lr", "2"], {}, r"lr \(was 1.0, now 2.0\)"),
         ({state.MARK: 0}, [], {}, "--resume: .* found a config.json without minisoft_run 1"),
         ({"data": "a", "saved": None}, ["--data", "b"], {}, r"data \(was a, now b\)"),
-        ({"variant": {"terms": "cot"}}, [], {}, "expected the run's variant .*cot.*, found none"),
-        ({}, [], {"terms": "cot"}, "expected the run's variant none, found"),
+        ({"variant": {"terms": "cot"}}, [], {}, r"variant \(was .*cot.*, now {}\)"),
+        ({}, [], {"terms": "cot"}, r"variant \(was None, now .*cot"),
     ],
 )
 def test_other_flags_than_the_runs_are_refused(tmp_path, config, flags, variant, message):

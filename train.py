@@ -8,7 +8,7 @@
 
 On a CPU a small model is trained by ranks of one thread, one a core, without torchrun
 (minisoft/run/ranks.py), unless OMP_NUM_THREADS is set.
-Writes RUN/metrics.jsonl (explained in minisoft/run/metrics.py), config.json, last/ and best/
+Writes RUN/metrics.jsonl (explained in minisoft/run/README.md), config.json, last/ and best/
 (Hugging Face folders), state/ and summary.json.  Ctrl-C, SIGTERM and a terminal that is closed save
 and stop, with exit status 130, 0 and 0; a second Ctrl-C stops at once.
 A default marked * may be replaced by the model folder's minisoft.json, as weights/tiny does.
@@ -47,8 +47,8 @@ def train(run: Run) -> None:
             scores = run.score(parts, rollouts)  # eq. 11
         with run.clock("backward"):
             advantages = leave_one_out(scores.rewards(B))  # (B, G), eqs. 12-13
-            own = [advantages[x.slot, list(x.samples)] for x in parts]
-            mismatch = run.differentiate(rollouts, own, 1 / (B * G))  # eqs. 9-10, 14-15
+            of_rows = [advantages[x.slot, list(x.samples)] for x in parts]
+            mismatch = run.differentiate(rollouts, of_rows, 1 / (B * G))  # eqs. 9-10, 14-15
         with run.clock("optimizer"):
             update = run.update(mismatch)  # sum over ranks, clip, AdamW
         row = run.measure(scores, mismatch, update)  # of metrics.jsonl
@@ -218,8 +218,7 @@ def main(argv=None, variant=None) -> None:
         args, given = read_flags(argv)
         args.variant = variant.facts if variant else {}
         if args.plan is not None:
-            print_plan(args)
-            return
+            return print_plan(args)
         if args.resume:
             args = settings.resumed(args, given - RESUMED, given & RESUMED)
         with ranks.several(ranks.fitting(args) if argv is None else 1):  # as a program

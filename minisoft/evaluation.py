@@ -17,17 +17,8 @@ from minisoft.soft import PAPER, Categorical
 
 RESAMPLES = 2000  # of the bootstrap
 SOFT = 1.5  # effective support from which on a position is called soft
-SOFTNESS = {  # of a generation
-    "support": "of what is fed: effective number of tokens 1 / sum p^2, mean over CoT positions, "
-    "then samples; p the weights of the mixture before noise on the embedding (multiplex: counts / "
-    "K; covariance: |w| / sum |w|); 1 of hard tokens",
-    "largest_weight": "the largest of these p, a mean like that",
-    "share_soft": "share of CoT positions whose support is above 1.5, a mean like that",
-}
-MEASURES = {
-    "entropy": "of the next token at temperature 1, nats, mean over CoT positions, then samples",
-    **SOFTNESS,
-}
+SOFTNESS = ("support", "largest_weight", "share_soft")  # of a generation
+MEASURES = ("entropy", *SOFTNESS)
 
 
 @dataclass(frozen=True)

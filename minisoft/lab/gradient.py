@@ -156,7 +156,7 @@ def softness(rollouts: list[Rollout]) -> dict:
     """How many tokens the inputs of the CoT positions of some rollouts carry."""
     at = torch.cat([x.measures[x.role == COT][:, 1:] for x in rollouts]).double()  # (positions, 2)
     levels = torch.linspace(0, 1, 101, dtype=torch.float64)
-    names = [*SOFTNESS][:2]
+    names = SOFTNESS[:2]
     quantiles = {name: of.quantile(levels).tolist() for name, of in zip(names, at.T)}
     means = dict(zip(names, at.mean(0).tolist()))
     share = (at[:, 0] > SOFT).double().mean().item()

@@ -56,14 +56,10 @@ class Files:
 
     def open(self, step: int, settings: Settings) -> None:
         """Write config.json; metrics.jsonl goes on after update `step`, and so does a tracker."""
-        args = self.args
-        config = self.write_config(settings)
-
-        def begin() -> None:
-            goes_to = tracker(args.track, args.out, config, step + 1, self.world.say)
-            self.metrics = MetricsFile(args.out / "metrics.jsonl", step, goes_to)
-
-        self.world.from_main(begin)
+        args, world = self.args, self.world
+        goes_to = tracker(args.track, args.out, self.write_config(settings), step + 1, world.say)
+        path = args.out / "metrics.jsonl"
+        self.metrics = world.all_or_none(lambda: world.main and MetricsFile(path, step, goes_to))
 
     def close(self) -> None:
         for file in filter(None, (self.metrics, self.lock)):

@@ -1,4 +1,4 @@
-"""What a run measures: a line a step in metrics.jsonl, readable samples, seconds and memory."""
+"""What a run measures: a line a step in metrics.jsonl, readable samples, memory."""
 
 import json
 import math
@@ -11,35 +11,10 @@ from pathlib import Path
 
 import torch
 
-from minisoft.evaluation import MEASURES
 from minisoft.io.atomic import write_text, writing
 from minisoft.run.world import from_launcher
 
 CGROUP = Path("/sys/fs/cgroup")
-METRICS = {
-    "step": "number of the update, from 1",
-    "reward": "mean reward of the B x G samples: 100 right, 10 boxed, 0 neither (eq. 11)",
-    "reward_std": "standard deviation of these rewards (divided by B G - 1)",
-    "accuracy": "share of samples with reward 100",
-    "boxed": "share of samples with a readable boxed answer",
-    "truncated": "share of samples that spent the CoT budget",
-    "cot_length": "mean number of CoT tokens",
-    "answer_length": "mean number of answer tokens",
-    **MEASURES,
-    "informative": "share of the B problems whose rewards differ: the others have advantage 0",
-    "grad_norm": "norm of the summed gradient before clipping",
-    "share_E": "norm of the gradient in E (and a tied head) / grad_norm",
-    "replay_mismatch": "mean |log-prob replayed - at rollout| per action, rows with advantage (the "
-    "first problem's where there are none; --plain: all rows)",
-    "replay_mismatch_max": "the largest of these",
-    "lr": "learning rate of the update",
-    "seconds": "of the whole step; seconds_rollout, _reward, _backward, _optimizer: of its parts",
-    "verifier": "how many of the step's answers were decided how (Verifier.counts)",
-    "validation": "greedy pass@1 of the run's kind on the validation problems, which chooses "
-    "RUN/best (every --validate-every steps)",
-    "validation_hard": "hard-greedy pass@1 on the same problems",
-    "memory_gib": "peak memory of this process so far, GiB (GPU memory on CUDA)",
-}
 
 
 class MetricsFile:
@@ -118,10 +93,7 @@ def sample_text(generation: dict) -> str:
 
 def markdown(rows: list[list[str]]) -> str:
     """Rows of cells as a Markdown table, the first row its head."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths)]
-        lines.append("| " + " | ".join(cells) + " |")
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = [f"| {' | '.join(map(str.ljust, row, widths))} |" for row in rows]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])

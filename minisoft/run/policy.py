@@ -79,8 +79,7 @@ class Policy:
         made = self.model, self.form, self.kind
         if not self.plain:
             return engine.stream(*made, requests, decoding, rows=rows, record_actions=False)
-        records = (rollout.rollout(*made, [request], decoding) for request in requests)
-        return ((number, record) for number, (record,) in enumerate(records))
+        return enumerate(rollout.rollout(*made, [one], decoding)[0] for one in requests)
 
     def backward(self, rollouts: list[Rollout], advantages, scale: float, **options) -> Mismatch:
         """Eqs. 14-15: adds to the gradient of the model; options: those of `engine.backward`."""

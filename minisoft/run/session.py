@@ -201,24 +201,20 @@ class Run:
         nothing."""
         progress, norm = self.progress, self.optimizer.collect()
         if not norm < float("inf"):
+            names = list(dict.fromkeys(self.world.gather_objects(self.optimizer.not_finite())))
+            finite = "are finite" if math.isfinite(mismatch.total) else "are not"
             raise FloatingPointError(
                 f"step {progress.step + 1}: gradient norm: expected a finite number, found {norm} "
-                f"({self._culprits(mismatch)}); nothing was changed{self.files.resumable()}"
+                f"(log-probabilities {finite}; first of {len(names)} parameters: "
+                f"{', '.join(names[:2])}); nothing was changed{self.files.resumable()}"
             )
         in_E = self.optimizer.grad_norm("model.embed_tokens.weight")
         lr = self.optimizer.update(progress.step, norm)
         progress.step += 1
         return {"grad_norm": norm, "share_E": in_E / norm if norm else 0.0, "lr": lr}
 
-    def _culprits(self, mismatch: Mismatch) -> str:
-        """Where NaN or infinities come from, as far as can be seen."""
-        names = list(dict.fromkeys(self.world.gather_objects(self.optimizer.not_finite())))
-        finite = "are finite" if math.isfinite(mismatch.total) else "are not"
-        first = f"first of {len(names)} parameters: {', '.join(names[:2])}"
-        return f"log-probabilities {finite}; {first}"
-
     def measure(self, scores: Scores, mismatch: Mismatch, update: dict) -> dict:
-        """A line of metrics.jsonl (see `metrics.METRICS`)."""
+        """A line of metrics.jsonl (README.md has what each number is)."""
         mean = dict(zip(NUMBERS, scores.table.mean(0).tolist()))
         rewards = scores.rewards(self.args.prompts)
         seconds = sum(self.seconds_of.values())

@@ -96,7 +96,7 @@ def test_terms_are_the_parts_of_the_whole_gradient(name):
     assert min(parts["cot"].norm(), parts["answer"].norm()) > 0.05 * whole.norm()
 
 
-@pytest.mark.parametrize("switches, named", [([], "none"), (["--terms", "answer"], "answer")])
+@pytest.mark.parametrize("switches, named", [([], "{}"), (["--terms", "answer"], "answer")])
 def test_a_run_goes_on_with_its_own_switches_only(runs, switches, named):
     with pytest.raises(
         SystemExit, match=rf"--resume: .*variant \(was .*cot.*now .*{named}"

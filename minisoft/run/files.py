@@ -93,7 +93,7 @@ class Files:
             "base": self.sidecar.get("base", checkpoint.name_of(self.model)),  # of all trainings
             "data": Path(self.args.data).stem,
             "step": step,
-            **policy.settings.of_kind(self.args.tokens),
+            **policy.settings.sidecar_of(self.args.tokens),
             **self.args.variant,
         }
         folder, model = self.args.out / name, policy.model

@@ -97,7 +97,7 @@ class Settings:
         facts = {"prompt": self.template, **{name: getattr(self, name) for name in names}}
         return facts | {"options": {name: self.options(name) for name in KINDS if options(name)}}
 
-    def of_kind(self, tokens: str) -> dict:
+    def sidecar_of(self, tokens: str) -> dict:
         """What minisoft.json says of a model that was trained so."""
         names = ("noise", "top_k", "gamma")
         fields = {"tokens": tokens, **{name: getattr(self, name) for name in names}}
@@ -105,7 +105,7 @@ class Settings:
 
     def changes(self, tokens: str) -> list[str]:
         """What training `tokens` from here changes of how the folder's model was trained."""
-        before, now = self.sidecar, self.of_kind(tokens)
+        before, now = self.sidecar, self.sidecar_of(tokens)
         names = [name for name in now if name in before and name not in self.of_weights]
         differ = [name for name in names if "tokens" in before and now[name] != before[name]]
         return [f"{name} {before[name]} -> {now[name]}" for name in differ]

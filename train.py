@@ -25,8 +25,7 @@ from minisoft.kinds import COT, NOISE, TAU_OF, TEMPLATE, TOKENS, TRAINING
 from minisoft.kinds.options import TINY, Option, parse
 from minisoft.reinforce import leave_one_out
 from minisoft.run import plan, ranks, settings, track
-from minisoft.run.session import Run
-from minisoft.run.setup import set_up
+from minisoft.run.setup import Run, set_up
 from minisoft.run.validation import finish, keep_best
 from minisoft.run.world import RankError, World, as_program, read_device
 from minisoft.verifier.process import WORKERS, Verifier
@@ -197,10 +196,11 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
 def print_plan(args: argparse.Namespace) -> None:
     """--plan: no GPU and no weights are needed."""
     source = checkpoint.find(args.model)
-    sidecar = checkpoint.read_about(source)
-    settings.fill(args, sidecar, read_device(args.device).type)
-    of_tokens = settings.resolve(sidecar, settings.Flags.of(args), args.cot, [args.tokens])
-    print(plan.text(args, source, of_tokens))
+    folder = checkpoint.read_about(source)
+    settings.fill(args, folder, read_device(args.device).type)
+    flags = settings.Flags.of(args)
+    flags.check([args.tokens])
+    print(plan.text(args, source, settings.resolve(folder, flags, args.cot)))
 
 
 def run_as_rank(args: argparse.Namespace, variant) -> None:

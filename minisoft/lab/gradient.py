@@ -23,7 +23,7 @@ from statistics import fmean
 import torch
 from tqdm import tqdm
 
-from minisoft import data, evaluation, reinforce
+from minisoft import data, reinforce
 from minisoft.evaluation import SOFT, SOFTNESS
 from minisoft.io import checkpoint, datasets
 from minisoft.io.atomic import write_json
@@ -31,9 +31,10 @@ from minisoft.kinds import KINDS, NOISE, TAU_OF
 from minisoft.lab import command, variants
 from minisoft.lab.command import WHOLE
 from minisoft.rollout import COT, Rollout
+from minisoft.run import policy
 from minisoft.run.metrics import markdown
 from minisoft.run.policy import Policy
-from minisoft.run.settings import TRAIN_COT, Flags, resolve
+from minisoft.run.settings import TRAIN_COT, Flags
 from minisoft.run.world import as_program, keep_memory
 from minisoft.verifier.process import WORKERS, Verifier
 
@@ -49,7 +50,7 @@ class Measurement:
         self.args, self.verifier = args, verifier
         folder = checkpoint.find(args.model)
         flags = Flags.of(args)
-        settings = resolve(checkpoint.read_about(folder), flags, TRAIN_COT, [args.tokens])
+        settings = policy.settings(folder, [args.tokens], flags, TRAIN_COT)
         self.policy = Policy.load(folder, args.tokens, settings, args.device)
         source = args.data or settings.sidecar.get("defaults", {}).get("data") or "tiny"
         self.problems = datasets.load_problems(source)
@@ -79,11 +80,7 @@ class Measurement:
         args, gradients = self.args, {}
         key = ("gradient", args.seed, number)
         chosen, rollouts = self.rollouts(key, number, args.prompts, args.group)
-        rewards = []
-        for (i, problem), rollout in zip(chosen, rollouts, strict=True):
-            made = evaluation.describe(self.policy.form, rollout, i, problem, self.verifier)
-            rewards.append([generation["reward"] for generation in made])
-        rewards = torch.tensor(rewards, dtype=torch.float64)  # (B, G)
+        rewards = policy.rewards(self.policy.score(rollouts, chosen, self.verifier))  # (B, G)
         advantages = reinforce.leave_one_out(rewards)
         for term in reversed(TERMS):
             some = {"micro_batch": MICRO_BATCH, "terms": variants.TERMS[term]}

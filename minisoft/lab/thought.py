@@ -23,9 +23,10 @@ from minisoft.lab import command
 from minisoft.lab.command import WHOLE
 from minisoft.reward import RIGHT
 from minisoft.rollout import ANSWER, COT, Request
+from minisoft.run import policy
 from minisoft.run.metrics import markdown
 from minisoft.run.policy import Policy
-from minisoft.run.settings import EVAL_COT, Flags, resolve
+from minisoft.run.settings import EVAL_COT, Flags
 from minisoft.run.world import as_program, keep_memory
 from minisoft.verifier.process import WORKERS, Verifier
 
@@ -41,9 +42,8 @@ THOUGHTS = {
 def load(folder: str, cot: int | None) -> Policy:
     """With the kind of token that the model was trained with."""
     path = checkpoint.find(folder)
-    sidecar = checkpoint.read_about(path)
-    tokens = sidecar.get("tokens", "hard")
-    return Policy.load(path, tokens, resolve(sidecar, Flags(cot=cot), EVAL_COT))
+    tokens = checkpoint.read_about(path).get("tokens", "hard")
+    return Policy.load(path, tokens, policy.settings(path, [tokens], Flags(cot=cot), EVAL_COT))
 
 
 @torch.no_grad()

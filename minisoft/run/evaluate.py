@@ -54,9 +54,7 @@ class Evaluator:
         with self._bar(len(todo) * group, name, "row") as progress:
             for n, record in policy.stream(some, setting.greedy, self.batch):
                 i = todo[n][2]
-                generations = evaluation.describe(
-                    policy.form, record, i, problems[i], self.verifier
-                )
+                (generations,) = policy.score([record], [(i, problems[i])], self.verifier)
                 self.journal.add(todo[n], generations)
                 progress.update(group)
         of_problems = self._collect([[run, name, i] for i in range(len(problems))])

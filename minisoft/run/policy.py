@@ -1,7 +1,6 @@
-"""A model and the way it thinks: what a rollout and its gradient need, and no more.
+"""A model and the way it thinks: what a rollout, its rewards and its gradient need, and no more.
 
-    settings = resolve(checkpoint.read_about(folder), Flags(), TRAIN_COT, ["soft"])
-    policy = Policy.load(folder, "soft", settings)
+    policy = Policy.load(folder, "soft", settings(folder, ["soft"], Flags(), TRAIN_COT))
     rollouts = policy.rollout([policy.request(problem, (seed, step, i), range(G))])
 
 By the engine, or with `plain` by the definitions of the ground floor, at the same numbers.
@@ -13,13 +12,20 @@ from pathlib import Path
 
 import torch
 
-from minisoft import data, engine, reinforce, rollout
+from minisoft import data, engine, evaluation, reinforce, rollout
 from minisoft.data import Format, Problem
 from minisoft.io import checkpoint
 from minisoft.model import Transformer
 from minisoft.reinforce import Mismatch
 from minisoft.rollout import Decoding, Request, Rollout
-from minisoft.run.settings import Settings
+from minisoft.run.settings import Flags, Settings, resolve
+
+
+def settings(folder: Path, kinds: list[str], flags: Flags, budget: int) -> Settings:
+    """How the model of a folder makes tokens of these kinds, before its weights are read; budget:
+    the paper's CoT budget.  Raises InputError, also for a flag that none of the kinds uses."""
+    flags.check(kinds)
+    return resolve(checkpoint.read_about(folder), flags, budget)
 
 
 @dataclass(frozen=True)
@@ -64,11 +70,17 @@ class Policy:
         text = data.prompt(problem.question, self.settings.template)
         return Request(self.form.tokenizer.encode(text), key, samples)
 
-    def rollout(self, requests: list[Request], greedy=False, greedy_answer=False) -> list[Rollout]:
-        """Sections 2 and 4: a Rollout of each request."""
+    def rollout(
+        self,
+        requests: list[Request],
+        greedy: bool = False,
+        greedy_answer: bool = False,
+        **options,
+    ) -> list[Rollout]:
+        """Sections 2 and 4: a Rollout of each request; options: those of `engine.stream`."""
         roll = rollout.rollout if self.plain else engine.rollout
         decoding = Decoding(self.settings.cot, greedy, greedy_answer)
-        return roll(self.model, self.form, self.kind, requests, decoding)
+        return roll(self.model, self.form, self.kind, requests, decoding, **options)
 
     def stream(
         self, requests: list[Request], greedy: bool, rows: int
@@ -81,7 +93,23 @@ class Policy:
             return engine.stream(*made, requests, decoding, rows=rows, record_actions=False)
         return enumerate(rollout.rollout(*made, [one], decoding)[0] for one in requests)
 
+    def score(
+        self, rollouts: list[Rollout], numbered: list[tuple[int, Problem]], verifier
+    ) -> list[list[dict]]:
+        """The generations of each Rollout, with their rewards (eq. 11); numbered: the problems of
+        the Rollouts."""
+        return [
+            evaluation.describe(self.form, record, number, problem, verifier)
+            for record, (number, problem) in zip(rollouts, numbered, strict=True)
+        ]
+
     def backward(self, rollouts: list[Rollout], advantages, scale: float, **options) -> Mismatch:
         """Eqs. 14-15: adds to the gradient of the model; options: those of `engine.backward`."""
         backward = reinforce.backward if self.plain else engine.backward
         return backward(self.model, self.kind, rollouts, advantages, scale, **options)
+
+
+def rewards(generations: list[list[dict]]) -> torch.Tensor:
+    """(B, G) float64 of the generations of B problems."""
+    values = [[generation["reward"] for generation in of] for of in generations]
+    return torch.tensor(values, dtype=torch.float64)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 
 import torch
 
-from minisoft import data, evaluation
+from minisoft import data
 from minisoft.data import Problem
 from minisoft.errors import InputError
 from minisoft.evaluation import MEASURES
@@ -154,12 +154,10 @@ class Run:
 
     def score(self, parts: list[Part], rollouts: list[Rollout]) -> Scores:
         """The rewards of this rank's rows (eq. 11), and what all ranks' samples reached."""
-        before, form = Counter(self.verifier.counts), self.policy.form
-        generations = []
-        for part, rollout in zip(parts, rollouts, strict=True):
-            generations += evaluation.describe(
-                form, rollout, part.number, part.problem, self.verifier
-            )
+        before = Counter(self.verifier.counts)
+        numbered = [(part.number, part.problem) for part in parts]
+        of_problems = self.policy.score(rollouts, numbered, self.verifier)
+        generations = [generation for of_problem in of_problems for generation in of_problem]
         counts = sum(self.world.gather_objects([self.verifier.counts - before]), Counter())
         rows = [[generation[name] for name in NUMBERS] for generation in generations]
         table = torch.tensor(self.world.gather_objects(rows), dtype=torch.float64)

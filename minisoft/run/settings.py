@@ -111,10 +111,9 @@ class Settings:
         return [f"{name} {before[name]} -> {now[name]}" for name in differ]
 
 
-def resolve(sidecar: dict, flags: Flags, budget: int, kinds: list[str] = ()) -> Settings:
-    """The settings for a model with this minisoft.json that makes tokens of these kinds; budget:
-    the paper's CoT budget.  Raises InputError for what does not go together."""
-    flags.check(kinds or [*KINDS])
+def resolve(sidecar: dict, flags: Flags, budget: int) -> Settings:
+    """The settings for a model with this minisoft.json; budget: the paper's CoT budget.  Raises
+    InputError for what does not go together."""
     trained = (sidecar.get("noise", "embedding"), sidecar.get("top_k"))
     noise = flags.get("noise", trained[0])
     top_k = flags.get("top_k", None if "noise" in flags else trained[1])

@@ -15,9 +15,10 @@ from minisoft.run.metrics import memory_bytes
 from minisoft.run.optimizer import Optimizer, Schedule
 from minisoft.run.plan import in_pieces
 from minisoft.run.policy import Policy
+from minisoft.run.policy import settings as settings_of
 from minisoft.run.problems import Problems
 from minisoft.run.session import Progress, Run
-from minisoft.run.settings import Flags, fill, resolve
+from minisoft.run.settings import Flags, fill
 from minisoft.run.world import World
 from minisoft.soft import rms
 
@@ -60,7 +61,7 @@ def set_up(args: Namespace, world: World, verifier) -> Run:
 def load(args: Namespace, world: World, files: Files, problems: Problems) -> Policy:
     """The model; says what it changes of how the model was trained.  Raises InputError where it
     cannot take the problems."""
-    settings = resolve(files.sidecar, Flags.of(args), args.cot, [args.tokens])
+    settings = settings_of(files.model, [args.tokens], Flags.of(args), args.cot)
     dtype = checkpoint.DTYPES[args.dtype]
     loaded = Policy.load(files.model, args.tokens, settings, world.device, dtype, args.plain)
     form, config = loaded.form, loaded.model.config

@@ -12,7 +12,6 @@ from textwrap import fill
 
 import torch
 
-from minisoft import evaluation
 from minisoft.errors import InputError, expect
 from minisoft.evaluation import SOFT, Setting
 from minisoft.io import checkpoint, datasets
@@ -80,7 +79,7 @@ def show(args: Namespace, world: World, verifier) -> None:
         policy, key = policy.of_kind(setting.kind), (args.seed[0], str(setting), number)
         request = policy.request(problem, key, range(1))
         rollouts = policy.rollout([request], setting.greedy, greedy_answer=True)
-        (generation,) = evaluation.describe(policy.form, rollouts[0], number, problem, verifier)
+        ((generation,),) = policy.score(rollouts, [(number, problem)], verifier)
         chains.append(look(policy, rollouts[0], setting, generation))
         print(as_text(chains[-1]))
     try:

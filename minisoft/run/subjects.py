@@ -63,8 +63,9 @@ class Subject:
 
     def settings(self, args: Namespace) -> Settings:
         """How tokens are made, without sigma."""
-        kinds = [setting.kind for setting in args.settings]
-        return resolve(self.sidecar, Flags.of(args), EVAL_COT, kinds)
+        flags = Flags.of(args)
+        flags.check([setting.kind for setting in args.settings])
+        return resolve(self.sidecar, flags, EVAL_COT)
 
     def check(self, args: Namespace, rows: list, world: World) -> None:
         """See `check_prompts`; the weights are not read."""

@@ -3,23 +3,20 @@
 import pytest
 import torch
 
-from minisoft import data, evaluation
+from minisoft import data
 from minisoft.errors import InputError
 from minisoft.io import WEIGHTS
-from minisoft.io.checkpoint import read_about
+from minisoft.run import policy
 from minisoft.run.policy import Policy
-from minisoft.run.settings import TRAIN_COT, Flags, resolve
+from minisoft.run.settings import TRAIN_COT, Flags
 from minisoft.verifier.process import Verifier
 
 TINY = WEIGHTS / "tiny"
 
 
-def settings_of(tokens, **flags):
-    return resolve(read_about(TINY), Flags(**flags), TRAIN_COT, [tokens])
-
-
 def load(tokens, plain=False, **flags):
-    return Policy.load(TINY, tokens, settings_of(tokens, **flags), plain=plain)
+    settings = policy.settings(TINY, [tokens], Flags(**flags), TRAIN_COT)
+    return Policy.load(TINY, tokens, settings, plain=plain)
 
 
 @pytest.mark.parametrize("tokens", ["soft", "multiplex"])
@@ -31,22 +28,17 @@ def test_the_engine_and_the_definitions_have_one_gradient(tokens):
             of = load(tokens, plain, cot=40)
             requests = [of.request(problem, ("test", i), range(8)) for i, problem in problems]
             rollouts = of.rollout(requests)
-            reached.append(
-                [
-                    evaluation.describe(of.form, rollout, *problem, verifier)
-                    for rollout, problem in zip(rollouts, problems, strict=True)
-                ]
-            )
+            reached.append(policy.rewards(of.score(rollouts, problems, verifier)))
             of.backward(rollouts, torch.linspace(-1, 2, 8).repeat(2, 1), 1 / 16)
             gradients.append(torch.cat([p.grad.flatten() for p in of.model.parameters()]))
-    rewards = [[g["reward"] for made in of for g in made] for of in reached]
-    assert len(rewards[0]) == 16 and rewards[0] == rewards[1]
+    assert reached[0].shape == (2, 8) and torch.equal(*reached)
     assert gradients[0].norm() > 0
     assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[1].norm()
 
 
 def test_the_flags_decide_before_the_folder_and_sigma_is_that_of_the_weights():
-    assert settings_of("soft", tau={"soft": 0.7}, gamma=0.66).sigma is None
+    settings = policy.settings(TINY, ["soft"], Flags(tau={"soft": 0.7}, gamma=0.66), TRAIN_COT)
+    assert settings.sigma is None
     of = load("soft", tau={"soft": 0.7}, gamma=0.66)
     assert of.kind.tau == 0.7 and of.kind.sigma == pytest.approx(2 * load("soft").kind.sigma)
     other = of.of_kind("hard", cot=9)

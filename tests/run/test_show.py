@@ -5,12 +5,11 @@ import pytest
 from minisoft.data import Problem
 from minisoft.evaluation import Setting
 from minisoft.io import WEIGHTS
-from minisoft.io.checkpoint import read_about
 from minisoft.kinds import KINDS
 from minisoft.rollout import COT
 from minisoft.run import show
-from minisoft.run.policy import Policy
-from minisoft.run.settings import Flags, resolve
+from minisoft.run.policy import Policy, settings
+from minisoft.run.settings import Flags
 
 QUESTION = "Max has 24 cards. Then 39 more come. Max finds 18 more. How many cards are there now?"
 
@@ -20,7 +19,7 @@ def chains():
     """{setting: (Chain, its shadow tokens)} of the embedded model."""
     flags, names = Flags(cot=60, sigma=0.04), ("soft-sample", "hard-sample", "fuzzy-greedy")
     kinds = [name.split("-")[0] for name in names]
-    of_all = resolve(read_about(WEIGHTS / "tiny"), flags, 60, kinds)
+    of_all = settings(WEIGHTS / "tiny", kinds, flags, 60)
     policy = Policy.load(WEIGHTS / "tiny", "soft", of_all, plain=True)
     generation, looks = {"question": QUESTION, "answer": "81}", "gold": "81", "reward": 100}, {}
     for name in names:

@@ -8,7 +8,7 @@
 
 On a CPU a small model is trained by ranks of one thread, one a core, without torchrun
 (minisoft/run/ranks.py), unless OMP_NUM_THREADS is set.
-Writes RUN/metrics.jsonl (explained in minisoft/run/metrics.py), config.json, last/ and best/
+Writes RUN/metrics.jsonl (explained in minisoft/run/README.md), config.json, last/ and best/
 (Hugging Face folders), state/ and summary.json.  Ctrl-C, SIGTERM and a terminal that is closed save
 and stop, with exit status 130, 0 and 0; a second Ctrl-C stops at once.
 A default marked * may be replaced by the model folder's minisoft.json, as weights/tiny does.
@@ -25,7 +25,8 @@ from minisoft.kinds import COT, NOISE, TAU_OF, TEMPLATE, TOKENS, TRAINING
 from minisoft.kinds.options import COUNT, DEVICE, NATURAL, SIZE, Number, Option, parse
 from minisoft.reinforce import leave_one_out
 from minisoft.run import plan, ranks, settings, track
-from minisoft.run.session import Run
+from minisoft.run.setup import Run, set_up
+from minisoft.run.validation import finish, keep_best
 from minisoft.run.world import RankError, World, as_program, read_device
 from minisoft.verifier.process import WORKERS, Verifier
 
@@ -35,7 +36,7 @@ def train(run: Run) -> None:
     of each, an update; with several ranks, each has its part of the B x G samples."""
     B, G, seed = run.args.prompts, run.args.group, run.args.seed
     for step in run.steps():  # from where the run stands to its end, or to a signal
-        parts = run.samples.parts(step)  # this rank's problems and samples
+        parts = run.parts(step)  # this rank's problems and samples
         with run.clock("rollout"):
             requests = [
                 run.policy.request(x.problem, (seed, step, x.number), x.samples) for x in parts
@@ -45,17 +46,17 @@ def train(run: Run) -> None:
             scores = run.score(parts, rollouts)  # eq. 11
         with run.clock("backward"):
             advantages = leave_one_out(scores.rewards(B))  # (B, G), eqs. 12-13
-            own = run.samples.own(advantages, parts)
-            mismatch = run.differentiate(rollouts, own, 1 / (B * G))  # eqs. 9-10, 14-15
+            of_rows = [advantages[x.slot, list(x.samples)] for x in parts]
+            mismatch = run.differentiate(rollouts, of_rows, 1 / (B * G))  # eqs. 9-10, 14-15
         with run.clock("optimizer"):
             update = run.update(mismatch)  # sum over ranks, clip, AdamW
         row = run.measure(scores, mismatch, update)  # of metrics.jsonl
         if run.due(run.args.validate_every):
-            row |= run.keep_best()  # greedy, by the run's kind and hard
+            row |= keep_best(run)  # greedy, by the run's kind and hard
         run.log(row, scores)
         if run.due(run.args.save_every):
             run.save()
-    run.finish()
+    finish(run)
 
 
 FREE = "may differ with --resume"
@@ -155,10 +156,10 @@ def print_plan(args: argparse.Namespace) -> None:
     print(plan.text(args, source, settings.resolve(folder, flags, args.cot)))
 
 
-def run_as_rank(args: argparse.Namespace, facts: dict, variant) -> None:
+def run_as_rank(args: argparse.Namespace, variant) -> None:
     """The part of a run that is this rank's."""
     with World(args.device, args.patience) as world, Verifier(workers=WORKERS) as verifier:
-        with Run(args, world, verifier, facts) as run:
+        with set_up(args, world, verifier) as run:
             if variant:
                 variant.adapt(run)
             train(run)
@@ -166,16 +167,15 @@ def run_as_rank(args: argparse.Namespace, facts: dict, variant) -> None:
 
 def main(argv=None, variant=None) -> None:
     """variant: None, or what `minisoft.lab.variants` changes: `facts`, and `adapt(run)`."""
-    facts = variant.facts if variant else {}
     try:
         args, given = read_flags(argv)
+        args.variant = variant.facts if variant else {}
         if args.plan is not None:
-            print_plan(args)
-            return
+            return print_plan(args)
         if args.resume:
-            args = settings.resumed(args, given - RESUMED, given & RESUMED, facts)
+            args = settings.resumed(args, given - RESUMED, given & RESUMED)
         with ranks.several(ranks.fitting(args) if argv is None else 1):  # as a program
-            run_as_rank(args, facts, variant)
+            run_as_rank(args, variant)
     except (InputError, FloatingPointError, OSError, RankError) as error:
         sys.exit(f"train.py: error: {error}")
     except KeyboardInterrupt:

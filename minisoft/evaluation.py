@@ -18,6 +18,7 @@ from minisoft.soft import PAPER, Categorical
 RESAMPLES = 2000  # of the bootstrap
 SOFT = 1.5  # effective support from which on a position is called soft
 SOFTNESS = ("support", "largest_weight", "share_soft")  # of a generation
+MEASURES = ("entropy", *SOFTNESS)
 
 
 @dataclass(frozen=True)

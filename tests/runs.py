@@ -143,9 +143,9 @@ def killed_in(place, times, argv):
     import train
     from minisoft import engine
     from minisoft.io import atomic, checkpoint, state
-    from minisoft.run import metrics, session
+    from minisoft.run import metrics
 
-    owners = {"run": session.Run, "metrics": metrics.MetricsFile, "path": Path}
+    owners = {"train": train, "metrics": metrics.MetricsFile, "path": Path}
     owners |= {"engine": engine, "state": state, "checkpoint": checkpoint, "atomic": atomic}
     owners["shutil"] = atomic.shutil
     owner, name = place.split(".")

@@ -28,9 +28,8 @@ import eval
 import train
 from minisoft.io import atomic, checkpoint
 from minisoft.lab import figures
-from minisoft.run.metrics import METRICS
 from minisoft.run.optimizer import Schedule
-from minisoft.run.samples import Samples
+from minisoft.run.session import Run
 
 SMALL = (
     "--prompts 2 --group 8 --cot 24 --eval-cot 16 --validation 6 --test 4 --validate-every 2 "
@@ -58,10 +57,12 @@ def test_a_run_writes_what_design_promises(finished):
         "reward accuracy cot_length answer_length grad_norm replay_mismatch entropy lr seconds "
         "share_E"
     ).split()
+    manual = (ROOT / "minisoft/run/README.md").read_text("utf-8")
+    explained = set(re.findall(r"^- `(\w+)`: ", manual, re.MULTILINE))
     for m in lines:
         assert set(needed) <= set(m)
         assert m["replay_mismatch"] < 1e-4
-        assert {k for k in m if not k.startswith("seconds_")} <= set(METRICS)
+        assert {k for k in m if not k.startswith("seconds_")} <= explained
         assert sum(v for k, v in m.items() if k.startswith("seconds_")) <= m["seconds"]
         n, right, boxed = 16, m["accuracy"], m["boxed"]  # rewards are 100, 10 and 0
         squares = right * 100**2 + (boxed - right) * 10**2
@@ -104,14 +105,14 @@ def test_exported_best_is_the_same_model_in_transformers(finished):
 
 def in_step(monkeypatch, number, act):
     """Call act() at the beginning of update number `number`, from 0."""
-    parts = Samples.parts
+    parts = Run.parts
 
     def acting(self, step):
         if step == number:
             act()
         return parts(self, step)
 
-    monkeypatch.setattr(Samples, "parts", acting)
+    monkeypatch.setattr(Run, "parts", acting)
 
 
 @pytest.mark.parametrize(
@@ -328,5 +329,5 @@ def test_import_is_light():
 
 def test_curves_are_drawn(finished, tmp_path):
     pytest.importorskip("matplotlib")
-    figures.curves(finished[0]).savefig(tmp_path / "curves.png")
+    figures.training(figures.read_runs([finished[0]])).savefig(tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 10_000

@@ -52,7 +52,7 @@ class Measurement:
         flags = Flags.of(args)
         settings = policy.settings(folder, [args.tokens], flags, TRAIN_COT)
         self.policy = Policy.load(folder, args.tokens, settings, find_device(args.device, 0))
-        source = args.data or settings.base.get("defaults", {}).get("data") or "tiny"
+        source = args.data or settings.sidecar.get("defaults", {}).get("data") or "tiny"
         self.problems = datasets.load_problems(source)
 
     def about(self) -> dict:

@@ -82,7 +82,7 @@ def measure(args: argparse.Namespace, verifier) -> dict:
     found = {}
     for folder in args.model:
         of = load(folder, args.cot)
-        for tokens in args.tokens or [of.settings.base.get("tokens", "hard")]:
+        for tokens in args.tokens or [of.settings.sidecar.get("tokens", "hard")]:
             of = of.of_kind(tokens)
             row = found[f"{folder}, {tokens}"] = {"tokens": tokens, "data": {}}
             for source in args.data:

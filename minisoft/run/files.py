@@ -7,47 +7,41 @@ RUN/ holds config.json, metrics.jsonl, best/, last/ (Hugging Face folders), stat
 import hashlib
 import os
 from argparse import Namespace
-from contextlib import suppress
 from pathlib import Path
 
 from minisoft.data import Problem
 from minisoft.errors import InputError
 from minisoft.io import atomic, checkpoint, state
 from minisoft.kinds import NOISE
-from minisoft.run import track
 from minisoft.run.metrics import MetricsFile
 from minisoft.run.optimizer import Optimizer
 from minisoft.run.policy import Policy
-from minisoft.run.settings import anywhere
+from minisoft.run.settings import Settings, anywhere
+from minisoft.run.track import tracker
 from minisoft.run.world import World
 
 WRITES = ("best", "last", "state", "config.json", "metrics.jsonl", "summary.json")  # and lock
+VARIANT = ("logits", "terms", "frozen")  # fields of the variant that a model came from
 
 
 class Files:
     """What a run reads beside the weights of its model's folder, and RUN, the folder args.out.
 
-    The main rank writes; what it raises is raised on all ranks.
-
-    variant: what `minisoft.lab.variants` changes, written into config.json and minisoft.json.
+    The main rank writes; what it raises is raised on all ranks.  args.variant, what
+    `minisoft.lab.variants` changes, is written into config.json and minisoft.json.
     """
 
-    def __init__(self, args: Namespace, world: World, variant: dict):
-        self.args, self.world, self.variant = args, world, variant
+    def __init__(self, args: Namespace, world: World):
+        self.args, self.world = args, world
         self.model = world.in_turn(lambda: checkpoint.find(args.model))
-        self.about = world.all_or_none(lambda: checkpoint.read_about(self.model))
+        self.sidecar = world.all_or_none(lambda: checkpoint.read_about(self.model))
         self.exported = world.all_or_none(lambda: checkpoint.read_files(self.model))  # as they are
-        self.lock = self.metrics = self.tracker = None
+        self.lock = self.metrics = None  # of the main rank
 
     def hashes(self, problems: list[Problem], template: str) -> dict[str, str]:
         """SHA-256 of all that decides what is learnt from, but for the weights."""
-        read = {"--data": repr(problems).encode(), "--template": template.encode()}
-        content = read | self.exported
-        return {name: hashlib.sha256(text).hexdigest() for name, text in content.items()}
-
-    def write(self, write) -> None:
-        """write() by the main rank; its OSError or InputError is that of all."""
-        self.world.all_or_none(lambda: self.world.main and write())
+        read = {"--data": repr(problems).encode(), "--template": template.encode(), **self.exported}
+        return {name: hashlib.sha256(content).hexdigest() for name, content in read.items()}
 
     def claim(self) -> None:
         """RUN belongs to this process, the main rank, from now on.  Raises InputError."""
@@ -60,61 +54,28 @@ class Files:
         for path in [*(out / name for name in WRITES), *begun]:
             atomic.recover(path)
 
-    def open(self, step: int, sigma: float) -> None:
+    def open(self, step: int, settings: Settings) -> None:
         """Write config.json; metrics.jsonl goes on after update `step`, and so does a tracker."""
         args, world = self.args, self.world
-        config = self.write_config(sigma)
+        goes_to = tracker(args.track, args.out, self.write_config(settings), step + 1, world.say)
         path = args.out / "metrics.jsonl"
-        self.metrics = world.from_main(lambda: MetricsFile(path, step))
-        if world.main and args.track != "none":
-            self.tracker = track.tracker(args.track, args.out, config, step + 1, world.say)
-            next(self.tracker, None)  # it begins
+        self.metrics = world.all_or_none(lambda: world.main and MetricsFile(path, step, goes_to))
 
     def close(self) -> None:
-        if self.tracker:
-            next(self.tracker, None)  # it ends
-        if self.lock:
-            self.lock.close()
+        for file in filter(None, (self.metrics, self.lock)):
+            file.close()
 
-    def log(self, row: dict) -> None:
-        """Write a line of metrics.jsonl; a tracker gets it too."""
-        self.write(lambda: self.metrics.write(row))
-        if self.tracker:
-            with suppress(StopIteration):  # of a tracker that has failed
-                self.tracker.send(row)
-
-    def write_config(self, sigma: float) -> dict:
+    def write_config(self, settings: Settings) -> dict:
         """RUN/config.json, and what it holds."""
-        config = {
+        flags = {
             name: anywhere(name, str(value) if isinstance(value, Path) else value)
             for name, value in vars(self.args).items()
             if name != "resume"
         }
-        extra = {"sigma": sigma, "world": self.world.size, "variant": self.variant}
-        config = {state.MARK: state.VERSION, **config, **extra}
-        self.write(lambda: atomic.write_json(self.args.out / "config.json", config))
+        more = {**settings.of_weights, "world": self.world.size}
+        config = {state.MARK: state.VERSION, **flags, **more}
+        self.world.from_main(lambda: atomic.write_json(self.args.out / "config.json", config))
         return config
-
-    def _sidecar(self, policy: Policy, step: int) -> dict:
-        """minisoft.json of what is saved: how the model is to be used."""
-        settings, about = policy.settings, self.about
-        earlier = ("logits", "terms", "frozen")  # of the variant that the model came from
-        replaced = {*earlier, *(row.name for row in NOISE)}
-        return {
-            **{name: value for name, value in about.items() if name not in replaced},
-            "prompt": settings.template,
-            "base": about.get("base", checkpoint.name_of(self.model)),  # of all its trainings
-            "data": Path(self.args.data).stem,
-            "tokens": self.args.tokens,
-            "step": step,
-            "sigma": settings.sigma,
-            "gamma": settings.gamma,
-            "tau": policy.kind.tau,
-            "noise": settings.noise,
-            "top_k": settings.top_k,
-            **settings.options(self.args.tokens),
-            **self.variant,
-        }
 
     def save_model(self, name: str, policy: Policy, step: int) -> None:
         """RUN/best or RUN/last.  Raises FloatingPointError rather than replace good weights by
@@ -125,16 +86,27 @@ class Files:
                 f"step {step}: weights: expected finite numbers, found NaN or infinity in "
                 f"{bad[0]}; nothing was saved{self.resumable()}"
             )
-        folder, sidecar = self.args.out / name, self._sidecar(policy, step)
-        self.write(lambda: checkpoint.save_model(folder, policy.model, self.exported, sidecar))
+        replaced = {*VARIANT, *(row.name for row in NOISE)}
+        sidecar = {
+            **{name: value for name, value in self.sidecar.items() if name not in replaced},
+            "prompt": policy.settings.template,
+            "base": self.sidecar.get("base", checkpoint.name_of(self.model)),  # of all trainings
+            "data": Path(self.args.data).stem,
+            "step": step,
+            **policy.settings.sidecar_of(self.args.tokens),
+            **self.args.variant,
+        }
+        folder, model = self.args.out / name, policy.model
+        self.world.from_main(lambda: checkpoint.save_model(folder, model, self.exported, sidecar))
 
-    def save_state(self, progress: dict, optimizer: Optimizer) -> None:
+    def save_state(self, progress: dict, settings: Settings, optimizer: Optimizer) -> None:
         """RUN/state, which is what --resume goes on from; progress: the fields of `Progress`."""
-        self.write(lambda: atomic.sync(self.metrics.path))
+        self.world.from_main(lambda: atomic.sync(self.metrics.path))
         folder, pieces = self.args.out / "state", optimizer.pieces
-        state.save(folder, progress, optimizer.state(), pieces, self.world, self.args.keep)
+        kept = {**progress, **settings.of_weights}
+        state.save(folder, kept, optimizer.state(), pieces, self.world, self.args.keep)
         self.args.saved = progress["step"]
-        self.write_config(progress["sigma"])
+        self.write_config(settings)
 
     def resumable(self) -> str:
         """What an error says of the states that there are."""

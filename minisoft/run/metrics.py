@@ -1,4 +1,4 @@
-"""What a run measures: a line a step in metrics.jsonl, readable samples, seconds and memory."""
+"""What a run measures: a line a step in metrics.jsonl, readable samples, memory."""
 
 import json
 import math
@@ -6,6 +6,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -15,39 +16,10 @@ from minisoft.io.atomic import write_text, writing
 from minisoft.run.world import from_launcher
 
 CGROUP = Path("/sys/fs/cgroup")
-METRICS = {
-    "step": "number of the update, from 1",
-    "reward": "mean reward of the B x G samples: 100 right, 10 boxed, 0 neither (eq. 11)",
-    "reward_std": "standard deviation of these rewards (divided by B G - 1)",
-    "accuracy": "share of samples with reward 100",
-    "boxed": "share of samples with a readable boxed answer",
-    "truncated": "share of samples that spent the CoT budget",
-    "cot_length": "mean number of CoT tokens",
-    "answer_length": "mean number of answer tokens",
-    "entropy": "of the next token at temperature 1, nats, mean over CoT positions, then samples",
-    "support": "of what is fed: effective number of tokens 1 / sum p^2, mean over CoT positions, "
-    "then samples; p the weights of the mixture before noise on the embedding (multiplex: counts / "
-    "K; covariance: |w| / sum |w|); 1 of hard tokens",
-    "largest_weight": "the largest of these p, a mean like that",
-    "share_soft": "share of CoT positions whose support is above 1.5, a mean like that",
-    "informative": "share of the B problems whose rewards differ: the others have advantage 0",
-    "grad_norm": "norm of the summed gradient before clipping",
-    "share_E": "norm of the gradient in E (and a tied head) / grad_norm",
-    "replay_mismatch": "mean |log-prob replayed - at rollout| per action, rows with advantage (the "
-    "first problem's where there are none; --plain: all rows)",
-    "replay_mismatch_max": "the largest of these",
-    "lr": "learning rate of the update",
-    "seconds": "of the whole step; seconds_rollout, _reward, _backward, _optimizer: of its parts",
-    "verifier": "how many of the step's answers were decided how (Verifier.counts)",
-    "validation": "greedy pass@1 of the run's kind on the validation problems, which chooses "
-    "RUN/best (every --validate-every steps)",
-    "validation_hard": "hard-greedy pass@1 on the same problems",
-    "memory_gib": "peak memory of this process so far, GiB (GPU memory on CUDA)",
-}
 
 
 @contextmanager
-def clock(seconds: dict[str, float], name: str):
+def clock(seconds: dict, name):
     """seconds[name] = how long the block took, on the GPU too."""
     start = time.perf_counter()
     yield
@@ -59,19 +31,25 @@ def clock(seconds: dict[str, float], name: str):
 class MetricsFile:
     """metrics.jsonl, one object a step; opening it drops what lies after step `last`, which a
     resumed run does again, and what is damaged: but for a last line that a crash has cut it says
-    so."""
+    so.  Each line goes to a tracker too (`track.tracker`)."""
 
-    def __init__(self, path: Path, last: int):
-        self.path = path
+    def __init__(self, path: Path, last: int, tracker: Generator):
+        self.path, self.tracker = path, tracker
         lines = path.read_text(errors="replace").splitlines() if path.is_file() else []
         kept = [line for line in lines if (step := _step(line)) is not None and step <= last]
         if damaged := sum(_step(line) is None for line in lines[:-1]):
             print(f"{path}: {damaged} damaged lines are left out", file=sys.stderr)
         write_text(path, "".join(line + "\n" for line in kept))
+        next(tracker, None)  # it begins
 
     def write(self, metrics: dict) -> None:
         with writing(self.path), self.path.open("a") as file:
             file.write(json.dumps(metrics) + "\n")
+        with suppress(StopIteration):  # of a tracker that has failed
+            self.tracker.send(metrics)
+
+    def close(self) -> None:
+        next(self.tracker, None)  # it ends
 
 
 def _step(line: str) -> int | None:
@@ -107,32 +85,26 @@ def container_limit(name: str) -> float:
     return math.inf
 
 
-def percent(fraction: float) -> str:
-    return f"{fraction:.1%}"
-
-
 def sample_text(generation: dict) -> str:
     """A rollout for people: question, shadow CoT, answer, gold, reward."""
-    return (
-        f"  question  {_shorten(generation['question'], 300)}\n"
-        f"  CoT      {_shorten(generation['cot'], 600)}\n"
-        f"  answer    {_shorten(generation['answer'], 80)}   "
-        f"gold {_shorten(generation['gold'], 80)}   reward {generation['reward']}"
-    )
-
-
-def _shorten(text: str, length: int) -> str:
-    if len(text) <= length:
-        return text
-    return text[: length // 2] + " [...] " + text[-length // 2 :]
+    lines = []
+    for name, most in (
+        ("question", 300),
+        ("cot", 600),
+        ("answer", 80),
+        ("gold", 80),
+        ("reward", 9),
+    ):
+        text = str(generation[name])
+        if len(text) > most:
+            text = f"{text[: most // 2]} [...] {text[-most // 2 :]}"
+        lines.append(f"  {name:10}{text}")
+    return "\n".join(lines)
 
 
 def markdown(rows: list[list[str]]) -> str:
     """Rows of cells as a Markdown table, the first row its head."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths)]
-        lines.append("| " + " | ".join(cells) + " |")
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = [f"| {' | '.join(map(str.ljust, row, widths))} |" for row in rows]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])

@@ -5,8 +5,9 @@ or in pieces.
 """
 
 import math
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from minisoft.errors import expecting
 from minisoft.model import Transformer
 
-MESSAGE = 2**21  # numbers that travel together
+MESSAGE = 2**21  # numbers: a model with fewer sends one message, each of which has its price
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,11 @@ class Optimizer:
     """Turns the gradients of a step, summed over backward passes and ranks, into new weights.
 
     Every rank holds the whole model, because rollouts need it at every token, and the whole sum of
-    its backward passes.  What an update needs besides are float32 masters (float32 parameters are
-    their own), AdamW's two moments and the gradient summed over ranks: all of it on every rank or,
-    sharded, of every parameter the rank's own one of `world.size` equal pieces (flat, the last one
-    padded with zeros); the new weights are then put together once a step.
-
-    Backward passes are summed in float64 on CPUs, so that no bit of a weight depends on the number
-    of ranks where none has a part of a problem only, and in float32 on GPUs.
+    its backward passes, in float64 on CPUs, so that no bit of a weight depends on the number of
+    ranks where none has a part of a problem only, and in float32 on GPUs.  float32 masters (float32
+    parameters are their own), AdamW's two moments and the gradient summed over ranks are whole on
+    every rank or, sharded, of every parameter the rank's own one of `world.size` equal pieces
+    (flat, the last one padded with zeros), from which the new weights are put together.
     """
 
     def __init__(self, model: Transformer, schedule: Schedule, world, sharded: bool = False):
@@ -57,14 +56,6 @@ class Optimizer:
         self.number = world.rank if sharded else 0  # of this rank's piece
         self.masters = {n: self._piece(p.detach()).float() for n, p in self.parameters.items()}
         self.sums: dict[str, torch.Tensor] = {}  # of this rank's backward passes
-        self.messages: list[list[str]] = []  # names of parameters: each message has its price
-        size = MESSAGE
-        for name, p in self.parameters.items():
-            size += p.numel()
-            if size > MESSAGE:
-                self.messages.append([])
-                size = p.numel()
-            self.messages[-1].append(name)
         expected = "betas from 0 to below 1 and a weight decay of at least 0"
         with expecting(expected, "AdamW"):
             self.adamw = torch.optim.AdamW(
@@ -78,22 +69,17 @@ class Optimizer:
     @contextmanager
     def summing(self):
         """Inside, what a backward pass leaves in a parameter's `grad` goes into its sum at once."""
-
-        def take(name: str, p: torch.Tensor) -> None:
-            if name not in self.sums:
-                self.sums[name] = self._zeros(p)
-            self.sums[name] += p.grad
-            p.grad = None
-
-        hooks = [
-            p.register_post_accumulate_grad_hook(lambda p, name=name: take(name, p))
-            for name, p in self.parameters.items()
-        ]
-        try:
+        with ExitStack() as hooks:
+            for name, p in self.parameters.items():
+                hook = p.register_post_accumulate_grad_hook(partial(self._take, name))
+                hooks.enter_context(hook)
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
+
+    def _take(self, name: str, p: torch.Tensor) -> None:
+        if name not in self.sums:
+            self.sums[name] = self._zeros(p)
+        self.sums[name] += p.grad
+        p.grad = None
 
     def _piece(self, x: torch.Tensor) -> torch.Tensor:
         """This rank's piece (n,) of a parameter (...); all of it, flat, if there is one piece."""
@@ -116,16 +102,15 @@ class Optimizer:
 
     def collect(self) -> float:
         """The backward passes of all ranks become the gradient; returns its Euclidean norm."""
-        gradients = []
-        for names in self.messages:
+        names, gradients = [*self.parameters], []
+        together = sum(p.numel() for p in self.parameters.values()) <= MESSAGE
+        for message in [names] if together else [[name] for name in names]:
             parts = [
                 self.sums.pop(name) if name in self.sums else self._zeros(self.parameters[name])
-                for name in names
+                for name in message
             ]
-            message = parts[0].flatten()
-            if len(parts) > 1:
-                message = torch.cat([part.flatten() for part in parts])
-            sums = self.world.sum(message).split([part.numel() for part in parts])
+            flat = torch.cat([x.flatten() for x in parts]) if together else parts[0].flatten()
+            sums = self.world.sum(flat).split([x.numel() for x in parts])
             gradients += [self._piece(x).float() for x in sums]
         for master, gradient in zip(self.masters.values(), gradients):
             master.grad = gradient
@@ -186,11 +171,9 @@ class Optimizer:
             first = self.number * len(master)
             last = max(first, min(first + len(master), p.numel()))
             padding = len(master) - (last - first)
-            keys = ("weight", "exp_avg", "exp_avg_sq") if step else ("weight",)
-            saved = {key: read(f"{key}/{name}", first, last) for key in keys}
-            saved = {key: F.pad(x, (0, padding)).to(master.device) for key, x in saved.items()}
+            saved = {"step": torch.tensor(float(step), device=master.device)}
+            for key in ("weight", "exp_avg", "exp_avg_sq"):
+                saved[key] = F.pad(read(f"{key}/{name}", first, last), (0, padding)).to(master)
             master.copy_(saved.pop("weight"))
-            if step:
-                taken = torch.tensor(float(step), device=master.device)
-                self.adamw.state[master] = {"step": taken, **saved}
+            self.adamw.state[master] = saved
         self._hand_out()

@@ -22,16 +22,15 @@ from minisoft.run.settings import Flags, Settings, resolve
 
 
 def settings(folder: Path, kinds: list[str], flags: Flags, budget: int) -> Settings:
-    """How the model of a folder makes tokens of these kinds, as long as its weights are not read
-    without sigma; budget: the paper's CoT budget.  Raises InputError, also for a flag that none of
-    the kinds uses."""
+    """How the model of a folder makes tokens of these kinds, before its weights are read; budget:
+    the paper's CoT budget.  Raises InputError, also for a flag that none of the kinds uses."""
     flags.check(kinds)
     return resolve(checkpoint.read_about(folder), flags, budget)
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Of one kind of token; settings have the sigma of the weights."""
+    """Of one kind of token; settings are those of the weights."""
 
     model: Transformer
     form: Format
@@ -92,8 +91,7 @@ class Policy:
         made = self.model, self.form, self.kind
         if not self.plain:
             return engine.stream(*made, requests, decoding, rows=rows, record_actions=False)
-        records = (rollout.rollout(*made, [request], decoding) for request in requests)
-        return ((number, record) for number, (record,) in enumerate(records))
+        return enumerate(rollout.rollout(*made, [one], decoding)[0] for one in requests)
 
     def score(
         self, rollouts: list[Rollout], numbered: list[tuple[int, Problem]], verifier

@@ -1,18 +1,9 @@
 """One resolver of "a flag, else the model's minisoft.json, else the paper".
 
 `resolve` decides how tokens are made, for training and evaluation alike; `fill` decides how much
-is trained.  Rules of `resolve`, each a test:
-
-    template, cot  the flag, else the folder's, else the paper's
-    noise          where it is: the flag, else where the folder's training had it, else embedding
-    top_k          the flag; without --noise else the folder's; else none
-    gamma          the flag; else the folder's, if noise and top_k are as in its training; else 0.33
-    sigma          --sigma; else the folder's, as gamma, if --gamma is not given; else gamma * noise
-                   scale of the weights
-    tau            of a kind: the flag; else the folder's for the kind it was trained with, if noise
-                   and top_k are as there; else the paper's
-    others         those of kinds.NOISE that only some kinds have: the flag; else the folder's for
-                   the kind it was trained with; else the kind's own
+is trained.  Where noise and top_k are not those of the folder's training, its gamma, sigma and tau
+do not hold; --gamma asks for another sigma than the folder's; tau, and an option that only some
+kinds have, hold for the kind that the folder was trained with.  Each rule is a test.
 """
 
 import os
@@ -25,46 +16,37 @@ from minisoft.data import PAPER_PROMPT
 from minisoft.errors import InputError, expect
 from minisoft.io.datasets import EMBEDDED, HUB, read_prompt
 from minisoft.io.state import read_config
-from minisoft.kinds import COT, KINDS, NOISE, TRAINING, default_tau, make_kind, options
+from minisoft.kinds import COT, KINDS, NOISE, SIGMA, TRAINING, default_tau, make_kind, options
 from minisoft.soft import GAMMA, Hard, Mixture, noise_scale
 
 TRAIN_COT, EVAL_COT = COT.default, 512  # CoT budgets in tokens (section 4)
 DTYPE = {"cpu": "float32", "cuda": "bfloat16"}  # of the transformer, where --dtype is not given
 
 
-@dataclass(frozen=True)
-class Flags:
-    """What the user said; None where nothing was.  template: a file; tau: {kind: temperature}."""
+class Flags(dict):
+    """{name: value} of those that the user gave among template, cot, sigma, NOISE's, and tau, which
+    is {kind: temperature}."""
 
-    template: str | None = None
-    cot: int | None = None
-    noise: str | None = None
-    top_k: int | None = None
-    gamma: float | None = None
-    sigma: float | None = None
-    tau: dict[str, float] = field(default_factory=dict)
-    own: dict = field(default_factory=dict)  # those of kinds.NOISE that only some kinds have
+    def __init__(self, **given):
+        super().__init__({name: x for name, x in given.items() if x is not None})
 
     @classmethod
     def of(cls, args: Namespace) -> "Flags":
         """Those among the flags of a program; a --tau of train.py is that of its --tokens."""
-        given = {name: getattr(args, name, None) for name in ("template", "cot", "sigma")}
-        given |= {row.name: getattr(args, row.name) for row in NOISE}
-        own = {name: given.pop(name) for name in [*given] if name not in cls.__dataclass_fields__}
+        names = ("template", "cot", *(row.name for row in (SIGMA, *NOISE)))
         tau = args.tau or {}
-        return cls(**given, tau=tau if isinstance(tau, dict) else {args.tokens: tau}, own=own)
+        tau = tau if isinstance(tau, dict) else {args.tokens: tau}
+        return cls(**{name: getattr(args, name, None) for name in names}, tau=tau)
 
     def check(self, names: list[str]) -> None:
         """Raises InputError for a flag that means nothing to any of these kinds.  Hard tokens
         ignore noise, so that they may be called beside soft ones."""
         noisy = any(issubclass(KINDS[name], (Mixture, Hard)) for name in names)
         expected = f"without {' and '.join(dict.fromkeys(names))} tokens, which do not use it"
-        for each in ("noise", "top_k", "gamma", "sigma"):
-            value = getattr(self, each)
-            expect(value is None or noisy, flag(each), expected, value)
-        for each, value in self.own.items():
-            used = any(each in options(name) for name in names)
-            expect(value is None or used, flag(each), expected, value)
+        for row in (*NOISE, SIGMA):
+            owners = {name for name in KINDS if row.name in options(name)}
+            used = owners & {*names} if owners else noisy
+            expect(row.name not in self or used, row.flag, expected, self.get(row.name))
 
 
 @dataclass(frozen=True)
@@ -78,18 +60,23 @@ class Settings:
     gamma: float | None
     tau: dict[str, float]  # of every kind
     sigma: float | None = None
-    own: dict = field(default_factory=dict)  # as in Flags
-    base: dict = field(default_factory=dict)  # what the folder says
+    flags: Flags = field(default_factory=Flags)
+    sidecar: dict = field(default_factory=dict)  # the folder's minisoft.json
 
     def for_model(self, model) -> "Settings":
         """With sigma, for the weights of this folder.  Raises InputError where noise is asked for
         on more logits than there are."""
         V = model.config.vocab_size
-        for name, found in (("--top-k", self.top_k), ("--width", self.own.get("width"))):
+        for name, found in (("--top-k", self.top_k), ("--width", self.flags.get("width"))):
             expect(not found or found <= V, name, f"at most the vocabulary's {V}", found)
         if self.sigma is not None:
             return self
         return replace(self, sigma=self.gamma * noise_scale(model, self.noise))
+
+    @property
+    def of_weights(self) -> dict:
+        """What is computed from the weights that a training begins with, and kept."""
+        return {"sigma": self.sigma}
 
     def kind(self, name: str):
         """The kind of token called `name`.  Raises InputError for noise in a place of another."""
@@ -101,8 +88,8 @@ class Settings:
 
     def options(self, name: str) -> dict:
         """{option: value} of those of kinds.NOISE that are a kind's fields."""
-        trained = self.base if self.base.get("tokens") == name else {}
-        return {x: self.own.get(x) or trained.get(x, usual) for x, usual in options(name).items()}
+        trained = self.sidecar if self.sidecar.get("tokens") == name else {}
+        return {x: self.flags.get(x, trained.get(x, usual)) for x, usual in options(name).items()}
 
     def facts(self) -> dict:
         """What evaluations report."""
@@ -110,50 +97,50 @@ class Settings:
         facts = {"prompt": self.template, **{name: getattr(self, name) for name in names}}
         return facts | {"options": {name: self.options(name) for name in KINDS if options(name)}}
 
+    def sidecar_of(self, tokens: str) -> dict:
+        """What minisoft.json says of a model that was trained so."""
+        names = ("noise", "top_k", "gamma")
+        fields = {"tokens": tokens, **{name: getattr(self, name) for name in names}}
+        return {**fields, "tau": self.tau[tokens], **self.options(tokens), **self.of_weights}
+
     def changes(self, tokens: str) -> list[str]:
         """What training `tokens` from here changes of how the folder's model was trained."""
-        if "tokens" not in self.base:
-            return []
-        now = {"tokens": tokens, "noise": self.noise, "top_k": self.top_k, "gamma": self.gamma}
-        if tokens == self.base["tokens"]:
-            now |= {"tau": self.tau[tokens], **self.options(tokens)}
-        before = {name: self.base.get(name, value) for name, value in now.items()}
-        return [
-            f"{name} {before[name]} -> {now[name]}" for name in now if before[name] != now[name]
-        ]
+        before, now = self.sidecar, self.sidecar_of(tokens)
+        names = [name for name in now if name in before and name not in self.of_weights]
+        differ = [name for name in names if "tokens" in before and now[name] != before[name]]
+        return [f"{name} {before[name]} -> {now[name]}" for name in differ]
 
 
-def resolve(folder: dict, flags: Flags, budget: int) -> Settings:
-    """The settings for a model whose minisoft.json is `folder`; budget: the paper's CoT budget.
-    Raises InputError for what does not go together."""
-    trained = (folder.get("noise", "embedding"), folder.get("top_k"))
-    noise = flags.noise or trained[0]
-    top_k = flags.top_k or (None if flags.noise else trained[1])
+def resolve(sidecar: dict, flags: Flags, budget: int) -> Settings:
+    """The settings for a model with this minisoft.json; budget: the paper's CoT budget.  Raises
+    InputError for what does not go together."""
+    trained = (sidecar.get("noise", "embedding"), sidecar.get("top_k"))
+    noise = flags.get("noise", trained[0])
+    top_k = flags.get("top_k", None if "noise" in flags else trained[1])
     expect(not top_k or noise == "logits", "--top-k", "noise on the logits", top_k)
-    as_trained = (noise, top_k) == trained
-    tau = {folder["tokens"]: folder.get("tau")} if as_trained and "tokens" in folder else {}
-    tau |= flags.tau
-    trained_with = folder if as_trained else {}
-    gamma = flags.gamma or trained_with.get("gamma", GAMMA)
-    sigma = flags.sigma or (None if flags.gamma else trained_with.get("sigma"))
-    template = read_prompt(flags.template) if flags.template else folder.get("prompt", PAPER_PROMPT)
+    alike = sidecar if (noise, top_k) == trained else {}
+    tau = {alike["tokens"]: alike.get("tau")} if "tokens" in alike else {}
+    tau |= flags.get("tau", {})
+    gamma = None if "sigma" in flags else flags.get("gamma", alike.get("gamma", GAMMA))
+    sigma = flags.get("sigma", None if "gamma" in flags else alike.get("sigma"))
+    template = sidecar.get("prompt", PAPER_PROMPT)
     return Settings(
-        template=template,
-        cot=flags.cot or folder.get("defaults", {}).get("cot", budget),
+        template=read_prompt(flags["template"]) if "template" in flags else template,
+        cot=flags.get("cot", sidecar.get("defaults", {}).get("cot", budget)),
         noise=noise,
         top_k=top_k,
-        gamma=None if flags.sigma else gamma,
+        gamma=gamma,
         tau={name: tau.get(name) or default_tau(name, top_k) for name in KINDS},
         sigma=sigma,
-        own=flags.own,
-        base=folder,
+        flags=flags,
+        sidecar=sidecar,
     )
 
 
-def fill(args: Namespace, folder: dict, device: str) -> None:
+def fill(args: Namespace, sidecar: dict, device: str) -> None:
     """train.py's flags that were not given: from the folder's minisoft.json, else the paper's; the
     dtype that of the device, "cpu" or "cuda"."""
-    defaults = folder.get("defaults", {})
+    defaults = sidecar.get("defaults", {})
     paper = {name: row.default for name, row in TRAINING.items()}
     paper |= {"cot": TRAIN_COT, "eval_cot": EVAL_COT, "dtype": DTYPE[device]}
     for name, usual in paper.items():
@@ -164,24 +151,16 @@ def fill(args: Namespace, folder: dict, device: str) -> None:
     args.out = args.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S")
 
 
-def flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def resumed(args: Namespace, fixed: set, free: set, variant: dict) -> Namespace:
+def resumed(args: Namespace, fixed: set, free: set) -> Namespace:
     """The flags of the run in args.out, with those that may change taken from the command line.
-    fixed, free: names of the flags that the user gave, those that may change apart; variant: see
-    `minisoft.lab.variants`.  Raises InputError for a fixed one that is not the run's."""
+    fixed, free: names of the flags that the user gave, those that may change apart.  Raises
+    InputError for a fixed one, or a variant, that is not the run's."""
     if "out" not in free:
         raise InputError("--resume: expected --out RUN with the run to go on with, found no --out")
     config = read_config(args.out)
     moved = {"model", "data", "template"} if config.get("saved") else set()  # its state has hashes
-    if config.get("variant", {}) != variant:
-        found = f"{variant or 'none'}"
-        expected = f"the run's variant {config.get('variant') or 'none'}"
-        raise InputError(f"{args.out}: --resume: expected {expected}, found {found}")
     changed = []
-    for name in sorted(fixed - moved):
+    for name in sorted({"variant", *fixed} - moved):
         before, now = config.get(name), getattr(args, name)
         if str(before) not in (str(now), anywhere(name, now)):
             changed.append(f"{name} (was {before}, now {now})")

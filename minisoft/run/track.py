@@ -15,8 +15,10 @@ def tracker(name: str, out: Path, config: dict, first: int, say) -> Generator[No
     """Begins with `next`, takes each line of metrics.jsonl by `send`, and ends by `next`.
 
     first: the number of the first update that comes.  What the tracker raises is said in one line,
-    and ends it; whoever sends more meets StopIteration.
+    and ends it; whoever sends more meets StopIteration, as with "none".
     """
+    if name == "none":
+        return
     try:
         board = name == "tensorboard"
         module = import_module("torch.utils.tensorboard" if board else name)

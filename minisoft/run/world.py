@@ -260,10 +260,6 @@ class World:
         rounds[1::2] = [dealt[::-1] for dealt in rounds[1::2]]
         return [dealt[rank] for rank in range(self.size) for dealt in rounds]
 
-    def gather(self, x: torch.Tensor) -> torch.Tensor:
-        """Pieces (n, ...) of all ranks, joined in rank order on the CPU."""
-        return torch.cat(self.gather_objects([x.cpu()]))
-
     def gather_objects(self, x: list) -> list:
         """The lists of all ranks, joined in rank order."""
         if self.size == 1:

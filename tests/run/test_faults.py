@@ -76,7 +76,7 @@ def again(begun, tmp_path):
 PLACES = ["metrics.write 2", "state.save_tensors 2", "path.rename 5"]
 SLOW_PLACES = """engine.rollout 2;engine.backward 2;engine.stream 3;state.write_json 5
 state.digest 5;checkpoint.save_tensors 3;path.rename 1;path.rename 4;path.rename 6;shutil.rmtree 8
-run.finish 0;atomic.write_json 1;atomic.write_json 5"""
+train.finish 0;atomic.write_json 1;atomic.write_json 5"""
 SLOW_PLACES = [pytest.param(x, marks=pytest.mark.slow) for x in re.split("[;\n]", SLOW_PLACES)]
 
 
@@ -238,7 +238,7 @@ def test_an_error_that_is_not_of_memory_is_not_tried_once_more(tmp_path, broken_
 def test_a_damaged_line_of_metrics_is_dropped_and_counted(tmp_path, capsys, damaged):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n' + damaged + b'\n{"step": 2}\n{"step": 3}\n')
-    MetricsFile(path, 2)
+    MetricsFile(path, 2, iter(()))
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
     assert f"{path}: 1 damaged" in capsys.readouterr().err
 

@@ -48,4 +48,4 @@ def test_the_flags_decide_before_the_folder_and_sigma_is_that_of_the_weights():
 
 def test_a_flag_that_the_kind_does_not_use_is_refused():
     with pytest.raises(InputError, match="--top-p"):
-        load("soft", own={"top_p": 0.9})
+        load("soft", top_p=0.9)

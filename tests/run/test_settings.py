@@ -118,12 +118,14 @@ RUN = {state.MARK: state.VERSION}
 
 def go_on(flags, variant):
     args, given = train.read_flags(flags)
-    return resumed(args, given - train.RESUMED, given & train.RESUMED, variant)
+    args.variant = variant
+    return resumed(args, given - train.RESUMED, given & train.RESUMED)
 
 
 def test_a_run_goes_on_with_its_flags(tmp_path):
     args = filled({}, "--template", "t.txt", "--max-grad-norm", "0.5", "--cot", "40")
     config = {name: value for name, value in vars(args).items() if name not in ("out", "resume")}
+    config["variant"] = {}
     (tmp_path / "config.json").write_text(json.dumps(RUN | config))
     flags = ["--out", str(tmp_path), "--resume", "--steps", "9"]
     again = go_on(flags, {})
@@ -137,8 +139,8 @@ def test_a_run_goes_on_with_its_flags(tmp_path):
         ({"lr": 1.0}, ["--lr", "2"], {}, r"lr \(was 1.0, now 2.0\)"),
         ({state.MARK: 0}, [], {}, "--resume: .* found a config.json without minisoft_run 1"),
         ({"data": "a", "saved": None}, ["--data", "b"], {}, r"data \(was a, now b\)"),
-        ({"variant": {"terms": "cot"}}, [], {}, "expected the run's variant .*cot.*, found none"),
-        ({}, [], {"terms": "cot"}, "expected the run's variant none, found"),
+        ({"variant": {"terms": "cot"}}, [], {}, r"variant \(was .*cot.*, now {}\)"),
+        ({}, [], {"terms": "cot"}, r"variant \(was None, now .*cot"),
     ],
 )
 def test_other_flags_than_the_runs_are_refused(tmp_path, config, flags, variant, message):
@@ -169,7 +171,7 @@ MULTIPLEX = {"tokens": "multiplex", "width": 5}
     ],
 )
 def test_width_is_the_flags_else_of_its_training_else_the_kinds(folder, own, expected):
-    settings = resolve(folder, Flags(sigma=1.0, own=own), 128)
+    settings = resolve(folder, Flags(sigma=1.0, **own), 128)
     assert {name: settings.kind(name).width for name in expected} == expected
 
 
@@ -179,7 +181,7 @@ def test_top_p_is_the_flags_else_of_its_training_else_the_papers():
         ({"tokens": "gumbel", "top_p": 0.8}, {}, 0.8),
         ({"tokens": "gumbel", "top_p": 0.8}, {"top_p": 0.5}, 0.5),
     ):
-        assert resolve(folder, Flags(sigma=1.0, own=own), 128).kind("gumbel").top_p == expected
+        assert resolve(folder, Flags(sigma=1.0, **own), 128).kind("gumbel").top_p == expected
 
 
 @pytest.mark.parametrize(
@@ -192,8 +194,8 @@ def test_top_p_is_the_flags_else_of_its_training_else_the_papers():
             ["covariance", "gumbel"],
             "--sigma: expected without covariance and gumbel",
         ),
-        (Flags(own={"width": 2}), ["soft"], "--width: expected without soft tokens"),
-        (Flags(own={"top_p": 0.5}), ["multiplex"], "--top-p: expected without multiplex tokens"),
+        (Flags(width=2), ["soft"], "--width: expected without soft tokens"),
+        (Flags(top_p=0.5), ["multiplex"], "--top-p: expected without multiplex tokens"),
     ],
 )
 def test_a_flag_that_means_nothing_is_refused(flags, names, message):

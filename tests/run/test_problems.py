@@ -3,21 +3,24 @@
 from argparse import Namespace
 
 from minisoft.data import Problem, same_question, split
-from minisoft.run.samples import Samples
+from minisoft.run.problems import Problems
 from minisoft.run.world import World
 
 PROBLEMS = [Problem(f"{i}+1?", str(i + 1)) for i in range(40)]
 
 
-def samples_of(problems, validation=None, test=None):
-    args = Namespace(prompts=2, group=2, seed=0, validation=validation, test=test)
-    return Samples(args, World("cpu"), problems)
+def flags(validation=None, test=None):
+    return Namespace(prompts=2, group=2, seed=0, validation=validation, test=test)
+
+
+def divided(problems, args):
+    return Problems(args, World("cpu"), problems)
 
 
 def test_no_question_is_in_two_of_training_validation_and_test(capsys):
     problems = [*PROBLEMS, *PROBLEMS, *PROBLEMS[:7], Problem(" 0+1?\n", "one")]
-    samples = samples_of(problems, 10, 20)
-    parts = [samples.training, samples.validation, samples.test]
+    of_run = divided(problems, flags(10, 20))
+    parts = [of_run.training, of_run.validation, of_run.test]
     assert [len(part) for part in parts] == [58, 10, 20]
     questions = [{same_question(problem) for problem in part} for part in parts]
     assert sum(map(len, questions)) == len(set.union(*questions)) == 40
@@ -28,16 +31,17 @@ def test_no_question_is_in_two_of_training_validation_and_test(capsys):
 
 
 def test_fewer_held_out_problems_than_asked_for_are_said(capsys):
-    samples = samples_of([problem for problem in PROBLEMS for _ in range(5)], 6, 6)
-    assert [len(samples.validation), len(samples.test)] == [5, 5]
+    of_run = divided([problem for problem in PROBLEMS for _ in range(5)], flags(6, 6))
+    assert [len(of_run.validation), len(of_run.test)] == [5, 5]
     said = capsys.readouterr()
     assert "10 problems are held out, not 12" in said.out + said.err
 
 
 def test_without_duplicates_nothing_is_said_and_sizes_are_a_tenth(capsys):
-    samples = samples_of(PROBLEMS)
-    assert [len(samples.training), len(samples.validation), len(samples.test)] == [32, 4, 4]
-    assert (samples.args.validation, samples.args.test) == (4, 4)
+    args = flags()
+    of_run = divided(PROBLEMS, args)
+    assert [len(of_run.training), len(of_run.validation), len(of_run.test)] == [32, 4, 4]
+    assert (args.validation, args.test) == (4, 4)
     said = capsys.readouterr()
     assert not said.out + said.err
 
@@ -46,13 +50,13 @@ def test_of_a_file_sorted_by_subject_every_part_has_every_subject():
     """As MATH's folder is read: algebra first, precalculus last."""
     subjects = [letter * 3 for letter in "abcdefg"]
     problems = [Problem(f"{subject} {i}", str(i)) for subject in subjects for i in range(60)]
-    first, again = samples_of(problems, 40, 40), samples_of(problems, 40, 40)
+    first, again = (divided(problems, flags(40, 40)) for _ in range(2))
     assert (first.validation, first.test) == (again.validation, again.test)
     for part in (first.training, first.validation, first.test):
         assert {problem.question[:3] for problem in part} == set(subjects)
 
 
 def test_what_is_trained_on_and_its_order_do_not_depend_on_who_tests():
-    whole = samples_of(PROBLEMS, 8, 8)
-    assert whole.training == samples_of(PROBLEMS, 16, 0).training
-    assert whole.training == samples_of(PROBLEMS, 0, 16).training == split(PROBLEMS, 16)[0]
+    whole = divided(PROBLEMS, flags(8, 8))
+    assert whole.training == divided(PROBLEMS, flags(16, 0)).training
+    assert whole.training == divided(PROBLEMS, flags(0, 16)).training == split(PROBLEMS, 16)[0]

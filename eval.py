@@ -5,14 +5,14 @@
     python eval.py --model RUN/best --data tiny-test --settings all --samples 32 --out result.json
     python eval.py --model base=M soft=RUN1/best soft=RUN2/best --data gsm8k-test mmlu --out r.json
     python eval.py --model RUN/best --show 3 --settings soft-sample      # look inside one CoT
-    torchrun --nproc-per-node 2 eval.py ...                     # problems are shared out over ranks
 
 The answer is always decoded greedily.  A greedy setting has one sample a problem.  Rows of a
 multiple-choice file (HellaSwag, ARC, MMLU) are scored instead: accuracy, and NLL per token of the
 correct answer.  --out FILE.json gets the numbers, FILE.jsonl beside it every generation, FILE.md
 the tables; only what an earlier call wrote is written over; a call that was killed goes on.
-Neither --batch nor the number of ranks changes a result.  A default marked * may be replaced by the
-model folder's minisoft.json.  `python -m minisoft.lab.tables` merges result files, draws figures.
+Problems are shared out over all GPUs of the machine, or torchrun's ranks; neither --batch nor the
+number of ranks changes a result.  A default marked * may be replaced by the model folder's
+minisoft.json.  `python -m minisoft.lab.tables` merges result files, draws figures.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from minisoft.evaluation import SETTINGS
 from minisoft.io import WEIGHTS, atomic, checkpoint, datasets
 from minisoft.kinds import COT, KINDS, NOISE, SIGMA, TAU_OF, TEMPLATE
 from minisoft.kinds.options import Option, parse, read_pair
+from minisoft.run import ranks
 from minisoft.run.evaluate import Evaluator
 from minisoft.run.settings import DTYPE, EVAL_COT
 from minisoft.run.show import show
@@ -208,8 +209,12 @@ def main(argv=None) -> None:
         args = read_flags(argv)
         if args.out:
             args.out.parent.mkdir(parents=True, exist_ok=True)
-        patience = 24 * 60  # minutes: ranks meet after a whole setting
-        with World(args.device, patience) as world, Verifier(workers=WORKERS) as verifier:
+        count = ranks.fitting(args) if argv is None and args.show is None else 1
+        with (
+            ranks.several(count),
+            World(args.device, 24 * 60) as world,  # minutes: ranks meet after a whole setting
+            Verifier(workers=WORKERS) as verifier,
+        ):
             args.dtype = args.dtype or DTYPE[world.device.type]
             with output(args, world) if args.out else nullcontext():
                 (evaluate if args.show is None else show)(args, world, verifier)

@@ -3,11 +3,10 @@
 
     python train.py                                       # the embedded model, minutes on two cores
     python train.py --model FOLDER --data FILE.jsonl --tokens soft            # the paper's settings
-    torchrun --nproc-per-node 8 train.py --model FOLDER --data FILE.jsonl     # the same on 8 ranks
     python train.py --out RUN --resume                     # go on with what is in RUN, bit for bit
 
-On a CPU a small model is trained by ranks of one thread, one a core, without torchrun
-(minisoft/run/ranks.py), unless OMP_NUM_THREADS is set.
+It makes ranks of itself: one a GPU, of all that the machine has and B x G can be shared over; on a
+CPU, for a small model, one a core, unless OMP_NUM_THREADS is set.  torchrun is for several nodes.
 Writes RUN/metrics.jsonl (explained in minisoft/run/metrics.py), config.json, last/ and best/
 (Hugging Face folders), state/ and summary.json.  Ctrl-C, SIGTERM and a terminal that is closed save
 and stop, with exit status 130, 0 and 0; a second Ctrl-C stops at once.

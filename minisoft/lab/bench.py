@@ -29,9 +29,9 @@ from minisoft.lab import command
 from minisoft.lab.command import WHOLE
 from minisoft.model import Config, Transformer
 from minisoft.rollout import Request, Rollout
-from minisoft.run import memory
-from minisoft.run.metrics import markdown, memory_bytes, peak_memory_gib
+from minisoft.run.metrics import markdown
 from minisoft.run.optimizer import Optimizer, Schedule
+from minisoft.run.plan import choose_micro_batch, memory_bytes, peak_memory_gib
 from minisoft.run.policy import Policy
 from minisoft.run.settings import DTYPE, TRAIN_COT, Flags, resolve
 from minisoft.run.world import World, as_program, find_device, keep_memory
@@ -134,8 +134,7 @@ def prepare(args: argparse.Namespace, device: torch.device) -> Work:
         prefill = Format(tokenizer).prefill[1]
     engine.accelerate(model)
     work = Work(model, FullLength(prefill), prompts, args.group, args.cot, 1, folder)
-    where = memory.Machine(device.type)
-    rows, again = memory.choose_micro_batch(model, work.steps, memory_bytes(device), where)
+    rows, again = choose_micro_batch(model, work.steps, memory_bytes(device), device.type)
     if again:
         recompute_layers(model)
     return replace(work, micro_batch=rows)

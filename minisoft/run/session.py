@@ -21,7 +21,7 @@ from minisoft.io.journal import Journal
 from minisoft.reinforce import Mismatch
 from minisoft.reward import BOXED, RIGHT
 from minisoft.rollout import Rollout
-from minisoft.run import metrics
+from minisoft.run import metrics, plan
 from minisoft.run.evaluate import Evaluator
 from minisoft.run.samples import COLUMNS, Part, Scores
 from minisoft.run.setup import Setup
@@ -183,7 +183,7 @@ class Run:
             "replay_mismatch_max": mismatch.largest,
             "seconds": seconds,
             **self.seconds_of,
-            "memory_gib": metrics.peak_memory_gib(self.world.device),
+            "memory_gib": plan.peak_memory_gib(self.world.device),
         }
 
     def log(self, row: dict, scores: Scores) -> None:

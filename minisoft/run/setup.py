@@ -9,12 +9,10 @@ from minisoft.data import ANSWER_TOKENS, Problem
 from minisoft.engine.replay import recompute_layers
 from minisoft.errors import InputError, expecting
 from minisoft.io import atomic, checkpoint, datasets, state
-from minisoft.run import memory, policy
+from minisoft.run import plan, policy
 from minisoft.run.evaluate import check_prompts, lengthened
 from minisoft.run.files import Files, check_unused
-from minisoft.run.metrics import memory_bytes
 from minisoft.run.optimizer import Optimizer, Schedule
-from minisoft.run.plan import in_pieces
 from minisoft.run.policy import Policy
 from minisoft.run.samples import Samples
 from minisoft.run.settings import Flags, fill
@@ -59,7 +57,7 @@ class Setup:
         schedule = Schedule(
             args.lr, args.steps, args.warmup, args.betas, args.weight_decay, args.max_grad_norm
         )
-        sharded = in_pieces(args.shard, self.policy.model)
+        sharded = plan.in_pieces(args.shard, self.policy.model)
         self.optimizer = Optimizer(self.policy.model, schedule, world, sharded)
         if saved:
             args.saved = self.progress.step
@@ -126,9 +124,8 @@ class Setup:
         all ranks and, as part of config.json, in a resumed run."""
         model, device = self.policy.model, self.world.device
         positions = self.args.cot + max(map(len, self.policy.form.prefill)) + ANSWER_TOKENS
-        machine = memory.Machine(device.type, self.optimizer.pieces)
-        there = memory_bytes(device)
-        rows, again = memory.choose_micro_batch(model, positions, there, machine)
+        there, pieces = plan.memory_bytes(device), self.optimizer.pieces
+        rows, again = plan.choose_micro_batch(model, positions, there, device.type, pieces)
         if any(self.world.gather_objects([again])):
             recompute_layers(model)
         rows = min(self.world.gather_objects([rows]))
@@ -137,7 +134,7 @@ class Setup:
     def _introduce(self) -> None:
         args, model, samples = self.args, self.policy.model, self.samples
         self.world.say(
-            f"{args.model}: {memory.parameters(model):,} parameters, {model.E.dtype}, "
+            f"{args.model}: {plan.parameters(model):,} parameters, {model.E.dtype}, "
             f"rms(E) {rms(model.E):.4f}, sigma {self.progress.sigma:.4f}\n"
             f"{len(samples.training)} training, {len(samples.validation)} validation, "
             f"{len(samples.test)} test problems of {args.data}\n"

@@ -94,18 +94,16 @@ class Lines(tqdm):
         self.shown = time.monotonic()
         super().__init__(*of, file=io.StringIO(), **options)  # which gets tqdm's carriage returns
 
-    def display(self, *_, **__) -> None:
-        if self.n != self.total and time.monotonic() - self.shown >= LINE_EVERY:
-            self.write_line()
+    def display(self, *_, last: bool = False, **__) -> None:
+        late = self.n != self.total and time.monotonic() - self.shown >= LINE_EVERY
+        if last or late:
+            self.shown = time.monotonic()
+            print(self, file=sys.stderr)
 
     def close(self) -> None:
         if not self.disable:
-            self.write_line()
+            self.display(last=True)
         super().close()
-
-    def write_line(self) -> None:
-        self.shown = time.monotonic()
-        print(self, file=sys.stderr)
 
 
 def bar(*of, **options) -> tqdm:
@@ -121,25 +119,20 @@ def share(rank: int, size: int, prompts: int, group: int) -> list[tuple[int, ran
     not divide B G.
     """
     total = prompts * group
-    if total % size:
-        raise InputError(
-            f"prompts x group = {prompts} x {group} = {total} samples a step: expected a multiple "
-            f"of the number of ranks, found {size} ranks"
-        )
+    where = f"prompts x group = {prompts} x {group}, the samples of a step"
+    expect(total % size == 0, where, f"a multiple of the number of ranks, {size}", total)
     first, last = rank * total // size, (rank + 1) * total // size
-    parts = []
-    for b in range(prompts):
-        samples = range(max(first - b * group, 0), min(last - b * group, group))
-        if len(samples):
-            parts.append((b, samples))
-    return parts
+    parts = [
+        (b, range(max(first - b * group, 0), min(last - b * group, group))) for b in range(prompts)
+    ]
+    return [(b, samples) for b, samples in parts if samples]
 
 
-def from_launcher(name: str, default: int, least: int = 0) -> int:
+def from_launcher(name: str, default: int | None, least: int = 0) -> int:
     """A whole number that torchrun sets in the environment.  Raises InputError for anything else
-    and for less than `least`."""
-    value = os.environ.get(name, str(default))
-    whole = re.fullmatch(r"[0-9]{1,9}", value) and int(value) >= least
+    and for less than `least`, also for no number without a default."""
+    value = os.environ.get(name, default)
+    whole = re.fullmatch(r"[0-9]{1,9}", str(value)) and int(value) >= least
     expect(whole, f"environment: {name}", f"a whole number of at least {least}", value)
     return int(value)
 
@@ -157,14 +150,10 @@ def read_device(name: str | None) -> torch.device:
 def find_device(device: str | None, of_node: int) -> torch.device:
     """See World.  Raises InputError for a device that is not there."""
     found = read_device(device)
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            f"--device: expected a CUDA GPU for {device!r}, found none; use --device cpu"
-        )
-    if found.type == "cuda" and found.index is None:
-        found = torch.device("cuda", of_node)
     if found.type == "cuda":
-        with expecting(f"one of {torch.cuda.device_count()} GPUs", found):
+        found = torch.device("cuda", of_node if found.index is None else found.index)
+        with expecting(f"{found} or --device cpu", f"--device {device or found}"):
+            torch.cuda.init()
             torch.cuda.set_device(found)
     return found
 
@@ -191,17 +180,11 @@ class World:
     def __init__(self, device: str | None = None, patience: float = 30, grace: float = 10):
         keep_memory()
         self.size = from_launcher("WORLD_SIZE", 1, least=1)
-        if self.size > 1:
-            needed = {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
-            if missing := sorted(needed - {*os.environ}):
-                raise InputError(
-                    f"environment: expected {', '.join(missing)} beside WORLD_SIZE {self.size}, as "
-                    "torchrun sets them, found none"
-                )
-        self.rank = from_launcher("RANK", 0)
+        alone = 0 if self.size == 1 else None  # else the launcher says it
+        self.rank = from_launcher("RANK", alone)
         last = self.size - 1
         expect(self.rank <= last, "environment: RANK", f"a number from 0 to {last}", self.rank)
-        self.of_node = from_launcher("LOCAL_RANK", 0)
+        self.of_node = from_launcher("LOCAL_RANK", alone)
         self.main = self.rank == 0  # the rank that speaks and writes
         self.grace = grace
         self.device = find_device(device, self.of_node)
@@ -233,16 +216,13 @@ class World:
             ) from None
 
     def _silent(self) -> list[int]:
-        """After an exchange has failed: the ranks that have not reported that theirs failed too
-        when no report has come for `grace` seconds.  They have ended, hang, or are still busy."""
-        store, silent, left = dist.distributed_c10d._get_default_store(), [], self.grace
+        """`grace` seconds after an exchange has failed: the ranks that have not reported that
+        theirs failed too.  They have ended, hang, or are still busy."""
+        store = dist.distributed_c10d._get_default_store()
         try:
             store.set(f"failed/{self.rank}", "")
-            while left > 0:
-                time.sleep(1)
-                before = len(silent)
-                silent = [r for r in range(self.size) if not store.check([f"failed/{r}"])]
-                left = left - 1 if len(silent) == before else self.grace
+            time.sleep(self.grace)
+            silent = [r for r in range(self.size) if not store.check([f"failed/{r}"])]
             if self.main:  # without torchrun it has the store that the others ask
                 time.sleep(self.grace)
             return silent
@@ -256,9 +236,9 @@ class World:
         if len(problems) % self.size:
             return problems
         in_order = sorted(problems, key=size, reverse=True)
-        rounds = [in_order[i : i + self.size] for i in range(0, len(in_order), self.size)]
-        rounds[1::2] = [dealt[::-1] for dealt in rounds[1::2]]
-        return [dealt[rank] for rank in range(self.size) for dealt in rounds]
+        ranks = [*range(self.size), *reversed(range(self.size))]
+        dealt = sorted(range(len(in_order)), key=lambda i: ranks[i % len(ranks)])  # is stable
+        return [in_order[i] for i in dealt]
 
     def gather(self, x: torch.Tensor) -> torch.Tensor:
         """Pieces (n, ...) of all ranks, joined in rank order on the CPU."""

@@ -72,9 +72,6 @@ class Load:
         return self.cot + self.after
 
 
-# ---------------------------------------------------------------- memory
-
-
 def peak_memory_gib(device: torch.device) -> float:
     """Peak memory so far, GiB: of the GPU's allocator on CUDA, else of the process."""
     if device.type == "cuda":
@@ -242,9 +239,6 @@ def peak(phases: dict[str, dict[str, float]]) -> tuple[str, float]:
     return largest, always + sums[largest]
 
 
-# ---------------------------------------------------------------- time
-
-
 def seconds(model: Transformer, load: Load, ranks: int) -> dict[str, float]:
     """Of the parts of an update in which no row ends before its budget, without rewards.
 
@@ -271,20 +265,8 @@ def seconds(model: Transformer, load: Load, ranks: int) -> dict[str, float]:
     }
 
 
-def enough(updates: dict[int, float], samples: str) -> str:
-    """From which number of ranks on more do not help.  updates: {ranks: seconds of an update}."""
-    for ranks, took in updates.items():
-        saved = 1 - updates.get(2 * ranks, 0) / took
-        if saved < GAIN:
-            return f"more than {ranks} ranks do not help: twice as many save {saved:.0%}"
-    return f"more than {ranks} ranks do not divide {samples}, or were not planned"
-
-
-# ---------------------------------------------------------------- what --plan prints
-
-
 def text(args: Namespace, source: Path, settings: Settings) -> str:
-    """The plan as text.  args: the filled flags of train.py.
+    """What --plan prints.  args: the filled flags of train.py.
 
     Where `source` has no tokenizer, prompts are taken to have 256 tokens, and where there is no
     GPU, one to have 80 GB.
@@ -296,8 +278,10 @@ def text(args: Namespace, source: Path, settings: Settings) -> str:
     prompt, after = _lengths(args.data, source, settings.template)
     kind = replace(settings, sigma=1.0).kind(args.tokens)
     action = action_bytes(model, kind)
-    whole = Load(0, 0, args.cot, after, prompt, 0, kind.mixes, False, action, device)
-    load = of_rank(model, args, whole, args.plan, bytes_there)
+    whole = Load(0, 0, args.cot, after, prompt, 0, kind.mixes, action=action, device=device)
+    divide = [n for n in RANKS if args.prompts * args.group % n == 0]
+    loads = {n: of_rank(model, args, whole, n, bytes_there) for n in {*divide, args.plan}}
+    load = loads[args.plan]
     return (
         f"{args.model}: {parameters(model):,} parameters, {args.dtype}, {args.plan} ranks of "
         f"{device} with {bytes_there / 2**30:.0f} GiB, masters and moments "
@@ -305,7 +289,7 @@ def text(args: Namespace, source: Path, settings: Settings) -> str:
         f"a rank's part of a step: {load.rows} rows of {load.problems} problems, prompts of "
         f"{prompt} and rows of {load.positions} tokens, {load.micro_batch} rows at a time backward"
         f"{', layers computed twice' if load.recompute else ''}\n"
-        f"{time_table(model, args, whole, bytes_there)}\n\n{memory_table(memory(model, load))}"
+        f"{time_table(model, loads, args.steps)}\n\n{memory_table(memory(model, load))}"
     )
 
 
@@ -315,31 +299,28 @@ def of_rank(model: Transformer, args: Namespace, whole: Load, ranks: int, there:
     rows = args.prompts * args.group // ranks
     pieces = ranks if in_pieces(args.shard, model) else 1
     chosen, again = choose_micro_batch(model, whole.positions, there, whole.device, pieces)
-    return replace(
-        whole,
-        rows=rows,
-        problems=max(map(len, shares)),
-        micro_batch=min(rows, args.micro_batch or chosen),
-        recompute=again,
-        pieces=pieces,
-    )
+    micro_batch = min(rows, args.micro_batch or chosen)
+    part = replace(whole, rows=rows, problems=max(map(len, shares)), micro_batch=micro_batch)
+    return replace(part, recompute=again, pieces=pieces)
 
 
-def time_table(model: Transformer, args: Namespace, whole: Load, there: float) -> str:
-    """Seconds of an update on 1 to 64 ranks, as far as they divide B x G."""
+def time_table(model: Transformer, loads: dict[int, Load], steps: int) -> str:
+    """Of each number of ranks the seconds of an update, and from which on more do not help."""
     rows, updates = [], {}
-    for ranks in (n for n in RANKS if args.prompts * args.group % n == 0):
-        load = of_rank(model, args, whole, ranks, there)
+    for ranks, load in sorted(loads.items()):
         parts = seconds(model, load, ranks)
         updates[ranks] = sum(parts.values())
-        numbers = [*parts.values(), updates[ranks], args.steps * updates[ranks] / 3600]
+        numbers = [*parts.values(), updates[ranks], steps * updates[ranks] / 3600]
         _, most = peak(memory(model, load))
         rows.append([f"{ranks}", *(f"{x:.3g}" for x in numbers), f"{most / 2**30:.1f}"])
-    head = ["ranks", *parts, "update, s", f"{args.steps} updates, h", "GiB a rank"]
+    head = ["ranks", *parts, "update, s", f"{steps} updates, h", "GiB a rank"]
+    saved = {n: 1 - updates[2 * n] / s for n, s in updates.items() if 2 * n in updates}
+    last = min((n for n, gain in saved.items() if gain < GAIN), default=max(updates))
+    why = f"twice as many save {saved[last]:.0%}" if last in saved else "not planned, or no divisor"
     return (
         "estimated seconds of an update whose rows all spend their budget, without rewards and "
-        f"validation\n(measured on {MEASURED[whole.device]})\n{markdown([head, *rows])}\n"
-        f"{enough(updates, f'B x G = {args.prompts} x {args.group}')}"
+        f"validation\n(measured on {MEASURED[load.device]})\n{markdown([head, *rows])}\n"
+        f"more than {last} ranks do not help: {why}"
     )
 
 

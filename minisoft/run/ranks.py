@@ -2,13 +2,11 @@
 train.py on a CPU several threads.
 
 A small model's products are too short to be shared out on a CPU: its threads wait for each other
-thousands of times an update, its ranks once.  So ranks are faster on an idle machine, and on a busy
-one they are not slowed down to the speed of the slowest thread at every product.
+thousands of times an update, its ranks once, and on a busy machine for the slowest of them.
 """
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,6 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.elastic.utils.distributed import get_free_port
 from torch.multiprocessing import _prctl_pr_set_pdeathsig as end_with_parent  # on Linux
 
 from minisoft.io import checkpoint
@@ -29,7 +28,7 @@ from minisoft.run.world import RankError, read_device
 
 SMALL = 2**26  # bytes of weights; the embedded model has 3 MB
 MOST = 8  # on a CPU
-LEFT = 30  # seconds that another rank may take to end after this one
+LEFT = 30  # seconds that a rank may take to end after another one
 
 
 def fitting(args: Namespace) -> int:
@@ -76,36 +75,34 @@ def several(count: int):
     if count == 1 or "WORLD_SIZE" in os.environ:
         yield
         return
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
     if "OMP_NUM_THREADS" not in os.environ:
         os.environ["OMP_NUM_THREADS"] = "1"
         torch.set_num_threads(1)
     os.environ |= {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(get_free_port())}
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0"}
     command = [sys.executable, *sys.orig_argv[1:]]
     with tempfile.TemporaryFile() as said:
         options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": said}
         options["preexec_fn"] = partial(end_with_parent, signal.SIGKILL)
-        others, left = [], threading.Event()
+        others, left, patience = [], threading.Event(), LEFT
         try:
             for rank in range(1, count):
                 env = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
                 others.append(subprocess.Popen(command, env=env, **options))
             threading.Thread(target=_watch, args=(others, said, left), daemon=True).start()
             yield
-            _wait(others, left)
-        except SystemExit:  # a signal has stopped all of them, and they save
-            _wait(others, left)
-            raise
-        except RankError:  # then the reason is what another rank has said
-            _tell(said)
+        except BaseException as error:
+            if not isinstance(error, SystemExit):  # of a signal, which all have got, and they save
+                patience = 0
+            if isinstance(error, RankError):  # then the reason is what another rank has said
+                _tell(said)
             raise
         finally:
             left.set()
             for other in others:
+                with suppress(subprocess.TimeoutExpired):
+                    other.wait(patience)
                 other.kill()
                 other.wait()
 
@@ -130,10 +127,3 @@ def _tell(said, more: str = "") -> None:
     """Print what the other ranks have said so far, and more."""
     text = os.pread(said.fileno(), 2**20, 0).decode(errors="replace")
     print(text + more, end="", file=sys.stderr, flush=True)
-
-
-def _wait(others: list[subprocess.Popen], left: threading.Event) -> None:
-    left.set()
-    for other in others:
-        with suppress(subprocess.TimeoutExpired):
-            other.wait(LEFT)

@@ -119,8 +119,8 @@ def share(rank: int, size: int, prompts: int, group: int) -> list[tuple[int, ran
     not divide B G.
     """
     total = prompts * group
-    where = f"prompts x group = {prompts} x {group}, the samples of a step"
-    expect(total % size == 0, where, f"a multiple of the number of ranks, {size}", total)
+    where = f"prompts x group = {prompts} x {group}"
+    expect(total % size == 0, where, f"a multiple of the {size} ranks", total)
     first, last = rank * total // size, (rank + 1) * total // size
     parts = [
         (b, range(max(first - b * group, 0), min(last - b * group, group))) for b in range(prompts)
@@ -152,7 +152,7 @@ def find_device(device: str | None, of_node: int) -> torch.device:
     found = read_device(device)
     if found.type == "cuda":
         found = torch.device("cuda", of_node if found.index is None else found.index)
-        with expecting(f"{found} or --device cpu", f"--device {device or found}"):
+        with expecting(f"{found} to be there, or --device cpu", "--device"):
             torch.cuda.init()
             torch.cuda.set_device(found)
     return found
@@ -205,29 +205,24 @@ class World:
 
     @contextmanager
     def _exchange(self):
-        """An exchange with the other ranks that fails names those that are gone."""
+        """An exchange with the other ranks that fails names those that have not reported `grace`
+        seconds later that theirs failed too: they have ended, hang, or are still busy."""
         try:
             yield
         except RuntimeError as error:
-            silent = " and ".join(f"rank {r}" for r in self._silent()) or "some"
+            silent = [0]  # without torchrun it has the store that all ask
+            with suppress(RuntimeError):
+                store = dist.distributed_c10d._get_default_store()
+                store.set(f"failed/{self.rank}", "")
+                time.sleep(self.grace)
+                silent = [r for r in range(self.size) if not store.check([f"failed/{r}"])]
+            if self.main:
+                time.sleep(self.grace)  # others still ask
+            named = " and ".join(f"rank {r}" for r in silent) or "some"
             raise RankError(
-                f"rank {self.rank}: expected an answer of every rank, found none of {silent} "
+                f"rank {self.rank}: expected an answer of every rank, found none of {named} "
                 f"(ended, or busy for too long): {str(error).splitlines()[0]:.200}"
             ) from None
-
-    def _silent(self) -> list[int]:
-        """`grace` seconds after an exchange has failed: the ranks that have not reported that
-        theirs failed too.  They have ended, hang, or are still busy."""
-        store = dist.distributed_c10d._get_default_store()
-        try:
-            store.set(f"failed/{self.rank}", "")
-            time.sleep(self.grace)
-            silent = [r for r in range(self.size) if not store.check([f"failed/{r}"])]
-            if self.main:  # without torchrun it has the store that the others ask
-                time.sleep(self.grace)
-            return silent
-        except RuntimeError:
-            return [0]
 
     def balance(self, problems: list, size) -> list:
         """The problems of a step in an order in which the ranks' parts are of similar

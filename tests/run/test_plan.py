@@ -116,18 +116,27 @@ def test_micro_batch_from_free_memory():
     assert chosen(1.9) == (1, True)
 
 
-def test_eight_gpus_hold_8b_with_adamw(tmp_path, capsys):
+@pytest.fixture
+def planned(tmp_path, capsys):
+    """planned(shape, flags) -> what --plan prints for 80 GB GPUs."""
+
+    def get(shape, *flags):
+        V, d, inner, layers, heads, kv_heads, size, tied = bench.SHAPES[shape]
+        config = {"model_type": "llama", "vocab_size": V, "hidden_size": d, "head_dim": size}
+        config |= {"num_hidden_layers": layers, "num_attention_heads": heads, "rope_theta": 5e5}
+        config |= {"num_key_value_heads": kv_heads, "tie_word_embeddings": tied}
+        (tmp_path / "config.json").write_text(json.dumps({**config, "intermediate_size": inner}))
+        train.main(["--model", str(tmp_path), "--data", "tiny", "--device", "cuda", *flags])
+        return capsys.readouterr().out
+
+    return get
+
+
+def test_eight_gpus_hold_8b_with_adamw(planned):
     """Llama-3.1-8B, B = 2, G = 32, also with MATH's CoT budget; and one GPU could not."""
-    V, d, inner, layers, heads, kv_heads, _, tied = bench.SHAPES["llama-3.1-8b"]
-    config = {"model_type": "llama", "vocab_size": V, "hidden_size": d, "intermediate_size": inner}
-    config |= {"num_hidden_layers": layers, "num_attention_heads": heads, "rope_theta": 500000.0}
-    config |= {"num_key_value_heads": kv_heads, "tie_word_embeddings": tied}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    flags = ["--model", str(tmp_path), "--data", "tiny", "--dtype", "bfloat16", "--device", "cuda"]
 
     def peak(*more):
-        train.main([*flags, "--plan", "8", *more])
-        text = capsys.readouterr().out
+        text = planned("llama-3.1-8b", "--plan", "8", *more)
         assert "8,030,261,248 parameters" in text
         return float(text.splitlines()[-1].split("|")[3])
 
@@ -155,3 +164,65 @@ def test_peak_bytes_are_those_held_at_once():
         return b, c
 
     assert 6 * 2**20 <= peak_bytes(work) < 6.1 * 2**20
+
+
+def estimated(shape, problems, mixes, device, ranks=1):
+    """Seconds of the parts of an update as minisoft.lab.bench measures it, G = 32."""
+    on_gpu = device == "cuda"
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    with torch.device("meta"):
+        model = transformer(*shape[:-1], tied=shape[-1]).to(dtype)
+    micro_batch, _ = plan.choose_micro_batch(model, 169, 85e9, device)
+    rows = 32 * problems // ranks
+    load = plan.Load(rows, problems, 128, 41, 118, micro_batch, mixes, device=device)
+    return plan.seconds(model, load, ranks)
+
+
+EMBEDDED = (179, 128, 352, 4, 4, 2, 32, True)
+
+
+@pytest.mark.parametrize(
+    "shape, problems, mixes, rollout, update",
+    [
+        ("llama-3.2-3b", 2, False, 4.73, 1.56),
+        ("llama-3.2-3b", 2, True, 4.85, 1.64),
+        ("llama-3.2-1b", 2, False, 2.59, 0.78),
+        ("llama-3.2-1b", 2, True, 2.66, 0.82),
+        (EMBEDDED, 2, True, 7.35, 2.33),
+        (EMBEDDED, 16, False, 32.7, 13.7),
+        (EMBEDDED, 16, True, 30.4, 14.1),
+    ],
+)
+def test_seconds_are_those_that_were_measured(shape, problems, mixes, rollout, update):
+    """As engine/README.md has them: ms of a position of a rollout, and the whole update, of one
+    H100 and of one core."""
+    device = "cpu" if shape == EMBEDDED else "cuda"
+    parts = estimated(bench.SHAPES.get(shape, shape), problems, mixes, device)
+    assert 1e3 * parts["rollout"] / 169 == pytest.approx(rollout, rel=0.15)
+    assert sum(parts.values()) == pytest.approx(update, rel=0.1) and parts["exchange"] == 0
+
+
+def test_two_ranks_take_as_much_less_time_as_was_measured():
+    """run/README.md: 1.62 s where one rank takes 2.91, on a CPU."""
+    one, two = (sum(estimated(EMBEDDED, 16 // n, True, "cpu").values()) for n in (1, 2))
+    assert two / one == pytest.approx(1.62 / 2.91, abs=0.05)
+
+
+def test_a_plan_says_from_which_number_of_ranks_on_more_do_not_help(planned):
+    def table(*flags):
+        """({ranks: (update, hours)}, the sentence)"""
+        text = planned("llama-3.2-3b", "--plan", "2", *flags).partition("validation\n")[2]
+        lines = text.partition("\n\n")[0].splitlines()
+        rows = [[float(x) for x in line.split("|")[1:-1]] for line in lines[3:-1]]
+        return {int(row[0]): (row[5], row[6]) for row in rows}, lines[-1]
+
+    updates, said = table("--steps", "1000")
+    assert [*updates] == [1, 2, 4, 8, 16, 32, 64]
+    assert all(hours == pytest.approx(s / 3.6, rel=0.01) for s, hours in updates.values())
+    last = int(said.split()[2])
+    assert updates[2 * last][0] > 0.9 * updates[last][0]
+    assert all(updates[2 * n][0] <= 0.91 * updates[n][0] for n in updates if n < last)
+    more, said = table("--prompts", "64")
+    assert int(said.split()[2]) > last and more[1] > updates[1]
+    few, said = table("--prompts", "1", "--group", "6")
+    assert [*few] == [1, 2] and "more than" in said

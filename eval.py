@@ -84,7 +84,11 @@ FLAGS = {
     ],
     "machine": [
         Option("batch", int, "rows (questions) at once", 64, least=1),
-        Option("device", str, "cpu or cuda (default cuda where there is one)"),
+        Option(
+            "device",
+            str,
+            "cpu, cuda or cuda:N, one GPU (default cuda, all GPUs, where there is one)",
+        ),
         Option(
             "dtype",
             str,

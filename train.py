@@ -136,7 +136,12 @@ FLAGS = {
         ),
     ],
     "machine": [
-        Option("device", str, "cpu or cuda (default cuda where there is one)", resumed=True),
+        Option(
+            "device",
+            str,
+            "cpu, cuda or cuda:N, one GPU (default cuda, all GPUs, where there is one)",
+            resumed=True,
+        ),
         Option(
             "dtype",
             str,
@@ -165,8 +170,8 @@ FLAGS = {
         Option(
             "plan",
             int,
-            "only print how much memory each of so many ranks would need (--device cuda needs no "
-            "GPU, --model no weights)",
+            "only print the memory that each of so many ranks would need, and the seconds of an "
+            "update on 1 to 64 (--device cuda needs no GPU, --model no weights)",
             least=1,
             metavar="RANKS",
         ),
@@ -192,7 +197,7 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
 
 
 def print_plan(args: argparse.Namespace) -> None:
-    """--plan: no GPU and no weights are needed."""
+    """--plan."""
     source = checkpoint.find(args.model)
     folder = checkpoint.read_about(source)
     settings.fill(args, folder, read_device(args.device).type)

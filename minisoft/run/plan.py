@@ -316,11 +316,13 @@ def time_table(model: Transformer, loads: dict[int, Load], steps: int) -> str:
     head = ["ranks", *parts, "update, s", f"{steps} updates, h", "GiB a rank"]
     saved = {n: 1 - updates[2 * n] / s for n, s in updates.items() if 2 * n in updates}
     last = min((n for n, gain in saved.items() if gain < GAIN), default=max(updates))
-    why = f"twice as many save {saved[last]:.0%}" if last in saved else "not planned, or no divisor"
+    why = (
+        f"twice as many save {saved[last]:.0%}" if last in saved else "no larger number is planned"
+    )
     return (
         "estimated seconds of an update whose rows all spend their budget, without rewards and "
         f"validation\n(measured on {MEASURED[load.device]})\n{markdown([head, *rows])}\n"
-        f"more than {last} ranks do not help: {why}"
+        f"more ranks help up to {last}: {why}"
     )
 
 

@@ -10,9 +10,8 @@ The answer is always decoded greedily.  A greedy setting has one sample a proble
 multiple-choice file (HellaSwag, ARC, MMLU) are scored instead: accuracy, and NLL per token of the
 correct answer.  --out FILE.json gets the numbers, FILE.jsonl beside it every generation, FILE.md
 the tables; only what an earlier call wrote is written over; a call that was killed goes on.
-Problems are shared out over all GPUs of the machine, or torchrun's ranks; neither --batch nor the
-number of ranks changes a result.  A default marked * may be replaced by the model folder's
-minisoft.json.  `python -m minisoft.lab.tables` merges result files, draws figures.
+Neither --batch nor the number of GPUs changes a result.  A default marked * may be replaced by the
+model folder's minisoft.json.  `python -m minisoft.lab.tables` merges result files, draws figures.
 """
 
 import argparse
@@ -31,10 +30,9 @@ from minisoft.evaluation import SETTINGS
 from minisoft.io import WEIGHTS, atomic, checkpoint, datasets
 from minisoft.kinds import COT, KINDS, NOISE, SIGMA, TAU_OF, TEMPLATE
 from minisoft.kinds.options import Option, parse, read_pair
-from minisoft.run import ranks
+from minisoft.run import ranks, show
 from minisoft.run.evaluate import Evaluator
 from minisoft.run.settings import DTYPE, EVAL_COT
-from minisoft.run.show import show
 from minisoft.run.subjects import Subject, as_rows, check_alike, open_journal, output
 from minisoft.run.tables import tables
 from minisoft.run.world import RankError, World, as_program
@@ -84,11 +82,7 @@ FLAGS = {
     ],
     "machine": [
         Option("batch", int, "rows (questions) at once", 64, least=1),
-        Option(
-            "device",
-            str,
-            "cpu, cuda or cuda:N, one GPU (default cuda, all GPUs, where there is one)",
-        ),
+        Option("device", str, "cpu, cuda or cuda:N (default cuda, all GPUs, if any)"),
         Option(
             "dtype",
             str,
@@ -214,14 +208,11 @@ def main(argv=None) -> None:
         if args.out:
             args.out.parent.mkdir(parents=True, exist_ok=True)
         count = ranks.fitting(args) if argv is None and args.show is None else 1
-        with (
-            ranks.several(count),
-            World(args.device, 24 * 60) as world,  # minutes: ranks meet after a whole setting
-            Verifier(workers=WORKERS) as verifier,
-        ):
+        with ranks.several(count), World(args.device, 24 * 60) as world:  # minutes
             args.dtype = args.dtype or DTYPE[world.device.type]
-            with output(args, world) if args.out else nullcontext():
-                (evaluate if args.show is None else show)(args, world, verifier)
+            own = output(args, world) if args.out else nullcontext()
+            with own, Verifier(workers=WORKERS) as verifier:
+                (evaluate if args.show is None else show.show)(args, world, verifier)
     except (InputError, OSError, RankError) as error:
         sys.exit(f"eval.py: error: {error}")
     except KeyboardInterrupt:

@@ -136,12 +136,7 @@ FLAGS = {
         ),
     ],
     "machine": [
-        Option(
-            "device",
-            str,
-            "cpu, cuda or cuda:N, one GPU (default cuda, all GPUs, where there is one)",
-            resumed=True,
-        ),
+        Option("device", str, "cpu, cuda or cuda:N (default cuda, all GPUs, if any)", resumed=True),
         Option(
             "dtype",
             str,

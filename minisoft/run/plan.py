@@ -2,8 +2,8 @@
 model may lie on `meta`.  `train.py --plan RANKS` prints both.
 
 The rollout, the backward passes and the update come one after the other; each has what stays
-(weights, masters, moments) and memory of that phase; the largest of the three is what a rank
-needs.  Tests hold the sums against measured peaks, and the seconds against measured ones.
+(weights, masters, moments) and memory of that phase; a rank needs the largest of the three.  Tests
+hold peaks and seconds against measured ones.
 """
 
 import math
@@ -33,8 +33,6 @@ VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of the
 SHARDED_ABOVE = 4e9  # parameters from which on masters and moments are kept in pieces
 RANKS = (1, 2, 4, 8, 16, 32, 64)  # whose seconds are printed
 GAIN = 0.1  # of an update's seconds: twice as many ranks that save less do not help
-
-
 SUMS = {"cpu": 8, "cuda": 4}  # bytes of a number in the sum of a rank's backward passes
 RATES = {  # bytes/s read, FLOP/s of products, seconds of a position besides, bytes/s to other ranks
     # of an H100's 3.35 TB/s, 989 TFLOP/s (bfloat16, dense), NVLink 450 GB/s; NCCL was never run
@@ -51,9 +49,8 @@ MEASURED = {  # minisoft/engine/README.md
 class Load:
     """One rank's part of a step: `rows` rows of so many `problems`, with a CoT budget, prefilled
     and answer tokens `after` it, the longest prompt, rows a backward pass takes at once, whether
-    tokens mix all of E, whether layers are computed again in backward passes, and the bytes of an
-    action of the CoT.  On "cpu" or "cuda"; masters and moments are shared out over `pieces` ranks
-    (1: each has all of them)."""
+    tokens mix all of E, whether layers are computed again in backward passes, bytes of an action of
+    the CoT, "cpu" or "cuda", and how many ranks masters and moments are shared out over."""
 
     rows: int
     problems: int
@@ -99,8 +96,8 @@ def container_limit(name: str) -> float:
 
 def action_bytes(model: Transformer, kind) -> int:
     """Of one action of the CoT; the model lies on `meta`."""
-    hidden = torch.empty(1, model.config.hidden_size, device="meta")
-    logits = torch.empty(1, model.config.vocab_size, device="meta")
+    sizes = (model.config.hidden_size, model.config.vocab_size)
+    hidden, logits = (torch.empty(1, size, device="meta") for size in sizes)
     action = kind.distribution(model, hidden, logits).mode()
     return action.numel() * action.element_size()
 
@@ -273,18 +270,18 @@ def text(args: Namespace, source: Path, settings: Settings) -> str:
     """
     model = checkpoint.outline(source).to(checkpoint.DTYPES[args.dtype])
     device = read_device(args.device).type  # which need not be there
-    there = device == "cpu" or torch.cuda.is_available()
-    bytes_there = memory_bytes(torch.device(device)) if there else 80e9
+    exists = device == "cpu" or torch.cuda.is_available()
+    there = memory_bytes(torch.device(device)) if exists else 80e9
     prompt, after = _lengths(args.data, source, settings.template)
     kind = replace(settings, sigma=1.0).kind(args.tokens)
     action = action_bytes(model, kind)
-    whole = Load(0, 0, args.cot, after, prompt, 0, kind.mixes, action=action, device=device)
-    divide = [n for n in RANKS if args.prompts * args.group % n == 0]
-    loads = {n: of_rank(model, args, whole, n, bytes_there) for n in {*divide, args.plan}}
+    whole = Load(0, 0, args.cot, after, prompt, 0, kind.mixes, False, action, device)
+    ranks = {n for n in RANKS if args.prompts * args.group % n == 0} | {args.plan}
+    loads = {n: of_rank(model, args, whole, n, there) for n in sorted(ranks)}
     load = loads[args.plan]
     return (
         f"{args.model}: {parameters(model):,} parameters, {args.dtype}, {args.plan} ranks of "
-        f"{device} with {bytes_there / 2**30:.0f} GiB, masters and moments "
+        f"{device} with {there / 2**30:.0f} GiB, masters and moments "
         f"{'in pieces' if load.pieces > 1 else 'on every rank'}\n"
         f"a rank's part of a step: {load.rows} rows of {load.problems} problems, prompts of "
         f"{prompt} and rows of {load.positions} tokens, {load.micro_batch} rows at a time backward"
@@ -307,7 +304,7 @@ def of_rank(model: Transformer, args: Namespace, whole: Load, ranks: int, there:
 def time_table(model: Transformer, loads: dict[int, Load], steps: int) -> str:
     """Of each number of ranks the seconds of an update, and from which on more do not help."""
     rows, updates = [], {}
-    for ranks, load in sorted(loads.items()):
+    for ranks, load in loads.items():
         parts = seconds(model, load, ranks)
         updates[ranks] = sum(parts.values())
         numbers = [*parts.values(), updates[ranks], steps * updates[ranks] / 3600]
@@ -316,9 +313,7 @@ def time_table(model: Transformer, loads: dict[int, Load], steps: int) -> str:
     head = ["ranks", *parts, "update, s", f"{steps} updates, h", "GiB a rank"]
     saved = {n: 1 - updates[2 * n] / s for n, s in updates.items() if 2 * n in updates}
     last = min((n for n, gain in saved.items() if gain < GAIN), default=max(updates))
-    why = (
-        f"twice as many save {saved[last]:.0%}" if last in saved else "no larger number is planned"
-    )
+    why = f"twice as many save {saved[last]:.0%}" if last in saved else "the largest planned"
     return (
         "estimated seconds of an update whose rows all spend their budget, without rewards and "
         f"validation\n(measured on {MEASURED[load.device]})\n{markdown([head, *rows])}\n"

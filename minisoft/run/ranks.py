@@ -1,9 +1,6 @@
 """Several ranks where `python train.py` or `python eval.py` would have one GPU of several, or
-train.py on a CPU several threads.
-
-A small model's products are too short to be shared out on a CPU: its threads wait for each other
-thousands of times an update, its ranks once, and on a busy machine for the slowest of them.
-"""
+train.py on a CPU several threads: a small model's wait for each other thousands of times an update,
+its ranks once."""
 
 import os
 import signal
@@ -45,14 +42,13 @@ def fitting(args: Namespace) -> int:
     there = torch.cuda.device_count() if gpus else _cores(args) if trains else 1
     if there < 2:
         return 1
-    count, why = there, ""
+    count = there
     if trains:
         args = Namespace(**vars(args))
         fill(args, checkpoint.read_about(checkpoint.find(args.model)), device.type)
         shared = args.prompts * args.group if gpus else args.prompts
         count = next(n for n in range(there, 0, -1) if shared % n == 0)
-    if count < there:
-        why = f": no more divide B x G = {args.prompts} x {args.group}"
+    why = "" if count == there else f": no more divide B x G = {args.prompts} x {args.group}"
     if gpus:
         print(f"{count} ranks, each with one of {there} GPUs{why}")
     return count
@@ -125,5 +121,5 @@ def _watch(others: list[subprocess.Popen], said, left: threading.Event) -> None:
 
 def _tell(said, more: str = "") -> None:
     """Print what the other ranks have said so far, and more."""
-    text = os.pread(said.fileno(), 2**20, 0).decode(errors="replace")
-    print(text + more, end="", file=sys.stderr, flush=True)
+    before = os.pread(said.fileno(), 2**20, 0).decode(errors="replace")
+    print(before + more, end="", file=sys.stderr, flush=True)

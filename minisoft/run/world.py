@@ -1,7 +1,4 @@
-"""torch.distributed data parallelism: who am I, which samples are mine, sums over all ranks.
-
-Without torchrun there is one rank.
-"""
+"""torch.distributed data parallelism: who am I, which samples are mine, sums over all ranks."""
 
 import ctypes
 import datetime
@@ -10,7 +7,13 @@ import os
 import re
 import sys
 import time
-from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
+from contextlib import (
+    AbstractContextManager,
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+    suppress,
+)
 
 import torch
 import torch.distributed as dist
@@ -27,10 +30,7 @@ def keep_memory() -> None:
     glibc would hand large blocks back to the system at once and get them again page by page, which
     is a sixth of a replay on CPUs; where there is no glibc, nothing happens.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: False)
     # M_MMAP_THRESHOLD, before glibc 2.35 at most 32 MiB; M_TRIM_THRESHOLD
     if mallopt(-3, 2**30) or mallopt(-3, 2**25):
         mallopt(-1, 2**30)
@@ -95,8 +95,7 @@ class Lines(tqdm):
         super().__init__(*of, file=io.StringIO(), **options)  # which gets tqdm's carriage returns
 
     def display(self, *_, last: bool = False, **__) -> None:
-        late = self.n != self.total and time.monotonic() - self.shown >= LINE_EVERY
-        if last or late:
+        if last or (self.n != self.total and time.monotonic() - self.shown >= LINE_EVERY):
             self.shown = time.monotonic()
             print(self, file=sys.stderr)
 
@@ -112,25 +111,22 @@ def bar(*of, **options) -> tqdm:
 
 
 def share(rank: int, size: int, prompts: int, group: int) -> list[tuple[int, range]]:
-    """The part of a step's B x G samples that rank `rank` of `size` takes: [(problem, its
-    samples)], equal in number for all ranks.
-
-    B and G are global (paper: B = 2, G = 32, also on 8 ranks).  Raises InputError when ranks do
-    not divide B G.
-    """
+    """The part of a step's B x G samples (over all ranks) that rank `rank` of `size` takes:
+    [(problem, its samples)], equal in number for all.  Raises InputError where they do not divide
+    B G."""
     total = prompts * group
     where = f"prompts x group = {prompts} x {group}"
     expect(total % size == 0, where, f"a multiple of the {size} ranks", total)
     first, last = rank * total // size, (rank + 1) * total // size
-    parts = [
-        (b, range(max(first - b * group, 0), min(last - b * group, group))) for b in range(prompts)
+    return [
+        (b, range(max(first - b * group, 0), min(last - b * group, group)))
+        for b in range(first // group, -(-last // group))
     ]
-    return [(b, samples) for b, samples in parts if samples]
 
 
 def from_launcher(name: str, default: int | None, least: int = 0) -> int:
-    """A whole number that torchrun sets in the environment.  Raises InputError for anything else
-    and for less than `least`, also for no number without a default."""
+    """A whole number that torchrun sets in the environment.  Raises InputError for anything else,
+    less than `least` or, without a default, none."""
     value = os.environ.get(name, default)
     whole = re.fullmatch(r"[0-9]{1,9}", str(value)) and int(value) >= least
     expect(whole, f"environment: {name}", f"a whole number of at least {least}", value)
@@ -168,13 +164,12 @@ class RankError(RuntimeError):
     """Ranks do not work together: one has ended or hangs, or they hold different weights."""
 
 
-class World:
+class World(AbstractContextManager):
     """rank, size and device of this process; use as a context manager.
 
     device: "cpu", "cuda" (rank r of a node takes GPU r) or None for cuda where there is one.
     patience: minutes that ranks wait for each other.  Where one has died, or lets the others wait
-    for longer, their next exchange raises RankError; it names those that have not reported within
-    `grace` seconds that theirs failed too.
+    for longer, their next exchange raises RankError.  grace: see `_exchange`.
     """
 
     def __init__(self, device: str | None = None, patience: float = 30, grace: float = 10):
@@ -194,9 +189,6 @@ class World:
             timeout = datetime.timedelta(minutes=patience)
             with expecting(f"{self.size} ranks to meet", "torch.distributed"):
                 dist.init_process_group(backend, timeout=timeout)
-
-    def __enter__(self) -> "World":
-        return self
 
     def __exit__(self, kind, *_) -> None:
         nobody_waits = self.device.type == "cpu" or kind in (None, SystemExit)  # NCCL would
@@ -239,22 +231,13 @@ class World:
         """Pieces (n, ...) of all ranks, joined in rank order on the CPU."""
         return torch.cat(self.gather_objects([x.cpu()]))
 
-    def gather_objects(self, x: list) -> list:
-        """The lists of all ranks, joined in rank order."""
+    def gather_objects(self, x: list, to_all: bool = True) -> list:
+        """The lists of all ranks, joined in rank order; not to_all: [] but on the main rank."""
         if self.size == 1:
             return x
-        pieces = [None] * self.size
+        pieces = [None] * self.size if to_all or self.main else None
         with self._exchange():
-            dist.all_gather_object(pieces, x)
-        return [item for piece in pieces for item in piece]
-
-    def gather_to_main(self, x: list) -> list:
-        """The lists of all ranks, joined in rank order, on the main rank; [] elsewhere."""
-        if self.size == 1:
-            return x
-        pieces = [None] * self.size if self.main else None
-        with self._exchange():
-            dist.gather_object(x, pieces)
+            dist.all_gather_object(pieces, x) if to_all else dist.gather_object(x, pieces)
         return [item for piece in pieces or [] for item in piece]
 
     def all_or_none(self, make):
@@ -278,12 +261,9 @@ class World:
         """make(), first on the main rank, then on the first rank of every node, then on the others:
         whoever comes later finds what an earlier one has fetched, and says nothing of it again."""
         turn = 0 if self.main else 1 if self.of_node == 0 else 2
-        with open(os.devnull, "w") as quiet:
-            with nullcontext() if self.main else redirect_stderr(quiet):
-                results = [
-                    self.all_or_none(make if now == turn else lambda: None) for now in range(3)
-                ]
-        return results[turn]
+        with open(os.devnull, "w") as quiet, nullcontext() if self.main else redirect_stderr(quiet):
+            made = [self.all_or_none(make if now == turn else lambda: None) for now in range(3)]
+        return made[turn]
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
         """x, summed over all ranks in place, the same bits on every rank."""
@@ -302,9 +282,8 @@ class World:
     def check_identical(self, parameters) -> None:
         """Raises RankError unless the weights of all ranks have the same checksums."""
         if self.size > 1:
-            sums = [p.detach().view(torch.uint8).sum().item() for p in parameters]
-            sums = self.gather_objects([sums])
-            if any(other != sums[0] for other in sums):
+            own = [p.detach().view(torch.uint8).sum().item() for p in parameters]
+            if any(other != own for other in self.gather_objects([own])):
                 raise RankError("ranks hold different weights: expected bit-identical copies")
 
     def say(self, text: str) -> None:

@@ -42,7 +42,7 @@ def test_problems_are_dealt_so_that_ranks_get_alike_much():
 
 def test_a_world_of_one_rank_gives_everything_back():
     world = world_of(1)
-    assert world.gather_objects([1, 2]) == world.gather_to_main([1, 2]) == [1, 2]
+    assert world.gather_objects([1, 2]) == world.gather_objects([1, 2], to_all=False) == [1, 2]
     assert world.from_main(lambda: 3) == world.in_turn(lambda: 3) == world.all_or_none(lambda: 3)
     with pytest.raises(OSError, match="no room"):
         world.all_or_none(lambda: (_ for _ in ()).throw(OSError("no room")))

@@ -5,9 +5,8 @@
     python eval.py --model RUN/best --data tiny-test --settings all --samples 32 --out result.json
     python eval.py --model base=M soft=RUN1/best soft=RUN2/best --data gsm8k-test mmlu --out r.json
     python eval.py --model RUN/best --show 3 --settings soft-sample      # look inside one CoT
-    torchrun --nproc-per-node 2 eval.py ...                     # problems are shared out over ranks
 
-(seed, setting, problem, sample) decides every draw, neither --batch nor the number of ranks.  The
+(seed, setting, problem, sample) decides every draw, neither --batch nor the number of GPUs.  The
 answer is always decoded greedily.  A greedy setting has one sample a problem, of the first seed.
 Rows of a multiple-choice file (HellaSwag, ARC, MMLU) are scored instead: accuracy, and NLL per
 token of the correct answer.  --out FILE.json gets the numbers, FILE.jsonl beside it every
@@ -33,9 +32,9 @@ from minisoft.evaluation import SETTINGS
 from minisoft.io import WEIGHTS, atomic, checkpoint, datasets
 from minisoft.kinds import COT, KINDS, NOISE, SIGMA, TAU_OF, TEMPLATE
 from minisoft.kinds.options import COUNT, DEVICE, NATURAL, Number, Option, parse, read_pair
+from minisoft.run import ranks, show
 from minisoft.run.evaluate import Evaluator
 from minisoft.run.settings import DTYPE, EVAL_COT
-from minisoft.run.show import show
 from minisoft.run.subjects import Subject, as_rows, open_journal, output
 from minisoft.run.tables import tables
 from minisoft.run.world import RankError, World, as_program
@@ -193,11 +192,12 @@ def main(argv=None) -> None:
         args = read_flags(argv)
         if args.out:
             args.out.parent.mkdir(parents=True, exist_ok=True)
-        patience = 24 * 60  # minutes: ranks meet after a whole setting
-        with World(args.device, patience) as world, Verifier(workers=WORKERS) as verifier:
+        count = ranks.fitting(args) if argv is None and args.show is None else 1
+        with ranks.several(count), World(args.device, 24 * 60) as world:  # minutes
             args.dtype = args.dtype or DTYPE[world.device.type]
-            with output(args, world) if args.out else nullcontext():
-                (evaluate if args.show is None else show)(args, world, verifier)
+            own = output(args, world) if args.out else nullcontext()
+            with own, Verifier(workers=WORKERS) as verifier:
+                (evaluate if args.show is None else show.show)(args, world, verifier)
     except (InputError, OSError, RankError) as error:
         sys.exit(f"eval.py: error: {error}")
     except KeyboardInterrupt:

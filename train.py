@@ -3,11 +3,10 @@
 
     python train.py                                       # the embedded model, minutes on two cores
     python train.py --model FOLDER --data FILE.jsonl --tokens soft            # the paper's settings
-    torchrun --nproc-per-node 8 train.py --model FOLDER --data FILE.jsonl     # the same on 8 ranks
     python train.py --out RUN --resume                     # go on with what is in RUN, bit for bit
 
-On a CPU a small model is trained by ranks of one thread, one a core, without torchrun
-(minisoft/run/ranks.py), unless OMP_NUM_THREADS is set.
+It makes ranks of itself: one a GPU, of all that the machine has and B x G can be shared over; on a
+CPU, for a small model, one a core, unless OMP_NUM_THREADS is set.  torchrun is for several nodes.
 Writes RUN/metrics.jsonl (explained in minisoft/run/README.md), config.json, last/ and best/
 (Hugging Face folders), state/ and summary.json.  Ctrl-C, SIGTERM and a terminal that is closed save
 and stop, with exit status 130, 0 and 0; a second Ctrl-C stops at once.
@@ -129,8 +128,8 @@ FLAGS = {
         Option(
             "plan",
             COUNT,
-            "only print how much memory each of so many ranks would need (--device cuda needs no "
-            "GPU, --model no weights)",
+            "only print the memory that each of so many ranks would need, and the seconds of an "
+            "update on 1 to 64 (--device cuda needs no GPU, --model no weights)",
             metavar="RANKS",
         ),
         Option("patience", Number(float, 1e-3, 1e6), "minutes that ranks wait for others", 30.0),
@@ -147,7 +146,7 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
 
 
 def print_plan(args: argparse.Namespace) -> None:
-    """--plan: no GPU and no weights are needed."""
+    """--plan."""
     source = checkpoint.find(args.model)
     folder = checkpoint.read_about(source)
     settings.fill(args, folder, read_device(args.device).type)

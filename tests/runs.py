@@ -129,6 +129,37 @@ def run_ranks(folder, size, *argv, **options):
         assert process.exitcode == 0, (folder / f"rank-{rank}").read_text()[-2000:]
 
 
+PRETENDED = """
+import sys
+sys.path.insert(0, {root!r})
+import {script} as program
+import torch
+from minisoft.run import ranks, world
+torch.cuda.device_count = lambda: {gpus}
+ranks.read_device = lambda name: torch.device("cuda")
+world.as_program(program.main)
+"""
+
+
+def start_on_gpus(folder, gpus, *argv, script="train"):
+    """`python train.py argv`, or `python eval.py argv`, on a machine that it takes to have so many
+    GPUs: its ranks are on the CPU, and run this file too."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{script}-on-gpus.py"
+    path.write_text(PRETENDED.format(root=str(ROOT), script=script, gpus=gpus))
+    command = [sys.executable, str(path), *map(str, argv)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, **pipes)
+
+
+def run_on_gpus(folder, gpus, *argv, **options):
+    """Run it to its end; returns what it printed."""
+    process = start_on_gpus(folder, gpus, *argv, **options)
+    out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-2000:]
+    return out
+
+
 def with_small_files(argv):
     """`train.py argv` where no file may have more than a megabyte: a disk that is full."""
     import train

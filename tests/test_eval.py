@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import ENVIRONMENT, ROOT, run_ranks, tiny_at
+from runs import ENVIRONMENT, ROOT, run_on_gpus, run_ranks, tiny_at
 from tqdm import tqdm
 
 import eval as evaluation_script
@@ -130,9 +130,11 @@ def launch(out, choices_file):
     return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, **streams)
 
 
-def test_two_ranks_write_what_one_process_writes(tmp_path, choices_file, whole):
+@pytest.mark.parametrize("run_two", [run_on_gpus, pytest.param(run_ranks, marks=pytest.mark.slow)])
+def test_two_ranks_write_what_one_process_writes(tmp_path, choices_file, whole, run_two):
+    """Its own, on a machine with two GPUs, and a launcher's."""
     flags = [*FLAGS, *PLENTY, "--data", "tiny-test", choices_file, "--out", tmp_path / "r.json"]
-    run_ranks(tmp_path / "logs", 2, *flags, script="eval")
+    run_two(tmp_path / "logs", 2, *flags, script="eval")
     assert files(tmp_path / "r.json") == whole(choices_file)
 
 

@@ -18,6 +18,7 @@ from runs import (
     config,
     metrics,
     newest,
+    run_on_gpus,
     saved,
     summary,
     weights,
@@ -218,6 +219,12 @@ def test_ranks_give_the_update_of_one_process(tmp_path, ranks, prompts, group):
     torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     command = [sys.executable, "-m", *torchrun, "train.py", *flags, "--out", str(many)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, env=ENVIRONMENT)
+    own = tmp_path / "own"  # with a GPU too many
+    said = run_on_gpus(tmp_path, ranks + 1, *flags, "--out", own).splitlines()
+    why = f"no more divide B x G = {prompts} x {group}"
+    assert said[0] == f"{ranks} ranks, each with one of {ranks + 1} GPUs: {why}"
+    assert_same_weights(own, many)
+    assert metrics(own) == metrics(many)
     gradients = saved(one, "exp_avg")  # of both steps, each clipped to norm 1
     torch.testing.assert_close(saved(many, "exp_avg"), gradients, rtol=0, atol=1e-6)
     signal = gradients.abs() > 1e-5  # where there is only rounding, AdamW divides it by itself

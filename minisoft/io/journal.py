@@ -39,7 +39,7 @@ class Journal:
 
     def collect(self) -> None:
         """The main rank gets the new entries of all ranks."""
-        self.entries.update(self.world.gather_to_main(self.new))
+        self.entries.update(self.world.gather_objects(self.new, to_all=False))
         self.new = []
 
     def take(self, key):

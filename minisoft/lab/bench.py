@@ -29,9 +29,9 @@ from minisoft.kinds.options import COUNT, DEVICE, Option
 from minisoft.lab import command
 from minisoft.model import Config, Transformer
 from minisoft.rollout import Request, Rollout
-from minisoft.run import memory
-from minisoft.run.metrics import clock, markdown, memory_bytes, peak_memory_gib
+from minisoft.run.metrics import clock, markdown
 from minisoft.run.optimizer import Optimizer, Schedule
+from minisoft.run.plan import choose_micro_batch, memory_bytes, peak_memory_gib
 from minisoft.run.policy import Policy
 from minisoft.run.settings import DTYPE, TRAIN_COT, Flags, resolve
 from minisoft.run.world import World, as_program, bar, find_device, keep_memory
@@ -112,8 +112,8 @@ def prepare(args: argparse.Namespace, device: torch.device) -> Work:
     settings = resolve(folder, Flags(cot=args.cot), TRAIN_COT).for_model(model)
     kind = settings.kind(args.tokens[0])
     policy = Policy(engine.accelerate(model), FullLength(prefill), settings, kind)
-    work, where = Work(policy, prompts, args.group, 1), memory.Machine(device.type)
-    rows, again = memory.choose_micro_batch(model, work.steps, memory_bytes(device), where)
+    work = Work(policy, prompts, args.group, 1)
+    rows, again = choose_micro_batch(model, work.steps, memory_bytes(device), device.type)
     if again:
         recompute_layers(model)
     return replace(work, micro_batch=rows)

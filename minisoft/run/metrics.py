@@ -1,9 +1,6 @@
-"""What a run measures: a line a step in metrics.jsonl, readable samples, memory."""
+"""What a run measures: a line a step in metrics.jsonl, readable samples, seconds."""
 
 import json
-import math
-import os
-import resource
 import sys
 import time
 from collections.abc import Generator
@@ -13,9 +10,6 @@ from pathlib import Path
 import torch
 
 from minisoft.io.atomic import write_text, writing
-from minisoft.run.world import from_launcher
-
-CGROUP = Path("/sys/fs/cgroup")
 
 
 @contextmanager
@@ -58,31 +52,6 @@ def _step(line: str) -> int | None:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return None
-
-
-def peak_memory_gib(device: torch.device) -> float:
-    """Peak memory so far, GiB: of the GPU's allocator on CUDA, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
-
-
-def memory_bytes(device: torch.device) -> float:
-    """All the memory there is, free or not, so that a run always meets the same: of the GPU, or a
-    rank's part of the RAM."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(ram, container_limit("memory.max")) / from_launcher("LOCAL_WORLD_SIZE", 1, least=1)
-
-
-def container_limit(name: str) -> float:
-    """Bytes of a container's memory.max, cores of its cpu.max (cgroup v2); infinite without one."""
-    with suppress(OSError, ValueError):  # none is called max
-        quota, *period = (CGROUP / name).read_text().split()
-        return float(quota) / float(*period or [1])
-    return math.inf
 
 
 def sample_text(generation: dict) -> str:

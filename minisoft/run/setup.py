@@ -8,12 +8,10 @@ from minisoft.data import ANSWER_TOKENS
 from minisoft.engine.replay import recompute_layers
 from minisoft.errors import InputError, expecting
 from minisoft.io import atomic, checkpoint, datasets, state
-from minisoft.run import memory
+from minisoft.run import plan
 from minisoft.run.evaluate import check_prompts, lengthened
 from minisoft.run.files import Files, check_unused
-from minisoft.run.metrics import memory_bytes
 from minisoft.run.optimizer import Optimizer, Schedule
-from minisoft.run.plan import in_pieces
 from minisoft.run.policy import Policy
 from minisoft.run.policy import settings as settings_of
 from minisoft.run.problems import Problems
@@ -45,7 +43,7 @@ def set_up(args: Namespace, world: World, verifier) -> Run:
     schedule = Schedule(
         args.lr, args.steps, args.warmup, args.betas, args.weight_decay, args.max_grad_norm
     )
-    optimizer = Optimizer(policy.model, schedule, world, in_pieces(args.shard, policy.model))
+    optimizer = Optimizer(policy.model, schedule, world, plan.in_pieces(args.shard, policy.model))
     if saved:
         args.saved = progress.step
         optimizer.load(saved.read, progress.step)
@@ -104,9 +102,8 @@ def choose_micro_batch(args: Namespace, world: World, policy: Policy, pieces: in
     """--micro-batch, if it was not given, and whether layers are computed again: the same on all
     ranks and, as part of config.json, in a resumed run."""
     positions = args.cot + max(map(len, policy.form.prefill)) + ANSWER_TOKENS
-    machine = memory.Machine(world.device.type, pieces)
-    there = memory_bytes(world.device)
-    rows, again = memory.choose_micro_batch(policy.model, positions, there, machine)
+    there, device = plan.memory_bytes(world.device), world.device.type
+    rows, again = plan.choose_micro_batch(policy.model, positions, there, device, pieces)
     if any(world.gather_objects([again])):
         recompute_layers(policy.model)
     rows = min(world.gather_objects([rows]))
@@ -117,7 +114,7 @@ def introduce(args: Namespace, world: World, problems: Problems, policy: Policy)
     model = policy.model
     kept = ", ".join(f"{name} {x:.4f}" for name, x in policy.settings.of_weights.items())
     world.say(
-        f"{args.model}: {memory.parameters(model):,} parameters, {model.E.dtype}, "
+        f"{args.model}: {plan.parameters(model):,} parameters, {model.E.dtype}, "
         f"rms(E) {rms(model.E):.4f}, {kept}\n"
         f"{len(problems.training)} training, {len(problems.validation)} validation, "
         f"{len(problems.test)} test problems of {args.data}\n"

@@ -1,7 +1,4 @@
-"""torch.distributed data parallelism: who am I, which samples are mine, sums over all ranks.
-
-Without torchrun there is one rank.
-"""
+"""torch.distributed data parallelism: who am I, which samples are mine, sums over all ranks."""
 
 import ctypes
 import datetime
@@ -10,7 +7,13 @@ import os
 import re
 import sys
 import time
-from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
+from contextlib import (
+    AbstractContextManager,
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+    suppress,
+)
 
 import torch
 import torch.distributed as dist
@@ -27,10 +30,7 @@ def keep_memory() -> None:
     glibc would hand large blocks back to the system at once and get them again page by page, which
     is a sixth of a replay on CPUs; where there is no glibc, nothing happens.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: False)
     # M_MMAP_THRESHOLD, before glibc 2.35 at most 32 MiB; M_TRIM_THRESHOLD
     if mallopt(-3, 2**30) or mallopt(-3, 2**25):
         mallopt(-1, 2**30)
@@ -94,18 +94,15 @@ class Lines(tqdm):
         self.shown = time.monotonic()
         super().__init__(*of, file=io.StringIO(), **options)  # which gets tqdm's carriage returns
 
-    def display(self, *_, **__) -> None:
-        if self.n != self.total and time.monotonic() - self.shown >= LINE_EVERY:
-            self.write_line()
+    def display(self, *_, last: bool = False, **__) -> None:
+        if last or (self.n != self.total and time.monotonic() - self.shown >= LINE_EVERY):
+            self.shown = time.monotonic()
+            print(self, file=sys.stderr)
 
     def close(self) -> None:
         if not self.disable:
-            self.write_line()
+            self.display(last=True)
         super().close()
-
-    def write_line(self) -> None:
-        self.shown = time.monotonic()
-        print(self, file=sys.stderr)
 
 
 def bar(*of, **options) -> tqdm:
@@ -114,32 +111,24 @@ def bar(*of, **options) -> tqdm:
 
 
 def share(rank: int, size: int, prompts: int, group: int) -> list[tuple[int, range]]:
-    """The part of a step's B x G samples that rank `rank` of `size` takes: [(problem, its
-    samples)], equal in number for all ranks.
-
-    B and G are global (paper: B = 2, G = 32, also on 8 ranks).  Raises InputError when ranks do
-    not divide B G.
-    """
+    """The part of a step's B x G samples (over all ranks) that rank `rank` of `size` takes:
+    [(problem, its samples)], equal in number for all.  Raises InputError where they do not divide
+    B G."""
     total = prompts * group
-    if total % size:
-        raise InputError(
-            f"prompts x group = {prompts} x {group} = {total} samples a step: expected a multiple "
-            f"of the number of ranks, found {size} ranks"
-        )
+    where = f"prompts x group = {prompts} x {group}"
+    expect(total % size == 0, where, f"a multiple of the {size} ranks", total)
     first, last = rank * total // size, (rank + 1) * total // size
-    parts = []
-    for b in range(prompts):
-        samples = range(max(first - b * group, 0), min(last - b * group, group))
-        if len(samples):
-            parts.append((b, samples))
-    return parts
+    return [
+        (b, range(max(first - b * group, 0), min(last - b * group, group)))
+        for b in range(first // group, -(-last // group))
+    ]
 
 
-def from_launcher(name: str, default: int, least: int = 0) -> int:
-    """A whole number that torchrun sets in the environment.  Raises InputError for anything else
-    and for less than `least`."""
-    value = os.environ.get(name, str(default))
-    whole = re.fullmatch(r"[0-9]{1,9}", value) and int(value) >= least
+def from_launcher(name: str, default: int | None, least: int = 0) -> int:
+    """A whole number that torchrun sets in the environment.  Raises InputError for anything else,
+    less than `least` or, without a default, none."""
+    value = os.environ.get(name, default)
+    whole = re.fullmatch(r"[0-9]{1,9}", str(value)) and int(value) >= least
     expect(whole, f"environment: {name}", f"a whole number of at least {least}", value)
     return int(value)
 
@@ -157,14 +146,10 @@ def read_device(name: str | None) -> torch.device:
 def find_device(device: str | None, of_node: int) -> torch.device:
     """See World.  Raises InputError for a device that is not there."""
     found = read_device(device)
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            f"--device: expected a CUDA GPU for {device!r}, found none; use --device cpu"
-        )
-    if found.type == "cuda" and found.index is None:
-        found = torch.device("cuda", of_node)
     if found.type == "cuda":
-        with expecting(f"one of {torch.cuda.device_count()} GPUs", found):
+        found = torch.device("cuda", of_node if found.index is None else found.index)
+        with expecting(f"{found} to be there, or --device cpu", "--device"):
+            torch.cuda.init()
             torch.cuda.set_device(found)
     return found
 
@@ -179,29 +164,22 @@ class RankError(RuntimeError):
     """Ranks do not work together: one has ended or hangs, or they hold different weights."""
 
 
-class World:
+class World(AbstractContextManager):
     """rank, size and device of this process; use as a context manager.
 
     device: "cpu", "cuda" (rank r of a node takes GPU r) or None for cuda where there is one.
     patience: minutes that ranks wait for each other.  Where one has died, or lets the others wait
-    for longer, their next exchange raises RankError; it names those that have not reported within
-    `grace` seconds that theirs failed too.
+    for longer, their next exchange raises RankError.  grace: see `_exchange`.
     """
 
     def __init__(self, device: str | None = None, patience: float = 30, grace: float = 10):
         keep_memory()
         self.size = from_launcher("WORLD_SIZE", 1, least=1)
-        if self.size > 1:
-            needed = {"RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}
-            if missing := sorted(needed - {*os.environ}):
-                raise InputError(
-                    f"environment: expected {', '.join(missing)} beside WORLD_SIZE {self.size}, as "
-                    "torchrun sets them, found none"
-                )
-        self.rank = from_launcher("RANK", 0)
+        alone = 0 if self.size == 1 else None  # else the launcher says it
+        self.rank = from_launcher("RANK", alone)
         last = self.size - 1
         expect(self.rank <= last, "environment: RANK", f"a number from 0 to {last}", self.rank)
-        self.of_node = from_launcher("LOCAL_RANK", 0)
+        self.of_node = from_launcher("LOCAL_RANK", alone)
         self.main = self.rank == 0  # the rank that speaks and writes
         self.grace = grace
         self.device = find_device(device, self.of_node)
@@ -212,9 +190,6 @@ class World:
             with expecting(f"{self.size} ranks to meet", "torch.distributed"):
                 dist.init_process_group(backend, timeout=timeout)
 
-    def __enter__(self) -> "World":
-        return self
-
     def __exit__(self, kind, *_) -> None:
         nobody_waits = self.device.type == "cpu" or kind in (None, SystemExit)  # NCCL would
         if self.size > 1 and nobody_waits:
@@ -222,32 +197,24 @@ class World:
 
     @contextmanager
     def _exchange(self):
-        """An exchange with the other ranks that fails names those that are gone."""
+        """An exchange with the other ranks that fails names those that have not reported `grace`
+        seconds later that theirs failed too: they have ended, hang, or are still busy."""
         try:
             yield
         except RuntimeError as error:
-            silent = " and ".join(f"rank {r}" for r in self._silent()) or "some"
+            silent = [0]  # without torchrun it has the store that all ask
+            with suppress(RuntimeError):
+                store = dist.distributed_c10d._get_default_store()
+                store.set(f"failed/{self.rank}", "")
+                time.sleep(self.grace)
+                silent = [r for r in range(self.size) if not store.check([f"failed/{r}"])]
+            if self.main:
+                time.sleep(self.grace)  # others still ask
+            named = " and ".join(f"rank {r}" for r in silent) or "some"
             raise RankError(
-                f"rank {self.rank}: expected an answer of every rank, found none of {silent} "
+                f"rank {self.rank}: expected an answer of every rank, found none of {named} "
                 f"(ended, or busy for too long): {str(error).splitlines()[0]:.200}"
             ) from None
-
-    def _silent(self) -> list[int]:
-        """After an exchange has failed: the ranks that have not reported that theirs failed too
-        when no report has come for `grace` seconds.  They have ended, hang, or are still busy."""
-        store, silent, left = dist.distributed_c10d._get_default_store(), [], self.grace
-        try:
-            store.set(f"failed/{self.rank}", "")
-            while left > 0:
-                time.sleep(1)
-                before = len(silent)
-                silent = [r for r in range(self.size) if not store.check([f"failed/{r}"])]
-                left = left - 1 if len(silent) == before else self.grace
-            if self.main:  # without torchrun it has the store that the others ask
-                time.sleep(self.grace)
-            return silent
-        except RuntimeError:
-            return [0]
 
     def balance(self, problems: list, size) -> list:
         """The problems of a step in an order in which the ranks' parts are of similar
@@ -256,26 +223,17 @@ class World:
         if len(problems) % self.size:
             return problems
         in_order = sorted(problems, key=size, reverse=True)
-        rounds = [in_order[i : i + self.size] for i in range(0, len(in_order), self.size)]
-        rounds[1::2] = [dealt[::-1] for dealt in rounds[1::2]]
-        return [dealt[rank] for rank in range(self.size) for dealt in rounds]
+        ranks = [*range(self.size), *reversed(range(self.size))]
+        dealt = sorted(range(len(in_order)), key=lambda i: ranks[i % len(ranks)])  # is stable
+        return [in_order[i] for i in dealt]
 
-    def gather_objects(self, x: list) -> list:
-        """The lists of all ranks, joined in rank order."""
+    def gather_objects(self, x: list, to_all: bool = True) -> list:
+        """The lists of all ranks, joined in rank order; not to_all: [] but on the main rank."""
         if self.size == 1:
             return x
-        pieces = [None] * self.size
+        pieces = [None] * self.size if to_all or self.main else None
         with self._exchange():
-            dist.all_gather_object(pieces, x)
-        return [item for piece in pieces for item in piece]
-
-    def gather_to_main(self, x: list) -> list:
-        """The lists of all ranks, joined in rank order, on the main rank; [] elsewhere."""
-        if self.size == 1:
-            return x
-        pieces = [None] * self.size if self.main else None
-        with self._exchange():
-            dist.gather_object(x, pieces)
+            dist.all_gather_object(pieces, x) if to_all else dist.gather_object(x, pieces)
         return [item for piece in pieces or [] for item in piece]
 
     def all_or_none(self, make):
@@ -299,12 +257,9 @@ class World:
         """make(), first on the main rank, then on the first rank of every node, then on the others:
         whoever comes later finds what an earlier one has fetched, and says nothing of it again."""
         turn = 0 if self.main else 1 if self.of_node == 0 else 2
-        with open(os.devnull, "w") as quiet:
-            with nullcontext() if self.main else redirect_stderr(quiet):
-                results = [
-                    self.all_or_none(make if now == turn else lambda: None) for now in range(3)
-                ]
-        return results[turn]
+        with open(os.devnull, "w") as quiet, nullcontext() if self.main else redirect_stderr(quiet):
+            made = [self.all_or_none(make if now == turn else lambda: None) for now in range(3)]
+        return made[turn]
 
     def sum(self, x: torch.Tensor) -> torch.Tensor:
         """x, summed over all ranks in place, the same bits on every rank."""
@@ -323,9 +278,8 @@ class World:
     def check_identical(self, parameters) -> None:
         """Raises RankError unless the weights of all ranks have the same checksums."""
         if self.size > 1:
-            sums = [p.detach().view(torch.uint8).sum().item() for p in parameters]
-            sums = self.gather_objects([sums])
-            if any(other != sums[0] for other in sums):
+            own = [p.detach().view(torch.uint8).sum().item() for p in parameters]
+            if any(other != own for other in self.gather_objects([own])):
                 raise RankError("ranks hold different weights: expected bit-identical copies")
 
     def say(self, text: str) -> None:

@@ -15,7 +15,7 @@ from minisoft.engine.replay import ReplayPrompt, recompute_layers
 from minisoft.kinds import make_kind
 from minisoft.model import Config, Prompt, Transformer
 from minisoft.rollout import ANSWER, COT, FORCED, Rollout
-from minisoft.run.memory import position_bytes
+from minisoft.run.plan import position_bytes
 
 
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from runs import ENVIRONMENT, ROOT, config, metrics, run_ranks, start_ranks, wait_for, weights
 from safetensors.torch import load_file
+from torch.distributed.elastic.utils.distributed import get_free_port
 
 import train
 
@@ -142,17 +143,17 @@ def two_hosts():
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
 
-def start_host(i, name, address, master, flags):
+def start_host(i, inside, cable, address, endpoint, flags):
     """torchrun's two ranks of host i, as users start it."""
     torchrun = (
         "-m torch.distributed.run --nnodes=2 --nproc-per-node=2 --rdzv-backend=c10d "
-        f"--rdzv-endpoint={master}:29500 --rdzv-id=test --rdzv-conf=is_host={1 - i} "
+        f"--rdzv-endpoint={endpoint} --rdzv-id=test --rdzv-conf=is_host={1 - i} "
         f"--local-addr={address}"
     ).split()
     return subprocess.Popen(
-        ["ip", "netns", "exec", name, sys.executable, *torchrun, "train.py", *flags],
+        [*inside, sys.executable, *torchrun, "train.py", *flags],
         cwd=ROOT,
-        env={**ENVIRONMENT, "GLOO_SOCKET_IFNAME": f"cable{i}"},
+        env={**ENVIRONMENT, "GLOO_SOCKET_IFNAME": cable},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -163,9 +164,22 @@ def start_host(i, name, address, master, flags):
 @pytest.mark.parametrize("shard", ["no", "yes"])
 def test_two_hosts(one, tmp_path, two_hosts, shard):
     """Through torchrun's rendezvous, two ranks on each."""
-    out, master = tmp_path / "run", two_hosts[0][1]
+    endpoint = f"{two_hosts[0][1]}:29500"
+    insides = [["ip", "netns", "exec", name] for name, _ in two_hosts]
+    hosts = [(insides[i], f"cable{i}", two_hosts[i][1], endpoint) for i in (0, 1)]
+    assert_four_ranks(hosts, one, tmp_path / "run", shard)
+
+
+@SLOW
+def test_two_nodes_on_one_machine(one, tmp_path):
+    """Two agents of torchrun that meet on the loopback."""
+    hosts = [([], "lo", "127.0.0.1", f"127.0.0.1:{get_free_port()}")] * 2
+    assert_four_ranks(hosts, one, tmp_path / "run", "no")
+
+
+def assert_four_ranks(hosts, one, out, shard):
     flags = [*FLAGS, "--out", str(out), "--shard", shard]
-    hosts = [start_host(i, *host, master, flags) for i, host in enumerate(two_hosts)]
+    hosts = [start_host(i, *host, flags) for i, host in enumerate(hosts)]
     try:
         for process in hosts:
             text = process.communicate(timeout=180)[0]

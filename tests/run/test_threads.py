@@ -1,20 +1,39 @@
-"""`python train.py` on a CPU: how many ranks of one thread it makes of itself, and how they end."""
+"""How many ranks `python train.py` and `python eval.py` make of themselves, one a GPU or, on a CPU,
+of one thread each, and how these end."""
 
+import ast
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
+from contextlib import suppress
 
 import pytest
 import torch
-from runs import ENVIRONMENT, ROOT
+from runs import ENVIRONMENT, ROOT, metrics, run_on_gpus, start_on_gpus, wait_for
 
-from minisoft.io import WEIGHTS
-from minisoft.run import metrics, ranks
+import eval
+import train
+from minisoft.run import plan, ranks
 
 OWN_CHOICE = {k: v for k, v in ENVIRONMENT.items() if k != "OMP_NUM_THREADS"}
+
+
+@pytest.fixture
+def own_choice(monkeypatch):
+    """As in a shell where `python train.py` is typed."""
+    for name in ("OMP_NUM_THREADS", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "orig_argv", [sys.executable, *sys.argv])
+    return monkeypatch
+
+
+def fitting(*flags, script=train):
+    args = script.read_flags([*flags])
+    return ranks.fitting(args[0] if script is train else args)
 
 
 @pytest.mark.parametrize(
@@ -28,21 +47,51 @@ OWN_CHOICE = {k: v for k, v in ENVIRONMENT.items() if k != "OMP_NUM_THREADS"}
         (1, 16, {}, None, 1),
         (2, 16, {"OMP_NUM_THREADS": "2"}, None, 1),
         (2, 16, {"WORLD_SIZE": "1"}, None, 1),
-        (2, 16, {}, "cuda", 1),
+        (2, 16, {}, "cuda", 1),  # where there is none
     ],
 )
 def test_as_many_ranks_as_cores_and_problems_allow(
-    monkeypatch, cores, prompts, environment, device, expected
+    own_choice, capsys, cores, prompts, environment, device, expected
 ):
-    for name in ("OMP_NUM_THREADS", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(sys, "orig_argv", [sys.executable, *sys.argv])
-    args = Namespace(model=str(WEIGHTS / "tiny"), prompts=prompts, device=device)
-    assert ranks.fitting(args) == expected
+        own_choice.setenv(name, value)
+    own_choice.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    own_choice.setattr(torch.cuda, "is_available", lambda: False)
+    own_choice.setattr(torch.cuda, "device_count", lambda: 0)
+    flags = ["--prompts", str(prompts)] if prompts else []
+    assert fitting(*flags, *(["--device", device] if device else [])) == expected
+    assert fitting(script=eval) == 1 and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "gpus, flags, environment, expected, why",
+    [
+        (8, "--prompts 2 --group 32", {}, 8, ""),
+        (8, "", {"OMP_NUM_THREADS": "4"}, 8, ""),  # B x G of the model's folder, 16 x 32
+        (6, "--device cuda", {}, 4, ": no more divide B x G = 16 x 32"),
+        (4, "--prompts 1 --group 5", {}, 1, ": no more divide B x G = 1 x 5"),
+        (1, "", {}, 1, None),
+        (0, "--device cuda", {}, 1, None),
+        (4, "--device cuda:1", {}, 1, None),
+        (4, "--device cpu", {"OMP_NUM_THREADS": "1"}, 1, None),
+        (4, "", {"WORLD_SIZE": "1"}, 1, None),
+    ],
+)
+def test_as_many_ranks_as_gpus_and_samples_allow(
+    own_choice, capsys, gpus, flags, environment, expected, why
+):
+    for name, value in environment.items():
+        own_choice.setenv(name, value)
+    own_choice.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    own_choice.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert fitting(*flags.split()) == expected
+    said = "" if why is None else f"{expected} ranks, each with one of {gpus} GPUs{why}\n"
+    assert capsys.readouterr().out == said
+    if "--prompts" not in flags:  # problems of an evaluation are shared out over any number
+        everyone = gpus if why is not None else 1
+        assert fitting(*flags.split(), script=eval) == everyone
+        said = "" if why is None else f"{gpus} ranks, each with one of {gpus} GPUs\n"
+        assert capsys.readouterr().out == said
 
 
 @pytest.mark.parametrize(
@@ -54,30 +103,23 @@ def test_as_many_ranks_as_cores_and_problems_allow(
         (None, 4, None),
     ],
 )
-def test_a_container_says_what_there_is(monkeypatch, tmp_path, limit, ranks_there, memory):
+def test_a_container_says_what_there_is(own_choice, tmp_path, limit, ranks_there, memory):
     """As cgroup v2 has it: cores in microseconds of a period, bytes."""
-    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(metrics, "CGROUP", tmp_path)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
-    monkeypatch.setattr(os, "sysconf", lambda name: 2**20)  # 2**40 bytes of RAM
-    monkeypatch.setattr(sys, "orig_argv", [sys.executable, *sys.argv])
+    own_choice.setattr(plan, "CGROUP", tmp_path)
+    own_choice.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    own_choice.setattr(os, "sysconf", lambda name: 2**20)  # 2**40 bytes of RAM
     for name, content in (("cpu.max", limit), ("memory.max", memory)):
         if content:
             (tmp_path / name).write_text(f"{content}\n")
-    args = Namespace(model=str(WEIGHTS / "tiny"), prompts=16, device="cpu")
-    assert ranks.fitting(args) == ranks_there
-    assert metrics.memory_bytes(torch.device("cpu")) == (memory if memory == 2**33 else 2**40)
+    assert fitting("--device", "cpu") == ranks_there
+    assert plan.memory_bytes(torch.device("cpu")) == (memory if memory == 2**33 else 2**40)
 
 
-def test_large_models_and_ids_of_the_hub_have_threads(monkeypatch, tmp_path):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    args = Namespace(model="owner/name", prompts=16, device="cpu")
-    assert ranks.fitting(args) == 1
+def test_large_models_and_ids_of_the_hub_have_threads(own_choice, tmp_path):
+    assert fitting("--model", "owner/name", "--device", "cpu") == 1
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.truncate(ranks.SMALL + 1)
-    args.model = str(tmp_path)
-    assert ranks.fitting(args) == 1
+    assert fitting("--model", str(tmp_path), "--device", "cpu") == 1
 
 
 def python(code, **more):
@@ -96,7 +138,7 @@ with several(3):
 """
     done = python(code)
     assert done.returncode == 0, done.stderr
-    found = eval(done.stdout)
+    found = ast.literal_eval(done.stdout)
     assert [(rank, threads) for rank, threads, _ in found] == [(0, 1), (1, 1), (2, 1)]
     for *_, pid in found:
         with pytest.raises(ProcessLookupError):
@@ -135,7 +177,7 @@ with several(3):
     done = python(code)
     assert done.returncode == 1 and time.monotonic() - begun < 60
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("train.py: error: rank 2: ")
+    assert last.startswith("-c: error: rank 2: ")
     assert ("no memory left" in done.stderr) == ("exit status 1" in last)
     assert ("exit status -9" in last) == ("kill" in end)
 
@@ -150,13 +192,78 @@ with several(3):
         ("python /bin/coverage run train.py --seed 1", 1),
     ],
 )
-def test_below_a_debugger_or_profiler_it_is_one_process(monkeypatch, started, expected):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    monkeypatch.setattr(sys, "orig_argv", started.split())
-    monkeypatch.setattr(sys, "argv", "train.py --seed 1".split())
-    args = Namespace(model=str(WEIGHTS / "tiny"), prompts=16, device="cpu")
-    assert ranks.fitting(args) == expected
+def test_below_a_debugger_or_profiler_it_is_one_process(own_choice, started, expected):
+    own_choice.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    own_choice.setattr(sys, "orig_argv", started.split())
+    own_choice.setattr(sys, "argv", "train.py --seed 1".split())
+    assert fitting("--device", "cpu") == expected
+
+
+def test_a_rank_that_fails_where_nobody_hears_it_ends_the_others():
+    """As one that waits inside NCCL does."""
+    code = """
+from minisoft.run import ranks
+from minisoft.run.world import World
+ranks.LEFT = 1
+with several(2):
+    with World("cpu") as world:
+        if world.rank == 1:
+            sys.exit("no GPU left")
+        import time
+        time.sleep(100)
+"""
+    begun = time.monotonic()
+    done = python(code)
+    assert done.returncode == 1 and time.monotonic() - begun < 60
+    assert "no GPU left" in done.stderr and "error: rank 1: " in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they end with their next exchange")
+def test_ranks_end_with_the_one_that_made_them():
+    """Also before all have met, when nothing else would tell them."""
+    code = """
+import time
+with several(2):
+    if os.environ["RANK"] == "1":
+        time.sleep(100)
+    child = open(f"/proc/self/task/{os.getpid()}/children").read().split()[0]
+    print(child, flush=True)
+    os.kill(os.getpid(), 9)
+"""
+    done = python(code)
+    assert done.returncode == -signal.SIGKILL
+    end = time.monotonic() + 10
+    with suppress(FileNotFoundError):
+        while ") Z " not in open(f"/proc/{int(done.stdout)}/stat").read():  # nor waits for init
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+
+BRIEF = (
+    "--prompts 2 --group 2 --cot 10 --steps 40 --validation 0 --test 0 --warmup 1 --show-every 0"
+)
+
+
+@pytest.mark.parametrize("asked, status", [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_ranks_on_gpus_stop_together_and_go_on(tmp_path, asked, status):
+    """Only the process that was started is asked."""
+    out = tmp_path / "run"
+    process = start_on_gpus(tmp_path, 2, *BRIEF.split(), "--out", out)
+    wait_for(out / "metrics.jsonl")
+    process.send_signal(asked)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    done = len(metrics(out))
+    assert 0 < done < 40 and f"stopped after step {done}" in said
+    said = run_on_gpus(tmp_path, 2, "--out", out, "--resume", "--steps", done + 1)
+    assert said.startswith("2 ranks, each with one of 2 GPUs\n") and len(metrics(out)) == done + 1
+
+
+def test_an_error_of_ranks_on_gpus_is_one_line(tmp_path):
+    process = start_on_gpus(tmp_path, 2, "--data", "missing.jsonl", "--out", tmp_path / "run")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert re.fullmatch("train.py: error: missing.jsonl: expected .*\n", errors)
 
 
 def test_an_error_of_this_rank_does_not_wait_for_the_others():

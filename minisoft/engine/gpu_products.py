@@ -3,8 +3,8 @@ later), and weights that are multiplied together lie together."""
 
 import torch
 
-from minisoft.engine.compiled import OneKernel
 from minisoft.engine.cpu_products import gradient_of_weight
+from minisoft.engine.cuda import OneKernel
 
 AVAILABLE = hasattr(torch.ops.aten.mm, "dtype")  # products of 16-bit numbers into float32
 
@@ -56,17 +56,18 @@ def halves(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 halves_at_once = OneKernel(halves)
 
 
-def stacked(weights: list[torch.nn.Parameter]) -> torch.Tensor:
-    """Weights (o_1, i), (o_2, i), ... -> (o_1 + o_2 + ..., i).  On a GPU, where memory is scarce,
-    they become its rows: nothing is copied the next time, and a change of one is the other's."""
-    first, rows = weights[0].detach(), sum(map(len, weights))
-    ends = [w.data_ptr() + w.nbytes for w in weights]
-    if [w.data_ptr() for w in weights[1:]] == ends[:-1] and first.is_cuda:
+def stacked(parts: list[torch.nn.Parameter]) -> torch.Tensor:
+    """Weights (o_1, i), (o_2, i), ... -> (o_1 + o_2 + ..., i), or biases (o_1,), (o_2,), ...  On a
+    GPU, where memory is scarce and graphs read addresses, they become its rows: nothing is copied
+    the next time, and a change of one is the other's."""
+    first, rows = parts[0].detach(), sum(map(len, parts))
+    ends = [p.data_ptr() + p.nbytes for p in parts]
+    if [p.data_ptr() for p in parts[1:]] == ends[:-1] and first.is_cuda:
         room = first.untyped_storage().nbytes() // first.element_size() - first.storage_offset()
-        if room >= rows * first.shape[1]:
-            return first.as_strided((rows, first.shape[1]), first.stride())
-    matrix = torch.cat([w.detach() for w in weights])
+        if room >= rows * first.stride(0):
+            return first.as_strided((rows, *first.shape[1:]), first.stride())
+    matrix = torch.cat([p.detach() for p in parts])
     if matrix.is_cuda:
-        for w, part in zip(weights, matrix.split(list(map(len, weights)))):
-            w.data = part
+        for p, part in zip(parts, matrix.split(list(map(len, parts)))):
+            p.data = part
     return matrix

@@ -138,8 +138,7 @@ def cache_bytes(model: Transformer, load: Load, machine: Machine) -> dict[str, f
     position = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * size
     N, up = RowCache.round_up(load.rows), RowCache.round_up
     if machine.is_cpu:
-        prompts = 1 << (load.problems - 1).bit_length()  # their places are doubled at need
-        positions = N * up(load.positions) + prompts * up(load.prompt)
+        positions = N * up(load.positions) + 2 * load.problems * up(load.prompt)  # and stacked
     else:
         length = -(-(load.positions + load.prompt) // FusedCache.WIDER) * FusedCache.WIDER
         positions = N * length + load.problems * load.prompt

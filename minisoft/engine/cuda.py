@@ -28,7 +28,10 @@ class OneKernel:
         if not (x.is_cuda and OneKernel.works):
             return self.function(x, *others)
         try:
-            return self._compiled()(x, *others)
+            if self.compiled is None:
+                warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\._inductor")
+                self.compiled = torch.compile(self.function, dynamic=False, options=self.OPTIONS)
+            return self.compiled(x, *others)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a compiler, or its absence, may bring
@@ -37,12 +40,6 @@ class OneKernel:
             text = "torch.compile does not work here, so decoding is slower than it could be"
             print(f"minisoft.engine: {text} ({reason})", file=sys.stderr)
             return self.function(x, *others)
-
-    def _compiled(self):
-        if self.compiled is None:
-            warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\._inductor")
-            self.compiled = torch.compile(self.function, dynamic=False, options=self.OPTIONS)
-        return self.compiled
 
 
 class Graphs:

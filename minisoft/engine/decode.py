@@ -59,7 +59,7 @@ def stream(
         sampling = Sampling(kind, form, decoding, record_actions, model.E.device)
         ahead = ahead or AHEAD.get(model.E.device.type, 1)
         scheduler = Scheduler(model, sampling, requests, rows, ahead)
-        while scheduler.busy():
+        while scheduler.under_way():
             yield from scheduler.advance()
 
 
@@ -74,11 +74,6 @@ class Sequence(Row):
     def answer_start(self) -> int:
         """The position where its answer begins."""
         return self.cot_length + len(self.prefill)
-
-    @property
-    def most_left(self) -> int:
-        """So many positions it may still take, if nothing ends early."""
-        return self.answer_start + ANSWER_TOKENS - self.position
 
 
 class Sampling:
@@ -129,16 +124,13 @@ class Scheduler:
         self.sequences: list[Sequence | None] = [None] * len(self.cache.prompt_of)
         self._admit()
 
-    def busy(self) -> bool:
-        return any(self.sequences)
-
-    def _under_way(self) -> list[Sequence]:
+    def under_way(self) -> list[Sequence]:
         return [sequence for sequence in self.sequences if sequence]
 
     def _admit(self) -> None:
         """Waiting rows take free slots."""
         free = [slot for slot, sequence in enumerate(self.sequences) if sequence is None]
-        free = free[: min(self.limit - len(self._under_way()), len(self.waiting))]
+        free = free[: min(self.limit - len(self.under_way()), len(self.waiting))]
         if not free:
             return
         sequences = [self.waiting.popleft() for _ in free]
@@ -152,7 +144,7 @@ class Scheduler:
             keys.append(key(*self.requests[i].key, sequence.sample))
         self.slots.keys[torch.tensor(free, device=self.device)] = torch.tensor(keys).to(self.device)
         self.cache.bind()
-        self._upload()
+        self.slots.upload(self.sequences)
 
     def _run_prompts(self, requests: set[int]) -> None:
         """Prompts padded to a multiple of BLOCK, which changes nothing, as attention is causal;
@@ -175,30 +167,24 @@ class Scheduler:
             self.cache.prompts[i] = Prompt(*(tuple(x[n : n + 1, :, :P] for x in of) for of in both))
             self.encoded[i] = hidden[n, P - 1]
 
-    def _upload(self) -> None:
-        """The device gets to know where every row stands."""
-        self.slots.upload(
-            (sequence.position, sequence.cot_length, 0 if sequence.stopped else 1)
-            if sequence
-            else (0, 0, 0)
-            for sequence in self.sequences
-        )
-
     def advance(self) -> list[tuple[int, Rollout]]:
         """`ahead` steps and a look at what came of them; then waiting rows take the free slots, or
         these are dropped.  Returns the requests whose last row is done."""
-        sequences = self._under_way()
-        steps = max(1, min(self.ahead, max(sequence.most_left for sequence in sequences)))
+        sequences = self.under_way()
+        most_left = max(s.answer_start + ANSWER_TOKENS - s.position for s in sequences)
+        steps = max(1, min(self.ahead, most_left))
         cot = any(sequence.position < sequence.cot_length for sequence in sequences)
         answer = any(sequence.position + steps > sequence.answer_start for sequence in sequences)
         self.cache.reserve(max(sequence.position for sequence in sequences) + steps)
         for _ in range(steps):
             self.slots.step(self.model, cot, answer)
         done = self._read(steps)
-        if not self.waiting:
-            self._compact()
-        elif len(self._under_way()) < self.limit:
+        if self.waiting:
             self._admit()
+        elif self.under_way() and (order := self.cache.compact()):  # empty slots are dropped
+            self.sequences = [self.sequences[i] for i in order]
+            self.slots.reorder(order)
+            self.cache.bind()
         return done
 
     def _read(self, steps: int) -> list[tuple[int, Rollout]]:
@@ -207,27 +193,17 @@ class Scheduler:
         latest = self.slots.latest(steps)
         done, changed = [], False
         for slot, sequence in enumerate(self.sequences):
-            if sequence is None:
-                continue
-            for token in latest[slot]:
+            for token in latest[slot] if sequence else []:
                 was_stopped = sequence.stopped
                 sequence.take(token)
                 if sequence.done or sequence.stopped != was_stopped:
                     changed = True  # the tokens after the stop phrase are not those of the prefill
                     break
-            if sequence.done:
+            if sequence and sequence.done:
                 done += self._finish(slot, sequence)
         if changed:
-            self._upload()
+            self.slots.upload(self.sequences)
         return done
-
-    def _compact(self) -> None:
-        """Drop empty slots."""
-        order = self.cache.compact() if self.busy() else None
-        if order is not None:
-            self.sequences = [self.sequences[i] for i in order]
-            self.slots.reorder(order)
-            self.cache.bind()
 
     def _finish(self, slot: int, sequence: Sequence) -> list[tuple[int, Rollout]]:
         """The row leaves its slot; [(request, Rollout)] if it was the last one of its request."""
@@ -243,11 +219,9 @@ class Scheduler:
         """What the rows of a request have recorded, padded with 0, which is PAD."""
         rows = [recorded.pop(sample) for sample in request.samples]
         truncated = torch.tensor([row["truncated"] for row in rows], device=self.device)
-        padded = dict.fromkeys(RECORDED)
-        for name in RECORDED:
-            if rows[0][name] is not None:
-                padded[name] = pad_sequence([row[name] for row in rows], batch_first=True)
-        keys = request.keys.to(self.device)
+        wanted = [name for name in RECORDED if rows[0][name] is not None]
+        padded = {x: pad_sequence([row[x] for row in rows], batch_first=True) for x in wanted}
+        keys, padded = request.keys.to(self.device), {"actions": None} | padded
         return Rollout(request.prompt, request.samples, keys, truncated, **padded)
 
 
@@ -297,9 +271,10 @@ class Slots:
         self.samplings = [self.sampling, *others][: self.KEPT]
         return self
 
-    def upload(self, rows) -> None:
-        """(position, CoT length, was its budget spent?) of every slot."""
-        position, cot_length, spent = torch.tensor(list(rows)).T
+    def upload(self, sequences: list[Sequence | None]) -> None:
+        """The device gets to know where the row of every slot stands."""
+        rows = [(s.position, s.cot_length, not s.stopped) if s else (0, 0, 0) for s in sequences]
+        position, cot_length, spent = torch.tensor(rows).T
         self.cache.position.copy_(position)
         self.cot_length.copy_(cot_length)
         self.spent.copy_(spent)
@@ -324,9 +299,7 @@ class Slots:
             self.measures[slots, at] = measure(chosen.logits, chosen.weights)
             if sampling.record_actions:
                 self._record_action(slots, chosen.action, at)
-        self.hidden.copy_(
-            one_position(model, chosen.x, self.cache)
-        )  # (N, d), predicts the next position
+        self.hidden.copy_(one_position(model, chosen.x, self.cache))  # predicts the next position
         at += 1
 
     def _record_action(self, slots: torch.Tensor, action: torch.Tensor, at: torch.Tensor) -> None:
@@ -344,12 +317,11 @@ class Slots:
     def record(self, slot: int, sequence: Sequence) -> dict:
         """What a row has recorded: {name: (S, ...)}, see `rollout.RECORDED`; `truncated`."""
         S, C = sequence.position, sequence.cot_length
-        after_cot = torch.arange(S, device=self.device) - C
-        role = role_at(after_cot, len(sequence.prefill)).to(torch.int8)
+        role = role_at(torch.arange(-C, S - C, device=self.device), len(sequence.prefill))
         recorded = self.sampling.record_actions
         return {
             "ids": self.ids[slot, :S].clone(),
-            "role": role,
+            "role": role.to(torch.int8),
             "actions": self.sampling.actions[slot, :C].clone() if recorded else None,
             "log_prob": self.log_prob[slot, :S].clone(),
             "measures": self.measures[slot, :S].masked_fill((role != COT)[:, None], 0.0),

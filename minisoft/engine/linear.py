@@ -29,22 +29,20 @@ class FastTransformer(Transformer):
     slots = None  # what `minisoft.engine.decode` keeps on a GPU
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        if gives_float32(self.W_d):
-            return float32_product(hidden, self.W_d, self.packed is not None)
-        return product(hidden.float(), self._copy("W_d", self.W_d))
+        return self._product(hidden, "W_d", self.W_d)
 
     def mix(self, p: torch.Tensor) -> torch.Tensor:
-        if gives_float32(self.E):
-            return float32_product(p, self.E.t(), self.packed is not None)
-        return product(p, self._copy("E^T", self.E.t()))
+        return self._product(p, "E^T", self.E.t())
 
-    def _copy(self, name: str, W: torch.Tensor) -> torch.Tensor:
-        """W, or on a CPU inside `packed` a float32 copy, made when first needed."""
-        if self.packed is None or W.is_cuda:
-            return W
-        if name not in self.packed.copies:
-            self.packed.copies[name] = pack(W.float())
-        return self.packed.copies[name]
+    def _product(self, x: torch.Tensor, name: str, W: torch.Tensor) -> torch.Tensor:
+        """x W^T in float32, on a CPU inside `packed` by a copy of W, made when first needed."""
+        if gives_float32(W):
+            return float32_product(x, W, self.packed is not None)
+        if self.packed is not None and not W.is_cuda:
+            if name not in self.packed.copies:
+                self.packed.copies[name] = pack(W.float())
+            W = self.packed.copies[name]
+        return product(x.float(), W)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "slots": None}  # CUDA graphs cannot be copied
@@ -62,8 +60,8 @@ class Packed:
         self.layers = []
         for layer in model.model.layers:
             a, mlp = layer.self_attn, layer.mlp
-            parts = (a.q_proj, a.k_proj, a.v_proj), (a.o_proj,)
-            parts += (mlp.gate_proj, mlp.up_proj), (mlp.down_proj,)
+            heads, gate_and_up = (a.q_proj, a.k_proj, a.v_proj), (mlp.gate_proj, mlp.up_proj)
+            parts = heads, (a.o_proj,), gate_and_up, (mlp.down_proj,)
             self.layers.append([joint(*linear) for linear in parts])
 
 

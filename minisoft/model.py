@@ -119,9 +119,12 @@ class Prompt(Causal):
     keys: tuple[torch.Tensor, ...]
     values: tuple[torch.Tensor, ...]
 
+    @property
+    def length(self) -> int:
+        return self.keys[0].shape[2]
+
     def positions(self, x: torch.Tensor) -> torch.Tensor:
-        start = self.keys[0].shape[2]
-        return torch.arange(start, start + x.shape[1], device=x.device)[None]
+        return torch.arange(self.length, self.length + x.shape[1], device=x.device)[None]
 
     def __call__(self, layer: int, q, k, v) -> torch.Tensor:
         T, P = q.shape[2], self.keys[layer].shape[2]

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from minisoft import engine, reinforce, rollout
-from minisoft.engine import decode, graphs
+from minisoft.engine import cuda, decode
 from minisoft.engine.cache import FusedCache
 from minisoft.rollout import ANSWER, COT, Decoding, Request
 
@@ -107,7 +107,7 @@ def steps(device, monkeypatch):
         step()
         device.in_step = False
 
-    monkeypatch.setattr(graphs.Graphs, "run", run)
+    monkeypatch.setattr(cuda.Graphs, "run", run)
     monkeypatch.setitem(decode.CACHES, "meta", FusedCache)
     return shapes
 

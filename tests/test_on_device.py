@@ -19,7 +19,7 @@ from runs import assert_same_weights, killed_in, metrics, run_ranks, start, summ
 
 import train
 from minisoft import data, engine, evaluation
-from minisoft.engine import graphs
+from minisoft.engine import cuda
 from minisoft.io import WEIGHTS
 from minisoft.io.checkpoint import DTYPES, load_model
 from minisoft.lab.gradient import EMBEDDING
@@ -132,7 +132,7 @@ def test_records_with_and_without_graphs(tiny, device, name, dtype, monkeypatch)
     with counting:
         first, again, often = roll(8), roll(8), roll(1)
         recorded = len(replays)
-        monkeypatch.setattr(graphs, "USED", False)
+        monkeypatch.setattr(cuda, "GRAPHS", False)
         ordinary = roll(8)
     assert len(replays) == recorded and bool(recorded) == (device.type == "cuda")
     for one, *others, seldom in zip(first, again, ordinary, often):

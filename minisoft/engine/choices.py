@@ -72,9 +72,12 @@ def score(
     for _, same_length in sorted(of_length.items(), reverse=True):
         for first in range(0, len(same_length), batch):
             some = same_length[first : first + batch]
-            for question, scores, likeliest in zip(some, *log_probs(model, some)):
-                record = describe_choice(question.number, question.choice, scores, likeliest)
-                yield question.number, record
+            found = [iter(numbers) for numbers in log_probs(model, some)]
+            for q in some:
+                both = [
+                    [[next(numbers) for _ in option] for option in q.targets] for numbers in found
+                ]
+                yield q.number, describe_choice(q.number, q.choice, *both)
 
 
 def lay_out(tokenizer, number: int, choice: Choice) -> Question:
@@ -106,40 +109,23 @@ def lay_out(tokenizer, number: int, choice: Choice) -> Question:
 
 
 @torch.no_grad()
-def log_probs(model: Transformer, questions: list[Question]) -> tuple[list, list]:
-    """Questions of equal length -> for each of them and each option the log-probability of each of
-    its scored tokens, in nats; and likewise whether it is the most likely token there."""
-    device, T = model.E.device, len(questions[0].ids)
-    ids = torch.tensor([question.ids for question in questions], device=device)  # (Q, T)
-    branch = torch.tensor([question.branch for question in questions], device=device)
-    positions = torch.tensor([question.positions for question in questions], device=device)
+def log_probs(model: Transformer, questions: list[Question]) -> tuple[list[float], list[bool]]:
+    """Questions of equal length -> the log-probability of each scored token of each option, in
+    nats, and whether it is the most likely token there; both one after the other, with more behind.
+    """
+    device, T, block = model.E.device, len(questions[0].ids), RowCache.BLOCK
+    rows = torch.tensor([[q.ids, q.branch, q.positions] for q in questions], device=device)
+    ids, branch, positions = rows.unbind(1)  # each (Q, T)
     hidden = model(model.embed(ids), Tree(branch, positions)).flatten(0, 1)  # (Q T, d)
-    places, targets = [], []
+    scored = []  # (row of hidden, the token that it predicts), a multiple of `block`
     for q, question in enumerate(questions):
-        for option_places, option_targets in zip(question.places, question.targets):
-            places += [q * T + place for place in option_places]
-            targets += option_targets
-    places, targets = torch.tensor(places, device=device), torch.tensor(targets, device=device)
-    scores, likeliest = _token_scores(model, hidden, places, targets)
-    return _as_options(scores, questions), _as_options(likeliest, questions)
-
-
-def _as_options(numbers: list, questions: list[Question]) -> list[list[list]]:
-    """One number of each scored token, in order -> lists of them by question and option."""
-    numbers = iter(numbers)
-    return [[[next(numbers) for _ in option] for option in q.targets] for q in questions]
-
-
-def _token_scores(model: Transformer, hidden, places, targets) -> tuple[list[float], list[bool]]:
-    """Log-probabilities of the tokens targets (S,) given the encodings hidden[places], places
-    (S,), and whether they are the most likely ones; logits exist for one chunk at a time, and every
-    chunk is a multiple of BLOCK."""
-    S, block = len(targets), RowCache.BLOCK
-    places, targets = F.pad(places, (0, -S % block)), F.pad(targets, (0, -S % block))
+        for option in zip(question.places, question.targets, strict=True):
+            scored += [(q * T + place, target) for place, target in zip(*option, strict=True)]
+    scored = torch.tensor(scored + [(0, 0)] * (-len(scored) % block), device=device)
     chunk = max(LOGITS_AT_ONCE // model.config.vocab_size // block, 1) * block
     scores, likeliest = [], []
-    for some, tokens in zip(places.split(chunk), targets.split(chunk)):
-        logits = model.logits(hidden[some])
-        scores += Categorical(logits).log_prob(tokens).tolist()
-        likeliest += (logits.argmax(-1) == tokens).tolist()
-    return scores[:S], likeliest[:S]
+    for places, targets in (some.T for some in scored.split(chunk)):
+        logits = model.logits(hidden[places])  # exist for a chunk at a time
+        scores += Categorical(logits).log_prob(targets).tolist()
+        likeliest += (logits.argmax(-1) == targets).tolist()
+    return scores, likeliest

@@ -17,7 +17,7 @@ def product(x: torch.Tensor, W: torch.Tensor, b: torch.Tensor | None = None) -> 
     Differentiable unless W is packed.  With float32 x and bfloat16 W only the gradient of W is
     multiplied in bfloat16.
     """
-    return _multiply(x, W, b) if W.is_mkldnn else _Product.apply(x, W, b)
+    return _multiply(x, W, b) if W.is_mkldnn else Product.apply(x, W, b, _multiply)
 
 
 def pack(W: torch.Tensor) -> torch.Tensor:
@@ -37,32 +37,36 @@ def _by_float32(x: torch.Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.bfloat16 and not BFLOAT16
 
 
-def _multiply(x, W, b=None):
+def _multiply(x, W, b):
     if _by_float32(x):
         W, b = (y if y is None or y.is_mkldnn else y.float() for y in (W, b))
         return _multiply(x.float(), W, b).to(x.dtype)
+    W = W if W.is_mkldnn else W.to(x.dtype)
     if _by_onednn(x):
         return torch.ops.mkldnn._linear_pointwise(x, W, b, "none", [], "")
     return F.linear(x, W, b)
 
 
-class _Product(torch.autograd.Function):
+class Product(torch.autograd.Function):
+    """x W^T + b by a function `multiply` of x, W and b, which also gives the gradient of x."""
+
     @staticmethod
-    def forward(ctx, x, W, b):
+    def forward(ctx, x, W, b, multiply):
         ctx.save_for_backward(x, W)
-        return _multiply(x, W.to(x.dtype), b)
+        ctx.multiply = multiply
+        return multiply(x, W, b)
 
     @staticmethod
     def backward(ctx, dy):
         x, W = ctx.saved_tensors
         dx = dW = db = None
         if ctx.needs_input_grad[0]:
-            dx = _multiply(dy, W.t().to(dy.dtype))  # (..., i)
+            dx = ctx.multiply(dy, W.t(), None).to(x.dtype)  # (..., i)
         if ctx.needs_input_grad[1]:
             dW = gradient_of_weight(x, W, dy)
         if ctx.needs_input_grad[2]:
             db = dy.to(W.dtype).flatten(0, -2).sum(0)
-        return dx, dW, db
+        return dx, dW, db, None
 
 
 def gradient_of_weight(x: torch.Tensor, W: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:

@@ -16,9 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from minisoft.data import ANSWER_TOKENS, Format
 from minisoft.draws import Draws, key
-from minisoft.engine import graphs
+from minisoft.engine import cuda
 from minisoft.engine.cache import FusedCache, RowCache
-from minisoft.engine.fused import measure
+from minisoft.engine.fused import measure, one_position
 from minisoft.engine.linear import FastTransformer, packed
 from minisoft.model import Prompt
 from minisoft.rollout import COT, RECORDED, Decoding, Request, Roles, Rollout, Row, choose, role_at
@@ -56,10 +56,10 @@ def stream(
     if not requests:  # more ranks than problems
         return
     with packed(model):
-        sampling = Sampling(kind, form, decoding, record_actions)
+        sampling = Sampling(kind, form, decoding, record_actions, model.E.device)
         ahead = ahead or AHEAD.get(model.E.device.type, 1)
         scheduler = Scheduler(model, sampling, requests, rows, ahead)
-        while scheduler.busy():
+        while scheduler.under_way():
             yield from scheduler.advance()
 
 
@@ -75,28 +75,20 @@ class Sequence(Row):
         """The position where its answer begins."""
         return self.cot_length + len(self.prefill)
 
-    @property
-    def most_left(self) -> int:
-        """So many positions it may still take, if nothing ends early."""
-        return self.answer_start + ANSWER_TOKENS - self.position
-
 
 class Sampling:
     """What all rows of a rollout have in common, and what a device keeps for others like it:
     prefilled tokens, recorded actions, CUDA graphs."""
 
-    def __init__(self, kind, form: Format, decoding: Decoding, record_actions: bool):
+    def __init__(self, kind, form: Format, decoding: Decoding, record_actions: bool, device):
         self.kind, self.form, self.decoding = kind, form, decoding
         self.record_actions = record_actions
         self.alike = (kind, form.prefill, decoding, record_actions)  # equal: the same graphs do
-        self.actions = None  # (N, C + 1) or (N, C + 1, ...), made when the first action is known
-        self.graphs: dict[tuple, torch.cuda.CUDAGraph | None] = {}
-
-    def to(self, device: torch.device) -> "Sampling":
-        prefill = [torch.tensor(ids, device=device) for ids in self.form.prefill]
+        prefill = [torch.tensor(ids, device=device) for ids in form.prefill]
         self.prefill = pad_sequence(prefill, batch_first=True)  # (2, F)
         self.prefill_length = torch.tensor([len(ids) for ids in prefill], device=device)  # (2,)
-        return self
+        self.actions = None  # (N, C + 1) or (N, C + 1, ...), made when the first action is known
+        self.graphs: dict[tuple, torch.cuda.CUDAGraph | None] = {}
 
 
 class Scheduler:
@@ -123,41 +115,36 @@ class Scheduler:
             for sample in request.samples
         )
         self.limit = min(rows or len(self.waiting), len(self.waiting))
-        self.unfinished = [len(request.samples) for request in requests]
         self.finished: list[dict[int, dict]] = [{} for _ in requests]  # {sample: what it recorded}
-        # request -> (number of its prompt in the cache, encoding of the prompt's last position)
-        self.prompts: dict[int, tuple[int, torch.Tensor]] = {}
+        self.encoded: dict[int, torch.Tensor] = {}  # request -> its prompt's last encoding (d,)
         capacity = budget + max(map(len, form.prefill)) + ANSWER_TOKENS + ahead
         prompt = max(len(request.prompt) for request in requests)
         self.slots = slots_for(model, sampling, self.limit, capacity, prompt)
         self.cache, self.device = self.slots.cache, model.E.device
         self.sequences: list[Sequence | None] = [None] * len(self.cache.prompt_of)
-        self.changed = False  # rows came or moved since they were bound to their prompts
         self._admit()
 
-    def busy(self) -> bool:
-        return any(self.sequences)
-
-    def _under_way(self) -> list[Sequence]:
+    def under_way(self) -> list[Sequence]:
         return [sequence for sequence in self.sequences if sequence]
 
     def _admit(self) -> None:
         """Waiting rows take free slots."""
         free = [slot for slot, sequence in enumerate(self.sequences) if sequence is None]
-        free = free[: min(self.limit - len(self._under_way()), len(self.waiting))]
+        free = free[: min(self.limit - len(self.under_way()), len(self.waiting))]
         if not free:
             return
         sequences = [self.waiting.popleft() for _ in free]
-        self._run_prompts({sequence.request for sequence in sequences} - set(self.prompts))
+        self._run_prompts({sequence.request for sequence in sequences} - set(self.encoded))
         keys = []
         for slot, sequence in zip(free, sequences, strict=True):
+            i = sequence.request
             self.sequences[slot] = sequence
-            number, self.slots.hidden[slot] = self.prompts[sequence.request]
-            self.cache.prompt_of[slot] = number
-            keys.append(key(*self.requests[sequence.request].key, sequence.sample))
+            self.cache.prompt_of[slot] = i
+            self.slots.hidden[slot] = self.encoded[i]
+            keys.append(key(*self.requests[i].key, sequence.sample))
         self.slots.keys[torch.tensor(free, device=self.device)] = torch.tensor(keys).to(self.device)
-        self._upload()
-        self.changed = True
+        self.cache.bind()
+        self.slots.upload(self.sequences)
 
     def _run_prompts(self, requests: set[int]) -> None:
         """Prompts padded to a multiple of BLOCK, which changes nothing, as attention is causal;
@@ -166,8 +153,9 @@ class Scheduler:
         for i in sorted(requests):
             alike.setdefault(RowCache.round_up(len(self.requests[i].prompt)), []).append(i)
         for length, numbers in alike.items():
-            for some in torch.tensor(numbers).split(max(1, PROMPTS_AT_ONCE // length)):
-                self._run_alike(some.tolist(), length)
+            at_once = max(1, PROMPTS_AT_ONCE // length)
+            for first in range(0, len(numbers), at_once):
+                self._run_alike(numbers[first : first + at_once], length)
 
     def _run_alike(self, requests: list[int], length: int) -> None:
         """Prompts padded to one length, together."""
@@ -175,36 +163,28 @@ class Scheduler:
         ids = torch.tensor([prompt + [0] * (length - len(prompt)) for prompt in prompts])
         hidden, recorded = self.model.prefill(ids.to(self.device))
         for n, (i, prompt) in enumerate(zip(requests, prompts, strict=True)):
-            one = (tuple(x[n : n + 1] for x in part) for part in (recorded.keys, recorded.values))
-            self.prompts[i] = self.cache.add(Prompt(*one), len(prompt)), hidden[n, len(prompt) - 1]
-
-    def _upload(self) -> None:
-        """The device gets to know where every row stands."""
-        self.slots.upload(
-            (sequence.position, sequence.cot_length, 0 if sequence.stopped else 1)
-            if sequence
-            else (0, 0, 0)
-            for sequence in self.sequences
-        )
+            P, both = len(prompt), (recorded.keys, recorded.values)
+            self.cache.prompts[i] = Prompt(*(tuple(x[n : n + 1, :, :P] for x in of) for of in both))
+            self.encoded[i] = hidden[n, P - 1]
 
     def advance(self) -> list[tuple[int, Rollout]]:
         """`ahead` steps and a look at what came of them; then waiting rows take the free slots, or
         these are dropped.  Returns the requests whose last row is done."""
-        if self.changed:
-            self.cache.bind()
-            self.changed = False
-        sequences = self._under_way()
-        steps = max(1, min(self.ahead, max(sequence.most_left for sequence in sequences)))
+        sequences = self.under_way()
+        most_left = max(s.answer_start + ANSWER_TOKENS - s.position for s in sequences)
+        steps = max(1, min(self.ahead, most_left))
         cot = any(sequence.position < sequence.cot_length for sequence in sequences)
         answer = any(sequence.position + steps > sequence.answer_start for sequence in sequences)
         self.cache.reserve(max(sequence.position for sequence in sequences) + steps)
         for _ in range(steps):
             self.slots.step(self.model, cot, answer)
         done = self._read(steps)
-        if not self.waiting:
-            self._compact()
-        elif len(self._under_way()) < self.limit:
+        if self.waiting:
             self._admit()
+        elif self.under_way() and (order := self.cache.compact()):  # empty slots are dropped
+            self.sequences = [self.sequences[i] for i in order]
+            self.slots.reorder(order)
+            self.cache.bind()
         return done
 
     def _read(self, steps: int) -> list[tuple[int, Rollout]]:
@@ -213,48 +193,35 @@ class Scheduler:
         latest = self.slots.latest(steps)
         done, changed = [], False
         for slot, sequence in enumerate(self.sequences):
-            if sequence is None:
-                continue
-            for token in latest[slot]:
+            for token in latest[slot] if sequence else []:
                 was_stopped = sequence.stopped
                 sequence.take(token)
                 if sequence.done or sequence.stopped != was_stopped:
                     changed = True  # the tokens after the stop phrase are not those of the prefill
                     break
-            if sequence.done:
+            if sequence and sequence.done:
                 done += self._finish(slot, sequence)
         if changed:
-            self._upload()
+            self.slots.upload(self.sequences)
         return done
-
-    def _compact(self) -> None:
-        """Drop empty slots."""
-        order = self.cache.compact() if self.busy() else None
-        if order is not None:
-            self.sequences = [self.sequences[i] for i in order]
-            self.slots.reorder(order)
-            self.changed = True
 
     def _finish(self, slot: int, sequence: Sequence) -> list[tuple[int, Rollout]]:
         """The row leaves its slot; [(request, Rollout)] if it was the last one of its request."""
         i = sequence.request
         self.finished[i][sequence.sample] = self.slots.record(slot, sequence)
         self.sequences[slot] = self.cache.prompt_of[slot] = None
-        self.unfinished[i] -= 1
-        if self.unfinished[i]:
+        if len(self.finished[i]) < len(self.requests[i].samples):
             return []
-        self.cache.free(self.prompts.pop(i)[0])
+        del self.cache.prompts[i], self.encoded[i]
         return [(i, self._join(self.requests[i], self.finished[i]))]
 
     def _join(self, request: Request, recorded: dict[int, dict]) -> Rollout:
         """What the rows of a request have recorded, padded with 0, which is PAD."""
         rows = [recorded.pop(sample) for sample in request.samples]
         truncated = torch.tensor([row["truncated"] for row in rows], device=self.device)
-        padded = dict.fromkeys(RECORDED)
-        for name in RECORDED:
-            if rows[0][name] is not None:
-                padded[name] = pad_sequence([row[name] for row in rows], batch_first=True)
-        keys = request.keys.to(self.device)
+        wanted = [name for name in RECORDED if rows[0][name] is not None]
+        padded = {x: pad_sequence([row[x] for row in rows], batch_first=True) for x in wanted}
+        keys, padded = request.keys.to(self.device), {"actions": None} | padded
         return Rollout(request.prompt, request.samples, keys, truncated, **padded)
 
 
@@ -264,7 +231,7 @@ def slots_for(model, sampling: Sampling, rows: int, capacity: int, prompt: int) 
     if model.E.device.type not in CACHES or not isinstance(model, FastTransformer):
         return Slots(model, rows, capacity, prompt).begin(sampling)
     weights = [p.data_ptr() for p in model.parameters()]  # which the graphs have read
-    slots, asked = model.slots, (RowCache.round_up(rows), weights, graphs.USED)
+    slots, asked = model.slots, (RowCache.round_up(rows), weights, cuda.GRAPHS)
     fits = slots and slots.asked == asked and slots.capacity >= capacity and slots.prompt >= prompt
     if not fits:
         model.slots = None  # so that its memory is free before the next one is made
@@ -285,7 +252,7 @@ class Slots:
         cache = CACHES.get(device.type, RowCache)
         self.cache = cache(config, rows, capacity, prompt, device, dtype)
         self.samplings: list[Sampling] = []  # the latest first
-        self.graphs = graphs.Graphs(device)
+        self.graphs = cuda.Graphs(device)
         N, whole = len(self.cache.prompt_of), {"dtype": torch.long, "device": device}
         self.keys = torch.zeros(N, **whole)
         self.cot_length = torch.zeros(N, **whole)
@@ -299,14 +266,15 @@ class Slots:
         """A rollout begins; what was kept of one like it is used again."""
         self.cache.clear()
         same = [kept for kept in self.samplings if kept.alike == sampling.alike]
-        self.sampling = same[0] if same else sampling.to(self.device)
+        self.sampling = same[0] if same else sampling
         others = [kept for kept in self.samplings if kept is not self.sampling]
         self.samplings = [self.sampling, *others][: self.KEPT]
         return self
 
-    def upload(self, rows) -> None:
-        """(position, CoT length, was its budget spent?) of every slot."""
-        position, cot_length, spent = torch.tensor(list(rows)).T
+    def upload(self, sequences: list[Sequence | None]) -> None:
+        """The device gets to know where the row of every slot stands."""
+        rows = [(s.position, s.cot_length, not s.stopped) if s else (0, 0, 0) for s in sequences]
+        position, cot_length, spent = torch.tensor(rows).T
         self.cache.position.copy_(position)
         self.cot_length.copy_(cot_length)
         self.spent.copy_(spent)
@@ -331,7 +299,7 @@ class Slots:
             self.measures[slots, at] = measure(chosen.logits, chosen.weights)
             if sampling.record_actions:
                 self._record_action(slots, chosen.action, at)
-        self.hidden.copy_(self.cache.forward(model, chosen.x))  # (N, d), predicts the next position
+        self.hidden.copy_(one_position(model, chosen.x, self.cache))  # predicts the next position
         at += 1
 
     def _record_action(self, slots: torch.Tensor, action: torch.Tensor, at: torch.Tensor) -> None:
@@ -349,12 +317,11 @@ class Slots:
     def record(self, slot: int, sequence: Sequence) -> dict:
         """What a row has recorded: {name: (S, ...)}, see `rollout.RECORDED`; `truncated`."""
         S, C = sequence.position, sequence.cot_length
-        after_cot = torch.arange(S, device=self.device) - C
-        role = role_at(after_cot, len(sequence.prefill)).to(torch.int8)
+        role = role_at(torch.arange(-C, S - C, device=self.device), len(sequence.prefill))
         recorded = self.sampling.record_actions
         return {
             "ids": self.ids[slot, :S].clone(),
-            "role": role,
+            "role": role.to(torch.int8),
             "actions": self.sampling.actions[slot, :C].clone() if recorded else None,
             "log_prob": self.log_prob[slot, :S].clone(),
             "measures": self.measures[slot, :S].masked_fill((role != COT)[:, None], 0.0),

@@ -1,7 +1,7 @@
 """One position of many rows, in few operations.
 
 A decoding step of few rows or a small model is bound by the number of its operations.  What stands
-between two products is one function here, and on a GPU one kernel (see `compiled`).
+between two products is one function here, and on a GPU one kernel (see `cuda`).
 
 Dimensions: N rows, H query and K key/value heads, D head_dim, d width, V vocabulary.
 """
@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from minisoft import soft
-from minisoft.engine.compiled import OneKernel
-from minisoft.engine.linear import product
+from minisoft.engine.cuda import OneKernel
 from minisoft.model import rotate
 
 
@@ -49,21 +48,22 @@ measure = OneKernel(soft.measure)
 
 
 def one_position(model, x: torch.Tensor, cache) -> torch.Tensor:
-    """What `model(x[:, None], cache)[:, 0]` is: inputs (N, d) -> encodings hL (N, d), by a packed
-    model and a RowCache."""
+    """What `Transformer.forward` gives for the next position of every row on a cache, by a packed
+    model: inputs (N, d) -> encodings hL (N, d)."""
     x = x[:, None].to(model.E.dtype)
-    rope = model._rope(cache.positions(x), x.dtype)
+    rope = model._rope(cache.positions(), x.dtype)
     layers, N, D = model.model.layers, len(x), model.config.head_dim
     norms = [*(layer.input_layernorm for layer in layers[1:]), model.model.norm]
     normed = layers[0].input_layernorm(x)
-    for number, (layer, next_norm) in enumerate(zip(layers, norms, strict=True)):
-        attention, mlp, norm = layer.self_attn, layer.mlp, layer.post_attention_layernorm
-        heads = product(normed, attention.matrix, attention.bias).view(N, 1, -1, D).transpose(1, 2)
+    for n, (layer, next_norm) in enumerate(zip(layers, norms, strict=True)):
+        to_heads, from_heads, to_gate_and_up, down = model.packed.layers[n]
+        attention, norm = layer.self_attn, layer.post_attention_layernorm
+        heads = to_heads(normed).view(N, 1, -1, D).transpose(1, 2)  # (N, H + 2 K, 1, D)
         of_heads = (attention.q_norm, attention.k_norm) if model.config.qk_norm else ()
         of_heads = [(norm.weight, norm.eps) for norm in of_heads]
-        q = cache.append(number, heads, rope, of_heads)
-        out = attention.o_proj(cache.attend(number, q).reshape(N, 1, -1))
+        q = rotate_and_store(heads, rope, of_heads, *cache.stored(n), (cache.rows, cache.at))
+        out = from_heads(cache.attend(n, q).reshape(N, 1, -1))
         x, normed = add_and_norm(x, out, norm.weight, norm.eps)
-        out = mlp.down_proj(swiglu(product(normed, mlp.matrix, mlp.bias)))
+        out = down(swiglu(to_gate_and_up(normed)))
         x, normed = add_and_norm(x, out, next_norm.weight, next_norm.eps)
     return normed[:, 0]

@@ -1,10 +1,12 @@
 """Products with weights on GPUs: 16-bit W_d and E as they are stored give float32 (torch 2.8 or
 later), and weights that are multiplied together lie together."""
 
+from functools import partial
+
 import torch
 
-from minisoft.engine.compiled import OneKernel
-from minisoft.engine.cpu_products import gradient_of_weight
+from minisoft.engine.cpu_products import Product
+from minisoft.engine.cuda import OneKernel
 
 AVAILABLE = hasattr(torch.ops.aten.mm, "dtype")  # products of 16-bit numbers into float32
 
@@ -19,32 +21,9 @@ def float32_product(x: torch.Tensor, W: torch.Tensor, compiled: bool) -> torch.T
 
     compiled: worth it for few rows, always as many, without a gradient; a replay has many, and one.
     """
-    flat = x.flatten(0, -2)
-    y = _multiply(flat, W.t(), halves_at_once) if compiled else _Float32Product.apply(flat, W)
+    multiply = partial(_multiply, halves=halves_at_once if compiled else halves)
+    y = Product.apply(x.flatten(0, -2), W, None, multiply)
     return y.view(*x.shape[:-1], -1)
-
-
-class _Float32Product(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, W):
-        ctx.save_for_backward(x, W)
-        return _multiply(x, W.t(), halves)
-
-    @staticmethod
-    def backward(ctx, dy):
-        x, W = ctx.saved_tensors
-        dx = _multiply(dy, W, halves).to(x.dtype) if ctx.needs_input_grad[0] else None
-        dW = gradient_of_weight(x, W, dy) if ctx.needs_input_grad[1] else None
-        return dx, dW
-
-
-def _multiply(x, W, halves):
-    """x (k, i), W (i, o) in 16 bits -> x W (k, o) float32.  W is read once: a float32 x is the sum
-    of two 16-bit numbers (see `halves`), and what little is left is lost."""
-    if x.dtype == W.dtype:
-        return torch.mm(x, W, out_dtype=torch.float32)
-    y = torch.mm(halves(x, W.dtype), W, out_dtype=torch.float32)
-    return y[: len(x)] + y[len(x) :]
 
 
 def halves(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -56,17 +35,27 @@ def halves(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 halves_at_once = OneKernel(halves)
 
 
-def stacked(weights: list[torch.nn.Parameter]) -> torch.Tensor:
-    """Weights (o_1, i), (o_2, i), ... -> (o_1 + o_2 + ..., i).  On a GPU, where memory is scarce,
-    they become its rows: nothing is copied the next time, and a change of one is the other's."""
-    first, rows = weights[0].detach(), sum(map(len, weights))
-    ends = [w.data_ptr() + w.nbytes for w in weights]
-    if [w.data_ptr() for w in weights[1:]] == ends[:-1] and first.is_cuda:
+def _multiply(x, W, _, halves):
+    """x (k, i), W (o, i) in 16 bits -> x W^T (k, o) float32, without a bias.  W is read once: a
+    float32 x is the sum of two 16-bit numbers (see `halves`), and what little is left is lost."""
+    if x.dtype == W.dtype:
+        return torch.mm(x, W.t(), out_dtype=torch.float32)
+    y = torch.mm(halves(x, W.dtype), W.t(), out_dtype=torch.float32)
+    return y[: len(x)] + y[len(x) :]
+
+
+def stacked(parts: list[torch.nn.Parameter]) -> torch.Tensor:
+    """Weights (o_1, i), (o_2, i), ... -> (o_1 + o_2 + ..., i), or biases (o_1,), (o_2,), ...  On a
+    GPU, where memory is scarce and graphs read addresses, they become its rows: nothing is copied
+    the next time, and a change of one is the other's."""
+    first, rows = parts[0].detach(), sum(map(len, parts))
+    ends = [p.data_ptr() + p.nbytes for p in parts]
+    if [p.data_ptr() for p in parts[1:]] == ends[:-1] and first.is_cuda:
         room = first.untyped_storage().nbytes() // first.element_size() - first.storage_offset()
-        if room >= rows * first.shape[1]:
-            return first.as_strided((rows, first.shape[1]), first.stride())
-    matrix = torch.cat([w.detach() for w in weights])
+        if room >= rows * first.stride(0):
+            return first.as_strided((rows, *first.shape[1:]), first.stride())
+    matrix = torch.cat([p.detach() for p in parts])
     if matrix.is_cuda:
-        for w, part in zip(weights, matrix.split(list(map(len, weights)))):
-            w.data = part
+        for p, part in zip(parts, matrix.split(list(map(len, parts)))):
+            p.data = part
     return matrix

@@ -15,6 +15,7 @@ Dimensions: n rows of one problem, m of them at once, S positions after the prom
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -102,18 +103,13 @@ class Replay:
     def _encodings(self, part: Rollout, prompt: Prompt, last: torch.Tensor) -> torch.Tensor:
         """The encodings hL (m, S, d) that predict each position of some rows, in one
         teacher-forced pass; last (1, d): that of the prompt's last position."""
-        thoughts = self._in_chunks(part.taken(COT))
+        chunks = part.taken(COT).split(self._chunk())
+        inputs = partial(checkpoint, self.kind.embed, self.model, use_reentrant=False)
+        thoughts = torch.cat([inputs(actions) for actions in chunks])  # (k, d), computed again
         x = self.model.embed(part.ids)  # (m, S, d)
         x = x.masked_scatter((part.role == COT)[..., None], thoughts)
         hidden = self.model(x[:, :-1], prompt)  # (m, S-1, d), predicts positions 1..S-1
         return torch.cat((last.expand(len(x), 1, -1), hidden), dim=1)
-
-    def _in_chunks(self, actions: torch.Tensor) -> torch.Tensor:
-        """Actions (k, ...) -> their inputs (k, d), a chunk at a time, in the backward pass too,
-        where they are computed again."""
-        parts = actions.split(self._chunk())
-        embed = self.kind.embed
-        return torch.cat([checkpoint(embed, self.model, x, use_reentrant=False) for x in parts])
 
     def _log_probs(self, part: Rollout, hidden: torch.Tensor, weights=None) -> torch.Tensor:
         """The log-probabilities (m, S) of the actions of some rows, float64; else 0.
@@ -137,12 +133,8 @@ class Replay:
 
     def _chunk(self) -> int:
         """Positions whose logits may exist at once."""
-        return logits_at_once(self.model.E.device) // self.model.config.vocab_size or 1
-
-
-def logits_at_once(device: torch.device) -> int:
-    """How many numbers the logits of a chunk may be."""
-    return LOGITS_AT_ONCE * (ON_GPU if device.type == "cuda" else 1)
+        numbers = LOGITS_AT_ONCE * (ON_GPU if self.model.E.is_cuda else 1)
+        return numbers // self.model.config.vocab_size or 1
 
 
 class ReplayPrompt(Prompt):

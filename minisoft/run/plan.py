@@ -191,8 +191,7 @@ def cache_bytes(model: Transformer, load: Load) -> dict[str, float]:
     rollout."""
     N, up = RowCache.round_up(load.rows), RowCache.round_up
     if load.device == "cpu":
-        prompts = 1 << (load.problems - 1).bit_length()  # their places are doubled at need
-        positions = N * up(load.positions) + prompts * up(load.prompt)
+        positions = N * up(load.positions) + 2 * load.problems * up(load.prompt)  # and stacked
     else:
         length = -(-(load.positions + load.prompt) // FusedCache.WIDER) * FusedCache.WIDER
         positions = N * length + load.problems * load.prompt

@@ -7,7 +7,7 @@ import torch
 from conftest import KINDS, random_ids
 
 from minisoft import engine
-from minisoft.engine import decode, linear
+from minisoft.engine import decode
 from minisoft.engine.cache import FusedCache
 from minisoft.kinds import make_kind
 from minisoft.lab import bench
@@ -84,10 +84,9 @@ def test_the_cache_of_a_gpu_gives_the_same_rollouts(tiny, name, monkeypatch):
 @pytest.mark.parametrize("architecture", ["llama3", "llama-mlp-bias", "qwen2", "qwen3"])
 @pytest.mark.parametrize("name", ["hard", "soft"])
 def test_rollouts_in_kept_slots_follow_the_weights(fast, architecture, name, monkeypatch):
-    """The slots are kept from rollout to rollout, for other prompts and after an update, and what a
-    graph would have read lies where it lay."""
+    """The slots are kept from rollout to rollout, for other prompts and after an update."""
     model = copy.deepcopy(fast(architecture)[1])
-    form, kind, biases = bench.FullLength([1, 2]), make_kind(name, 1.0), []
+    form, kind = bench.FullLength([1, 2]), make_kind(name, 1.0)
 
     def roll(seed):
         prompts = [random_ids(9 + 3 * i, seed=seed + i).tolist() for i in range(2)]
@@ -109,11 +108,9 @@ def test_rollouts_in_kept_slots_follow_the_weights(fast, architecture, name, mon
     for seed in (0, 10):
         found.append(roll(seed))
         kept.append(model.slots)
-        together = [m for m in model.modules() if isinstance(m, linear.Together)]
-        biases.append([m.kept.data_ptr() for m in together if m.kept is not None])
         if not seed:
             change()
-    assert kept[0] is kept[1] and biases[0] == biases[1]
+    assert kept[0] is kept[1]
     for one, two in zip(sum(expected, []), sum(found, [])):
         assert torch.equal(one.ids, two.ids)
         assert (one.log_prob - two.log_prob).abs().max() < 2e-3

@@ -11,6 +11,7 @@ from conftest import ARCHITECTURES, close, logits_of, random_ids
 from minisoft import engine
 from minisoft.engine import cpu_products
 from minisoft.engine.cpu_products import pack, product
+from minisoft.engine.gpu_products import stacked
 from minisoft.engine.linear import packed
 from minisoft.io import WEIGHTS
 from minisoft.io.checkpoint import load_model
@@ -119,18 +120,29 @@ def test_a_packed_model_computes_the_same_and_forgets_its_copies(dtype):
     mixed = model.mix(p)
     with packed(model):
         assert torch.equal(logits_of(model, ids), logits) and torch.equal(model.mix(p), mixed)
-        assert set(model.copies) == {"W_d", "E^T"}
-    modules = list(model.model.layers.modules())
-    assert model.copies is None
-    assert all(getattr(module, "copy", None) is None for module in modules)
+        assert set(model.packed.copies) == {"W_d", "E^T"}
+    assert model.packed is None
     with pytest.raises(RuntimeError), packed(model):
         raise RuntimeError
-    assert model.copies is None
+    assert model.packed is None
     model.E.mul_(2)
     torch.testing.assert_close(model.mix(p), 2 * mixed)
 
 
-@torch.no_grad()
-def test_packing_leaves_a_plain_model_alone(tiny):
-    with packed(tiny.model):
-        assert type(tiny.model) is Transformer and not hasattr(tiny.model, "copies")
+class OnGpu(torch.Tensor):
+    """A tensor that lies on a GPU, as it says."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize("inner", [(), (4,)], ids=["biases", "weights"])
+def test_what_a_gpu_multiplies_together_lies_together(inner):
+    """And stays where it is, where CUDA graphs have read it, whatever becomes of the numbers."""
+    parts = [numbers(n, *inner, seed=n).as_subclass(OnGpu) for n in (6, 2, 3)]
+    expected = torch.cat([part.detach().clone() for part in parts])
+    matrix = stacked(parts)
+    assert torch.equal(matrix, expected)
+    for part in parts:
+        part.mul_(2)
+    again = stacked(parts)
+    assert again.data_ptr() == matrix.data_ptr() and torch.equal(again, 2 * expected)

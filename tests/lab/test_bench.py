@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minisoft import kinds
-from minisoft.engine.cache import RowCache
+from minisoft.engine import decode
 from minisoft.io import WEIGHTS
 from minisoft.lab import bench
 from minisoft.rollout import COT
@@ -61,8 +61,8 @@ def test_passes_are_counted(monkeypatch):
     """A position a pass here; in the loop the prefilled tokens go through in one."""
     work = prepare("--cot 5 --group 3")
     calls = []
-    forward = RowCache.forward
-    monkeypatch.setattr(RowCache, "forward", lambda *x: calls.append("ours") or forward(*x))
+    forward = decode.one_position
+    monkeypatch.setattr(decode, "one_position", lambda *x: calls.append("ours") or forward(*x))
     work.rollout(work.policy.of_kind("soft"), 0)
     args = flags()
     args.dtype = "float32"

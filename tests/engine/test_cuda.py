@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from minisoft.engine.compiled import OneKernel
+from minisoft.engine.cuda import OneKernel
 
 ON_GPU = SimpleNamespace(is_cuda=True)
 

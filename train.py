@@ -23,7 +23,7 @@ from minisoft.errors import InputError
 from minisoft.io import WEIGHTS, checkpoint
 from minisoft.kinds import COT, NOISE, TAU_OF, TEMPLATE, TOKENS, TRAINING
 from minisoft.kinds.options import TINY, Option, parse
-from minisoft.reinforce import leave_one_out
+from minisoft.reinforce import ADVANTAGES
 from minisoft.run import plan, ranks, settings, track
 from minisoft.run.session import Run
 from minisoft.run.world import RankError, World, as_program, read_device
@@ -44,7 +44,7 @@ def train(run: Run) -> None:
         with run.clock("reward"):
             scores = run.score(parts, rollouts)  # eq. 11
         with run.clock("backward"):
-            advantages = leave_one_out(scores.rewards(B))  # (B, G), eqs. 12-13
+            advantages = ADVANTAGES[run.args.advantage](scores.rewards(B))  # (B, G), eqs. 12-13
             own = run.samples.own(advantages, parts)
             mismatch = run.differentiate(rollouts, own, 1 / (B * G))  # eqs. 9-10, 14-15
         with run.clock("optimizer"):
@@ -87,6 +87,14 @@ FLAGS = {
     ],
     "REINFORCE (appendix A)": [
         *[TRAINING[name] for name in ("prompts", "group", "steps", "lr", "warmup")],
+        Option(
+            "advantage",
+            str,
+            "rloo: reward less the mean of the other G - 1 (eqs. 12-13); grpo: (reward - mean) / "
+            "standard deviation of the G (arXiv 2402.03300)",
+            "rloo",
+            choices=ADVANTAGES,
+        ),
         Option("betas", float, "AdamW; open in the paper", [0.9, 0.95], least=0, most=1, nargs=2),
         Option("weight_decay", float, "AdamW; open in the paper", 0.0, least=0),
         Option(

@@ -29,6 +29,21 @@ def leave_one_out(rewards: torch.Tensor) -> torch.Tensor:
     return rewards - baseline  # eq. 12
 
 
+def normalised(rewards: torch.Tensor) -> torch.Tensor:
+    """Rewards (..., G) -> GRPO's advantages (..., G), (R - mean) / std over the G samples of the
+    same problem (DeepSeekMath, arXiv 2402.03300, section 4.1.2).
+
+    Open there, here as in TRL: std is divided by G - 1, and has 10^-4 added.  An update is strictly
+    on-policy, so GRPO's ratio is 1 and nothing of it is clipped; its mean over a sample's tokens
+    and its KL term are left out.  Raises ValueError for G < 2.
+    """
+    centred = leave_one_out(rewards) * (1 - 1 / rewards.shape[-1])  # reward less the mean of all G
+    return centred / (rewards.std(-1, keepdim=True) + 1e-4)
+
+
+ADVANTAGES = {"rloo": leave_one_out, "grpo": normalised}
+
+
 def score_actions(model, kind, role: int, hidden, actions, draws: Draws) -> torch.Tensor:
     """Log-probabilities (k,) of k recorded actions of one role, float64.
 

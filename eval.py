@@ -32,12 +32,12 @@ from minisoft.io import WEIGHTS, atomic, checkpoint, datasets
 from minisoft.kinds import COT, KINDS, NOISE, SIGMA, TAU_OF, TEMPLATE
 from minisoft.kinds.options import Option, parse, read_pair
 from minisoft.run.evaluate import Evaluator
-from minisoft.run.settings import DTYPE, EVAL_COT
+from minisoft.run.settings import DTYPE, EVAL_COT, REWARD
 from minisoft.run.show import show
 from minisoft.run.subjects import Subject, as_rows, check_alike, open_journal, output
 from minisoft.run.tables import tables
 from minisoft.run.world import RankError, World, as_program
-from minisoft.verifier.process import WORKERS, Verifier
+from minisoft.verifier.own import verifier_of
 
 FLAGS = {
     "models and problems": [
@@ -59,6 +59,7 @@ FLAGS = {
             nargs="+",
         ),
         TEMPLATE,
+        REWARD,
         Option(
             "limit", int, "only the first N problems of each (default all)", least=1, metavar="N"
         ),
@@ -142,7 +143,7 @@ def run_all(args, subjects: list[Subject], sources: dict, common: dict, file) ->
                     "problems": len(rows),
                     "samples": args.samples,
                     "seed": seed,
-                    **evaluator.policy.settings.facts(),
+                    **evaluator.facts(),
                     "dtype": args.dtype,
                     "settings": {},
                 }
@@ -177,7 +178,8 @@ def evaluate(args: argparse.Namespace, world: World, verifier) -> None:
     for subject in subjects:
         subject.check(args, [row for rows in sources.values() for row in rows], world)
     journal = open_journal(args, subjects, sources, world)
-    common = {"verifier": verifier, "world": world, "journal": journal, "batch": args.batch}
+    common = {"verifier": verifier, "own": verifier.own, "world": world, "journal": journal}
+    common["batch"] = args.batch
     writes = args.out and world.main
     new = atomic.beside(args.out.with_suffix(".jsonl"))[1] if writes else Path(os.devnull)
     try:
@@ -209,7 +211,7 @@ def main(argv=None) -> None:
         if args.out:
             args.out.parent.mkdir(parents=True, exist_ok=True)
         patience = 24 * 60  # minutes: ranks meet after a whole setting
-        with World(args.device, patience) as world, Verifier(workers=WORKERS) as verifier:
+        with World(args.device, patience) as world, verifier_of(args.reward) as verifier:
             args.dtype = args.dtype or DTYPE[world.device.type]
             with output(args, world) if args.out else nullcontext():
                 (evaluate if args.show is None else show)(args, world, verifier)

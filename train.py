@@ -27,7 +27,7 @@ from minisoft.reinforce import ADVANTAGES
 from minisoft.run import plan, ranks, settings, track
 from minisoft.run.session import Run
 from minisoft.run.world import RankError, World, as_program, read_device
-from minisoft.verifier.process import WORKERS, Verifier
+from minisoft.verifier.own import verifier_of
 
 
 def train(run: Run) -> None:
@@ -87,14 +87,8 @@ FLAGS = {
     ],
     "REINFORCE (appendix A)": [
         *[TRAINING[name] for name in ("prompts", "group", "steps", "lr", "warmup")],
-        Option(
-            "advantage",
-            str,
-            "rloo: reward less the mean of the other G - 1 (eqs. 12-13); grpo: (reward - mean) / "
-            "standard deviation of the G (arXiv 2402.03300)",
-            "rloo",
-            choices=ADVANTAGES,
-        ),
+        settings.REWARD,
+        settings.ADVANTAGE,
         Option("betas", float, "AdamW; open in the paper", [0.9, 0.95], least=0, most=1, nargs=2),
         Option("weight_decay", float, "AdamW; open in the paper", 0.0, least=0),
         Option(
@@ -212,7 +206,7 @@ def print_plan(args: argparse.Namespace) -> None:
 
 def run_as_rank(args: argparse.Namespace, facts: dict, variant) -> None:
     """The part of a run that is this rank's."""
-    with World(args.device, args.patience) as world, Verifier(workers=WORKERS) as verifier:
+    with World(args.device, args.patience) as world, verifier_of(args.reward) as verifier:
         with Run(args, world, verifier, facts) as run:
             if variant:
                 variant.adapt(run)

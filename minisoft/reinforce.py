@@ -26,7 +26,8 @@ def leave_one_out(rewards: torch.Tensor) -> torch.Tensor:
     if G < 2:
         raise ValueError(f"leave_one_out: expected at least 2 samples a problem, found {G}")
     baseline = (rewards.sum(-1, keepdim=True) - rewards) / (G - 1)  # eq. 13
-    return rewards - baseline  # eq. 12
+    differ = (rewards != rewards[..., :1]).any(-1, keepdim=True)
+    return (rewards - baseline) * differ  # eq. 12; 0 for equal ones, however they are rounded
 
 
 def normalised(rewards: torch.Tensor) -> torch.Tensor:
@@ -37,7 +38,7 @@ def normalised(rewards: torch.Tensor) -> torch.Tensor:
     on-policy, so GRPO's ratio is 1 and nothing of it is clipped; its mean over a sample's tokens
     and its KL term are left out.  Raises ValueError for G < 2.
     """
-    centred = leave_one_out(rewards) * (1 - 1 / rewards.shape[-1])  # reward less the mean of all G
+    centred = leave_one_out(rewards) * (1 - 1 / rewards.shape[-1])  # less the mean of all G
     return centred / (rewards.std(-1, keepdim=True) + 1e-4)
 
 

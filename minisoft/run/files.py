@@ -37,12 +37,13 @@ class Files:
         self.model = world.in_turn(lambda: checkpoint.find(args.model))
         self.about = world.all_or_none(lambda: checkpoint.read_about(self.model))
         self.exported = world.all_or_none(lambda: checkpoint.read_files(self.model))  # as they are
+        self.reward = world.all_or_none(lambda: args.reward and Path(args.reward).read_bytes())
         self.lock = self.metrics = self.tracker = None
 
     def hashes(self, problems: list[Problem], template: str) -> dict[str, str]:
         """SHA-256 of all that decides what is learnt from, but for the weights."""
         read = {"--data": repr(problems).encode(), "--template": template.encode()}
-        content = read | self.exported
+        content = read | self.exported | ({"--reward": self.reward} if self.reward else {})
         return {name: hashlib.sha256(text).hexdigest() for name, text in content.items()}
 
     def write(self, write) -> None:
@@ -91,6 +92,7 @@ class Files:
             if name != "resume"
         }
         extra = {"sigma": sigma, "world": self.world.size, "variant": self.variant}
+        extra["reward_sha256"] = self.reward and hashlib.sha256(self.reward).hexdigest()
         config = {state.MARK: state.VERSION, **config, **extra}
         self.write(lambda: atomic.write_json(self.args.out / "config.json", config))
         return config

@@ -17,9 +17,10 @@ from minisoft.run.world import from_launcher
 CGROUP = Path("/sys/fs/cgroup")
 METRICS = {
     "step": "number of the update, from 1",
-    "reward": "mean reward of the B x G samples: 100 right, 10 boxed, 0 neither (eq. 11)",
+    "reward": "mean reward of the B x G samples: 100 right, 10 boxed, 0 neither (eq. 11); or "
+    "--reward's",
     "reward_std": "standard deviation of these rewards (divided by B G - 1)",
-    "accuracy": "share of samples with reward 100",
+    "accuracy": "share of samples that the verifier calls right",
     "boxed": "share of samples with a readable boxed answer",
     "truncated": "share of samples that spent the CoT budget",
     "cot_length": "mean number of CoT tokens",

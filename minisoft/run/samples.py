@@ -29,8 +29,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a step's samples reached: table (B G, COLUMNS) of all ranks, in order; this rank's
-    generations; how the verifier decided."""
+    """What a step's samples reached: table (B G, COLUMNS and the verifier's reward) of all ranks,
+    in order; this rank's generations; how the verifier decided."""
 
     table: torch.Tensor
     generations: list[dict]

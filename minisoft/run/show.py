@@ -13,10 +13,11 @@ from textwrap import fill
 import torch
 
 from minisoft.errors import InputError, expect
-from minisoft.evaluation import SOFT, Setting
+from minisoft.evaluation import SOFT, Setting, verified
 from minisoft.io import checkpoint, datasets
 from minisoft.io.atomic import replace_file
 from minisoft.reinforce import encodings
+from minisoft.reward import RIGHT
 from minisoft.rollout import COT, Rollout
 from minisoft.run.policy import Policy
 from minisoft.run.subjects import MARK, Subject
@@ -79,7 +80,7 @@ def show(args: Namespace, world: World, verifier) -> None:
         policy, key = policy.of_kind(setting.kind), (args.seed[0], str(setting), number)
         request = policy.request(problem, key, range(1))
         rollouts = policy.rollout([request], setting.greedy, greedy_answer=True)
-        ((generation,),) = policy.score(rollouts, [(number, problem)], verifier)
+        ((generation,),) = policy.score(rollouts, [(number, problem)], verifier, verifier.own)
         chains.append(look(policy, rollouts[0], setting, generation))
         print(as_text(chains[-1]))
     try:
@@ -187,7 +188,7 @@ def draw(chains: list[Chain]):
         if not left:
             g = chain.generation
             _text(bars, len(steps), 0.5, f"→ {g['answer'].rstrip('}')}", weight="bold")
-            _text(bars, len(steps), 0.35, "right" if g["reward"] == 100 else "wrong")
+            _text(bars, len(steps), 0.35, "right" if verified(g) == RIGHT else "wrong")
         for axis in (line, bars):
             axis.set(xlim=(-1.5, PER_ROW + 0.5), xticks=())
             axis.spines[:].set_visible(False)

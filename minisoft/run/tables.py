@@ -24,6 +24,7 @@ class Column:
 
 
 GENERATIONS = (
+    Column("reward", "reward", 1),
     Column("boxed (%)", "boxed"),
     Column("truncated (%)", "truncated"),
     Column("CoT length (tokens)", "cot_length", 1),
@@ -140,11 +141,13 @@ def _columns(runs: list[dict], data: str, part: str) -> tuple[Column, ...]:
 
 def _by_setting(runs: list[dict], names: list[str]) -> list[list[str]]:
     """A row for each label, data set and setting of `names`; columns: GENERATIONS."""
-    rows = [["training", "data", "inference", *(column.head for column in GENERATIONS)]]
+    measured = {field for run in runs for numbers in parts(run).values() for field in numbers}
+    columns = [column for column in GENERATIONS if column.field in measured]
+    rows = [["training", "data", "inference", *(column.head for column in columns)]]
     datas = short_names(distinct(runs, "data")).items()
     for label, (data, short), part in product(distinct(runs, "label"), datas, names):
         if seeds := cell(runs, label, data, part):
-            rows.append([label, short, part, *(number(seeds, column) for column in GENERATIONS)])
+            rows.append([label, short, part, *(number(seeds, column) for column in columns)])
     return rows
 
 

@@ -60,9 +60,7 @@ FLAGS = {
         ),
         TEMPLATE,
         REWARD,
-        Option(
-            "limit", int, "only the first N problems of each (default all)", least=1, metavar="N"
-        ),
+        Option("limit", int, "the first N problems of each (default all)", least=1, metavar="N"),
     ],
     "inference (section 4)": [
         Option("settings", str, f"all, or some of {','.join(SETTINGS)}", "hard-greedy"),
@@ -130,7 +128,8 @@ def run_all(args, subjects: list[Subject], sources: dict, common: dict, file) ->
     common: what all models are evaluated with, fields of Evaluator."""
     results, world = [], common["world"]
     for subject in subjects:
-        evaluator = Evaluator(subject.load(args, world.device), **common)
+        own = common["verifier"].own
+        evaluator = Evaluator(subject.load(args, world.device), **common, own=own)
         for name, rows in sources.items():
             is_choice = isinstance(rows[0], Choice)
             for seed in args.seed[:1] if is_choice else args.seed:  # nothing is drawn in choices
@@ -178,8 +177,7 @@ def evaluate(args: argparse.Namespace, world: World, verifier) -> None:
     for subject in subjects:
         subject.check(args, [row for rows in sources.values() for row in rows], world)
     journal = open_journal(args, subjects, sources, world)
-    common = {"verifier": verifier, "own": verifier.own, "world": world, "journal": journal}
-    common["batch"] = args.batch
+    common = {"verifier": verifier, "world": world, "journal": journal, "batch": args.batch}
     writes = args.out and world.main
     new = atomic.beside(args.out.with_suffix(".jsonl"))[1] if writes else Path(os.devnull)
     try:

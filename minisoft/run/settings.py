@@ -35,8 +35,8 @@ DTYPE = {"cpu": "float32", "cuda": "bfloat16"}  # of the transformer, where --dt
 REWARD = Option(
     "reward",
     str,
-    "Python file with reward(answer, gold), a number, instead of eq. 11 (minisoft/run/README.md); "
-    "accuracy and pass@k keep to the verifier",
+    "Python file whose reward(answer, gold) stands for eq. 11; accuracy and pass@k keep to the "
+    "verifier (minisoft/run/README.md)",
     metavar="FILE",
 )
 ADVANTAGE = Option(

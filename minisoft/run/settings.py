@@ -35,8 +35,8 @@ DTYPE = {"cpu": "float32", "cuda": "bfloat16"}  # of the transformer, where --dt
 REWARD = Option(
     "reward",
     str,
-    "Python file whose reward(answer, gold) stands for eq. 11; accuracy and pass@k keep to the "
-    "verifier (minisoft/run/README.md)",
+    "Python file whose reward(answer, gold) stands for eq. 11 (default none); accuracy and pass@k "
+    "keep to the verifier (minisoft/run/README.md)",
     metavar="FILE",
 )
 ADVANTAGE = Option(

@@ -56,7 +56,6 @@ class Evaluator:
         longest_first = sorted(range(len(problems)), key=lambda i: -len(requests[i].prompt))
         todo = self._todo([[run, name, i] for i in longest_first])  # so memory peaks at once
         some = [requests[i] for _, _, i in todo]
-
         with self._bar(len(todo) * group, name, "row") as progress:
             for n, record in policy.stream(some, setting.greedy, self.batch):
                 i = todo[n][2]

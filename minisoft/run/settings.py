@@ -32,6 +32,7 @@ from minisoft.soft import GAMMA, Hard, Mixture, noise_scale
 
 TRAIN_COT, EVAL_COT = COT.default, 512  # CoT budgets in tokens (section 4)
 DTYPE = {"cpu": "float32", "cuda": "bfloat16"}  # of the transformer, where --dtype is not given
+PATHS = ("model", "data", "template", "reward")  # flags that may be
 REWARD = Option(
     "reward",
     str,
@@ -192,9 +193,7 @@ def resumed(args: Namespace, fixed: set, free: set, variant: dict) -> Namespace:
     if "out" not in free:
         raise InputError("--resume: expected --out RUN with the run to go on with, found no --out")
     config = read_config(args.out)
-    moved = (
-        {"model", "data", "template", "reward"} if config.get("saved") else set()
-    )  # its state has hashes
+    moved = {*PATHS} if config.get("saved") else set()  # its state has hashes
     if config.get("variant", {}) != variant:
         found = f"{variant or 'none'}"
         expected = f"the run's variant {config.get('variant') or 'none'}"
@@ -215,11 +214,6 @@ def resumed(args: Namespace, fixed: set, free: set, variant: dict) -> Namespace:
 def anywhere(flag: str, value):
     """The value of a flag, if it is a path then so that it is the same path after `cd`."""
     named = flag == "data" and value in {**EMBEDDED, **HUB}
-    if (
-        flag in ("model", "data", "template", "reward")
-        and value
-        and not named
-        and os.path.exists(value)
-    ):
+    if flag in PATHS and value and not named and os.path.exists(value):
         return os.path.abspath(value)
     return value

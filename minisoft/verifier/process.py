@@ -90,7 +90,8 @@ class Verifier(AbstractContextManager):
 class Judge:
     """One answer at a time, and a child process that is asked about its formulas."""
 
-    module, hello = __name__, b""  # what the child runs, and is told first
+    module = __name__  # what the child runs
+    hello = b""  # what it reads first
 
     def __init__(self, deadline_s: float, memory_bytes: int):
         self.deadline_s, self.memory_bytes = deadline_s, memory_bytes

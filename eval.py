@@ -34,11 +34,11 @@ from minisoft.kinds import COT, KINDS, NOISE, SIGMA, TAU_OF, TEMPLATE
 from minisoft.kinds.options import COUNT, DEVICE, NATURAL, Number, Option, parse, read_pair
 from minisoft.run import ranks, show
 from minisoft.run.evaluate import Evaluator
-from minisoft.run.settings import DTYPE, EVAL_COT
+from minisoft.run.settings import DTYPE, EVAL_COT, REWARD
 from minisoft.run.subjects import Subject, as_rows, open_journal, output
 from minisoft.run.tables import tables
 from minisoft.run.world import RankError, World, as_program
-from minisoft.verifier.process import WORKERS, Verifier
+from minisoft.verifier.own import verifier_of
 
 FLAGS = {
     "models and problems": [
@@ -59,6 +59,7 @@ FLAGS = {
             nargs="+",
         ),
         TEMPLATE,
+        REWARD,
         Option("limit", COUNT, "only the first N problems of each (default all)", metavar="N"),
     ],
     "inference (section 4)": [
@@ -115,7 +116,8 @@ def run_all(args, subjects: list[Subject], sources: dict, common: dict, file) ->
     common: what all models are evaluated with, fields of Evaluator."""
     results, world, first = [], common["world"], args.seed[0]
     for subject in subjects:
-        evaluator = Evaluator(subject.load(args, world.device), **common)
+        own = common["verifier"].own
+        evaluator = Evaluator(subject.load(args, world.device), **common, own=own)
         for (name, rows), seed in product(sources.items(), args.seed):
             is_choice, run = isinstance(rows[0], Choice), len(results)
             if is_choice and seed != first:
@@ -128,7 +130,7 @@ def run_all(args, subjects: list[Subject], sources: dict, common: dict, file) ->
                 "problems": len(rows),
                 "samples": args.samples,
                 "seed": seed,
-                **evaluator.policy.settings.facts(),
+                **evaluator.facts(),
                 "dtype": args.dtype,
                 "settings": {},
             }
@@ -195,8 +197,8 @@ def main(argv=None) -> None:
         count = ranks.fitting(args) if argv is None and args.show is None else 1
         with ranks.several(count), World(args.device, 24 * 60) as world:  # minutes
             args.dtype = args.dtype or DTYPE[world.device.type]
-            own = output(args, world) if args.out else nullcontext()
-            with own, Verifier(workers=WORKERS) as verifier:
+            target = output(args, world) if args.out else nullcontext()
+            with target, verifier_of(args.reward) as verifier:
                 (evaluate if args.show is None else show.show)(args, world, verifier)
     except (InputError, OSError, RankError) as error:
         sys.exit(f"eval.py: error: {error}")

@@ -22,12 +22,12 @@ from minisoft.errors import InputError
 from minisoft.io import WEIGHTS, checkpoint
 from minisoft.kinds import COT, NOISE, TAU_OF, TEMPLATE, TOKENS, TRAINING
 from minisoft.kinds.options import COUNT, DEVICE, NATURAL, SIZE, Number, Option, parse
-from minisoft.reinforce import leave_one_out
+from minisoft.reinforce import ADVANTAGES
 from minisoft.run import plan, ranks, settings, track
 from minisoft.run.setup import Run, set_up
 from minisoft.run.validation import finish, keep_best
 from minisoft.run.world import RankError, World, as_program, read_device
-from minisoft.verifier.process import WORKERS, Verifier
+from minisoft.verifier.own import verifier_of
 
 
 def train(run: Run) -> None:
@@ -44,7 +44,7 @@ def train(run: Run) -> None:
         with run.clock("reward"):
             scores = run.score(parts, rollouts)  # eq. 11
         with run.clock("backward"):
-            advantages = leave_one_out(scores.rewards(B))  # (B, G), eqs. 12-13
+            advantages = ADVANTAGES[run.args.advantage](scores.rewards(B))  # (B, G), eqs. 12-13
             of_rows = [advantages[x.slot, list(x.samples)] for x in parts]
             mismatch = run.differentiate(rollouts, of_rows, 1 / (B * G))  # eqs. 9-10, 14-15
         with run.clock("optimizer"):
@@ -83,6 +83,8 @@ FLAGS = {
     ],
     "REINFORCE (appendix A)": [
         *[TRAINING[name] for name in ("prompts", "group", "lr", "warmup")],
+        settings.REWARD,
+        settings.ADVANTAGE,
         Option(
             "betas", Number(float, 0, below=1), "AdamW; open in the paper", [0.9, 0.95], nargs=2
         ),
@@ -157,7 +159,7 @@ def print_plan(args: argparse.Namespace) -> None:
 
 def run_as_rank(args: argparse.Namespace, variant) -> None:
     """The part of a run that is this rank's."""
-    with World(args.device, args.patience) as world, Verifier(workers=WORKERS) as verifier:
+    with World(args.device, args.patience) as world, verifier_of(args.reward) as verifier:
         with set_up(args, world, verifier) as run:
             if variant:
                 variant.adapt(run)

@@ -110,29 +110,37 @@ def describe(form: Format, rollout: Rollout, number: int, problem: Problem, veri
     return generations
 
 
+def verified(generation: dict) -> int:
+    """The verifier's reward (eq. 11) of a generation, whose own may be another: `--reward`."""
+    return generation.get("verified", generation["reward"])
+
+
 def summarize(generations: list[dict], samples: int) -> dict:
     """Generations of one setting -> pass@1 ... pass@samples (fractions) with 95 % intervals over
     problems, the shares of readable answers and of spent CoT budgets, mean CoT length in tokens,
     entropy in nats: the mean over generations of their mean, and by CoT position over the
-    generations that reach it (`rows_by_position`); and how soft the CoTs were (SOFTNESS)."""
+    generations that reach it (`rows_by_position`); how soft the CoTs were (SOFTNESS); the mean of
+    a reward of one's own."""
     right = Counter({g["problem"]: 0 for g in generations})
-    right.update(g["problem"] for g in generations if g["reward"] == RIGHT)
+    right.update(g["problem"] for g in generations if verified(g) == RIGHT)
     ks = range(1, samples + 1)
     passed = [[pass_at_k(samples, c, k) for k in ks] for c in right.values()]  # (P, samples)
     names = [f"pass@{k}" for k in ks]
     means = {name: _mean(column) for name, column in zip(names, zip(*passed), strict=True)}
     longest = max(g["cot_tokens"] for g in generations)
+    own = [g["reward"] for g in generations if "verified" in g]
     at = [[g["entropies"][t] for g in generations if t < g["cot_tokens"]] for t in range(longest)]
     return {
         **means,
         "ci95": dict(zip(names, intervals(passed), strict=True)),
-        "boxed": _mean([g["reward"] >= BOXED for g in generations]),
+        "boxed": _mean([verified(g) >= BOXED for g in generations]),
         "truncated": _mean([g["truncated"] for g in generations]),
         "cot_length": _mean([g["cot_tokens"] for g in generations]),
         "entropy": _mean([g["entropy"] for g in generations]),
         "entropy_by_position": [round(_mean(e), 6) for e in at],
         "rows_by_position": [len(e) for e in at],
         **{x: _mean([g[x] for g in generations]) for x in SOFTNESS if x in generations[0]},
+        **({"reward": _mean(own)} if own else {}),
     }
 
 

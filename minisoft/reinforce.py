@@ -26,7 +26,23 @@ def leave_one_out(rewards: torch.Tensor) -> torch.Tensor:
     if G < 2:
         raise ValueError(f"leave_one_out: expected at least 2 samples a problem, found {G}")
     baseline = (rewards.sum(-1, keepdim=True) - rewards) / (G - 1)  # eq. 13
-    return rewards - baseline  # eq. 12
+    differ = (rewards != rewards[..., :1]).any(-1, keepdim=True)
+    return (rewards - baseline) * differ  # eq. 12; 0 for equal ones, however they are rounded
+
+
+def normalised(rewards: torch.Tensor) -> torch.Tensor:
+    """Rewards (..., G) -> GRPO's advantages (..., G), (R - mean) / std over the G samples of the
+    same problem (DeepSeekMath, arXiv 2402.03300, section 4.1.2).
+
+    Open there, here as in TRL: std is divided by G - 1, and has 10^-4 added.  An update is strictly
+    on-policy, so GRPO's ratio is 1 and nothing of it is clipped; its mean over a sample's tokens
+    and its KL term are left out.  Raises ValueError for G < 2.
+    """
+    centred = leave_one_out(rewards) * (1 - 1 / rewards.shape[-1])  # less the mean of all G
+    return centred / (rewards.std(-1, keepdim=True) + 1e-4)
+
+
+ADVANTAGES = {"rloo": leave_one_out, "grpo": normalised}
 
 
 def score_actions(model, kind, role: int, hidden, actions, draws: Draws) -> torch.Tensor:

@@ -15,7 +15,7 @@ from minisoft.kinds.covariance import Covariance, TokenGaussian
 from minisoft.kinds.gumbel import Gumbel
 from minisoft.kinds.noise import TopGaussian
 from minisoft.model import Prompt
-from minisoft.reinforce import leave_one_out, log_prob, loss
+from minisoft.reinforce import ADVANTAGES, leave_one_out, log_prob, loss, normalised
 from minisoft.rollout import ANSWER, COT, PAD, Decoding
 from minisoft.soft import Categorical, Gaussian
 
@@ -45,6 +45,25 @@ def test_leave_one_out_is_the_reward_minus_the_mean_of_the_others():
     assert not leave_one_out(rewards)[1].any()
     with pytest.raises(ValueError, match="at least 2"):
         leave_one_out(torch.ones(3, 1))
+
+
+def test_normalised_advantages_are_rewards_in_standard_deviations_of_their_group():
+    rewards = torch.tensor([[100.0, 10.0, 0.0, 10.0], [0.0, 0.0, 0.0, 10.0]]).double()
+    for row, found in zip(rewards, normalised(rewards)):
+        mean = sum(row.tolist()) / 4
+        std = (sum((r - mean) ** 2 for r in row.tolist()) / 3) ** 0.5
+        torch.testing.assert_close(found, (row - mean) / (std + 1e-4))
+        assert found.std().item() == pytest.approx(1, abs=1e-4)
+    torch.testing.assert_close(normalised(3 * rewards + 7), normalised(rewards), rtol=1e-4, atol=0)
+    with pytest.raises(ValueError, match="at least 2"):
+        normalised(torch.ones(3, 1))
+
+
+@pytest.mark.parametrize("advantages", ADVANTAGES.values(), ids=ADVANTAGES)
+def test_rewards_that_do_not_differ_teach_exactly_nothing(advantages):
+    for G in (2, 3, 7, 32):
+        assert not advantages(torch.randn(64, 1).double().repeat(1, G)).any()
+        assert advantages(torch.randn(64, G).double()).sum(1).abs().max() < 1e-9
 
 
 @BY

@@ -36,11 +36,13 @@ class Files:
         self.model = world.in_turn(lambda: checkpoint.find(args.model))
         self.sidecar = world.all_or_none(lambda: checkpoint.read_about(self.model))
         self.exported = world.all_or_none(lambda: checkpoint.read_files(self.model))  # as they are
+        self.reward = world.all_or_none(lambda: args.reward and Path(args.reward).read_bytes())
         self.lock = self.metrics = None  # of the main rank
 
     def hashes(self, problems: list[Problem], template: str) -> dict[str, str]:
         """SHA-256 of all that decides what is learnt from, but for the weights."""
         read = {"--data": repr(problems).encode(), "--template": template.encode(), **self.exported}
+        read |= {"--reward": self.reward} if self.reward else {}
         return {name: hashlib.sha256(content).hexdigest() for name, content in read.items()}
 
     def claim(self) -> None:
@@ -73,6 +75,7 @@ class Files:
             if name != "resume"
         }
         more = {**settings.of_weights, "world": self.world.size}
+        more["reward_sha256"] = self.reward and hashlib.sha256(self.reward).hexdigest()
         config = {state.MARK: state.VERSION, **flags, **more}
         self.world.from_main(lambda: atomic.write_json(self.args.out / "config.json", config))
         return config

@@ -94,14 +94,17 @@ class Policy:
         return enumerate(rollout.rollout(*made, [one], decoding)[0] for one in requests)
 
     def score(
-        self, rollouts: list[Rollout], numbered: list[tuple[int, Problem]], verifier
+        self, rollouts: list[Rollout], numbered: list[tuple[int, Problem]], verifier, own=None
     ) -> list[list[dict]]:
-        """The generations of each Rollout, with their rewards (eq. 11); numbered: the problems of
-        the Rollouts."""
-        return [
+        """The generations of each Rollout, with their rewards (eq. 11, or an `OwnReward`);
+        numbered: the problems of the Rollouts."""
+        of_problems = [
             evaluation.describe(self.form, record, number, problem, verifier)
             for record, (number, problem) in zip(rollouts, numbered, strict=True)
         ]
+        for generations in of_problems if own else ():
+            own.pay(generations)
+        return of_problems
 
     def backward(self, rollouts: list[Rollout], advantages, scale: float, **options) -> Mismatch:
         """Eqs. 14-15: adds to the gradient of the model; options: those of `engine.backward`."""

@@ -16,7 +16,7 @@ import torch
 from minisoft import data
 from minisoft.data import Problem
 from minisoft.errors import InputError
-from minisoft.evaluation import MEASURES
+from minisoft.evaluation import MEASURES, verified
 from minisoft.reinforce import Mismatch
 from minisoft.reward import BOXED, RIGHT
 from minisoft.rollout import Rollout
@@ -43,8 +43,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a step's samples reached: table (B G, NUMBERS) of all ranks, in order; this rank's
-    generations; how the verifier decided."""
+    """What a step's samples reached: table (B G, NUMBERS and the verifier's reward) of all ranks,
+    in order; this rank's generations; how the verifier decided."""
 
     table: torch.Tensor
     generations: list[dict]
@@ -146,13 +146,20 @@ class Run:
         ]
 
     def score(self, parts: list[Part], rollouts: list[Rollout]) -> Scores:
-        """The rewards of this rank's rows (eq. 11), and what all ranks' samples reached."""
+        """The rewards of this rank's rows (eq. 11), and what all ranks' samples reached.  Where a
+        reward of one's own fails, saves what is not saved and raises InputError."""
         before = Counter(self.verifier.counts)
         numbered = [(part.number, part.problem) for part in parts]
-        of_problems = self.policy.score(rollouts, numbered, self.verifier)
+        made = rollouts, numbered, self.verifier, self.verifier.own
+        try:
+            of_problems = self.world.all_or_none(lambda: self.policy.score(*made))
+        except InputError as error:
+            if self.progress.step != (self.args.saved or 0):
+                self.save()
+            raise InputError(f"{error}{self.files.resumable()}") from None
         generations = [generation for of_problem in of_problems for generation in of_problem]
         counts = sum(self.world.gather_objects([self.verifier.counts - before]), Counter())
-        rows = [[generation[name] for name in NUMBERS] for generation in generations]
+        rows = [[*(each[name] for name in NUMBERS), verified(each)] for each in generations]
         table = torch.tensor(self.world.gather_objects(rows), dtype=torch.float64)
         return Scores(table, generations, counts)
 
@@ -207,16 +214,16 @@ class Run:
     def measure(self, scores: Scores, mismatch: Mismatch, update: dict) -> dict:
         """A line of metrics.jsonl (README.md has what each number is)."""
         mean = dict(zip(NUMBERS, scores.table.mean(0).tolist()))
-        rewards = scores.rewards(self.args.prompts)
+        rewards, verdicts = scores.rewards(self.args.prompts), scores.table[:, -1]
         seconds = sum(self.seconds_of.values())
         self.progress.seconds += seconds
         return {
             "step": self.progress.step,
             "reward": mean["reward"],
             "reward_std": rewards.std().item(),
-            "accuracy": (rewards == RIGHT).double().mean().item(),
+            "accuracy": (verdicts == RIGHT).double().mean().item(),
             "verifier": dict(sorted(scores.counts.items())),
-            "boxed": (rewards >= BOXED).double().mean().item(),
+            "boxed": (verdicts >= BOXED).double().mean().item(),
             "truncated": mean["truncated"],
             "cot_length": mean["cot_tokens"],
             "answer_length": mean["answer_tokens"],

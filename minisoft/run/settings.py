@@ -17,10 +17,28 @@ from minisoft.errors import InputError, expect
 from minisoft.io.datasets import EMBEDDED, HUB, read_prompt
 from minisoft.io.state import read_config
 from minisoft.kinds import COT, KINDS, NOISE, SIGMA, TRAINING, default_tau, make_kind, options
+from minisoft.kinds.options import Option
+from minisoft.reinforce import ADVANTAGES
 from minisoft.soft import GAMMA, Hard, Mixture, noise_scale
 
 TRAIN_COT, EVAL_COT = COT.default, 512  # CoT budgets in tokens (section 4)
 DTYPE = {"cpu": "float32", "cuda": "bfloat16"}  # of the transformer, where --dtype is not given
+PATHS = ("model", "data", "template", "reward")  # flags that may be
+REWARD = Option(
+    "reward",
+    str,
+    "Python file whose reward(answer, gold) stands for eq. 11 (default none); accuracy and pass@k "
+    "keep to the verifier (minisoft/run/README.md)",
+    metavar="FILE",
+)
+ADVANTAGE = Option(
+    "advantage",
+    str,
+    "rloo: reward less the mean of the other G - 1 (eqs. 12-13); grpo: (reward - mean) / standard "
+    "deviation of the G (arXiv 2402.03300)",
+    "rloo",
+    choices=ADVANTAGES,
+)
 
 
 class Flags(dict):
@@ -158,7 +176,7 @@ def resumed(args: Namespace, fixed: set, free: set) -> Namespace:
     if "out" not in free:
         raise InputError("--resume: expected --out RUN with the run to go on with, found no --out")
     config = read_config(args.out)
-    moved = {"model", "data", "template"} if config.get("saved") else set()  # its state has hashes
+    moved = {*PATHS} if config.get("saved") else set()  # its state has hashes
     changed = []
     for name in sorted({"variant", *fixed} - moved):
         before, now = config.get(name), getattr(args, name)
@@ -175,6 +193,6 @@ def resumed(args: Namespace, fixed: set, free: set) -> Namespace:
 def anywhere(flag: str, value):
     """The value of a flag, if it is a path then so that it is the same path after `cd`."""
     named = flag == "data" and value in {**EMBEDDED, **HUB}
-    if flag in ("model", "data", "template") and value and not named and os.path.exists(value):
+    if flag in PATHS and value and not named and os.path.exists(value):
         return os.path.abspath(value)
     return value

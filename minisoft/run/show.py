@@ -12,7 +12,7 @@ from textwrap import fill
 import torch
 
 from minisoft.errors import InputError, expect
-from minisoft.evaluation import SOFT, Setting
+from minisoft.evaluation import SOFT, Setting, verified
 from minisoft.io import datasets
 from minisoft.io.atomic import replace_file
 from minisoft.reinforce import encodings
@@ -75,9 +75,10 @@ def show(args: Namespace, world: World, verifier) -> None:
             policy, key = policy.of_kind(setting.kind), (args.seed[0], str(setting), number)
             request = policy.request(problems[number], key, range(1))
             rollouts = policy.rollout([request], setting.greedy, greedy_answer=True)
-            scored = policy.score(rollouts, [(number, problems[number])], verifier)
+            numbered = [(number, problems[number])]
+            ((generation,),) = policy.score(rollouts, numbered, verifier, verifier.own)
             title = f"{subject.label}, {setting}" if len(subjects) > 1 else str(setting)
-            chains.append(look(policy, rollouts[0], setting, scored[0][0], title))
+            chains.append(look(policy, rollouts[0], setting, generation, title))
             print(as_text(chains[-1]))
         del policy  # and its model, before the next one is loaded
     try:
@@ -174,7 +175,7 @@ def draw(chains: list[Chain]):
         if len(bars) <= PER_ROW:
             g = chain.generation
             _text(axis, len(bars), 0.6, f"→ {g['answer'].rstrip('}')}", weight="bold")
-            _text(axis, len(bars), 0.4, "right" if g["reward"] == RIGHT else "wrong")
+            _text(axis, len(bars), 0.4, "right" if verified(g) == RIGHT else "wrong")
         axis.set(ylim=(-0.22, 1), yticks=(0, 0.5, 1), xlim=(-1.5, PER_ROW + 0.5), xticks=())
         axis.set_ylabel("probability" if isinstance(chain.kind, Hard) else "weight")
         axis.spines[:].set_visible(False)

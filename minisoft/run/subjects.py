@@ -181,6 +181,7 @@ def open_journal(args: Namespace, subjects: list[Subject], sources: dict, world:
     facts = {name: getattr(args, name) for name in DECIDE}
     facts["settings"] = [str(setting) for setting in args.settings]
     facts["tokens"] = [subject.settings(args).facts() for subject in subjects]
+    facts["reward"] = args.reward and hashlib.sha256(Path(args.reward).read_bytes()).hexdigest()
     facts["model"] = [subject.identity() for subject in subjects]
     hashes = [hashlib.sha256(repr(rows).encode()).hexdigest() for rows in sources.values()]
     facts["data"] = [list(pair) for pair in zip(sources, hashes)]

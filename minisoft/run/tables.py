@@ -13,6 +13,7 @@ from minisoft.run.metrics import markdown
 
 PERCENT = (100, 1)  # scale and digits of what is a share
 GENERATIONS = {  # head of a column: the field that it shows, its scale and digits
+    "reward": ("reward", 1, 1),
     "boxed (%)": ("boxed", *PERCENT),
     "truncated (%)": ("truncated", *PERCENT),
     "CoT length (tokens)": ("cot_length", 1, 1),
@@ -118,11 +119,13 @@ def _columns(runs: list[dict], data: str, part: str) -> dict[str, tuple]:
 
 def _by_setting(runs: list[dict], names: list[str]) -> list[list[str]]:
     """A row for each label, data set and setting of `names`; columns: GENERATIONS."""
-    rows = [["training", "data", "inference", *GENERATIONS]]
+    measured = {field for run in runs for numbers in parts(run).values() for field in numbers}
+    columns = {head: x for head, x in GENERATIONS.items() if x[0] in measured}
+    rows = [["training", "data", "inference", *columns]]
     datas = short_names(distinct(runs, "data")).items()
     for label, (data, short), part in product(distinct(runs, "label"), datas, names):
         if seeds := cell(runs, label, data, part):
-            rows.append([label, short, part, *(number(seeds, *x) for x in GENERATIONS.values())])
+            rows.append([label, short, part, *(number(seeds, *x) for x in columns.values())])
     return rows
 
 

@@ -21,7 +21,7 @@ from queue import SimpleQueue
 from subprocess import DEVNULL, PIPE
 
 from minisoft.data import boxed
-from minisoft.errors import expect
+from minisoft.errors import InputError, expect, expecting
 from minisoft.reward import reward
 from minisoft.verifier.compare import Comparison
 from minisoft.verifier.spelling import exact
@@ -46,6 +46,8 @@ class Verifier(AbstractContextManager):
     (wrong by its form, with nothing to compare).
     """
 
+    own = None  # or the `OwnReward` that generations are paid by
+
     def __init__(self, deadline_s: float = 2.0, memory_bytes: int = 1 << 30, workers: int = 1):
         self.counts = Counter()
         self.judges = [Judge(deadline_s, memory_bytes) for _ in range(workers)]
@@ -54,6 +56,8 @@ class Verifier(AbstractContextManager):
         """End the children, if there are any."""
         for judge in self.judges:
             judge.end_child()
+        if self.own:
+            self.own.close()
 
     __exit__ = close
 
@@ -86,6 +90,9 @@ class Verifier(AbstractContextManager):
 class Judge:
     """One answer at a time, and a child process that is asked about its formulas."""
 
+    module = __name__  # what the child runs
+    hello = b""  # what it reads first
+
     def __init__(self, deadline_s: float, memory_bytes: int):
         self.deadline_s, self.memory_bytes = deadline_s, memory_bytes
         self.child: subprocess.Popen | None = None
@@ -105,8 +112,7 @@ class Judge:
         """Math-Verify's opinion on two formulas, if time is left for this answer."""
         if self._seconds_left <= 0:
             return False
-        if self.child is None or self.child.poll() is not None:
-            self._start_child()
+        self.need_child()
         question = json.dumps([exact(gold), exact(answer)])
         began = time.monotonic()
         reply = self.ask_child(question.encode() + b"\n", self._seconds_left)
@@ -127,17 +133,20 @@ class Judge:
             self.end_child()
             raise
 
-    def _start_child(self):
+    def need_child(self):
+        """Start it, if none is there.  Raises InputError where it cannot be used."""
+        if self.child and self.child.poll() is None:
+            return
         self.end_child()
-        command = [sys.executable, "-m", "minisoft.verifier.process"]
-        command += [str(self.deadline_s), str(self.memory_bytes)]
+        command = [sys.executable, "-m", self.module, str(self.deadline_s), str(self.memory_bytes)]
         pipes = {"stdin": PIPE, "stdout": PIPE, "stderr": DEVNULL, "bufsize": 0}
         root = Path(__file__).resolve().parents[2]
         self.child = subprocess.Popen(command, cwd=root, start_new_session=True, **pipes)
-        reply = self.ask_child(b"", STARTUP_S)
+        reply = self.ask_child(self.hello, STARTUP_S)
         if reply != b"ready\n":
             self.end_child()
-            expect(False, "Math-Verify (pip install math-verify)", "its start", reply or "no reply")
+            expect(reply, self.module, "the start of a child process", reply)
+            raise InputError(json.loads(reply))
 
     def end_child(self):
         if self.child:
@@ -146,17 +155,30 @@ class Judge:
         self.child = None
 
 
-def serve(deadline_s: float, memory_bytes: int):
-    """A line [gold, answer] in, true or false out, until stdin closes or, if it hangs, an alarm."""
+def serve(load, deadline_s: str, memory_bytes: str):
+    """The child: a line of arguments in, the value of the function that load() has made out, until
+    stdin closes or, if it hangs, an alarm.  Before that "ready", or the InputError of load()."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # nothing else may print between the replies
     try:
-        from math_verify import LatexExtractionConfig, LatexNormalizationConfig, parse, verify
-    except ImportError as error:
+        function = load()
+    except InputError as error:
         print(json.dumps(str(error)), file=replies)
         return
+    resource.setrlimit(resource.RLIMIT_AS, (int(memory_bytes), int(memory_bytes)))
+    print("ready", file=replies)
+    for line in sys.stdin:
+        signal.alarm(int(float(deadline_s)) + 2)
+        print(json.dumps(function(*json.loads(line))), file=replies)
+        signal.alarm(0)
+
+
+def math_verify():
+    """Are two formulas equal?  Raises InputError where Math-Verify is missing."""
+    with expecting("its start", "Math-Verify (pip install math-verify)"):
+        from math_verify import LatexExtractionConfig, LatexNormalizationConfig, parse, verify
     no_changes = {"units": False, "malformed_operators": False, "nits": False, "boxed": "none"}
     config = [LatexExtractionConfig(normalization_config=LatexNormalizationConfig(**no_changes))]
     digits = {"float_rounding": 100, "numeric_precision": 100}  # so many that nothing rounds
@@ -168,13 +190,8 @@ def serve(deadline_s: float, memory_bytes: int):
         return verify(gold, answer, **digits, timeout_seconds=None)
 
     equal("x + 1", "1 + x")  # compiles its patterns before the clock runs
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    print("ready", file=replies)
-    for line in sys.stdin:
-        signal.alarm(int(deadline_s) + 2)
-        print(json.dumps(equal(*json.loads(line))), file=replies)
-        signal.alarm(0)
+    return equal
 
 
 if __name__ == "__main__":
-    serve(float(sys.argv[1]), int(sys.argv[2]))
+    serve(math_verify, *sys.argv[1:])

@@ -137,6 +137,7 @@ def test_a_run_goes_on_with_its_flags(tmp_path):
     "config, flags, variant, message",
     [
         ({"lr": 1.0}, ["--lr", "2"], {}, r"lr \(was 1.0, now 2.0\)"),
+        ({"advantage": "rloo"}, ["--advantage", "grpo"], {}, r"\(was rloo, now grpo\)"),
         ({state.MARK: 0}, [], {}, "--resume: .* found a config.json without minisoft_run 1"),
         ({"data": "a", "saved": None}, ["--data", "b"], {}, r"data \(was a, now b\)"),
         ({"variant": {"terms": "cot"}}, [], {}, r"variant \(was .*cot.*, now {}\)"),

@@ -11,7 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from minisoft.data import Choice, Problem, boxed
-from minisoft.errors import InputError, expect, expecting
+from minisoft.errors import InputError, expect
 from minisoft.io import rows as sources
 from minisoft.io.rows import EMBEDDED, HUB  # noqa: F401 (the names that programs list)
 
@@ -81,19 +81,6 @@ def load_choices(source: str | Path) -> list[Choice]:
     are _UNUSABLE are left out and named on stderr.  Raises InputError for any other row.
     """
     return _usable(_choice, sources.read(source), source)
-
-
-def read_prompt(path: str | Path) -> str:
-    """A prompt template, without the newline at its end, which editors put there: a prompt that
-    ends in one, as of chat templates, has an empty line at its end.  Raises InputError without one
-    QUESTION."""
-    with expecting("a prompt file", path):
-        raw = Path(path).read_bytes()
-    template = re.sub("\r\n?", "\n", sources.decode(raw, path)).removesuffix("\n")
-    times = template.count("QUESTION")
-    if times != 1:
-        raise InputError(f"{path}: expected the placeholder QUESTION once, found it {times} times")
-    return template
 
 
 class _LeftOut(Exception):

@@ -40,8 +40,8 @@ TOKENS = Option(
 TEMPLATE = Option(
     "template",
     str,
-    "file with the prompt, QUESTION for the question, without its last newline (sec. 4; default "
-    "the paper's *)",
+    "file with the prompt, QUESTION for the question, without its last newline; chat: the model's "
+    "chat template around the paper's (sec. 4; default the paper's *)",
     kept=True,
 )
 TAU_OF = Option(

@@ -21,7 +21,7 @@ NUMBER, WHOLE, PATH, FILE = {"type": float}, {"type": int}, {"type": Path}, {"ty
 MODEL = {  # a default marked * is the model's own
     "--model": (str(WEIGHTS / "tiny"), "folder or hub id"),
     "--data": (None, "problems (default tiny *)"),
-    "--template": (None, "file with the prompt, QUESTION in it (default the paper's *)"),
+    "--template": (None, "file with the prompt, QUESTION in it, or chat (default the paper's *)"),
     "--cot": (None, "CoT budget in tokens (default 128 *)", WHOLE),
 }
 OUT = {"--out": (None, "file.json for the numbers, beside it .md (default: only printed)", FILE)}

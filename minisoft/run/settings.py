@@ -23,7 +23,8 @@ from pathlib import Path
 
 from minisoft.data import PAPER_PROMPT
 from minisoft.errors import InputError, expect
-from minisoft.io.datasets import EMBEDDED, HUB, read_prompt
+from minisoft.io.datasets import EMBEDDED, HUB
+from minisoft.io.prompts import CHAT, read_prompt
 from minisoft.io.state import read_config
 from minisoft.kinds import COT, KINDS, NOISE, TRAINING, default_tau, make_kind, options
 from minisoft.soft import GAMMA, Hard, Mixture, noise_scale
@@ -123,9 +124,10 @@ class Settings:
         ]
 
 
-def resolve(folder: dict, flags: Flags, budget: int) -> Settings:
-    """The settings for a model whose minisoft.json is `folder`; budget: the paper's CoT budget.
-    Raises InputError for what does not go together."""
+def resolve(folder: dict, flags: Flags, budget: int, source: Path | None = None) -> Settings:
+    """The settings for a model whose minisoft.json is `folder`; budget: the paper's CoT budget;
+    source: where that lies, for a chat template.  Raises InputError for what does not go together.
+    """
     trained = (folder.get("noise", "embedding"), folder.get("top_k"))
     noise = flags.noise or trained[0]
     top_k = flags.top_k or (None if flags.noise else trained[1])
@@ -136,7 +138,9 @@ def resolve(folder: dict, flags: Flags, budget: int) -> Settings:
     trained_with = folder if as_trained else {}
     gamma = flags.gamma or trained_with.get("gamma", GAMMA)
     sigma = flags.sigma or (None if flags.gamma else trained_with.get("sigma"))
-    template = read_prompt(flags.template) if flags.template else folder.get("prompt", PAPER_PROMPT)
+    template = folder.get("prompt", PAPER_PROMPT)
+    if flags.template:
+        template = read_prompt(flags.template, source)
     return Settings(
         template=template,
         cot=flags.cot or folder.get("defaults", {}).get("cot", budget),
@@ -176,6 +180,7 @@ def resumed(args: Namespace, fixed: set, free: set, variant: dict) -> Namespace:
         raise InputError("--resume: expected --out RUN with the run to go on with, found no --out")
     config = read_config(args.out)
     moved = {"model", "data", "template"} if config.get("saved") else set()  # its state has hashes
+    moved -= {"template"} if args.template == CHAT else set()
     if config.get("variant", {}) != variant:
         found = f"{variant or 'none'}"
         expected = f"the run's variant {config.get('variant') or 'none'}"
@@ -195,7 +200,7 @@ def resumed(args: Namespace, fixed: set, free: set, variant: dict) -> Namespace:
 
 def anywhere(flag: str, value):
     """The value of a flag, if it is a path then so that it is the same path after `cd`."""
-    named = flag == "data" and value in {**EMBEDDED, **HUB}
+    named = value in {"data": {**EMBEDDED, **HUB}, "template": [CHAT]}.get(flag, ())
     if flag in ("model", "data", "template") and value and not named and os.path.exists(value):
         return os.path.abspath(value)
     return value

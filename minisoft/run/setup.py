@@ -9,6 +9,7 @@ from minisoft.data import ANSWER_TOKENS, Problem
 from minisoft.engine.replay import recompute_layers
 from minisoft.errors import InputError, expecting
 from minisoft.io import atomic, checkpoint, datasets, state
+from minisoft.io.prompts import CHAT
 from minisoft.run import memory, policy
 from minisoft.run.evaluate import check_prompts, lengthened
 from minisoft.run.files import Files, check_unused
@@ -88,6 +89,9 @@ class Setup:
         """Says what it changes of how the model was trained."""
         args, folder = self.args, self.files.model
         settings = policy.settings(folder, [args.tokens], Flags.of(args), args.cot)
+        if args.template == CHAT:  # which may have the date: what the run began with
+            args.prompt = args.prompt or settings.template
+            settings = replace(settings, template=args.prompt)
         device, dtype = self.world.device, checkpoint.DTYPES[args.dtype]
         loaded = Policy.load(folder, args.tokens, settings, device, dtype, args.plain)
         changed = ", ".join(loaded.settings.changes(args.tokens))

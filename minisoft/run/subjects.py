@@ -12,13 +12,15 @@ import torch
 
 from minisoft.data import Format
 from minisoft.errors import InputError, expect
-from minisoft.io import atomic, checkpoint, datasets, state
+from minisoft.io import atomic, checkpoint, state
 from minisoft.io.journal import Journal
+from minisoft.io.prompts import CHAT
 from minisoft.io.tokenizer import Tokenizer
 from minisoft.kinds import NOISE
+from minisoft.run import policy
 from minisoft.run.evaluate import check_prompts, lengthened
 from minisoft.run.policy import Policy
-from minisoft.run.settings import EVAL_COT, Flags, Settings, resolve
+from minisoft.run.settings import EVAL_COT, Flags, Settings
 from minisoft.run.world import World
 from minisoft.soft import GAMMA
 
@@ -63,9 +65,8 @@ class Subject:
 
     def settings(self, args: Namespace) -> Settings:
         """How tokens are made, without sigma."""
-        flags = Flags.of(args)
-        flags.check([setting.kind for setting in args.settings])
-        return resolve(self.sidecar, flags, EVAL_COT)
+        kinds = [setting.kind for setting in args.settings]
+        return policy.settings(self.folder, kinds, Flags.of(args), EVAL_COT)
 
     def check(self, args: Namespace, rows: list, world: World) -> None:
         """See `check_prompts`; the weights are not read."""
@@ -167,7 +168,8 @@ def output(args: Namespace, world: World):
     what is read or not ours would be written over, and in a folder of problems."""
     ends = (".json", ".jsonl", ".md") if args.show is None else (".png",)
     outputs = [args.out.with_suffix(end) for end in ends]
-    for path in map(Path, filter(None, [*(args.data or []), args.template])):
+    template = [args.template] if args.template not in (None, CHAT) else []
+    for path in map(Path, [*(args.data or []), *template]):
         if atomic.lies_in(args.out, path) or path.resolve() in map(Path.resolve, outputs):
             written = f"{path} is read and {args.out.stem}.* is written"
             raise InputError(f"--out: expected another name, since {written}")
@@ -196,7 +198,7 @@ def open_journal(args: Namespace, subjects: list[Subject], sources: dict, world:
     rows}."""
     facts = {name: getattr(args, name) for name in DECIDE}
     facts["settings"] = [str(setting) for setting in args.settings]
-    facts["template"] = args.template and datasets.read_prompt(args.template)
+    facts["template"] = [subject.settings(args).template for subject in subjects]
     facts["model"] = [subject.identity() for subject in subjects]
     hashes = [hashlib.sha256(repr(rows).encode()).hexdigest() for rows in sources.values()]
     facts["data"] = [list(pair) for pair in zip(sources, hashes)]

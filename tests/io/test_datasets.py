@@ -10,7 +10,7 @@ import pytest
 from conftest import refuses
 
 from minisoft.data import Choice, Problem
-from minisoft.io.datasets import EMBEDDED, HUB, load, load_choices, load_problems, read_prompt
+from minisoft.io.datasets import EMBEDDED, HUB, load, load_choices, load_problems
 
 
 def jsonl(path, *rows):
@@ -412,20 +412,6 @@ def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     refuses("owner/name", "owner/name: expected ", "found: no route", by=load_problems)
-
-
-# ---------------------------------------------------------------- a prompt
-
-
-def test_a_prompt_file(tmp_path):
-    path = tmp_path / "prompt.txt"
-    path.write_text("Frage: QUESTION\nAntwort: größer\n", "utf-8")
-    assert read_prompt(str(path)) == "Frage: QUESTION\nAntwort: größer"
-    path.write_text("QUESTION<|im_start|>assistant\n\n")  # as a chat template ends
-    assert read_prompt(path) == "QUESTION<|im_start|>assistant\n"
-    for text, times in (("no place", 0), ("QUESTION QUESTION", 2), ("", 0)):
-        path.write_text(text)
-        refuses(path, "prompt.txt: ", "QUESTION once", f"{times} times", by=read_prompt)
 
 
 # ---------------------------------------------------------------- the embedded problems

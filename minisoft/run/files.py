@@ -14,7 +14,7 @@ from minisoft.data import Problem
 from minisoft.errors import InputError
 from minisoft.io import atomic, checkpoint, state
 from minisoft.kinds import NOISE
-from minisoft.run import track
+from minisoft.run import card, track
 from minisoft.run.metrics import MetricsFile
 from minisoft.run.optimizer import Optimizer
 from minisoft.run.policy import Policy
@@ -37,6 +37,7 @@ class Files:
         self.model = world.in_turn(lambda: checkpoint.find(args.model))
         self.about = world.all_or_none(lambda: checkpoint.read_about(self.model))
         self.exported = world.all_or_none(lambda: checkpoint.read_files(self.model))  # as they are
+        self.head = world.all_or_none(lambda: card.read_head(self.model))
         self.lock = self.metrics = self.tracker = None
 
     def hashes(self, problems: list[Problem], template: str) -> dict[str, str]:
@@ -126,7 +127,16 @@ class Files:
                 f"{bad[0]}; nothing was saved{self.resumable()}"
             )
         folder, sidecar = self.args.out / name, self._sidecar(policy, step)
-        self.write(lambda: checkpoint.save_model(folder, policy.model, self.exported, sidecar))
+        text = card.text(self.args, self.head, sidecar)
+        files = {**self.exported, card.NAME: text.encode()}
+        self.write(lambda: checkpoint.save_model(folder, policy.model, files, sidecar))
+
+    def finish(self, folder: Path, summary: dict, table: str) -> None:
+        """RUN/summary.json, and the table before/after in the card of the model that was tested."""
+        sidecar = checkpoint.read_about(folder)
+        text = card.text(self.args, self.head, sidecar, table)
+        self.write(lambda: atomic.write_json(self.args.out / "summary.json", summary))
+        self.write(lambda: atomic.write_text(folder / card.NAME, text))
 
     def save_state(self, progress: dict, optimizer: Optimizer) -> None:
         """RUN/state, which is what --resume goes on from; progress: the fields of `Progress`."""

@@ -16,7 +16,7 @@ import torch
 from minisoft.data import Problem
 from minisoft.errors import InputError
 from minisoft.evaluation import SOFTNESS, Setting
-from minisoft.io import atomic, checkpoint
+from minisoft.io import checkpoint
 from minisoft.io.journal import Journal
 from minisoft.reinforce import Mismatch
 from minisoft.reward import BOXED, RIGHT
@@ -262,15 +262,14 @@ class Run:
         for setting in after:
             passed = [metrics.percent(of[setting]["pass@1"]) for of in (before, after)]
             rows.append([setting, *passed])
+        title = f"{len(self.samples.test)} test problems, {self.args.tokens} tokens, "
+        title += f"{progress.step} updates"
+        table = metrics.markdown(rows) if after else ""
         try:
-            self.files.write(lambda: atomic.write_json(out / "summary.json", summary))
+            self.files.finish(best, summary, f"{title}:\n\n{table}" if after else "")
         finally:
-            self.world.say(
-                f"\n{len(self.samples.test)} test problems, {self.args.tokens} tokens, "
-                f"{progress.step} updates in {progress.seconds:.0f} s\n"
-                f"{metrics.markdown(rows) if after else ''}\n"
-                f"model: {best}"
-            )
+            seconds = f"in {progress.seconds:.0f} s"
+            self.world.say(f"\n{title} {seconds}\n{table}\nmodel: {best}")
 
 
 def over_ranks(mismatch: Mismatch, world: World) -> Mismatch:

@@ -11,32 +11,23 @@ from minisoft.data import ANSWER_TOKENS
 from minisoft.kinds.options import ROOT
 
 NAME = "README.md"
-LEFT_OUT = {"out", "resume", "saved", "prompt", "plan", "patience", "track"}  # of the flags
-LICENCE = ("license", "license_name", "license_link")
+LEFT_OUT = ("out", "resume", "saved", "prompt", "plan", "patience", "track")  # of the flags
 TEXT = """---
 {head}
 ---
 
 # {base}, trained with {tokens} tokens
 
-{base}, {step} updates of REINFORCE further: its chains of thought were made of {tokens} tokens
-([Soft Tokens, Hard Truths](https://arxiv.org/abs/2509.19170)), its problems are those of {data}.
-
-{results}
-
-## How it was trained
-
-By minisoft{commit}, with these flags:
+{step} updates of REINFORCE on {data}, with chains of thought made of {tokens} tokens ([Soft Tokens,
+Hard Truths](https://arxiv.org/abs/2509.19170)), by minisoft{commit}:
 
 {flags}
 
-What its chain of thought is made with is in `minisoft.json`:
-{settings}.
+`minisoft.json` has the prompt and how tokens are made: {settings}.
 
-## How to use it
+{table}
 
-With hard tokens it is an ordinary model of transformers (here NAME is this folder, or its name on
-the hub):
+With hard tokens it is an ordinary model of transformers (NAME: this folder, or its hub id):
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -48,17 +39,15 @@ ids = tokenizer(prompt, add_special_tokens=plain, return_tensors="pt")
 text = tokenizer.decode(model.generate(**ids, max_new_tokens={cot}, do_sample=False)[0])
 ```
 
-With {tokens} tokens: `python eval.py --model NAME --data gsm8k-test --settings all`, by minisoft.
+With {tokens} tokens, by minisoft: `python eval.py --model NAME --data gsm8k-test --settings all`.
 """
 
 
 def read_head(folder: Path) -> dict:
     """The YAML head of a model's own card, {} without one that can be read."""
-    if not (folder / NAME).is_file():
-        return {}
     from huggingface_hub import metadata_load
 
-    with suppress(Exception):  # a licence that nobody can read is none
+    with suppress(Exception):  # no card, or a licence that nobody can read
         return metadata_load(folder / NAME) or {}
     return {}
 
@@ -68,29 +57,23 @@ def text(args: Namespace, before: dict, sidecar: dict, table: str = "") -> str:
     minisoft.json; table: greedy accuracy before and after."""
     from huggingface_hub import ModelCardData
 
-    base = before.get("base_model") if "minisoft" in (before.get("tags") or ()) else None
-    if not Path(args.model).is_dir():
-        base = args.model  # a hub id
+    ours = "minisoft" in (before.get("tags") or ())
+    base = args.model  # a hub id, or a folder
+    if Path(base).is_dir():
+        base = before.get("base_model") if ours else None
     head = ModelCardData(
         base_model=base,
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["minisoft", "reinforcement-learning", f"{sidecar['tokens']}-tokens"],
-        **{name: before[name] for name in LICENCE if name in before},
+        **{name: value for name, value in before.items() if name.startswith("license")},
     )
     hidden = ("prompt", "defaults", "base", "data", "step")
     settings = [f"{name} {value}" for name, value in sidecar.items() if name not in hidden]
-    return TEXT.format(
-        head=head.to_yaml(),
-        base=sidecar["base"] if base is None else base,
-        results=table or "It was saved while it was trained.",
-        commit=_commit(),
-        flags=_flags(args),
-        settings=textwrap.fill(", ".join(settings), 100),
-        prompt=json.dumps(sidecar["prompt"], ensure_ascii=False),
-        cot=args.eval_cot + ANSWER_TOKENS,
-        **{name: sidecar[name] for name in ("tokens", "step", "data")},
-    )
+    values = sidecar | {"base": base or sidecar["base"], "table": table, "commit": _commit()}
+    values |= {"head": head.to_yaml(), "flags": _flags(args), "settings": ", ".join(settings)}
+    values |= {"cot": args.eval_cot + ANSWER_TOKENS, "prompt": json.dumps(sidecar["prompt"])}
+    return TEXT.format(**values)
 
 
 def _flags(args: Namespace) -> str:
@@ -106,19 +89,9 @@ def _flags(args: Namespace) -> str:
 
 
 def _commit() -> str:
-    """ " at commit ...", "" where this is no repository."""
-    command = [
-        "git",
-        "-C",
-        str(ROOT),
-        "describe",
-        "--always",
-        "--dirty",
-        "--exclude=*",
-        "--abbrev=40",
-    ]
+    """ " at commit ..." of the repository, "" where this is none."""
+    command = "git describe --always --dirty --exclude=* --abbrev=40".split()
     with suppress(OSError, subprocess.SubprocessError):
         if (ROOT / ".git").exists():
-            found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-            return f" at commit {found.stdout.strip()}"
+            return f" at commit {subprocess.check_output(command, cwd=ROOT, text=True).strip()}"
     return ""

@@ -10,7 +10,7 @@ import pytest
 from conftest import refuses
 
 from minisoft.data import Choice, Problem
-from minisoft.io.datasets import EMBEDDED, HUB, load, load_choices, load_problems
+from minisoft.io.datasets import EMBEDDED, HUB, load, load_problems
 
 
 def jsonl(path, *rows):
@@ -181,7 +181,7 @@ def test_a_bad_row_is_named(row, message, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "[]"])
-@pytest.mark.parametrize("read", [load, load_problems, load_choices])
+@pytest.mark.parametrize("read", [load, load_problems])
 def test_a_file_without_rows_is_refused(content, read, tmp_path):
     refuses(jsonl(tmp_path / "a.json", content), "a.json: expected at least one row", by=read)
 
@@ -269,9 +269,8 @@ BAD_CHOICES = [
 def test_every_format_of_multiple_choice_is_understood(row, expected, tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([row]), "utf-8")
     lines = jsonl(tmp_path / "a.jsonl", row, row)
-    for read in (load, load_choices):
-        assert read(tmp_path / "a.json") == [Choice(*expected)]
-        assert read(str(lines)) == [Choice(*expected)] * 2
+    assert load(tmp_path / "a.json") == [Choice(*expected)]
+    assert load(str(lines)) == [Choice(*expected)] * 2
     refuses(lines, "a.jsonl: line 1: ", "found multiple choice", by=load_problems)
 
 
@@ -350,8 +349,7 @@ def test_rows_that_keep_their_answer_secret_are_left_out(tmp_path, capsys):
 @pytest.mark.parametrize("row, message", BAD_CHOICES, ids=str)
 def test_a_bad_row_of_multiple_choice_is_named(row, message, tmp_path):
     path = jsonl(tmp_path / "a.jsonl", MMLU, "\n", json.dumps(row) + "\n", ARC)
-    for read in (load, load_choices):
-        refuses(path, "a.jsonl: line 3: ", *message.split(".*"), by=read)
+    refuses(path, "a.jsonl: line 3: ", *message.split(".*"), by=load)
 
 
 def test_the_first_row_decides_and_the_others_must_be_like_it(tmp_path):

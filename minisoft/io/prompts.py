@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from minisoft.data import PAPER_PROMPT
-from minisoft.errors import InputError, expect, expecting
+from minisoft.errors import expect, expecting
 from minisoft.io.added_tokens import read_added
 from minisoft.io.atomic import read_json
 from minisoft.io.codecs import SPECIAL, class_of
@@ -26,9 +26,7 @@ def read_prompt(source: str | Path, folder: Path | None = None) -> str:
         raw = Path(source).read_bytes()
     template = re.sub("\r\n?", "\n", decode(raw, source)).removesuffix("\n")
     times = template.count("QUESTION")
-    if times != 1:
-        expected = "expected the placeholder QUESTION once"
-        raise InputError(f"{source}: {expected}, found it {times} times")
+    expect(times == 1, source, "the placeholder QUESTION once", times)
     return template
 
 
@@ -69,12 +67,11 @@ def _chat_template(folder: Path) -> tuple[Path | str, str]:
     """(where it stands, the text)."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        with expecting("UTF-8 text", path):
-            return path, path.read_text("utf-8")
+        return path, decode(path.read_bytes(), path)
     path = folder / "tokenizer_config.json"
     where, found = f"{path}: chat_template", read_json(path).get("chat_template")
     if isinstance(found, list):
         with expecting("a list of templates, each with its name, one of them default", where):
             found = {each["name"]: each["template"] for each in found}["default"]
-    expect(isinstance(found, str), where, "--template chat: a text, or chat_template.jinja", found)
+    expect(isinstance(found, str), where, "one for --template chat, or chat_template.jinja", found)
     return where, found

@@ -191,7 +191,7 @@ def test_a_prompt_file(tmp_path):
     assert read_prompt(path) == "QUESTION<|im_start|>assistant\n"
     for text, times in (("no place", 0), ("QUESTION QUESTION", 2), ("", 0)):
         path.write_text(text)
-        refuses(path, "prompt.txt: ", "QUESTION once", f"{times} times", by=read_prompt)
+        refuses(path, "prompt.txt: ", "QUESTION once", f"found {times}", by=read_prompt)
 
 
 def test_a_prompt_file_of_an_editor(tmp_path):

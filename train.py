@@ -23,7 +23,7 @@ from minisoft.io import WEIGHTS, checkpoint
 from minisoft.kinds import COT, NOISE, TAU_OF, TEMPLATE, TOKENS, TRAINING
 from minisoft.kinds.options import COUNT, DEVICE, NATURAL, SIZE, Number, Option, parse
 from minisoft.reinforce import ADVANTAGES
-from minisoft.run import plan, ranks, settings, track
+from minisoft.run import plan, policy, ranks, settings, track
 from minisoft.run.setup import Run, set_up
 from minisoft.run.validation import finish, keep_best
 from minisoft.run.world import RankError, World, as_program, read_device
@@ -144,17 +144,16 @@ def read_flags(argv=None) -> tuple[argparse.Namespace, set[str]]:
     """(all flags, names of those that were given).  Raises InputError."""
     args, given = parse(FLAGS, argv, description=__doc__, allow_abbrev=False)  # no --prompt
     args.saved = None  # the update after which RUN/state was saved, in a run that goes on
+    args.prompt = None  # the text of --template chat, likewise
     return args, given
 
 
 def print_plan(args: argparse.Namespace) -> None:
     """--plan."""
     source = checkpoint.find(args.model)
-    folder = checkpoint.read_about(source)
-    settings.fill(args, folder, read_device(args.device).type)
+    settings.fill(args, checkpoint.read_about(source), read_device(args.device).type)
     flags = settings.Flags.of(args)
-    flags.check([args.tokens])
-    print(plan.text(args, source, settings.resolve(folder, flags, args.cot)))
+    print(plan.text(args, source, policy.settings(source, [args.tokens], flags, args.cot)))
 
 
 def run_as_rank(args: argparse.Namespace, variant) -> None:

@@ -249,7 +249,7 @@ def find(model: str) -> Path:
         return target
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.safetensors", "*.json", "tokenizer.model", "merges.txt", "*.jinja"]
+    patterns = ["*.safetensors", "*.json", "tokenizer.model", "merges.txt", "*.jinja", "README.md"]
     hint = f". Where the hub can be reached, type: hf download {model} --local-dir {target}"
     with expecting("a folder or a model of the hub", model, hint):
         return Path(snapshot_download(model, allow_patterns=patterns))

@@ -38,7 +38,7 @@ def read_codec(folder: Path) -> tuple[Tokenizer, int, str | None]:
     no row in E.  Raises InputError where there is none, or one that is not supported.
     """
     path = folder / "tokenizer_config.json"
-    config, name = read_json(path), _class_of(folder)
+    config, name = read_json(path), class_of(folder)
     codec, listed = _open(folder, name)
     padding = {"pad_token": codec.padding["pad_token"]} if codec.padding else {}
     codec.no_truncation()
@@ -62,7 +62,7 @@ def read_codec(folder: Path) -> tuple[Tokenizer, int, str | None]:
     return codec, size, eos and eos.content
 
 
-def _class_of(folder: Path) -> str:
+def class_of(folder: Path) -> str:
     """The class that AutoTokenizer takes, without the "Fast" at its end."""
     path, vocabulary = folder / "tokenizer_config.json", folder / "tokenizer.json"
     config, model = read_json(path), read_json(folder / "config.json")

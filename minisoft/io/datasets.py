@@ -11,7 +11,7 @@ from decimal import Decimal
 from pathlib import Path
 
 from minisoft.data import Choice, Problem, boxed
-from minisoft.errors import InputError, expect, expecting
+from minisoft.errors import InputError, expect
 from minisoft.io import rows as sources
 from minisoft.io.rows import EMBEDDED, HUB  # noqa: F401 (the names that programs list)
 
@@ -53,47 +53,18 @@ _APART = re.compile(f"[A-E]|(?i:({_OPTION})[ _]?([a-e]|[0-9]+))")
 
 
 def load(source: str | Path) -> list[Problem] | list[Choice]:
-    """`load_choices` if the first row has endings, choices or options, else `load_problems`.
+    """Multiple choice (`_choice`) if the first row has options, else problems (`_problem`).
 
-    Raises InputError as these do, so also for a row of the other kind.
+    _UNUSABLE rows are left out and named on stderr.  Raises InputError for any other row that is
+    not what the first is.
     """
     rows = sources.read(source)
     return _usable(_choice if _is_choice(rows[0][1]) else _problem, rows, source)
 
 
 def load_problems(source: str | Path) -> list[Problem]:
-    """Problems with a free answer, in the formats of `_problem`; _UNUSABLE rows are left out and
-    named on stderr.  Raises InputError for any other row that is no problem."""
+    """As `load` does, where all must be problems with a free answer."""
     return _usable(_problem, sources.read(source), source)
-
-
-def load_choices(source: str | Path) -> list[Choice]:
-    """Multiple-choice questions.  Formats of a row:
-
-        HellaSwag    ctx, endings (texts), label (index); with activity_label, ctx_a and ctx_b:
-                     context of these
-        ARC          question, choices {text: [...], label: [...]}, answerKey (one of the labels)
-        MMLU         question, choices (texts), answer (index, or a letter from A on)
-        MMLU-Pro     question, options (texts), answer (a letter from A on), answer_index
-
-    HellaSwag's and ARC's contexts and texts are those of lm-evaluation-harness.  The other two have
-    ARC's context, and their options are scored by their text, not by their letter.  Rows that
-    are _UNUSABLE are left out and named on stderr.  Raises InputError for any other row.
-    """
-    return _usable(_choice, sources.read(source), source)
-
-
-def read_prompt(path: str | Path) -> str:
-    """A prompt template, without the newline at its end, which editors put there: a prompt that
-    ends in one, as of chat templates, has an empty line at its end.  Raises InputError without one
-    QUESTION."""
-    with expecting("a prompt file", path):
-        raw = Path(path).read_bytes()
-    template = re.sub("\r\n?", "\n", sources.decode(raw, path)).removesuffix("\n")
-    times = template.count("QUESTION")
-    if times != 1:
-        raise InputError(f"{path}: expected the placeholder QUESTION once, found it {times} times")
-    return template
 
 
 class _LeftOut(Exception):
@@ -247,7 +218,17 @@ def _is_choice(row) -> bool:
 
 
 def _choice(row, where: str) -> Choice:
-    """One row in a format of `load_choices`."""
+    """A multiple-choice question in one of these formats:
+
+        HellaSwag    ctx, endings (texts), label (index); with activity_label, ctx_a and ctx_b:
+                     context of these
+        ARC          question, choices {text: [...], label: [...]}, answerKey (one of the labels)
+        MMLU         question, choices (texts), answer (index, or a letter from A on)
+        MMLU-Pro     question, options (texts), answer (a letter from A on), answer_index
+
+    HellaSwag's and ARC's contexts and texts are those of lm-evaluation-harness.  The other two have
+    ARC's context, and their options are scored by their text, not by their letter.
+    """
     if not _is_choice(row):
         found = _fields(row) if isinstance(row, dict) else type(row).__name__
         expected = "multiple choice (field endings, choices or options)"

@@ -38,7 +38,12 @@ TOKENS = kept(
     "soft",
     choices=KINDS,
 )
-TEMPLATE = kept("template", str, "prompt file, QUESTION in it (sec. 4; default the paper's *)")
+TEMPLATE = kept(
+    "template",
+    str,
+    "prompt file, QUESTION in it (sec. 4; default the paper's *); chat: the paper's in the model's "
+    "own chat template",
+)
 TAU_OF = kept("tau", SIZE, f"softmax temperature (F.3; default {TAU} *, with --top-k {TAU_TOP_K})")
 SIGMA = kept("sigma", SIZE, "the noise's standard deviation, instead of --gamma (F.1)")
 NOISE = (

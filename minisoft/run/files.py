@@ -13,6 +13,7 @@ from minisoft.data import Problem
 from minisoft.errors import InputError
 from minisoft.io import atomic, checkpoint, state
 from minisoft.kinds import NOISE
+from minisoft.run import card
 from minisoft.run.metrics import MetricsFile
 from minisoft.run.optimizer import Optimizer
 from minisoft.run.policy import Policy
@@ -36,6 +37,7 @@ class Files:
         self.model = world.in_turn(lambda: checkpoint.find(args.model))
         self.sidecar = world.all_or_none(lambda: checkpoint.read_about(self.model))
         self.exported = world.all_or_none(lambda: checkpoint.read_files(self.model))  # as they are
+        self.head = world.all_or_none(lambda: card.read_head(self.model))
         self.reward = world.all_or_none(lambda: args.reward and Path(args.reward).read_bytes())
         self.lock = self.metrics = None  # of the main rank
 
@@ -100,7 +102,15 @@ class Files:
             **self.args.variant,
         }
         folder, model = self.args.out / name, policy.model
-        self.world.from_main(lambda: checkpoint.save_model(folder, model, self.exported, sidecar))
+        files = {**self.exported, card.NAME: card.text(self.args, self.head, sidecar).encode()}
+        self.world.from_main(lambda: checkpoint.save_model(folder, model, files, sidecar))
+
+    def finish(self, folder: Path, summary: dict, table: str) -> None:
+        """RUN/summary.json, and the table before/after in the card of the model that was tested;
+        written by the main rank."""
+        text = card.text(self.args, self.head, checkpoint.read_about(folder), table)
+        atomic.write_json(self.args.out / "summary.json", summary)
+        atomic.write_text(folder / card.NAME, text)
 
     def save_state(self, progress: dict, settings: Settings, optimizer: Optimizer) -> None:
         """RUN/state, which is what --resume goes on from; progress: the fields of `Progress`."""

@@ -25,7 +25,7 @@ def settings(folder: Path, kinds: list[str], flags: Flags, budget: int) -> Setti
     """How the model of a folder makes tokens of these kinds, before its weights are read; budget:
     the paper's CoT budget.  Raises InputError, also for a flag that none of the kinds uses."""
     flags.check(kinds)
-    return resolve(checkpoint.read_about(folder), flags, budget)
+    return resolve(checkpoint.read_about(folder), flags, budget, folder)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from minisoft.data import PAPER_PROMPT
 from minisoft.errors import InputError, expect
-from minisoft.io.datasets import EMBEDDED, HUB, read_prompt
+from minisoft.io.datasets import EMBEDDED, HUB
+from minisoft.io.prompts import CHAT, read_prompt
 from minisoft.io.state import read_config
 from minisoft.kinds import COT, KINDS, NOISE, SIGMA, TRAINING, default_tau, make_kind, options
 from minisoft.kinds.options import Option
@@ -129,9 +130,9 @@ class Settings:
         return [f"{name} {before[name]} -> {now[name]}" for name in differ]
 
 
-def resolve(sidecar: dict, flags: Flags, budget: int) -> Settings:
-    """The settings for a model with this minisoft.json; budget: the paper's CoT budget.  Raises
-    InputError for what does not go together."""
+def resolve(sidecar: dict, flags: Flags, budget: int, source: Path | None = None) -> Settings:
+    """The settings for a model with this minisoft.json; budget: the paper's CoT budget; source: its
+    folder, for a chat template.  Raises InputError for what does not go together."""
     trained = (sidecar.get("noise", "embedding"), sidecar.get("top_k"))
     noise = flags.get("noise", trained[0])
     top_k = flags.get("top_k", None if "noise" in flags else trained[1])
@@ -142,8 +143,10 @@ def resolve(sidecar: dict, flags: Flags, budget: int) -> Settings:
     gamma = None if "sigma" in flags else flags.get("gamma", alike.get("gamma", GAMMA))
     sigma = flags.get("sigma", None if "gamma" in flags else alike.get("sigma"))
     template = sidecar.get("prompt", PAPER_PROMPT)
+    if "template" in flags:
+        template = read_prompt(flags["template"], source)
     return Settings(
-        template=read_prompt(flags["template"]) if "template" in flags else template,
+        template=template,
         cot=flags.get("cot", sidecar.get("defaults", {}).get("cot", budget)),
         noise=noise,
         top_k=top_k,
@@ -177,6 +180,7 @@ def resumed(args: Namespace, fixed: set, free: set) -> Namespace:
         raise InputError("--resume: expected --out RUN with the run to go on with, found no --out")
     config = read_config(args.out)
     moved = {*PATHS} if config.get("saved") else set()  # its state has hashes
+    moved -= {"template"} if args.template == CHAT else set()
     changed = []
     for name in sorted({"variant", *fixed} - moved):
         before, now = config.get(name), getattr(args, name)
@@ -192,7 +196,7 @@ def resumed(args: Namespace, fixed: set, free: set) -> Namespace:
 
 def anywhere(flag: str, value):
     """The value of a flag, if it is a path then so that it is the same path after `cd`."""
-    named = flag == "data" and value in {**EMBEDDED, **HUB}
+    named = value in {"data": {**EMBEDDED, **HUB}, "template": [CHAT]}.get(flag, ())
     if flag in PATHS and value and not named and os.path.exists(value):
         return os.path.abspath(value)
     return value

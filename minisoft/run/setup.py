@@ -8,6 +8,7 @@ from minisoft.data import ANSWER_TOKENS
 from minisoft.engine.replay import recompute_layers
 from minisoft.errors import InputError, expecting
 from minisoft.io import atomic, checkpoint, datasets, state
+from minisoft.io.prompts import CHAT
 from minisoft.run import plan
 from minisoft.run.evaluate import check_prompts, lengthened
 from minisoft.run.files import Files, check_unused
@@ -60,6 +61,9 @@ def load(args: Namespace, world: World, files: Files, problems: Problems) -> Pol
     """The model; says what it changes of how the model was trained.  Raises InputError where it
     cannot take the problems."""
     settings = settings_of(files.model, [args.tokens], Flags.of(args), args.cot)
+    if args.template == CHAT:  # which may have the date: what the run began with
+        args.prompt = args.prompt or settings.template
+        settings = replace(settings, template=args.prompt)
     dtype = checkpoint.DTYPES[args.dtype]
     loaded = Policy.load(files.model, args.tokens, settings, world.device, dtype, args.plain)
     form, config = loaded.form, loaded.model.config

@@ -14,6 +14,7 @@ from minisoft.data import Format
 from minisoft.errors import InputError, expect
 from minisoft.io import atomic, checkpoint, state
 from minisoft.io.journal import Journal
+from minisoft.io.prompts import CHAT
 from minisoft.io.tokenizer import Tokenizer
 from minisoft.run import policy
 from minisoft.run.evaluate import check_prompts, lengthened
@@ -151,7 +152,8 @@ def output(args: Namespace, world: World):
     what is read or not ours would be written over, and in a folder of problems."""
     ends = (".json", ".jsonl", ".md") if args.show is None else (".png",)
     outputs = [args.out.with_suffix(end) for end in ends]
-    for path in map(Path, filter(None, [*(args.data or []), args.template])):
+    template = [args.template] if args.template not in (None, CHAT) else []
+    for path in map(Path, [*(args.data or []), *template]):
         if atomic.lies_in(args.out, path) or path.resolve() in map(Path.resolve, outputs):
             written = f"{path} is read and {args.out.stem}.* is written"
             raise InputError(f"--out: expected another name, since {written}")

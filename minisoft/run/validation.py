@@ -3,7 +3,7 @@ A)."""
 
 from minisoft.data import Problem
 from minisoft.evaluation import Setting
-from minisoft.io import atomic, checkpoint
+from minisoft.io import checkpoint
 from minisoft.io.journal import Journal
 from minisoft.run.evaluate import Evaluator
 from minisoft.run.metrics import markdown
@@ -63,12 +63,11 @@ def finish(run) -> None:
     rows = [["greedy accuracy", "before", "after"]]
     for setting in after:
         rows.append([setting, *(f"{of[setting]['pass@1']:.1%}" for of in (before, after))])
+    title = f"{len(run.problems.test)} test problems, {run.args.tokens} tokens, "
+    title += f"{progress.step} updates"
+    table = markdown(rows) if after else ""
     try:
-        run.world.from_main(lambda: atomic.write_json(out / "summary.json", summary))
+        card = f"{title}:\n\n{table}" if after else ""
+        run.world.from_main(lambda: run.files.finish(best, summary, card))
     finally:
-        run.world.say(
-            f"\n{len(run.problems.test)} test problems, {run.args.tokens} tokens, "
-            f"{progress.step} updates in {progress.seconds:.0f} s\n"
-            f"{markdown(rows) if after else ''}\n"
-            f"model: {best}"
-        )
+        run.world.say(f"\n{title} in {progress.seconds:.0f} s\n{table}\nmodel: {best}")

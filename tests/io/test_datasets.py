@@ -11,7 +11,7 @@ import pytest
 from conftest import refuses
 
 from minisoft.data import Choice, Problem
-from minisoft.io.datasets import EMBEDDED, HUB, load, load_choices, load_problems, read_prompt
+from minisoft.io.datasets import EMBEDDED, HUB, load, load_problems
 
 
 def jsonl(path, *rows):
@@ -99,7 +99,7 @@ def test_a_bad_row_is_named(row, message, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "[]"])
-@pytest.mark.parametrize("read", [load, load_problems, load_choices])
+@pytest.mark.parametrize("read", [load, load_problems])
 def test_a_file_without_rows_is_refused(content, read, tmp_path):
     refuses(jsonl(tmp_path / "a.json", content), "a.json: expected at least one row", by=read)
 
@@ -111,9 +111,8 @@ def test_a_file_without_rows_is_refused(content, read, tmp_path):
 def test_every_format_of_multiple_choice_is_understood(row, expected, tmp_path):
     (tmp_path / "a.json").write_text(json.dumps([row]), "utf-8")
     lines, (context, options, answer) = jsonl(tmp_path / "a.jsonl", row, row), expected
-    for read in (load, load_choices):
-        assert read(tmp_path / "a.json") == [Choice(context, tuple(options), answer)]
-        assert read(str(lines)) == [Choice(context, tuple(options), answer)] * 2
+    assert load(tmp_path / "a.json") == [Choice(context, tuple(options), answer)]
+    assert load(str(lines)) == [Choice(context, tuple(options), answer)] * 2
     refuses(lines, "a.jsonl: line 1: ", "found multiple choice", by=load_problems)
 
 
@@ -163,8 +162,7 @@ def test_rows_that_keep_their_answer_secret_are_left_out(tmp_path, capsys):
 @pytest.mark.parametrize("message, row", BAD_CHOICES, ids=str)
 def test_a_bad_row_of_multiple_choice_is_named(row, message, tmp_path):
     path = jsonl(tmp_path / "a.jsonl", MMLU, "\n", json.dumps(row) + "\n", ARC)
-    for read in (load, load_choices):
-        refuses(path, "a.jsonl: line 3: ", *message.split(".*"), by=read)
+    refuses(path, "a.jsonl: line 3: ", *message.split(".*"), by=load)
 
 
 def test_the_first_row_decides_and_the_others_must_be_like_it(tmp_path):
@@ -225,20 +223,6 @@ def test_a_hub_that_does_not_answer_is_one_line(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
     refuses("owner/name", "owner/name: expected ", "found: no route", by=load_problems)
-
-
-# ---------------------------------------------------------------- a prompt
-
-
-def test_a_prompt_file(tmp_path):
-    path = tmp_path / "prompt.txt"
-    path.write_text("Frage: QUESTION\nAntwort: größer\n", "utf-8")
-    assert read_prompt(str(path)) == "Frage: QUESTION\nAntwort: größer"
-    path.write_text("QUESTION<|im_start|>assistant\n\n")  # as a chat template ends
-    assert read_prompt(path) == "QUESTION<|im_start|>assistant\n"
-    for text, times in (("no place", 0), ("QUESTION QUESTION", 2), ("", 0)):
-        path.write_text(text)
-        refuses(path, "prompt.txt: ", "QUESTION once", f"{times} times", by=read_prompt)
 
 
 # ---------------------------------------------------------------- the embedded problems

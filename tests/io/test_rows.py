@@ -11,7 +11,7 @@ import pytest
 from conftest import refuses as refuses_by
 
 from minisoft.data import Choice, Problem
-from minisoft.io.datasets import load, load_problems, read_prompt
+from minisoft.io.datasets import load, load_problems
 
 ROW = {"question": "1+1?", "answer": "2"}
 LINE = json.dumps(ROW).encode() + b"\n"
@@ -46,15 +46,6 @@ def test_a_byte_order_mark_is_no_text(name, tmp_path):
     content = LINE if name == "a.jsonl" else b"[" + LINE + b"]"
     write(tmp_path, **{name: codecs.BOM_UTF8 + content})
     assert load(tmp_path / name) == [PROBLEM]
-
-
-def test_a_prompt_file_of_an_editor(tmp_path):
-    path = tmp_path / "prompt.txt"
-    path.write_bytes(codecs.BOM_UTF8 + "Größe:\r\nQUESTION\r\n".encode())
-    assert read_prompt(path) == "Größe:\nQUESTION"
-    path.write_bytes("Say: QUESTION".encode("utf-16"))
-    refuses(path, "prompt.txt: expected UTF-8 text, found UTF-16", by=read_prompt)
-    refuses(tmp_path / "no.txt", "no.txt: expected a prompt file", by=read_prompt)
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le"])

@@ -14,12 +14,13 @@ import time
 import pytest
 import runs
 import torch
-from runs import ENVIRONMENT, ROOT, assert_same_weights, metrics, start, summary, tiny_at
+from runs import ENVIRONMENT, ROOT, assert_same_weights, config, metrics, start, summary, tiny_at
 
 import train
 from minisoft import engine, reinforce
+from minisoft.data import PAPER_PROMPT
 from minisoft.engine.replay import Replay
-from minisoft.io import checkpoint, datasets
+from minisoft.io import checkpoint, datasets, prompts
 from minisoft.io.atomic import NEW, OLD
 from minisoft.run.metrics import MetricsFile
 from minisoft.run.optimizer import Optimizer
@@ -129,6 +130,33 @@ def test_a_changed_tokenizer_and_prompt_are_named_at_resume(tmp_path):
     expected = r"found other content of --template, tokenizer_config.json \("
     with pytest.raises(SystemExit, match=expected):
         resume(out, "--steps", "2")
+
+
+def test_a_chat_prompt_is_rendered_once_and_its_date_stays(tmp_path, monkeypatch):
+    shutil.copytree(checkpoint.WEIGHTS / "tiny", tmp_path / "model")
+    path, out = tmp_path / "model/chat_template.jinja", tmp_path / "run"
+    path.write_text("{{ strftime_now('%Y') }}: {{ messages[0].content }} Bot:\n\n")
+    flags = ["--model", str(tmp_path / "model"), "--template", "chat"]
+    monkeypatch.setattr(prompts.time, "strftime", lambda form: "1999")
+    (tmp_path / "chat").mkdir()  # is not meant
+    monkeypatch.chdir(tmp_path)
+    run(out, *ONE, *flags)
+    monkeypatch.undo()
+    resume(out, "--steps", "2")
+    resume(out, "--steps", "3", *flags)
+    sidecar = json.loads((out / "last/minisoft.json").read_text())
+    assert sidecar["prompt"] == f"1999: {PAPER_PROMPT} Bot:\n"
+    assert config(out)["template"] == "chat"
+    path.write_text("{{ messages[0].content }}")
+    with pytest.raises(SystemExit, match="found other content of chat_template.jinja"):
+        resume(out, "--steps", "4")
+
+
+def test_a_chat_prompt_is_not_a_file_that_has_moved(tmp_path):
+    (tmp_path / "prompt.txt").write_text("User: QUESTION Assistant:")
+    run(tmp_path / "run", *ONE, "--template", str(tmp_path / "prompt.txt"))
+    with pytest.raises(SystemExit, match="--resume: expected the flags .* template .*, now chat"):
+        resume(tmp_path / "run", "--steps", "2", "--template", "chat")
 
 
 def test_golds_that_the_verifier_cannot_read_are_listed(tmp_path, capsys):

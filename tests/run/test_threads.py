@@ -208,6 +208,7 @@ from minisoft.run.world import World
 ranks.LEFT = 1
 with several(2):
     with World("cpu") as world:
+        world.gather_objects([0])  # both have met
         if world.rank == 1:
             sys.exit("no GPU left")
         import time

@@ -259,7 +259,7 @@ class Transformer(nn.Module):
         """Probabilities p (..., V) float32 -> p E (..., d) float32 (eq. 5)."""
         return p @ self.E.float()
 
-    def prefill(self, ids: torch.Tensor) -> tuple[torch.Tensor, Prompt]:
+    def run_prompt(self, ids: torch.Tensor) -> tuple[torch.Tensor, Prompt]:
         """Prompts (n, P) -> encodings (n, P, d), and what their continuations attend to."""
         recording = Recording()
         hidden = self(self.embed(ids), recording)

@@ -1,8 +1,9 @@
 """REINFORCE with a leave-one-out baseline over recorded rollouts (section 3, appendix A).
 
 Here stand the definitions: eq. 14 written out, every row's whole text in one pass, differentiated
-by autograd, where a CoT action's term has the gradient of its kind's `score` (`soft.Gaussian`).
-`minisoft.engine.replay` gives the same gradient with less memory and time, by `score_actions` too.
+by autograd, where a CoT action's term has the gradient of its kind's `surrogate` (`soft.Gaussian`).
+`minisoft.engine.replay` gives the same gradient with less memory and time, by the same
+`action_log_probs`.
 Dimensions: B problems, G samples of each, n rows of one problem, S positions after the prompt,
 P positions of the prompt, d width.
 """
@@ -45,7 +46,7 @@ def normalised(rewards: torch.Tensor) -> torch.Tensor:
 ADVANTAGES = {"rloo": leave_one_out, "grpo": normalised}
 
 
-def score_actions(model, kind, role: int, hidden, actions, draws: Draws) -> torch.Tensor:
+def action_log_probs(model, kind, role: int, hidden, actions, draws: Draws) -> torch.Tensor:
     """Log-probabilities (k,) of k recorded actions of one role, float64.
 
     hidden (k, d): the encodings that predict them, a function of the weights; actions (k, ...) of
@@ -53,8 +54,8 @@ def score_actions(model, kind, role: int, hidden, actions, draws: Draws) -> torc
     """
     logits = model.logits(hidden)  # (k, V)
     if role == COT:
-        return kind.distribution(model, hidden, logits).score(actions, draws)  # eq. 10
-    return Categorical(logits).score(actions, draws)
+        return kind.distribution(model, hidden, logits).surrogate(actions, draws)  # eq. 10
+    return Categorical(logits).surrogate(actions, draws)
 
 
 def encodings(model, kind, rollout: Rollout) -> torch.Tensor:
@@ -72,15 +73,15 @@ def encodings(model, kind, rollout: Rollout) -> torch.Tensor:
 
 def log_prob(model, kind, rollout: Rollout) -> torch.Tensor:
     """Log-probability (n, S) of every recorded action, float64, with the gradient of
-    `score_actions`; 0 where a position is none."""
+    `action_log_probs`; 0 where a position is none."""
     hidden = encodings(model, kind, rollout)
-    scores = torch.zeros(rollout.ids.shape, dtype=torch.float64, device=hidden.device)
+    log_probs = torch.zeros(rollout.ids.shape, dtype=torch.float64, device=hidden.device)
     for role in (COT, ANSWER):
         where = rollout.role == role  # (n, S)
         taken, draws = rollout.taken(role), rollout.draws(role)
-        of_role = score_actions(model, kind, role, hidden[where], taken, draws)
-        scores = scores.masked_scatter(where, of_role)
-    return scores
+        of_role = action_log_probs(model, kind, role, hidden[where], taken, draws)
+        log_probs = log_probs.masked_scatter(where, of_role)
+    return log_probs
 
 
 def loss(log_probs: list[torch.Tensor], advantages: list[torch.Tensor], scale: float):
@@ -89,8 +90,8 @@ def loss(log_probs: list[torch.Tensor], advantages: list[torch.Tensor], scale: f
     For each problem b: log_probs (n, S); advantages (n,), constants.  scale: 1 / (B G), global.
     """
     total = 0.0
-    for scores, A in zip(log_probs, advantages, strict=True):
-        ell = scores.sum(1)  # (n,), eq. 9 and the answer's tokens
+    for of_problem, A in zip(log_probs, advantages, strict=True):
+        ell = of_problem.sum(1)  # (n,), eq. 9 and the answer's tokens
         total = total + (A.detach().to(ell.device) * ell).sum()
     return -scale * total  # eqs. 8, 14
 
@@ -100,8 +101,8 @@ def backward(model, kind, rollouts: list[Rollout], advantages: list[torch.Tensor
     log_probs = [log_prob(model, kind, rollout) for rollout in rollouts]
     loss(log_probs, advantages, scale).backward()
     mismatch = Mismatch()
-    for scores, rollout in zip(log_probs, rollouts, strict=True):
-        mismatch.add(scores.detach(), rollout.log_prob, rollout.role)
+    for replayed, rollout in zip(log_probs, rollouts, strict=True):
+        mismatch.add(replayed.detach(), rollout.log_prob, rollout.role)
     return mismatch
 
 

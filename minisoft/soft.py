@@ -7,7 +7,7 @@ A kind is a *distribution over actions* and a map `embed` from an action to the 
     soft, fuzzy   Normal(softmax(z / tau) E, sigma)       action
 
 Rollout draws an action and embeds it, greedy inference takes the mode, training takes the
-log-probability of the recorded actions, with the gradient of `score`: the same code for every kind.
+log-probability of the recorded actions, by `surrogate`: the same code for every kind.
 `minisoft.kinds` has their names, the noise of appendix F.2, and other papers' kinds.
 Shapes: ... leading dimensions (rows, or rows x positions), V vocabulary, d width of E.
 """
@@ -39,7 +39,7 @@ class Distribution:
         parameter changes may be left out."""
         raise NotImplementedError
 
-    def score(self, action: torch.Tensor, draws: Draws) -> torch.Tensor:
+    def surrogate(self, action: torch.Tensor, draws: Draws) -> torch.Tensor:
         """log_prob (...) of actions that `sample(draws)` gave under the same weights, to be
         differentiated (eqs. 14-15)."""
         return self.log_prob(action)
@@ -89,7 +89,7 @@ class Gaussian(Distribution):
         off = action - self.mean
         return off.double().square().sum(-1) / (-2 * self.sigma**2)  # eq. 10
 
-    def score(self, action: torch.Tensor, draws: Draws) -> torch.Tensor:
+    def surrogate(self, action: torch.Tensor, draws: Draws) -> torch.Tensor:
         """The value of log_prob with the gradient of <epsilon / sigma, mean>, epsilon the noise of
         the draws.
 

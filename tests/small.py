@@ -64,7 +64,7 @@ def small_model(tied=True, scale=0.35):
 
 def unroll(model, kind, n, generator):
     """n rows with roles ROLES, position by position -> Rollout."""
-    last, prompt = model.prefill(torch.tensor([PROMPT]))
+    last, prompt = model.run_prompt(torch.tensor([PROMPT]))
     hidden, x = last[:, -1].expand(n, -1), torch.empty(n, 0, D)
     keys = torch.randint(2**62, (n,), generator=generator)
     ids, actions, scores = [], [], []

@@ -138,7 +138,7 @@ def test_continuing_a_shared_prompt_equals_the_full_forward(both, architecture, 
     weights = torch.randn(3, 6, 32, generator=torch.Generator().manual_seed(2))
     gradients = []
     full = model(model.embed(torch.cat((ids.expand(3, -1), rows), dim=1)))[:, length:]
-    hidden, prompt = model.prefill(ids)
+    hidden, prompt = model.run_prompt(ids)
     close(hidden, model(model.embed(ids)))
     assert prompt.keys[0].shape[2] == length
     continued = model(model.embed(rows), prompt)
@@ -163,7 +163,7 @@ def test_gradients_into_a_detached_prompt_add_up_over_micro_batches(both):
     full.pow(3).sum().backward()
     expected = gradients()
     model.zero_grad()
-    _, prompt = model.prefill(ids)
+    _, prompt = model.run_prompt(ids)
     both = (prompt.keys, prompt.values)
     parts = [tuple(x.detach().requires_grad_() for x in part) for part in both]
     for micro_batch in (rows[:1], rows[1:]):

@@ -82,7 +82,7 @@ def test_replay_gives_back_every_log_prob_and_the_drawn_noise(model, name, by):
 @BY
 @pytest.mark.parametrize("name", KINDS)
 def test_gradient_is_that_of_the_loss_written_out(model, name, by):
-    """Eq. 14, every row alone, the whole text in one pass, without score_actions."""
+    """Eq. 14, every row alone, the whole text in one pass, without action_log_probs."""
     kind = KINDS[name]
     record = unroll(model, kind, 6, torch.Generator().manual_seed(2))
     advantages = leave_one_out(torch.tensor([[100.0, 0.0, 10.0, 10.0, 100.0, 0.0]]))[0]
@@ -108,7 +108,7 @@ def test_gradient_is_that_of_the_loss_written_out(model, name, by):
 def by_equation_10(monkeypatch):
     """From now on a noisy action learns by the replayed mean, not by the noise of its draws."""
     for noisy in (Gaussian, TopGaussian, TokenGaussian, Gumbel):
-        monkeypatch.setattr(noisy, "score", lambda self, action, draws: self.log_prob(action))
+        monkeypatch.setattr(noisy, "surrogate", lambda self, action, draws: self.log_prob(action))
 
 
 @pytest.mark.parametrize("name", [name for name in KINDS if name not in ("hard", "fuzzy")])
@@ -216,7 +216,7 @@ def expected_reward(model, kind, n, generator, through_cot):
     models = [model]
     if isinstance(kind, Covariance):  # others' noise has a scale of its own
         models.append(copy.deepcopy(model).requires_grad_(False))  # fed the same actions
-    streams = [[*of.prefill(torch.tensor([PROMPT])), torch.empty(n, 0, D)] for of in models]
+    streams = [[*of.run_prompt(torch.tensor([PROMPT])), torch.empty(n, 0, D)] for of in models]
     for t, role in enumerate(ROLES[:-1]):
         thoughts = []
         for of, (hidden, _, _) in zip(models, streams):

@@ -150,7 +150,7 @@ class Script:
     def embed(self, ids):
         return torch.stack((ids, torch.zeros_like(ids)), -1).float()
 
-    def prefill(self, ids):
+    def run_prompt(self, ids):
         key = torch.zeros(len(ids), 1, ids.shape[1], 2)
         return self(self.embed(ids)), Prompt((key,), (key,))
 

@@ -95,15 +95,15 @@ class RowCache:
         self.width = self.round_up(positions)
         more = self.width - self.own[0].shape[3]
         for layer, own in enumerate(self.own if more > 0 else []):
-            self.own[layer] = F.pad(own, (0, 0, 0, more))  # 0: what is hidden must be finite
+            self.own[layer] = F.pad(own, (0, 0, 0, more))  # 0: what is masked must be finite
 
     def positions(self) -> torch.Tensor:
         """A step begins: the position of every row in its text, (N, 1)."""
         device = self.position.device
         past_own = torch.arange(self.width, device=device) > self.position[:, None]  # (N, n)
-        hidden = torch.cat((self.past_prompt, past_own), dim=1)  # (N, C + n)
-        bias = torch.zeros(hidden.shape, dtype=self.prompt.dtype, device=device)
-        self.bias = bias.masked_fill_(hidden, -math.inf)
+        masked = torch.cat((self.past_prompt, past_own), dim=1)  # (N, C + n)
+        bias = torch.zeros(masked.shape, dtype=self.prompt.dtype, device=device)
+        self.bias = bias.masked_fill_(masked, -math.inf)
         self.at = self.position
         return (self.start + self.position)[:, None]
 
@@ -198,9 +198,9 @@ class FusedCache(RowCache):
     def positions(self) -> torch.Tensor:
         self.at = self.start + self.position  # (N,)
         device = self.own.device
-        hidden = torch.arange(self.width, device=device) > self.at[:, None]  # (N, n)
-        bias = torch.zeros(hidden.shape, dtype=self.own.dtype, device=device)
-        self.bias = bias.masked_fill_(hidden, -math.inf)[:, None, None]  # (N, 1, 1, n)
+        masked = torch.arange(self.width, device=device) > self.at[:, None]  # (N, n)
+        bias = torch.zeros(masked.shape, dtype=self.own.dtype, device=device)
+        self.bias = bias.masked_fill_(masked, -math.inf)[:, None, None]  # (N, 1, 1, n)
         return self.at[:, None]
 
     def attend(self, layer: int, q: torch.Tensor) -> torch.Tensor:

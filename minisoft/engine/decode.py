@@ -161,7 +161,7 @@ class Scheduler:
         """Prompts padded to one length, together."""
         prompts = [self.requests[i].prompt for i in requests]
         ids = torch.tensor([prompt + [0] * (length - len(prompt)) for prompt in prompts])
-        hidden, recorded = self.model.prefill(ids.to(self.device))
+        hidden, recorded = self.model.run_prompt(ids.to(self.device))
         for n, (i, prompt) in enumerate(zip(requests, prompts, strict=True)):
             P, both = len(prompt), (recorded.keys, recorded.values)
             self.cache.prompts[i] = Prompt(*(tuple(x[n : n + 1, :, :P] for x in of) for of in both))

@@ -3,9 +3,9 @@
 The loss is never formed as one number.  Its gradient is assembled backwards in three pieces, each
 of which is an ordinary vector-Jacobian product:
 
-    prompt --(1)--> keys, values, last encoding --(2)--> encodings hL of a few rows --(3)--> scores
+    prompt --(1)--> keys, values, last encoding --(2)--> encodings hL of a few rows --(3)--> log pi
 
-    (3) scores of a few positions at a time, so that little of what has V numbers a position exists
+    (3) log pi of a few positions at a time, so that little of what has V numbers a position exists
     (2) the rows of a micro-batch, from the gradients that (3) has left in their encodings
     (1) the prompt, run once for all rows of a problem, from those that (2) has left in its keys
 
@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 from minisoft.draws import Draws
 from minisoft.model import Block, Prompt, Recording, Transformer
-from minisoft.reinforce import Mismatch, score_actions
+from minisoft.reinforce import Mismatch, action_log_probs
 from minisoft.rollout import ANSWER, COT, PAD, Rollout
 
 LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB of float32 logits, whatever V
@@ -50,8 +50,8 @@ def backward(
     replay = Replay(model, kind, micro_batch, terms)
     with reproducible(model.E.device):
         for rollout, of_problem in zip(rollouts, advantages, strict=True):
-            weights = -scale * of_problem.to(model.E.device).float()  # (n,), eq. 14
-            replay.backward(rollout, weights, mismatch)
+            coefficients = -scale * of_problem.to(model.E.device).float()  # (n,), of eq. 14
+            replay.backward(rollout, coefficients, mismatch)
     if not mismatch.tokens:
         replay.measure(rollouts[0], mismatch)
     return mismatch
@@ -66,9 +66,9 @@ class Replay:
     micro_batch: int
     terms: tuple[int, ...]
 
-    def backward(self, rollout: Rollout, weights: torch.Tensor, mismatch: Mismatch) -> None:
-        """Differentiate  sum_g weights_g ell_g, the rows of weight 0 left out."""
-        rows = weights.nonzero()[:, 0]
+    def backward(self, rollout: Rollout, coefficients: torch.Tensor, mismatch: Mismatch) -> None:
+        """Differentiate  sum_g c_g ell_g, the rows with c_g = 0 left out."""
+        rows = coefficients.nonzero()[:, 0]
         if not len(rows):
             return
         last, keys, values = self._prompt(rollout)
@@ -79,7 +79,7 @@ class Replay:
             part = rollout.select(some)
             hidden = self._encodings(part, leaf_prompt, leaf_last)  # (m, S, d)
             leaf = hidden.detach().requires_grad_()
-            replayed = self._log_probs(part, leaf, weights[some])  # (3)
+            replayed = self._log_probs(part, leaf, coefficients[some])  # (3)
             mismatch.add(replayed, part.log_prob, part.role)
             if leaf.grad is not None:
                 hidden.backward(leaf.grad)  # (2)
@@ -97,7 +97,7 @@ class Replay:
     def _prompt(self, rollout: Rollout) -> tuple:
         """The prompt's last encoding (1, d), and its keys and values of each layer."""
         ids = torch.tensor([rollout.prompt], device=self.model.E.device)
-        hidden, prompt = self.model.prefill(ids)
+        hidden, prompt = self.model.run_prompt(ids)
         return hidden[:, -1], prompt.keys, prompt.values
 
     def _encodings(self, part: Rollout, prompt: Prompt, last: torch.Tensor) -> torch.Tensor:
@@ -111,10 +111,10 @@ class Replay:
         hidden = self.model(x[:, :-1], prompt)  # (m, S-1, d), predicts positions 1..S-1
         return torch.cat((last.expand(len(x), 1, -1), hidden), dim=1)
 
-    def _log_probs(self, part: Rollout, hidden: torch.Tensor, weights=None) -> torch.Tensor:
+    def _log_probs(self, part: Rollout, hidden: torch.Tensor, coefficients=None) -> torch.Tensor:
         """The log-probabilities (m, S) of the actions of some rows, float64; else 0.
 
-        hidden (m, S, d): their encodings, a leaf.  With weights (m,), what  sum weights_g ell_g
+        hidden (m, S, d): their encodings, a leaf.  With coefficients c (m,), what  sum c_g ell_g
         sends back through each chunk is added to the gradients of `hidden`, W_d and E at once.
         """
         log_probs = torch.zeros(part.role.shape, dtype=torch.float64, device=hidden.device)
@@ -125,10 +125,10 @@ class Replay:
                 row, position = place.T  # each (k,)
                 draws = Draws(part.keys[row], position)
                 encoding = hidden[row, position]
-                of_chunk = score_actions(self.model, self.kind, term, encoding, action, draws)
+                of_chunk = action_log_probs(self.model, self.kind, term, encoding, action, draws)
                 log_probs[row, position] = of_chunk.detach()
-                if weights is not None and term in self.terms and len(place):
-                    (weights[row] * of_chunk).sum().backward()
+                if coefficients is not None and term in self.terms and len(place):
+                    (coefficients[row] * of_chunk).sum().backward()  # eqs. 14-15
         return log_probs
 
     def _chunk(self) -> int:

@@ -51,9 +51,9 @@ class TokenGaussian(Distribution):
         value = (off.square() / p.clamp(min=self.FLOOR)).sum(-1) / (-2 * self.scale**2)
         return with_gradient(value, off / self.scale**2, self.logits)
 
-    def score(self, action: torch.Tensor, draws: Draws) -> torch.Tensor:
+    def surrogate(self, action: torch.Tensor, draws: Draws) -> torch.Tensor:
         """The value of log_prob with the gradient of <(w - p) / s^2, logits>, by the noise of
-        the draws, as in `Gaussian.score`."""
+        the draws, as in `Gaussian.surrogate`."""
         noise = self._noise(self.mode(), draws)  # (w - p) / s
         return with_gradient(self.log_prob(action), noise / self.scale, self.logits)
 

@@ -100,7 +100,7 @@ class TopGaussian(Gaussian):
         ids, values = of_sparse(action)
         return Gaussian(self.mean.gather(-1, ids), self.sigma).log_prob(values)
 
-    def score(self, action: torch.Tensor, draws: Draws) -> torch.Tensor:
+    def surrogate(self, action: torch.Tensor, draws: Draws) -> torch.Tensor:
         ids, _ = of_sparse(action)
         epsilon = draws.normal(self.mean.shape[-1]).gather(-1, ids)
         return with_gradient(self.log_prob(action), epsilon / self.sigma, self.mean.gather(-1, ids))

@@ -37,7 +37,7 @@ def decode(model, prompts, owner, rows, drops=None, cache_class=RowCache):
     drops = drops or {}
     N, T = rows.shape
     seen = torch.full((N, T, VOCABULARY), torch.nan)
-    prompts = [model.prefill(p)[1] for p in prompts]
+    prompts = [model.run_prompt(p)[1] for p in prompts]
     cache = row_cache(model, prompts, owner.tolist(), T, cache_class)
     places = [*range(N), *[None] * (len(cache.prompt_of) - N)]  # which row sits where
     for t in range(T):
@@ -96,7 +96,7 @@ def test_cached_decoding_equals_the_uncached_forward(fast, architecture, drops, 
 def test_rows_in_the_order_of_their_prompts_need_no_grid(fast, each):
     model, owner = fast("llama3")[1], torch.arange(48) // each
     prompts, rows = [random_ids(1, n, seed=n) for n in (5, 12, 7)], random_ids(48, 6, seed=3)
-    cache = row_cache(model, [model.prefill(p)[1] for p in prompts], owner.tolist(), 6)
+    cache = row_cache(model, [model.run_prompt(p)[1] for p in prompts], owner.tolist(), 6)
     assert cache.to_grid is None
     close(decode(model, prompts, owner, rows), uncached(model, prompts, owner, rows), 2e-5)
 
@@ -119,7 +119,7 @@ def test_prompts_come_and_go(fast, cache_class):
     model = fast("llama3")[1]
     prompts, rows = [random_ids(1, n, seed=n) for n in (7, 30, 3, 40)], random_ids(4, 5, seed=2)
     expected = uncached(model, prompts, torch.arange(4), rows)
-    recorded = [model.prefill(p)[1] for p in prompts[:2]]
+    recorded = [model.run_prompt(p)[1] for p in prompts[:2]]
     cache = row_cache(model, recorded, [0, 1], 16, cache_class)
     jobs, start = {0: 0, 1: 1}, {0: 0, 1: 0}  # place -> row; place -> its first step
     waiting = [2, 3]
@@ -139,7 +139,7 @@ def test_prompts_come_and_go(fast, cache_class):
                 if waiting:
                     jobs[place], start[place] = waiting.pop(0), t + 1
                     cache.prompt_of[place] = jobs[place]
-                    cache.prompts[jobs[place]] = model.prefill(prompts[jobs[place]])[1]
+                    cache.prompts[jobs[place]] = model.run_prompt(prompts[jobs[place]])[1]
         if jobs:
             cache.bind()
     assert not waiting
@@ -151,7 +151,7 @@ def test_prompts_come_and_go(fast, cache_class):
 def test_a_bfloat16_model_decodes_on_it(saved, architecture, cache_class):
     model = load_model(saved(architecture)[1], dtype=torch.bfloat16)
     ids = random_ids(1, 60)
-    _, prompt = model.prefill(ids)
+    _, prompt = model.run_prompt(ids)
     rows = row_cache(model, [prompt], [0, 0], 2, cache_class)
     rows.reserve(1)
     assert next_logits(model, ids[0, :1].expand(16), rows).isfinite().all()

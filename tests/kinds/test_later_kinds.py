@@ -76,7 +76,7 @@ def test_covariance_has_the_gradient_of_its_density_with_the_covariance_held():
     logits = MANY[:500].double().requires_grad_()
     of_64 = TokenGaussian(logits, sigma)
     w = of_64.sample(draws).detach()
-    (learnt,) = torch.autograd.grad(of_64.score(w, draws).sum(), logits)
+    (learnt,) = torch.autograd.grad(of_64.surrogate(w, draws).sum(), logits)
     (by_action,) = torch.autograd.grad(of_64.log_prob(w).sum(), logits)
     (exact,) = torch.autograd.grad(density(logits, logits.detach(), w, sigma).sum(), logits)
     torch.testing.assert_close(learnt, exact, rtol=1e-4, atol=1e-5)
@@ -123,7 +123,7 @@ def test_gumbel_density_is_that_of_its_noise_and_so_is_the_gradient():
     exact = (noise.log_prob(x) * kept).sum(-1)
     torch.testing.assert_close(thought.log_prob(action), exact.double(), rtol=1e-4, atol=1e-5)
     (expected,) = torch.autograd.grad(exact.sum(), logits, retain_graph=True)
-    for found in (thought.log_prob(action), thought.score(action, draws)):
+    for found in (thought.log_prob(action), thought.surrogate(action, draws)):
         (gradient,) = torch.autograd.grad(found.sum(), logits, retain_graph=True)
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4)
 

@@ -40,7 +40,7 @@ def test_score_variance_is_that_of_exact_gradients(kind, logits):
     z = logits.expand(N, V).clone().requires_grad_()
     distribution = kind.distribution(MODEL, None, z)
     action = distribution.sample(draws(N)).detach()
-    (score,) = torch.autograd.grad(distribution.score(action, draws(N)).sum(), z)
+    (score,) = torch.autograd.grad(distribution.surrogate(action, draws(N)).sum(), z)
     square = score.double().square().sum(-1)
     found = why.score_variance(kind, MODEL.E, logits[None]).item()
     assert abs(square.mean() - found) < 5 * square.std() / N**0.5 + 1e-5

@@ -6,10 +6,10 @@
     python eval.py --model base=M soft=RUN1/best soft=RUN2/best --data gsm8k-test mmlu --out r.json
     python eval.py --model RUN/best --show 3 --settings soft-sample      # look inside one CoT
 
-(seed, setting, problem, sample) decides every draw, neither --batch nor the number of GPUs.  The
-answer is always decoded greedily.  A greedy setting has one sample a problem, of the first seed.
-Rows of a multiple-choice file (HellaSwag, ARC, MMLU) are scored instead: accuracy, and NLL per
-token of the correct answer.  --out FILE.json gets the numbers, FILE.jsonl beside it every
+(seed, setting, problem, sample) decides every draw; --batch and the number of GPUs change nothing.
+The answer is always decoded greedily.  A greedy setting has one sample a problem, of the first
+seed.  Rows of a multiple-choice file (HellaSwag, ARC, MMLU) are scored instead: accuracy, and NLL
+per token of the correct answer.  --out FILE.json gets the numbers, FILE.jsonl beside it every
 generation, FILE.md the tables; only what an earlier call wrote is written over; a call that was
 killed goes on.  A default marked * may be replaced by the model folder's minisoft.json.  `python -m
 minisoft.lab.tables` merges result files, draws figures.

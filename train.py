@@ -10,7 +10,8 @@ CPU, for a small model, one a core, unless OMP_NUM_THREADS is set.  torchrun is 
 Writes RUN/metrics.jsonl (explained in minisoft/run/README.md), config.json, last/ and best/
 (Hugging Face folders), state/ and summary.json.  Ctrl-C, SIGTERM and a terminal that is closed save
 and stop, with exit status 130, 0 and 0; a second Ctrl-C stops at once.
-A default marked * may be replaced by the model folder's minisoft.json, as weights/tiny does.
+A default marked * may be replaced by the model folder's minisoft.json; that of weights/tiny says
+--data tiny, B 16, 60 updates, CoT 80.
 """
 
 import argparse

@@ -66,12 +66,9 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(n, c):
     for k in range(1, n + 1):
         subsets = list(itertools.combinations([True] * c + [False] * (n - c), k))
         assert evaluation.pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
-
-
-@pytest.mark.parametrize("n, c, k", [(4, 5, 1), (4, -1, 1), (4, 2, 5), (4, 2, 0)])
-def test_pass_at_k_refuses_impossible_numbers(n, c, k):
-    with pytest.raises(ValueError, match="pass_at_k"):
-        evaluation.pass_at_k(n, c, k)
+    for impossible in ((4, 5, 1), (4, -1, 1), (4, 2, 5), (4, 2, 0)):
+        with pytest.raises(ValueError, match="pass_at_k"):
+            evaluation.pass_at_k(*impossible)
 
 
 def test_all_six_settings(tmp_path, capsys):
@@ -162,13 +159,13 @@ def test_killed_evaluation_goes_on_and_writes_the_same(tmp_path, choices_file, w
 def test_several_models_seeds_and_data(tmp_path, choices_file, capsys):
     tiny = str(WEIGHTS / "tiny")
     flags = ["--model", f"a={tiny}", f"b={tiny}", "--data", "tiny-test", str(choices_file)]
-    flags += "--seed 0 1 --settings hard-sample --limit 3".split()
+    flags += "--seed 0 1 --settings soft-sample --limit 3".split()
     result, generations = run(tmp_path / "r.json", *flags)
     runs = [
         [r["label"], r["data"], r["seed"], *r["settings"], *r.keys() & {"choices"}]
         for r in result["runs"]
     ]
-    both = [["tiny-test", 0, "hard-sample"], ["tiny-test", 1, "hard-sample"]]
+    both = [["tiny-test", 0, "soft-sample"], ["tiny-test", 1, "soft-sample"]]
     each = [*both, [str(choices_file), 0, "choices"]]
     assert runs == [[label, *rest] for label in "ab" for rest in each]
 
@@ -306,12 +303,6 @@ def test_plain_scores_options_by_the_definition(tmp_path, choices_file, monkeypa
         assert a["picked"] == b["picked"] and a["tokens"] == b["tokens"]
 
 
-def test_seed_decides(tmp_path):
-    flags = ["--settings", "soft-sample", "--seed"]
-    first, again, other = (run(tmp_path / f"{i}.json", *flags, x)[1] for i, x in enumerate("001"))
-    assert first == again != other
-
-
 BAD = """--settings hard-greedy,warm-greedy :: settings: expected all, or KIND-greedy or KIND-sample
 --model nowhere :: nowhere: expected a model folder
 --data nowhere.jsonl :: nowhere.jsonl: expected a data file
@@ -332,14 +323,20 @@ def test_bad_input_is_one_line(tmp_path, flags, message):
     assert message in text and "\n" not in text and not list(tmp_path.glob("r.json*"))
 
 
-@pytest.mark.parametrize("name", ["r.jsonl", "r.json", "sub/../r.jsonl"])
-def test_input_is_not_overwritten(tmp_path, name):
+# a file, the data, the results
+OVER = """r.jsonl r.jsonl r.json;r.json r.json r.json;r.jsonl sub/../r.jsonl r.json
+a.jsonl . r.json;a.jsonl . sub/r.json"""
+
+
+@pytest.mark.parametrize("names", re.split("[;\n]", OVER))
+def test_input_is_not_written_over_or_among(tmp_path, names):
     (tmp_path / "sub").mkdir()
-    problems = tmp_path / name
-    problems.write_text('{"question": "Zoe has 5 tiles.", "answer": "5"}\n')
+    name, given, out = names.split()
+    (tmp_path / name).write_text('{"question": "Zoe has 5 tiles.", "answer": "5"}\n')
     with pytest.raises(SystemExit, match="--out: expected another name"):
-        run(tmp_path / "r.json", "--data", str(problems))
-    assert problems.read_text().startswith('{"question"')
+        run(tmp_path / out, "--data", f"{tmp_path}/{given}")
+    assert (tmp_path / name).read_text().startswith('{"question"')
+    assert len([*tmp_path.rglob("*")]) == 2
 
 
 WRITTEN = "r.json r.jsonl r.md r.json.lock r.json.part-0 r.json.part-3".split()
@@ -370,15 +367,6 @@ def test_own_results_are_written_over_and_what_only_looks_like_a_part_stays(tmp_
     assert all((tmp_path / name).read_text() == "mine" for name in names)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"r.json", "disk.json", "r.jsonl", "r.md", *names}
-
-
-def test_results_among_the_problems_are_refused(tmp_path):
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "test.jsonl").write_text('{"question": "Zoe has 5 tiles.", "answer": "5"}\n')
-    for name in ("r.json", "sub/r.json"):
-        with pytest.raises(SystemExit, match="--out: expected another name"):
-            run(tmp_path / name, "--data", str(tmp_path))
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["sub", "test.jsonl"]
 
 
 def test_two_evaluations_into_one_file_are_refused(tmp_path):

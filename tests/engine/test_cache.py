@@ -9,7 +9,6 @@ from conftest import VOCABULARY, close, logits_of, random_ids
 from minisoft.engine.cache import FusedCache, RowCache
 from minisoft.engine.fused import one_position
 from minisoft.engine.linear import packed
-from minisoft.io.checkpoint import load_model
 
 SAMPLE = ("llama3", "llama-mha", "qwen2", "qwen3")
 
@@ -143,15 +142,3 @@ def test_prompts_come_and_go(fast, cache_class):
         if jobs:
             cache.bind()
     assert not waiting
-
-
-@pytest.mark.parametrize("architecture", SAMPLE)
-@BOTH
-@torch.no_grad()
-def test_a_bfloat16_model_decodes_on_it(saved, architecture, cache_class):
-    model = load_model(saved(architecture)[1], dtype=torch.bfloat16)
-    ids = random_ids(1, 60)
-    _, prompt = model.prefill(ids)
-    rows = row_cache(model, [prompt], [0, 0], 2, cache_class)
-    rows.reserve(1)
-    assert next_logits(model, ids[0, :1].expand(16), rows).isfinite().all()

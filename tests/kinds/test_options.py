@@ -12,7 +12,7 @@ import train
 from minisoft.errors import InputError
 from minisoft.kinds import KINDS
 from minisoft.kinds.options import COUNT, SIZE, Number, Option, parse, read_pair
-from minisoft.lab import bench, gradient, study, thought, variants, why
+from minisoft.lab import bench, gradient, study, tables, thought, variants, why
 
 ROWS = [
     Option("out", Path, "a folder"),
@@ -82,18 +82,19 @@ def test_what_may_differ_when_a_run_goes_on():
     assert {"lr", "seed", "dtype", "cot", "data", "tokens", "group", "betas"} <= fixed
 
 
-@pytest.mark.parametrize("module", [bench, gradient, study, thought, variants, why])
-def test_help_of_the_laboratory_is_its_manual(module, capsys):
+LAB = [bench, gradient, study, tables, thought, variants, why]
+
+
+@pytest.mark.parametrize("module", [train, eval, *LAB])
+def test_help_is_the_manual_and_has_the_defaults_that_hold(module, capsys):
     with pytest.raises(SystemExit) as stop:
         module.main(["--help"])
-    text = capsys.readouterr().out
-    name = module.__name__.removeprefix("minisoft.lab.")
-    assert not stop.value.code and f"usage: python -m minisoft.lab.{name}" in text
-    assert all(row.flag in text for row in module.FLAGS) and module.__doc__[:40] in text
-
-
-def test_defaults_in_the_help_of_eval_are_those_that_hold(capsys):
-    with pytest.raises(SystemExit):
-        eval.main(["--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    assert "(default weights/tiny)" in text and "(default 32)" in text and "(default 512 *)" in text
+    text, name = capsys.readouterr().out, module.__name__
+    of_lab = name.startswith("minisoft.lab.")
+    assert not stop.value.code and f"usage: python {'-m ' * of_lab}{name}" in text
+    if of_lab:
+        assert all(row.flag in text for row in module.FLAGS) and module.__doc__[:40] in text
+    else:
+        assert "(default" in text and "section" in text
+    for default in ("weights/tiny", "32", "512 *") if module is eval else ():
+        assert f"(default {default})" in " ".join(text.split())

@@ -7,14 +7,13 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from runs import ENVIRONMENT, ROOT, run_on_gpus, run_ranks, tiny_at
+from runs import run_on_gpus, run_ranks, start_ranks, tiny_at
 from tqdm import tqdm
 
 import eval as evaluation_script
@@ -120,13 +119,6 @@ def whole(tmp_path_factory):
     return get
 
 
-def launch(out, choices_file):
-    flags = [*FLAGS, *PLENTY, "--data", "tiny-test", choices_file, "--out", out]
-    command = [sys.executable, "eval.py", *flags]
-    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, **streams)
-
-
 @pytest.mark.parametrize("run_two", [run_on_gpus, pytest.param(run_ranks, marks=pytest.mark.slow)])
 def test_two_ranks_write_what_one_process_writes(tmp_path, choices_file, whole, run_two):
     """Its own, on a machine with two GPUs, and a launcher's."""
@@ -137,12 +129,13 @@ def test_two_ranks_write_what_one_process_writes(tmp_path, choices_file, whole, 
 
 def test_killed_evaluation_goes_on_and_writes_the_same(tmp_path, choices_file, whole, monkeypatch):
     out, part = tmp_path / "r.json", tmp_path / "r.json.part-0"
-    process = launch(out, choices_file)
+    flags = [*FLAGS, *PLENTY, "--data", "tiny-test", choices_file, "--out", out]
+    (process,) = start_ranks(tmp_path / "logs", 1, *flags, script="eval")
     while not part.exists() or part.read_bytes().count(b"\n") < 4:
-        assert process.poll() is None, process.stderr.read()
+        assert process.is_alive(), (tmp_path / "logs/rank-0").read_text()
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert not out.exists()
     before = part.read_text()
     part.write_text(before[: before.rindex("[")] + '[[0, "hard-greedy", 0], [{"prob')  # half a line
@@ -282,25 +275,18 @@ def test_a_look_inside_without_matplotlib_is_the_text(tmp_path, capsys, monkeypa
     assert not out.exists()
 
 
-def test_plain_gives_the_generations_of_the_engine(tmp_path):
-    flags = [*PLENTY, "--samples", "2"]
-    _, fast = run(tmp_path / "fast.json", *flags)
-    _, plain = run(tmp_path / "plain.json", *flags, "--plain")
-    names = ("setting", "problem", "sample", "cot", "answer", "reward", "truncated")
-    assert [[g[n] for n in names] for g in fast] == [[g[n] for n in names] for g in plain]
-    for a, b in zip(fast, plain):
-        assert a["entropies"] == pytest.approx(b["entropies"], abs=2e-4)  # rounded to 1e-4
-
-
-def test_plain_scores_options_by_the_definition(tmp_path, choices_file, monkeypatch):
-    flags = ["--data", str(choices_file), "--limit", "4"]
+def test_plain_gives_the_generations_and_scores_of_the_engine(tmp_path, choices_file, monkeypatch):
+    flags = [*PLENTY, "--samples", "2", "--data", "tiny-test", str(choices_file)]
     _, fast = run(tmp_path / "fast.json", *flags)
     monkeypatch.setattr(evaluate.choices, "score", None)  # the engine's is not called
     _, plain = run(tmp_path / "plain.json", *flags, "--plain")
-    assert len(plain) == 4
+    assert sum("picked" in line for line in plain) == 3 < len(plain)
+    same = "setting problem sample cot answer reward truncated picked tokens".split()
+    rounded = {"entropies": 2e-4, "log_probs": 3e-4}  # the one to 1e-4
     for a, b in zip(fast, plain, strict=True):
-        assert a["log_probs"] == pytest.approx(b["log_probs"], abs=3e-4)
-        assert a["picked"] == b["picked"] and a["tokens"] == b["tokens"]
+        assert [a.get(name) for name in same] == [b.get(name) for name in same]
+        for name in rounded.keys() & a.keys():
+            assert a[name] == pytest.approx(b[name], abs=rounded[name])
 
 
 BAD = """--settings hard-greedy,warm-greedy :: settings: expected all, or KIND-greedy or KIND-sample
@@ -415,21 +401,19 @@ OWN = {**TOP_5, "gamma": 0.5, "soft": 0.4, "hard": 1.0}
 OWN |= {"prompt": "Q QUESTION A", "label": "tiny tiny soft, gamma 0.5, noise logits, top_k 5"}
 
 
-@pytest.mark.parametrize(
-    "about, flags, expected",  # with the scale, where it is not that of the weights
-    [
-        ({}, "", {**PAPERS, "fuzzy": 0.0001, "label": "tiny", "cot": 512}),
-        ({}, "--noise logits --top-k 5", TOP_5),
-        (TRAINED, "", {**OWN, "scale": 0.12}),
-        (TRAINED, "--noise embedding", PAPERS),
-        (TRAINED, "--noise logits", {**PAPERS, "noise": "logits"}),
-        (TRAINED, "--gamma 0.1 --tau soft=0.7", {"gamma": 0.1, "soft": 0.7, "fuzzy": 1.0}),
-        (TRAINED, "--tau soft=0.7 fuzzy=0.01", {"soft": 0.7, "fuzzy": 0.01, "scale": 0.12}),
-        (TRAINED, "--sigma 0.2", {"gamma": None, "sigma": 0.2}),
-        ({"tokens": "soft", "sigma": 0.06}, "", {"sigma": 0.06, "soft": 0.5}),
-        (BUDGET, "", {"gamma": 0.5, "cot": 80, "scale": 0.12}),
-    ],
-)
+# with the scale, where it is not that of the weights
+DECIDED = [({}, "", {**PAPERS, "fuzzy": 0.0001, "label": "tiny", "cot": 512})]
+DECIDED += [({}, "--noise logits --top-k 5", TOP_5), (TRAINED, "--noise embedding", PAPERS)]
+DECIDED += [(BUDGET, "", {"gamma": 0.5, "cot": 80, "scale": 0.12})]
+DECIDED += [({"tokens": "soft", "sigma": 0.06}, "", {"sigma": 0.06, "soft": 0.5})]
+OF_TRAINED = {"": {**OWN, "scale": 0.12}, "--sigma 0.2": {"gamma": None, "sigma": 0.2}}
+OF_TRAINED["--noise logits"] = {**PAPERS, "noise": "logits"}
+OF_TRAINED["--gamma 0.1 --tau soft=0.7"] = {"gamma": 0.1, "soft": 0.7, "fuzzy": 1.0}
+OF_TRAINED["--tau soft=0.7 fuzzy=0.01"] = {"soft": 0.7, "fuzzy": 0.01, "scale": 0.12}
+DECIDED += [(TRAINED, flags, expected) for flags, expected in OF_TRAINED.items()]
+
+
+@pytest.mark.parametrize("about, flags, expected", DECIDED)
 def test_what_decides_inference(tmp_path, about, flags, expected):
     folder = tiny_at(tmp_path / "tiny", about)
     args, subject = evaluation_script.read_flags(flags.split()), Subject.find(str(folder))
@@ -458,19 +442,17 @@ def test_seeds_of_a_row_must_be_alike(tmp_path):
         run(tmp_path / "r.json", "--model", *models)
 
 
-@pytest.mark.parametrize(
-    "places, labels",
-    [
-        (["ck/step_1/actor/hf", "ck/step_2/actor/hf"], ["hf (step_1)", "hf (step_2)"]),
-        (["x/run/best", "y/run/best"], ["best (x)", "best (y)"]),
-        (["a/best", "a/b/best"], ["best (best)", "best (b/best)"]),
-        (["a/one", "b/two"], ["one", "two"]),
-        (["n=a/best", "n=b/best"], ["n", "n"]),  # only the user makes seeds of one row
-        (["best=a/best", "b/best"], ["best", "best (b)"]),
-    ],
-)
-def test_models_in_folders_of_one_name_are_rows_of_their_own(tmp_path, monkeypatch, places, labels):
+# only the user makes seeds of one row: n
+ROWS = """ck/step_1/actor/hf ck/step_2/actor/hf = hf (step_1), hf (step_2)
+x/run/best y/run/best = best (x), best (y);a/best a/b/best = best (best), best (b/best)
+a/one b/two = one, two;n=a/best n=b/best = n, n;best=a/best b/best = best, best (b)"""
+
+
+@pytest.mark.parametrize("row", re.split("[;\n]", ROWS))
+def test_models_in_folders_of_one_name_are_rows_of_their_own(tmp_path, monkeypatch, row):
     monkeypatch.chdir(tmp_path)
+    places, labels = row.split(" = ")
+    places, labels = places.split(), labels.split(", ")
     for place in places:
         tiny_at(tmp_path / place.split("=")[-1])
     flags = ["--data", "tiny-test", "--limit", "1", "--cot", "8"]
@@ -481,10 +463,10 @@ def test_models_in_folders_of_one_name_are_rows_of_their_own(tmp_path, monkeypat
 
 
 def test_trainings_alike_are_seeds_of_one_row_only_by_a_name(tmp_path):
-    about = {"base": "tiny", "data": "tiny", "tokens": "soft", "defaults": {"cot": 8}}
+    about = {"base": "tiny", "data": "tiny", "tokens": "soft"}
     models = [str(tiny_at(tmp_path / place, about)) for place in ("1/best", "1/last")]
-    result, _ = run(tmp_path / "r.json", "--model", *models, "--data", "tiny-test")
-    labels = [row["label"] for row in result["runs"]]
+    flags = ["--model", *models, "--data", "tiny-test", "--cot", "8"]
+    labels = [row["label"] for row in run(tmp_path / "r.json", *flags)[0]["runs"]]
     assert labels == ["tiny tiny soft (best)", "tiny tiny soft (last)"]
 
 

@@ -68,15 +68,6 @@ def test_fuzzy_mode_is_the_hard_mode(logits):
     assert torch.equal(mean, model.embed(best))
 
 
-def test_mixture_gradient_reaches_logits_and_E(logits):
-    model = Embedding()
-    model.E.requires_grad_()
-    logits.requires_grad_()
-    distribution = make_kind("soft", sigma=0.5).distribution(model, HIDDEN, logits)
-    distribution.log_prob(torch.zeros(4, 6)).sum().backward()
-    assert model.E.grad.abs().sum() > 0 and logits.grad.abs().sum() > 0
-
-
 def test_what_is_measured_are_entropy_at_temperature_1_and_how_many_tokens_are_mixed(logits):
     exact = torch.distributions.Categorical(logits=logits).entropy()
     torch.testing.assert_close(entropy(logits), exact)

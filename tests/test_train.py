@@ -19,10 +19,8 @@ from minisoft.lab import figures
 from minisoft.run.optimizer import Schedule
 from minisoft.run.session import Run
 
-SMALL = (
-    "--prompts 2 --group 8 --cot 24 --eval-cot 16 --validation 6 --test 4 --validate-every 2 "
-    "--show-every 2 --device cpu"
-).split()
+SMALL = "--prompts 2 --group 8 --cot 24 --eval-cot 16 --validation 6 --test 4 --validate-every 2"
+SMALL = f"{SMALL} --show-every 2 --device cpu".split()
 FOUR = "--steps 4 --lr 1e-3 --warmup 1 --cot 40 --eval-cot 40".split()  # rewards differ
 BRIEF = "--group 2 --cot 8 --validation 0 --test 0".split()  # whatever it learns
 
@@ -218,8 +216,6 @@ def test_ranks_give_the_update_of_one_process(tmp_path, ranks, prompts, group):
 
 
 TWO = "--steps 2 --warmup 1 --lr 1e-4 --validation 2 --test 2 --eval-cot 8".split()
-
-
 KINDS = "hard float32, fuzzy float32, soft bfloat16, fuzzy bfloat16".split(", ")
 
 

@@ -11,8 +11,6 @@ from minisoft.engine.fused import one_position
 from minisoft.engine.linear import packed
 
 SAMPLE = ("llama3", "llama-mha", "qwen2", "qwen3")
-
-
 BOTH = pytest.mark.parametrize("cache_class", [RowCache, FusedCache])
 
 

@@ -150,8 +150,6 @@ def test_dtype_is_the_asked_one_else_bfloat16_where_stored_so_else_float32(saved
 # ---------------------------------------------------------------- what is refused
 
 BIAS = "model.layers.0.self_attn.q_proj.bias"
-
-
 NORM, ONES = "model.norm.weight", 31 * [1.0]
 BAD = [(NAME, GONE, [(48, 32)]), (NAME, torch.zeros(32, 48), [(48, 32), (32, 48)])]
 BAD += [(NAME, torch.zeros(48, 32, dtype=torch.int8), ["I8", "bfloat16"])]

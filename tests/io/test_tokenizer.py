@@ -535,7 +535,3 @@ def test_a_broken_config_beside_it(name, content, folder):
     path = folder("llama3")
     (path / name).write_bytes(content)
     refuses(path, path / name, "JSON")
-
-
-def test_read_json_of_no_file(tmp_path):
-    assert read_json(tmp_path / "no.json") == {}

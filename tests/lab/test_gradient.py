@@ -110,8 +110,6 @@ BAD_INPUT = """--model no/such/folder :: no/such/folder: expected
 --data tiny-facts :: expected a problem with a free answer, found
 --prompts 5000 :: prompts: expected .* 3000 .*, found 5000
 --noise logits --top-k 180 :: --top-k: expected .* 179, found 180"""
-
-
 BAD += [x.split(" :: ") for x in BAD_INPUT.splitlines()]
 
 

@@ -12,10 +12,8 @@ from minisoft.io.atomic import read_json
 from minisoft.io.tokenizer import Tokenizer
 from minisoft.run import card
 
-FLAGS = (
-    "--prompts 2 --group 4 --cot 20 --eval-cot 20 --validation 4 --test 4 --validate-every 1 "
-    "--show-every 0 --device cpu --steps 1 --warmup 1 --tokens hard --seed 0"
-).split()
+FLAGS = "--prompts 2 --group 4 --cot 20 --eval-cot 20 --validation 4 --test 4 --validate-every 1"
+FLAGS = f"{FLAGS} --device cpu --steps 1 --warmup 1 --tokens hard --seed 0".split()
 HEAD = "---\nlicense: other\nlicense_name: own\nbase_model: someone/else\ntags: [x]\n---\nIts text."
 
 

@@ -36,8 +36,6 @@ def ids(model, n):
 SMALL, DEEP = (2048, 128, 352, 4, 4, 2, 32), (1024, 512, 1536, 8, 8, 2, 64)
 WIDE, WIDER = (16000, 256, 704, 2, 4, 2, 64), (32000, 256, 704, 2, 4, 2, 64)
 BFLOAT16 = torch.bfloat16
-
-
 FLOAT32 = torch.float32
 # and problems, group, CoT, prompt, micro-batch, kind
 CASES = [(SMALL, FLOAT32, 2, 32, 24, 40, 16, "soft"), (SMALL, FLOAT32, 4, 16, 32, 60, 8, "hard")]
@@ -177,8 +175,6 @@ def estimated(shape, problems, mixes, device, ranks=1):
 
 
 EMBEDDED = (179, 128, 352, 4, 4, 2, 32, True)
-
-
 MEASURED = [("llama-3.2-3b", 2, False, 4.73, 1.56), ("llama-3.2-3b", 2, True, 4.85, 1.64)]
 MEASURED += [("llama-3.2-1b", 2, False, 2.59, 0.78), ("llama-3.2-1b", 2, True, 2.66, 0.82)]
 MEASURED += [(EMBEDDED, 16, False, 32.7, 13.7), (EMBEDDED, 16, True, 30.4, 14.1)]

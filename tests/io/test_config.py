@@ -129,16 +129,15 @@ def test_rope_fields_in_any_combination_are_read_as_by_transformers(kind, change
     assert config.rope_scaling.get("attention_factor", 1.0) == pytest.approx(factor, rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    "kind, layers, sliding",
-    [
-        ("qwen2", {"sliding_window": 16, "max_window_layers": 2}, 0),
-        ("qwen3", {"sliding_window": None, "max_window_layers": 0}, 0),
-        ("qwen2", {"max_window_layers": 0, "layer_types": ["full_attention"] * 2}, 0),
-        ("qwen3", {"sliding_window": 16, "max_window_layers": 0}, 2),
-        ("qwen2", {"max_window_layers": 1}, 1),
-    ],
-)
+WINDOWS = [("qwen2", {"sliding_window": 16, "max_window_layers": 2}, 0)]
+WINDOWS += [("qwen2", {"max_window_layers": 0, "layer_types": ["full_attention"] * 2}, 0)]
+WINDOWS += [
+    ("qwen3", {"sliding_window": x, "max_window_layers": 0}, n) for x, n in ((None, 0), (16, 2))
+]
+WINDOWS += [("qwen2", {"max_window_layers": 1}, 1)]
+
+
+@pytest.mark.parametrize("kind, layers, sliding", WINDOWS)
 def test_a_window_is_refused_where_a_layer_of_transformers_has_one(kind, layers, sliding):
     window = {"use_sliding_window": True, **layers}
     theirs = hf_class(kind, "Config", num_hidden_layers=2, **window)
@@ -160,10 +159,10 @@ def test_max_position_embeddings_is_read_and_yarn_extends_it():
     assert length(max_position_embeddings=512, rope_scaling=QWEN_YARN) == 512
 
 
-@pytest.mark.parametrize(
-    "kind, expected",
-    [("llama", (False, False, 8)), ("qwen2", (True, False, 8)), ("qwen3", (False, True, 128))],
-)
+LEFT_OUT = {"llama": (False, False, 8), "qwen2": (True, False, 8), "qwen3": (False, True, 128)}
+
+
+@pytest.mark.parametrize("kind, expected", LEFT_OUT.items())
 def test_what_a_config_leaves_out_is_as_in_transformers(kind, expected):
     config = read_config(raw_config(model_type=kind))
     assert (config.qkv_bias, config.qk_norm, config.head_dim) == expected and not config.o_bias

@@ -224,11 +224,16 @@ def test_a_backward_pass_that_ends_halfway_leaves_nothing(two_rows, tmp_path, mo
     assert_same_weights(tmp_path / "run", two_rows)
 
 
-def test_too_little_memory_twice_says_what_to_set(tmp_path, broken_backward):
+def test_too_little_memory_twice_says_what_to_set_and_another_error_is_raised_at_once(
+    tmp_path, broken_backward
+):
     broken_backward([torch.OutOfMemoryError("no memory")] * 2)
     expected = "step 1: --micro-batch: expected backward passes that fit.* a smaller --micro-batch"
     with pytest.raises(SystemExit, match=expected):
         run(tmp_path / "run", *ONE, "--micro-batch", "4")
+    broken_backward([RuntimeError("another")])
+    with pytest.raises(RuntimeError, match="another"):
+        run(tmp_path / "other", *ONE)
 
 
 def test_plain_passes_are_not_tried_once_more(tmp_path, monkeypatch):
@@ -245,15 +250,10 @@ def test_plain_passes_are_not_tried_once_more(tmp_path, monkeypatch):
     assert len(calls) == 1
 
 
-def test_an_error_that_is_not_of_memory_is_not_tried_once_more(tmp_path, broken_backward):
-    broken_backward([RuntimeError("another")])
-    with pytest.raises(RuntimeError, match="another"):
-        run(tmp_path / "run", *ONE)
+DAMAGED = [b"[]", b"3", b'"step"', b'{"step": null}', b'{"step": [1]}', b"\xff\xfe{", b"{"]
 
 
-@pytest.mark.parametrize(
-    "damaged", [b"[]", b"3", b'"step"', b'{"step": null}', b'{"step": [1]}', b"\xff\xfe{", b"{"]
-)
+@pytest.mark.parametrize("damaged", DAMAGED)
 def test_a_damaged_line_of_metrics_is_dropped_and_counted(tmp_path, capsys, damaged):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n' + damaged + b'\n{"step": 2}\n{"step": 3}\n')

@@ -69,7 +69,7 @@ def test_template_and_budget_are_the_flags_else_the_folders_else_the_papers(tmp_
 
 
 def test_what_does_not_go_together_is_one_line():
-    alone = partial(resolve, {}, cot=512)
+    alone = partial(resolve, {}, budget=512)
     refuses(Flags(top_k=5), "--top-k: expected noise on the logits, found 5", by=alone)
     refuses(Flags(template="nowhere"), "nowhere: expected a prompt file", by=alone)
 
@@ -173,7 +173,7 @@ NOTHING += [({"sigma": 0.5}, "covariance and gumbel"), ({"top_p": 0.5}, "multipl
 def test_a_flag_that_means_nothing_is_refused(flag, names):
     (name, value), flags, kinds = *flag.items(), Flags(**flag), names.split(" and ")
     message = f"--{name.replace('_', '-')}: expected without {names} tokens, "
-    refuses(kinds, message, f"found {value}", by=flags.check)
+    refuses(kinds, message, f"found {value!r}", by=flags.check)
     flags.check([*kinds, "soft", "hard", "gumbel"])
 
 

@@ -98,7 +98,10 @@ def test_a_program_prints_what_its_terminal_can_show(encoding, shown):
     code = r"""
 from tqdm import tqdm
 from minisoft.run.world import World, as_program
-as_program(lambda: [World("cpu").say("Gr\u00f6\u00dfe \u03c0") for _ in tqdm(range(1))])
+def main():
+    for _ in tqdm(range(1)):
+        World("cpu").say("Gr\u00f6\u00dfe \u03c0")
+as_program(main)
 """
     env = {**ENVIRONMENT, "PYTHONIOENCODING": encoding}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True)

@@ -24,8 +24,6 @@ WAYS = {
     "plain": (rollout.rollout, reinforce.backward),
     "engine": (engine.rollout, partial(engine.backward, micro_batch=3)),
 }
-
-
 WAIT = "_local_scalar_dense nonzero lift_fresh masked_select equal".split()
 
 

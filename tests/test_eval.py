@@ -7,14 +7,13 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from runs import ENVIRONMENT, ROOT, run_on_gpus, run_ranks, tiny_at
+from runs import run_on_gpus, run_ranks, start_ranks, tiny_at
 from tqdm import tqdm
 
 import eval as evaluation_script
@@ -66,12 +65,9 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(n, c):
     for k in range(1, n + 1):
         subsets = list(itertools.combinations([True] * c + [False] * (n - c), k))
         assert evaluation.pass_at_k(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
-
-
-@pytest.mark.parametrize("n, c, k", [(4, 5, 1), (4, -1, 1), (4, 2, 5), (4, 2, 0)])
-def test_pass_at_k_refuses_impossible_numbers(n, c, k):
-    with pytest.raises(ValueError, match="pass_at_k"):
-        evaluation.pass_at_k(n, c, k)
+    for impossible in ((4, 5, 1), (4, -1, 1), (4, 2, 5), (4, 2, 0)):
+        with pytest.raises(ValueError, match="pass_at_k"):
+            evaluation.pass_at_k(*impossible)
 
 
 def test_all_six_settings(tmp_path, capsys):
@@ -123,13 +119,6 @@ def whole(tmp_path_factory):
     return get
 
 
-def launch(out, choices_file):
-    flags = [*FLAGS, *PLENTY, "--data", "tiny-test", choices_file, "--out", out]
-    command = [sys.executable, "eval.py", *flags]
-    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, **streams)
-
-
 @pytest.mark.parametrize("run_two", [run_on_gpus, pytest.param(run_ranks, marks=pytest.mark.slow)])
 def test_two_ranks_write_what_one_process_writes(tmp_path, choices_file, whole, run_two):
     """Its own, on a machine with two GPUs, and a launcher's."""
@@ -140,12 +129,13 @@ def test_two_ranks_write_what_one_process_writes(tmp_path, choices_file, whole, 
 
 def test_killed_evaluation_goes_on_and_writes_the_same(tmp_path, choices_file, whole, monkeypatch):
     out, part = tmp_path / "r.json", tmp_path / "r.json.part-0"
-    process = launch(out, choices_file)
+    flags = [*FLAGS, *PLENTY, "--data", "tiny-test", choices_file, "--out", out]
+    (process,) = start_ranks(tmp_path / "logs", 1, *flags, script="eval")
     while not part.exists() or part.read_bytes().count(b"\n") < 4:
-        assert process.poll() is None, process.stderr.read()
+        assert process.is_alive(), (tmp_path / "logs/rank-0").read_text()
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert not out.exists()
     before = part.read_text()
     part.write_text(before[: before.rindex("[")] + '[[0, "hard-greedy", 0], [{"prob')  # half a line
@@ -162,13 +152,13 @@ def test_killed_evaluation_goes_on_and_writes_the_same(tmp_path, choices_file, w
 def test_several_models_seeds_and_data(tmp_path, choices_file, capsys):
     tiny = str(WEIGHTS / "tiny")
     flags = ["--model", f"a={tiny}", f"b={tiny}", "--data", "tiny-test", str(choices_file)]
-    flags += "--seed 0 1 --settings hard-sample --limit 3".split()
+    flags += "--seed 0 1 --settings soft-sample --limit 3".split()
     result, generations = run(tmp_path / "r.json", *flags)
     runs = [
         [r["label"], r["data"], r["seed"], *r["settings"], *r.keys() & {"choices"}]
         for r in result["runs"]
     ]
-    both = [["tiny-test", 0, "hard-sample"], ["tiny-test", 1, "hard-sample"]]
+    both = [["tiny-test", 0, "soft-sample"], ["tiny-test", 1, "soft-sample"]]
     each = [*both, [str(choices_file), 0, "choices"]]
     assert runs == [[label, *rest] for label in "ab" for rest in each]
 
@@ -285,31 +275,18 @@ def test_a_look_inside_without_matplotlib_is_the_text(tmp_path, capsys, monkeypa
     assert not out.exists()
 
 
-def test_plain_gives_the_generations_of_the_engine(tmp_path):
-    flags = [*PLENTY, "--samples", "2"]
-    _, fast = run(tmp_path / "fast.json", *flags)
-    _, plain = run(tmp_path / "plain.json", *flags, "--plain")
-    names = ("setting", "problem", "sample", "cot", "answer", "reward", "truncated")
-    assert [[g[n] for n in names] for g in fast] == [[g[n] for n in names] for g in plain]
-    for a, b in zip(fast, plain):
-        assert a["entropies"] == pytest.approx(b["entropies"], abs=2e-4)  # rounded to 1e-4
-
-
-def test_plain_scores_options_by_the_definition(tmp_path, choices_file, monkeypatch):
-    flags = ["--data", str(choices_file), "--limit", "4"]
+def test_plain_gives_the_generations_and_scores_of_the_engine(tmp_path, choices_file, monkeypatch):
+    flags = [*PLENTY, "--samples", "2", "--data", "tiny-test", str(choices_file)]
     _, fast = run(tmp_path / "fast.json", *flags)
     monkeypatch.setattr(evaluate.choices, "score", None)  # the engine's is not called
     _, plain = run(tmp_path / "plain.json", *flags, "--plain")
-    assert len(plain) == 4
+    assert sum("picked" in line for line in plain) == 3 < len(plain)
+    same = "setting problem sample cot answer reward truncated picked tokens".split()
+    rounded = {"entropies": 2e-4, "log_probs": 3e-4}  # the one to 1e-4
     for a, b in zip(fast, plain, strict=True):
-        assert a["log_probs"] == pytest.approx(b["log_probs"], abs=3e-4)
-        assert a["picked"] == b["picked"] and a["tokens"] == b["tokens"]
-
-
-def test_seed_decides(tmp_path):
-    flags = ["--settings", "soft-sample", "--seed"]
-    first, again, other = (run(tmp_path / f"{i}.json", *flags, x)[1] for i, x in enumerate("001"))
-    assert first == again != other
+        assert [a.get(name) for name in same] == [b.get(name) for name in same]
+        for name in rounded.keys() & a.keys():
+            assert a[name] == pytest.approx(b[name], abs=rounded[name])
 
 
 BAD = """--settings hard-greedy,warm-greedy :: settings: expected all, or KIND-greedy or KIND-sample
@@ -332,14 +309,20 @@ def test_bad_input_is_one_line(tmp_path, flags, message):
     assert message in text and "\n" not in text and not list(tmp_path.glob("r.json*"))
 
 
-@pytest.mark.parametrize("name", ["r.jsonl", "r.json", "sub/../r.jsonl"])
-def test_input_is_not_overwritten(tmp_path, name):
+# a file, the data, the results
+OVER = """r.jsonl r.jsonl r.json;r.json r.json r.json;r.jsonl sub/../r.jsonl r.json
+a.jsonl . r.json;a.jsonl . sub/r.json"""
+
+
+@pytest.mark.parametrize("names", re.split("[;\n]", OVER))
+def test_input_is_not_written_over_or_among(tmp_path, names):
     (tmp_path / "sub").mkdir()
-    problems = tmp_path / name
-    problems.write_text('{"question": "Zoe has 5 tiles.", "answer": "5"}\n')
+    name, given, out = names.split()
+    (tmp_path / name).write_text('{"question": "Zoe has 5 tiles.", "answer": "5"}\n')
     with pytest.raises(SystemExit, match="--out: expected another name"):
-        run(tmp_path / "r.json", "--data", str(problems))
-    assert problems.read_text().startswith('{"question"')
+        run(tmp_path / out, "--data", f"{tmp_path}/{given}")
+    assert (tmp_path / name).read_text().startswith('{"question"')
+    assert len([*tmp_path.rglob("*")]) == 2
 
 
 WRITTEN = "r.json r.jsonl r.md r.json.lock r.json.part-0 r.json.part-3".split()
@@ -370,15 +353,6 @@ def test_own_results_are_written_over_and_what_only_looks_like_a_part_stays(tmp_
     assert all((tmp_path / name).read_text() == "mine" for name in names)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"r.json", "disk.json", "r.jsonl", "r.md", *names}
-
-
-def test_results_among_the_problems_are_refused(tmp_path):
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "test.jsonl").write_text('{"question": "Zoe has 5 tiles.", "answer": "5"}\n')
-    for name in ("r.json", "sub/r.json"):
-        with pytest.raises(SystemExit, match="--out: expected another name"):
-            run(tmp_path / name, "--data", str(tmp_path))
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["sub", "test.jsonl"]
 
 
 def test_two_evaluations_into_one_file_are_refused(tmp_path):
@@ -427,21 +401,19 @@ OWN = {**TOP_5, "gamma": 0.5, "soft": 0.4, "hard": 1.0}
 OWN |= {"prompt": "Q QUESTION A", "label": "tiny tiny soft, gamma 0.5, noise logits, top_k 5"}
 
 
-@pytest.mark.parametrize(
-    "about, flags, expected",  # with the scale, where it is not that of the weights
-    [
-        ({}, "", {**PAPERS, "fuzzy": 0.0001, "label": "tiny", "cot": 512}),
-        ({}, "--noise logits --top-k 5", TOP_5),
-        (TRAINED, "", {**OWN, "scale": 0.12}),
-        (TRAINED, "--noise embedding", PAPERS),
-        (TRAINED, "--noise logits", {**PAPERS, "noise": "logits"}),
-        (TRAINED, "--gamma 0.1 --tau soft=0.7", {"gamma": 0.1, "soft": 0.7, "fuzzy": 1.0}),
-        (TRAINED, "--tau soft=0.7 fuzzy=0.01", {"soft": 0.7, "fuzzy": 0.01, "scale": 0.12}),
-        (TRAINED, "--sigma 0.2", {"gamma": None, "sigma": 0.2}),
-        ({"tokens": "soft", "sigma": 0.06}, "", {"sigma": 0.06, "soft": 0.5}),
-        (BUDGET, "", {"gamma": 0.5, "cot": 80, "scale": 0.12}),
-    ],
-)
+# with the scale, where it is not that of the weights
+DECIDED = [({}, "", {**PAPERS, "fuzzy": 0.0001, "label": "tiny", "cot": 512})]
+DECIDED += [({}, "--noise logits --top-k 5", TOP_5), (TRAINED, "--noise embedding", PAPERS)]
+DECIDED += [(BUDGET, "", {"gamma": 0.5, "cot": 80, "scale": 0.12})]
+DECIDED += [({"tokens": "soft", "sigma": 0.06}, "", {"sigma": 0.06, "soft": 0.5})]
+OF_TRAINED = {"": {**OWN, "scale": 0.12}, "--sigma 0.2": {"gamma": None, "sigma": 0.2}}
+OF_TRAINED["--noise logits"] = {**PAPERS, "noise": "logits"}
+OF_TRAINED["--gamma 0.1 --tau soft=0.7"] = {"gamma": 0.1, "soft": 0.7, "fuzzy": 1.0}
+OF_TRAINED["--tau soft=0.7 fuzzy=0.01"] = {"soft": 0.7, "fuzzy": 0.01, "scale": 0.12}
+DECIDED += [(TRAINED, flags, expected) for flags, expected in OF_TRAINED.items()]
+
+
+@pytest.mark.parametrize("about, flags, expected", DECIDED)
 def test_what_decides_inference(tmp_path, about, flags, expected):
     folder = tiny_at(tmp_path / "tiny", about)
     args, subject = evaluation_script.read_flags(flags.split()), Subject.find(str(folder))
@@ -470,19 +442,17 @@ def test_seeds_of_a_row_must_be_alike(tmp_path):
         run(tmp_path / "r.json", "--model", *models)
 
 
-@pytest.mark.parametrize(
-    "places, labels",
-    [
-        (["ck/step_1/actor/hf", "ck/step_2/actor/hf"], ["hf (step_1)", "hf (step_2)"]),
-        (["x/run/best", "y/run/best"], ["best (x)", "best (y)"]),
-        (["a/best", "a/b/best"], ["best (best)", "best (b/best)"]),
-        (["a/one", "b/two"], ["one", "two"]),
-        (["n=a/best", "n=b/best"], ["n", "n"]),  # only the user makes seeds of one row
-        (["best=a/best", "b/best"], ["best", "best (b)"]),
-    ],
-)
-def test_models_in_folders_of_one_name_are_rows_of_their_own(tmp_path, monkeypatch, places, labels):
+# only the user makes seeds of one row: n
+ROWS = """ck/step_1/actor/hf ck/step_2/actor/hf = hf (step_1), hf (step_2)
+x/run/best y/run/best = best (x), best (y);a/best a/b/best = best (best), best (b/best)
+a/one b/two = one, two;n=a/best n=b/best = n, n;best=a/best b/best = best, best (b)"""
+
+
+@pytest.mark.parametrize("row", re.split("[;\n]", ROWS))
+def test_models_in_folders_of_one_name_are_rows_of_their_own(tmp_path, monkeypatch, row):
     monkeypatch.chdir(tmp_path)
+    places, labels = row.split(" = ")
+    places, labels = places.split(), labels.split(", ")
     for place in places:
         tiny_at(tmp_path / place.split("=")[-1])
     flags = ["--data", "tiny-test", "--limit", "1", "--cot", "8"]
@@ -493,10 +463,10 @@ def test_models_in_folders_of_one_name_are_rows_of_their_own(tmp_path, monkeypat
 
 
 def test_trainings_alike_are_seeds_of_one_row_only_by_a_name(tmp_path):
-    about = {"base": "tiny", "data": "tiny", "tokens": "soft", "defaults": {"cot": 8}}
+    about = {"base": "tiny", "data": "tiny", "tokens": "soft"}
     models = [str(tiny_at(tmp_path / place, about)) for place in ("1/best", "1/last")]
-    result, _ = run(tmp_path / "r.json", "--model", *models, "--data", "tiny-test")
-    labels = [row["label"] for row in result["runs"]]
+    flags = ["--model", *models, "--data", "tiny-test", "--cot", "8"]
+    labels = [row["label"] for row in run(tmp_path / "r.json", *flags)[0]["runs"]]
     assert labels == ["tiny tiny soft (best)", "tiny tiny soft (last)"]
 
 

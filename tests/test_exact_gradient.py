@@ -12,9 +12,8 @@ from minisoft.rollout import ANSWER, COT, Decoding, Request, rollout
 
 G, COT_TOKENS = 8, 3
 NOISE = torch.randn(V, V + 1, V + 1, V, generator=torch.Generator().manual_seed(1))
-REWARDS = (
-    torch.linspace(-4, 4, V).double() + NOISE
-)  # any function of CoT (filled up with V), answer
+# any function of CoT (filled up with V), answer
+REWARDS = torch.linspace(-4, 4, V).double() + NOISE
 
 
 def estimate(model, kind, number: int, n: int = 2048) -> torch.Tensor:

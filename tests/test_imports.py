@@ -1,11 +1,9 @@
 """The house: who may import whom, and what is not loaded before it is needed."""
 
 import ast
-import subprocess
-import sys
 from graphlib import TopologicalSorter
 
-from runs import ROOT
+from runs import ROOT, python
 
 PATHS = [*ROOT.glob("minisoft/**/*.py"), ROOT / "train.py", ROOT / "eval.py"]
 NAMES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in PATHS]
@@ -75,6 +73,7 @@ def test_no_modules_import_each_other_in_a_circle():
 
 NOT_LOADED = {  # by modules that are imported one after another
     "minisoft": "torch minisoft.io minisoft.data",
+    "minisoft.data": "torch",
     "minisoft.reinforce, minisoft.evaluation": "minisoft.kinds minisoft.engine minisoft.io",
     "train, eval": "minisoft.lab matplotlib transformers torch._dynamo",  # torch's compiler
     "minisoft.lab.tables": "minisoft.lab.study minisoft.lab.findings matplotlib",
@@ -83,8 +82,7 @@ NOT_LOADED = {  # by modules that are imported one after another
 
 def test_what_is_not_needed_is_not_loaded():
     code = "".join(f"import {modules}; print(*sys.modules)\n" for modules in NOT_LOADED)
-    command = [sys.executable, "-c", f"import sys\n{code}"]
-    told = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    told = python("-c", f"import sys\n{code}").stdout
     for absent, loaded in zip(NOT_LOADED.values(), told.splitlines(), strict=True):
         for name in absent.split():
             assert not [m for m in loaded.split() if m == name or m.startswith(name + ".")], name

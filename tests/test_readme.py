@@ -21,9 +21,8 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 def pages():
     """Every Markdown page of the repository."""
     folders = (ROOT / name for name in ("minisoft", "tests", "weights"))
-    return sorted(
-        {*ROOT.glob("*.md"), *(page for folder in folders for page in folder.rglob("*.md"))}
-    )
+    below = (page for folder in folders for page in folder.rglob("*.md"))
+    return sorted({*ROOT.glob("*.md"), *below})
 
 
 def walk():

@@ -258,8 +258,6 @@ def by_reinforce(model, kind, n, generator):
 
 
 GUMBEL = make_kind("gumbel", 1.0, 1.0, width=V, top_p=1.0)
-
-
 CASES = [(make_kind("soft", 1.2), 16), (make_kind("covariance", 1.0, width=1), 16)]
 SLOW = [(GUMBEL, 96), (make_kind("soft", 0.8, noise="hidden"), 48)]
 SLOW.append((make_kind("soft", 1.2, noise="logits"), 24))

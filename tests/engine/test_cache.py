@@ -9,11 +9,8 @@ from conftest import VOCABULARY, close, logits_of, random_ids
 from minisoft.engine.cache import FusedCache, RowCache
 from minisoft.engine.fused import one_position
 from minisoft.engine.linear import packed
-from minisoft.io.checkpoint import load_model
 
 SAMPLE = ("llama3", "llama-mha", "qwen2", "qwen3")
-
-
 BOTH = pytest.mark.parametrize("cache_class", [RowCache, FusedCache])
 
 
@@ -110,48 +107,3 @@ def test_compacting_tells_where_the_rows_went(both):
     assert [before[i] for i in order] == cache.prompt_of == [0] * 16
     assert all(order[i] == i for i in range(16) if before[i] == 0)  # who can stay stays
     assert cache.compact() is None
-
-
-@BOTH
-@torch.no_grad()
-def test_prompts_come_and_go(fast, cache_class):
-    """A row takes another's place, with a longer or a shorter prompt, while another goes on."""
-    model = fast("llama3")[1]
-    prompts, rows = [random_ids(1, n, seed=n) for n in (7, 30, 3, 40)], random_ids(4, 5, seed=2)
-    expected = uncached(model, prompts, torch.arange(4), rows)
-    recorded = [model.run_prompt(p)[1] for p in prompts[:2]]
-    cache = row_cache(model, recorded, [0, 1], 16, cache_class)
-    jobs, start = {0: 0, 1: 1}, {0: 0, 1: 0}  # place -> row; place -> its first step
-    waiting = [2, 3]
-    for t in range(15):
-        cache.position[:] = torch.tensor([t - start.get(place, t) for place in range(16)])
-        cache.reserve(t + 1)
-        ids = torch.zeros(16, dtype=torch.long)
-        for place in jobs:
-            ids[place] = rows[jobs[place], t - start[place]]
-        logits = next_logits(model, ids, cache)
-        for place, row in list(jobs.items()):
-            close(logits[place], expected[row, t - start[place]], 2e-5)
-            if t - start[place] == (4 if place else 2):  # place 0 is cut short: out of step then
-                del cache.prompts[cache.prompt_of[place]]
-                cache.prompt_of[place] = None
-                del jobs[place]
-                if waiting:
-                    jobs[place], start[place] = waiting.pop(0), t + 1
-                    cache.prompt_of[place] = jobs[place]
-                    cache.prompts[jobs[place]] = model.run_prompt(prompts[jobs[place]])[1]
-        if jobs:
-            cache.bind()
-    assert not waiting
-
-
-@pytest.mark.parametrize("architecture", SAMPLE)
-@BOTH
-@torch.no_grad()
-def test_a_bfloat16_model_decodes_on_it(saved, architecture, cache_class):
-    model = load_model(saved(architecture)[1], dtype=torch.bfloat16)
-    ids = random_ids(1, 60)
-    _, prompt = model.run_prompt(ids)
-    rows = row_cache(model, [prompt], [0, 0], 2, cache_class)
-    rows.reserve(1)
-    assert next_logits(model, ids[0, :1].expand(16), rows).isfinite().all()

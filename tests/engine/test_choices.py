@@ -154,30 +154,24 @@ class Pieces:
         return ids
 
 
-def test_options_of_one_token_are_no_inputs(fast):
-    tokenizer, choice = Pieces(" x", " y", " z"), Choice("abc", ("x", "y", "z"), 0)
+SEAMS = [  # pieces, context, options: how options branch, and how many of their tokens are scored
+    ([" x", " y", " z"], "abc", "x y z", "000", [1, 1, 1]),  # one token is no input
+    ([], "abc", "x yz", "000122", [2, 3]),  # a b c | _ x,  a b c | _ y z
+    (["c x"], "abc", "x yz", "00222", [1, 3]),  # a b | c_x,  a b | c _ y z: of the first the last
+    (["bc y"], "abc", "x yz", "01112", [2, 1]),  # a | b c _ x,  a | bc_y z
+    (["c y", "c x"], "abc", "x yz", "002", [1, 1]),  # a b | c_x,  a b | c_y z
+    (["bc", "c x"], "abc", "x yz", "00122", [2, 3]),  # a bc | _ x,  a bc | _ y z
+    (["a x", "a y"], "a", "xz yz z", "1233", [1, 1, 2]),  # a_x z, a_y z, a _ z: none is shared
+]
+
+
+@pytest.mark.parametrize("pieces, context, options, branch, scored", SEAMS)
+def test_tokens_that_reach_over_the_seam(fast, pieces, context, options, branch, scored):
+    tokenizer, choice = Pieces(*pieces), Choice(context, tuple(options.split()), 0)
     row = choices.lay_out(tokenizer, 0, choice)
-    assert row.branch == [0] * 3 + [-1] * 13
-    assert [len(option) for option in row.targets] == [1, 1, 1]
+    assert row.branch == [*map(int, branch), *[-1] * (16 - len(branch))]
+    assert [len(option) for option in row.targets] == scored
     check_as_defined(fast("qwen2")[1], tokenizer, [choice])
-
-
-@pytest.mark.parametrize(
-    "pieces, shared, scored",
-    [
-        ([], 3, [2, 3]),  # a b c | _ x,  a b c | _ y z
-        (["c x"], 2, [1, 3]),  # a b | c_x,  a b | c _ y z: of the first the last, see below
-        (["bc y"], 1, [2, 1]),  # a | b c _ x,  a | bc_y z
-        (["c y", "c x"], 2, [1, 1]),  # a b | c_x,  a b | c_y z
-        (["bc", "c x"], 2, [2, 3]),  # a bc | _ x,  a bc | _ y z
-    ],
-)
-def test_tokens_that_reach_over_the_seam(fast, pieces, shared, scored):
-    model, tokenizer = fast("llama-gqa")[1], Pieces(*pieces)
-    choice = Choice("abc", ("x", "yz"), 0)
-    row = choices.lay_out(tokenizer, 0, choice)
-    assert (row.branch.count(0), [len(option) for option in row.targets]) == (shared, scored)
-    check_as_defined(model, tokenizer, [choice])
 
 
 @pytest.mark.parametrize("bos", [[], [1]])
@@ -198,13 +192,6 @@ def test_an_option_that_is_the_beginning_of_another():
     a, x, y = tokenizer.encode("abc xy")
     assert row.ids[:2] == [a, x] and row.branch[:2] == [0, 2] and row.targets == [[x], [y]]
     assert row.places == [[0], [1]]
-
-
-def test_a_first_token_that_options_do_not_share(fast):
-    tokenizer = Pieces("a x", "a y")
-    choice = Choice("a", ("xz", "yz", "z"), 0)  # a_x z, a_y z, a _ z
-    assert choices.lay_out(tokenizer, 0, choice).branch[:4] == [1, 2, 3, 3]
-    check_as_defined(fast("qwen2")[1], tokenizer, [choice])
 
 
 @pytest.mark.parametrize("context", ["", " \n", "a"])

@@ -98,20 +98,18 @@ def test_rollouts_in_kept_slots_follow_the_weights(fast, architecture, name, mon
             for p in model.parameters():
                 p.mul_(0.9)
 
+    def rolls():
+        first, slots = roll(0), model.slots
+        change()
+        return first + roll(10), slots
+
     before = copy.deepcopy(model.state_dict())
-    expected = [roll(0)]
-    change()
-    expected.append(roll(10))
+    expected, _ = rolls()
     model.load_state_dict(before)
     monkeypatch.setitem(decode.CACHES, "cpu", FusedCache)
-    found, kept = [], []
-    for seed in (0, 10):
-        found.append(roll(seed))
-        kept.append(model.slots)
-        if not seed:
-            change()
-    assert kept[0] is kept[1]
-    for one, two in zip(sum(expected, []), sum(found, [])):
+    found, slots = rolls()
+    assert model.slots is slots
+    for one, two in zip(expected, found, strict=True):
         assert torch.equal(one.ids, two.ids)
         assert (one.log_prob - two.log_prob).abs().max() < 2e-3
     assert copy.deepcopy(model).slots is None

@@ -1,12 +1,10 @@
 """Products with weights: values, gradients, packing, and bits that do not depend on the number of
 rows."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ARCHITECTURES, close, logits_of, random_ids
+from conftest import logits_of
 
 from minisoft import engine
 from minisoft.engine import cpu_products
@@ -15,7 +13,6 @@ from minisoft.engine.gpu_products import stacked
 from minisoft.engine.linear import packed
 from minisoft.io import WEIGHTS
 from minisoft.io.checkpoint import load_model
-from minisoft.model import Transformer
 
 SIZES = [(128, 352), (352, 128), (208, 128), (24, 7)]
 onednn = pytest.mark.skipif(not cpu_products.ONEDNN, reason="needs oneDNN")
@@ -94,20 +91,6 @@ def test_packed_or_not_and_with_however_many_rows_the_bits_are_the_same(inner, o
 
 
 # ---------------------------------------------------------------- a model with these products
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@torch.no_grad()
-def test_an_accelerated_model_has_the_same_weights_and_numbers(both, architecture):
-    model = copy.deepcopy(both(architecture)[1])
-    names, ids = list(model.state_dict()), random_ids(2, 30)
-    logits = logits_of(model, ids)
-    mixed, E = model.mix(logits.softmax(-1)), model.E
-    fast = engine.accelerate(model)
-    assert fast is model and isinstance(fast, Transformer) and fast.E is E
-    assert list(fast.state_dict()) == names
-    close(logits_of(fast, ids), logits)
-    close(fast.mix(logits.softmax(-1)), mixed)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -61,8 +61,6 @@ def test_plain_and_engine_agree_on_the_embedded_model(tiny, name, greedy):
 
 
 FORM = SimpleNamespace(**{**vars(small.FORM), "answer_ends": lambda ids: len(ids) == 2})
-
-
 SMALL = [*((name, True) for name in KINDS), ("hard", False), ("soft", False), ("top-k", False)]
 
 

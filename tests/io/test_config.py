@@ -3,7 +3,9 @@
 import copy
 import importlib
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,64 +60,36 @@ PLAIN = {"model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermedia
 PLAIN |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 PLAIN |= {"rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu"}
 PLAIN |= {"tie_word_embeddings": False}
-GONE = ...
+GONE = "..."
 
 
 def given(fields):
     """The fields, and those of objects in them, that are not GONE."""
     inner = {name: given(x) if isinstance(x, dict) else x for name, x in fields.items()}
-    return {name: value for name, value in inner.items() if value is not GONE}
+    return {name: value for name, value in inner.items() if value != GONE}
 
 
 def raw_config(**changes):
     return given({**PLAIN, **changes})
 
 
-def yarn(changes):
-    return {"rope_scaling": {**QWEN_YARN, **changes}}
-
-
 WINDOW = {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 128}
-SLIDING = ["full_attention", "sliding_attention"]
-HIGH_LOW = {**LLAMA3_SCALING, "low_freq_factor": 4.0, "high_freq_factor": 1.0}
-PARTIAL = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
-NESTED = {"full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}}
-YARN_1E6 = {**QWEN_YARN, "rope_theta": 1e6}
-REFUSED = [  # changes, and what a message names: the field, what is expected or found
-    ({"model_type": "mistral"}, "model_type", "expected llama, qwen2 or qwen3, found 'mistral'"),
-    ({"model_type": GONE}, "model_type", "None"),
-    ({"use_sliding_window": "yes", "model_type": "qwen2"}, "use_sliding_window", "'yes'"),
-    ({**WINDOW, "max_window_layers": 1}, "sliding_window: ", "128", "max_window_layers=1"),
-    ({"layer_types": SLIDING, "model_type": "qwen3"}, "layer_types", "sliding_attention"),
-    ({"layer_types": "full_attention", "model_type": "qwen2"}, "layer_types", "'full_attention'"),
-    ({"num_experts": 8}, "num_experts", "dense", "8"),
-    (yarn({"original_max_position_embeddings": GONE}), "original_max_position_embeddings", "None"),
-    (yarn({"factor": "4.0"}), "factor", "'4.0'"),
-    (yarn({"beta_fast": -1}), "beta_fast", "-1"),
-    (yarn({"attention_factor": 0}), "attention_factor", "0"),
-    (yarn({"mscale": "1", "mscale_all_dim": 1}), "mscale", "'1'"),
-    (yarn({"truncate": None}), "truncate: expected true or false"),
-    ({**yarn({}), "rope_theta": 1}, "rope_theta: expected more than 1"),
-    ({"rope_theta": 10**400}, "rope_theta", "a positive number"),
-    ({"rope_scaling": {"rope_type": ["yarn"]}}, "rope_type", "yarn"),
-    ({"rope_scaling": {"type": "mrope"}}, "rope_type: ", "mrope"),
-    ({"rope_scaling": HIGH_LOW}, "high_freq_factor: ", "low_freq_factor=4.0", "found 1.0"),
-    ({**yarn({}), "rope_parameters": {"rope_type": "default"}}, "rope_parameters", "yarn"),
-    ({**yarn({}), "rope_parameters": YARN_1E6}, "rope_parameters", "rope_theta"),
-    ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "rope_type", "dynamic"),
-    ({"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}}, "rope_type", "longrope"),
-    ({"rope_scaling": {"rope_type": "linear"}}, "factor", "None"),
-    ({"rope_scaling": {**LLAMA3_SCALING, "factor": "8"}}, "factor", "'8'"),
-    ({"rope_scaling": {**LLAMA3_SCALING, "low_freq_factor": None}}, "low_freq_factor", "None"),
-    ({"rope_parameters": PARTIAL}, "partial_rotary_factor", "0.5"),
-    ({"num_key_value_heads": 3}, "num_attention_heads: ", "num_key_value_heads=3", "found 4"),
-    ({"num_attention_heads": 6}, "hidden_size: ", "num_attention_heads=6", "found 32"),
-    ({"head_dim": 7}, "head_dim", "even", "7"),
-    ({"hidden_act": "gelu"}, "hidden_act", "expected silu, found 'gelu'"),
-    ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config", "gptq"),
-    ({"vocab_size": GONE}, "vocab_size", "a positive integer, found None"),
-    ({"rope_parameters": NESTED}, "rope_parameters", "linear"),
-]
+GIVEN = {"YARN": QWEN_YARN, "LLAMA3": LLAMA3_SCALING, "WINDOW": WINDOW}
+
+
+def changes_of(text):
+    """JSON, in which fields of GIVEN stand by their name; a later one of the same name counts."""
+    for name, fields in GIVEN.items():
+        text = text.replace(name, json.dumps(fields)[1:-1])
+    return json.loads(text)
+
+
+TABLES = (Path(__file__).parent / "configs.txt").read_text("utf-8")
+TABLES = [table.splitlines()[1:] for table in re.split("^# ", TABLES, flags=re.M)[1:]]
+REFUSED = [line.split(" :: ") for line in TABLES[0]]  # changes, and what a message names
+REFUSED = [(changes_of(row[-1]), *row[:-1]) for row in REFUSED]
+REFUSED.append(({"rope_theta": 10**400}, "rope_theta", "a positive number"))
+READ, FIELDS = [[changes_of(text) for text in table] for table in TABLES[1:]]
 ODD = {"tie_word_embeddings": ["false"], "attention_bias": [1], "max_position_embeddings": ["2048"]}
 ODD |= {"num_local_experts": [8], "partial_rotary_factor": [0.5], "transformers_weights": ["old"]}
 ODD |= {"hidden_size": [-32], "num_hidden_layers": ["2"], "intermediate_size": [48.5]}
@@ -127,14 +101,6 @@ REFUSED += [({name: x}, name, f"found {x!r}") for name, values in ODD.items() fo
 @pytest.mark.parametrize("changes, parts", [(row[0], row[1:]) for row in REFUSED], ids=str)
 def test_a_config_that_would_give_wrong_numbers_is_refused(changes, parts):
     refuses(raw_config(**changes), *parts, by=read_config)
-
-
-READ = [{}, {"sliding_window": None}, {"sliding_window": 4096}, {"rope_scaling": None}]
-READ += [{"head_dim": None}, {"tie_word_embeddings": None, "mlp_bias": None}]
-READ += [{"layer_types": ["sliding_attention"] * 2}, {"layer_types": ["full_attention"] * 2}]
-READ += [{**WINDOW, "use_sliding_window": False, "max_window_layers": 21}]
-READ += [{"model_type": "qwen3", "use_sliding_window": False, "sliding_window": None}]
-READ += [{"rope_parameters": {"rope_theta": 1e4}, "rope_scaling": None}]
 
 
 def test_a_config_as_the_hub_has_it_is_read():
@@ -153,27 +119,6 @@ def frequencies_and_factor(raw):
     return rope.inv_freq, rope.attention_scaling
 
 
-OF_YARN = [{"type": "dynamic"}, {"attn_factor": 0.9, "finetuned": True}, {"truncate": False}]
-OF_YARN += [{"original_max_position_embeddings": n} for n in (GONE, 32768)] + [{"factor": 0.5}]
-OF_YARN += [
-    {"beta_fast": 0, "beta_slow": None},
-    {"beta_fast": 1, "beta_slow": 1, "truncate": False},
-]
-OF_YARN += [{"mscale": 0.5, "mscale_all_dim": x} for x in (0, 2)]
-FIELDS = [
-    *map(yarn, OF_YARN),
-    {**yarn({"rope_type": GONE, "type": "yarn"}), "rope_theta": 1e6},
-    {"rope_scaling": QWEN_YARN, "original_max_position_embeddings": 128},
-    {"rope_scaling": {**LLAMA3_SCALING, "original_max_position_embeddings": GONE}},
-    {"rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": {}},
-    {"rope_parameters": YARN_1E6, "rope_theta": 5e5},
-    {"rope_parameters": QWEN_YARN, "rope_theta": 5e5},
-    {"rope_parameters": QWEN_YARN, "rope_theta": GONE},
-    {"rope_parameters": QWEN_YARN, "rope_scaling": QWEN_YARN, "rope_theta": 5e5},
-    {"rope_parameters": {"rope_theta": 1e6}, "rope_scaling": {}, "rope_theta": None},
-]
-
-
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("changes", FIELDS, ids=str)
 def test_rope_fields_in_any_combination_are_read_as_by_transformers(kind, changes):
@@ -184,16 +129,15 @@ def test_rope_fields_in_any_combination_are_read_as_by_transformers(kind, change
     assert config.rope_scaling.get("attention_factor", 1.0) == pytest.approx(factor, rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    "kind, layers, sliding",
-    [
-        ("qwen2", {"sliding_window": 16, "max_window_layers": 2}, 0),
-        ("qwen3", {"sliding_window": None, "max_window_layers": 0}, 0),
-        ("qwen2", {"max_window_layers": 0, "layer_types": ["full_attention"] * 2}, 0),
-        ("qwen3", {"sliding_window": 16, "max_window_layers": 0}, 2),
-        ("qwen2", {"max_window_layers": 1}, 1),
-    ],
-)
+WINDOWS = [("qwen2", {"sliding_window": 16, "max_window_layers": 2}, 0)]
+WINDOWS += [("qwen2", {"max_window_layers": 0, "layer_types": ["full_attention"] * 2}, 0)]
+WINDOWS += [
+    ("qwen3", {"sliding_window": x, "max_window_layers": 0}, n) for x, n in ((None, 0), (16, 2))
+]
+WINDOWS += [("qwen2", {"max_window_layers": 1}, 1)]
+
+
+@pytest.mark.parametrize("kind, layers, sliding", WINDOWS)
 def test_a_window_is_refused_where_a_layer_of_transformers_has_one(kind, layers, sliding):
     window = {"use_sliding_window": True, **layers}
     theirs = hf_class(kind, "Config", num_hidden_layers=2, **window)
@@ -215,10 +159,10 @@ def test_max_position_embeddings_is_read_and_yarn_extends_it():
     assert length(max_position_embeddings=512, rope_scaling=QWEN_YARN) == 512
 
 
-@pytest.mark.parametrize(
-    "kind, expected",
-    [("llama", (False, False, 8)), ("qwen2", (True, False, 8)), ("qwen3", (False, True, 128))],
-)
+LEFT_OUT = {"llama": (False, False, 8), "qwen2": (True, False, 8), "qwen3": (False, True, 128)}
+
+
+@pytest.mark.parametrize("kind, expected", LEFT_OUT.items())
 def test_what_a_config_leaves_out_is_as_in_transformers(kind, expected):
     config = read_config(raw_config(model_type=kind))
     assert (config.qkv_bias, config.qk_norm, config.head_dim) == expected and not config.o_bias

@@ -88,19 +88,20 @@ def test_objects_may_be_indented_and_follow_each_other(tmp_path):
     refuses(tmp_path / "a.json", "a.json: line 8: expected question")
 
 
-@pytest.mark.parametrize(
-    "content, message",
-    [
-        (LINE + b'{"question": "q", "answer": "1"\n' + LINE, "line 2: expected a JSON object"),
-        (LINE.strip() + b",\n" + LINE, "line 1: expected a JSON object, found: Expecting value"),
-        (b"[" + LINE + b"]\n[]", "expected a JSON list, found: Extra data"),
-        (b"[" * 100_000, "expected a JSON list, found: maximum recursion"),
-        (b'{"data": [' + LINE + b"]}", "line 1: expected question.*found fields data"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4", "run git lfs pull"),
-    ],
-)
-def test_damaged_json_is_named_by_its_line(content, message, tmp_path):
-    refuses(write(tmp_path, **{"a.jsonl": content}) / "a.jsonl", "a.jsonl", *message.split(".*"))
+DAMAGED = {  # LINE stands for it
+    b'LINE\n{"question": "q", "answer": "1"\nLINE': "line 2: expected a JSON object",
+    b"LINE,\nLINE": "line 1: expected a JSON object, found: Expecting value",
+    b"[LINE]\n[]": "expected a JSON list, found: Extra data",
+    b"[" * 100_000: "expected a JSON list, found: maximum recursion",
+    b'{"data": [LINE]}': "line 1: expected question.*found fields data",
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:4": "run git lfs pull",
+}
+
+
+def test_damaged_json_is_named_by_its_line(tmp_path):
+    for content, message in DAMAGED.items():
+        write(tmp_path, **{"a.jsonl": content.replace(b"LINE", LINE.strip())})
+        refuses(tmp_path / "a.jsonl", "a.jsonl", *message.split(".*"))
 
 
 def test_a_gzip_file(tmp_path):
@@ -182,9 +183,10 @@ def test_a_folder_of_hendrycks_math(tmp_path):
     refuses(tmp_path / "MATH", "geometry/4.json: line 2: expected question")
 
 
-@pytest.mark.parametrize(
-    "second", ["MATH__test__algebra__1.json", "MATH__more.json", "MATH__train__valid-0.jsonl"]
-)
+SECOND = ["MATH__test__algebra__1.json", "MATH__more.json", "MATH__train__valid-0.jsonl"]
+
+
+@pytest.mark.parametrize("second", SECOND)
 def test_a_folder_is_of_one_split(second, tmp_path):
     name = second.removeprefix("MATH__").replace("__", "/")
     write(tmp_path, **{"MATH__train__algebra__1.json": math_file(1), second: math_file(2)})

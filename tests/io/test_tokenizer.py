@@ -330,14 +330,12 @@ def test_ids_of_published_models_are_those_of_transformers(model, folder):
     same(with_fields(path, {"added_tokens_decoder": DROP}), texts)
 
 
-@pytest.mark.parametrize(
-    "kind, named, token",
-    [("qwen", "Qwen2Tokenizer", "<|endoftext|>"), ("llama2_json", "LlamaTokenizer", "</s>")],
-)
-def test_the_eos_of_a_class_counts_where_no_file_names_one(kind, named, token, folder):
-    path = folder(kind, tokenizer_class=named, eos_token=DROP)
-    same(path)
-    assert Tokenizer(path).eos_ids == {Tokenizer(path)._codec.token_to_id(token)}
+def test_the_eos_of_a_class_counts_where_no_file_names_one(folder):
+    own = {"qwen": ("Qwen2Tokenizer", "<|endoftext|>"), "llama2_json": ("LlamaTokenizer", "</s>")}
+    for kind, (named, token) in own.items():
+        path = folder(kind, tokenizer_class=named, eos_token=DROP)
+        same(path)
+        assert Tokenizer(path).eos_ids == {Tokenizer(path)._codec.token_to_id(token)}
 
 
 def test_special_tokens_are_split_where_the_files_say_so(folder):
@@ -466,13 +464,11 @@ def test_a_folder_without_a_tokenizer(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["qwen_slow", "llama2_chat"])
-@pytest.mark.parametrize(
-    "ids", [{"<pad>": 600}, {"<pad>": "512"}, {"a": 5}, {"<a>": 600, "<b>": 600}]
-)
-def test_added_ids_that_do_not_follow_are_named(kind, ids, folder):
+def test_added_ids_that_do_not_follow_are_named(kind, folder):
     path = folder(kind, eos_token=None)
-    write_json(path / "added_tokens.json", ids)
-    refuses(path, path / f"added_tokens.json: {[*ids][-1]}:")
+    for ids in ({"<pad>": 600}, {"<pad>": "512"}, {"a": 5}, {"<a>": 600, "<b>": 600}):
+        write_json(path / "added_tokens.json", ids)
+        refuses(path, path / f"added_tokens.json: {[*ids][-1]}:")
 
 
 ANYWHERE = {"pad_token": [3], "additional_special_tokens": ["<a>"], "add_eos_token": [True]}
@@ -512,21 +508,14 @@ def test_a_broken_vocabulary(name, folder):
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer.model"])
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"{}", b"[1]", b"not a tokenizer\n at all", b"\xff\xfe\x00"]
-)
-def test_a_broken_tokenizer_file(name, content, tmp_path):
-    (tmp_path / name).write_bytes(content)
-    for named in ("PreTrainedTokenizerFast", "LlamaTokenizer"):
-        if named == "LlamaTokenizer" or name == "tokenizer.json":
-            write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": named})
-            refuses(tmp_path, tmp_path / name)
-
-
-def test_a_tokenizer_model_that_is_cut_off(folder):
-    path = folder("llama2_model") / "tokenizer.model"
-    path.write_bytes(path.read_bytes()[:-1])
-    refuses(path.parent, path)
+def test_a_broken_tokenizer_file(name, tmp_path, tokenizer_folders):
+    cut = (tokenizer_folders["llama2_model"] / "tokenizer.model").read_bytes()[:-1]
+    for content in (b"", b"{", b"{}", b"[1]", b"not a tokenizer\n at all", b"\xff\xfe\x00", cut):
+        (tmp_path / name).write_bytes(content)
+        for named in ("PreTrainedTokenizerFast", "LlamaTokenizer"):
+            if named == "LlamaTokenizer" or name == "tokenizer.json":
+                write_json(tmp_path / "tokenizer_config.json", {"tokenizer_class": named})
+                refuses(tmp_path, tmp_path / name)
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "generation_config.json", "config.json"])
@@ -535,7 +524,3 @@ def test_a_broken_config_beside_it(name, content, folder):
     path = folder("llama3")
     (path / name).write_bytes(content)
     refuses(path, path / name, "JSON")
-
-
-def test_read_json_of_no_file(tmp_path):
-    assert read_json(tmp_path / "no.json") == {}

@@ -1,20 +1,19 @@
 """One dialect of flags: what a command line says, what its ranges refuse, what --help shows."""
 
-import subprocess
-import sys
+import re
 from pathlib import Path
 
 import pytest
+from conftest import refuses
+from runs import python
 
 import eval
 import train
 from minisoft.errors import InputError
-from minisoft.io import checkpoint
 from minisoft.kinds import KINDS
 from minisoft.kinds.options import COUNT, SIZE, Number, Option, parse, read_pair
-from minisoft.lab import bench, gradient, study, thought, variants, why
+from minisoft.lab import bench, gradient, study, tables, thought, variants, why
 
-ROOT = Path(__file__).resolve().parents[2]
 ROWS = [
     Option("out", Path, "a folder"),
     Option("some_rows", COUNT, "10 % of them", [2], nargs="+"),
@@ -45,33 +44,20 @@ def test_flags_that_are_given_are_read_by_their_types():
     assert args.paths == [Path("a"), Path("b")]
 
 
-@pytest.mark.parametrize(
-    "line, flag, found",
-    [
-        ("--some-rows 1 0", "--some-rows", "0"),
-        ("--some-rows 1.5", "--some-rows", "'1.5'"),
-        ("--lr 0", "--lr", "0.0"),
-        ("--lr inf", "--lr", "inf"),
-        ("--lr nan", "--lr", "nan"),
-        ("--betas 0.9 1", "--betas", "1.0"),  # its end is no part of the range
-        ("--betas -0.1 0", "--betas", "-0.1"),
-        ("--top-p 1.01", "--top-p", "1.01"),
-        ("--tokens warm", "--tokens", "'warm'"),
-    ],
-)
-def test_what_is_out_of_its_range_is_refused_by_name(line, flag, found):
-    with pytest.raises(InputError, match=f"^{flag}: expected .*, found {found}$"):
-        read(line)
+# what is read, and found; the end of betas is no part of their range
+OUT_OF_RANGE = """--some-rows 1 0 = 0; --lr 0 = 0.0; --lr inf = inf; --betas 0.9 1 = 1.0
+--some-rows 1.5 = '1.5'; --lr nan = nan; --top-p 1.01 = 1.01; --betas -0.1 0 = -0.1
+--tokens warm = 'warm'"""
 
 
-@pytest.mark.parametrize("line", ["--some", "--betas 1", "--what 3", "x", "--lr"])
-def test_errors_of_argparse_are_of_the_same_kind(line, capsys):
-    with pytest.raises(InputError, match=line.split()[0]) as refused:
-        read(line)
-    assert "\n" not in str(refused.value) and capsys.readouterr() == ("", "")
-
-
-def test_the_ends_of_a_range_are_in_it():
+def test_what_is_out_of_its_range_is_refused_by_name(capsys):
+    for row in re.split("[;\n]", OUT_OF_RANGE):
+        line, found = row.split(" = ")
+        with pytest.raises(InputError, match=f"^{line.split()[0]}: expected .*, found {found}$"):
+            read(line)
+    for line in ("--some", "--betas 1", "--what 3", "x", "--lr"):  # which argparse refuses
+        refuses(line, line.split()[0], by=read)
+    assert capsys.readouterr() == ("", "")
     assert read("--top-p 1")[0].top_p == 1 and read("--top-p 0")[0].top_p == 0
 
 
@@ -79,20 +65,12 @@ def test_the_ends_of_a_range_are_in_it():
 def test_bad_pairs_are_refused(text):
     row = Option("tau", SIZE, "")
     assert read_pair("soft=0.5", KINDS, row) == ("soft", 0.5)
-    with pytest.raises(InputError, match="^--tau"):
-        read_pair(text, KINDS, row)
-
-
-def test_betas_of_adamw_are_refused_before_a_model_is_loaded(monkeypatch):
-    monkeypatch.setattr(checkpoint, "find", lambda name: pytest.fail("a model is looked for"))
-    with pytest.raises(SystemExit, match="--betas: expected .*below 1, found 1.0"):
-        train.main(["--betas", "0.9", "1"])
+    refuses(text, "--tau", by=lambda text: read_pair(text, KINDS, row))
 
 
 def test_a_flag_that_is_none_ends_a_program_with_status_1_and_one_line():
     """As every other error does; argparse itself would show the usage, and end with 2."""
-    command = [sys.executable, "eval.py", "--sampels", "3"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = python("eval.py", "--sampels", "3")
     message = "eval.py: error: unrecognized arguments: --sampels 3\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", message)
 
@@ -104,18 +82,19 @@ def test_what_may_differ_when_a_run_goes_on():
     assert {"lr", "seed", "dtype", "cot", "data", "tokens", "group", "betas"} <= fixed
 
 
-@pytest.mark.parametrize("module", [bench, gradient, study, thought, variants, why])
-def test_help_of_the_laboratory_is_its_manual(module, capsys):
+LAB = [bench, gradient, study, tables, thought, variants, why]
+
+
+@pytest.mark.parametrize("module", [train, eval, *LAB])
+def test_help_is_the_manual_and_has_the_defaults_that_hold(module, capsys):
     with pytest.raises(SystemExit) as stop:
         module.main(["--help"])
     text = capsys.readouterr().out
-    name = module.__name__.removeprefix("minisoft.lab.")
-    assert not stop.value.code and f"usage: python -m minisoft.lab.{name}" in text
-    assert all(row.flag in text for row in module.FLAGS) and module.__doc__[:40] in text
-
-
-def test_defaults_in_the_help_of_eval_are_those_that_hold(capsys):
-    with pytest.raises(SystemExit):
-        eval.main(["--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    assert "(default weights/tiny)" in text and "(default 32)" in text and "(default 512 *)" in text
+    assert not stop.value.code
+    if module in LAB:
+        assert f"usage: python -m {module.__name__}" in text and module.__doc__[:40] in text
+        assert all(row.flag in text or row.positional for row in module.FLAGS)
+    else:
+        assert "(default" in text and "section" in text
+    for default in ("weights/tiny", "32", "512 *") if module is eval else ():
+        assert f"(default {default})" in " ".join(text.split())

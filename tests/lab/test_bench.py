@@ -50,20 +50,14 @@ def test_an_update_is_timed_against_transformers(tmp_path, capsys):
     assert f"| {table['hard']['ms_per_step']:,.2f}" in shown
 
 
-def test_every_row_has_its_full_length():
-    work = prepare("--cot 5 --group 3")
-    for name in ("hard", "soft"):
-        for record in work.rollout(work.policy.of_kind(name), 0):
-            assert record.ids.shape == (3, work.steps) and ((record.role == COT).sum(1) == 5).all()
-
-
-def test_passes_are_counted(monkeypatch):
+def test_passes_are_counted_and_every_row_has_its_full_length(monkeypatch):
     """A position a pass here; in the loop the prefilled tokens go through in one."""
     work = prepare("--cot 5 --group 3")
     calls = []
     forward = decode.one_position
     monkeypatch.setattr(decode, "one_position", lambda *x: calls.append("ours") or forward(*x))
-    work.rollout(work.policy.of_kind("soft"), 0)
+    for record in work.rollout(work.policy.of_kind("soft"), 0):
+        assert record.ids.shape == (3, work.steps) and ((record.role == COT).sum(1) == 5).all()
     args = flags()
     args.dtype = "float32"
     rival = bench.Rival(work, args)

@@ -3,11 +3,11 @@ line."""
 
 import json
 import re
-import runpy
 import sys
 
 import pytest
 from results import GREEDY, PROFILE, SAMPLE, result
+from runs import python
 
 from minisoft import kinds
 from minisoft.errors import InputError
@@ -178,23 +178,10 @@ def test_training_merges_seeds_and_names_what_differs(tmp_path):
     one, two = lines(right)["soft, lr 0.0001"], lines(right)["soft, lr 0.0002"]
     assert one == ([4], [pytest.approx(60)]) and two == ([4, 8], pytest.approx([50, 90]))
     raw = left.lines[0]
-    assert list(raw.get_ydata()) == pytest.approx(
-        [20, 30, 40, 50, 60, 70]
-    ) and raw.get_label().startswith("_")
+    assert list(raw.get_ydata()) == pytest.approx([20, 30, 40, 50, 60, 70])
+    assert raw.get_label().startswith("_")
     assert "mean over 5 updates" in ends_of(figure)[1]
     assert left.get_ylabel() == "right training samples (%)" and left.get_xlabel() == "update"
-
-
-def test_the_untrained_models_validation_is_drawn(tmp_path):
-    pytest.importorskip("matplotlib")
-    run = make_run(tmp_path / "a")
-    text = (run / "metrics.jsonl").read_text()
-    untrained = {"step": 0, "validation": 0.3, "validation_hard": 0.2}
-    (run / "metrics.jsonl").write_text(json.dumps(untrained) + "\n" + text)
-    left, own, hard, *_ = figures.training(figures.read_runs([run])).axes
-    assert lines(own) == {"soft": ([0, 4, 8], pytest.approx([30, 40, 80]))}
-    assert lines(hard) == {"soft": ([0, 4, 8], pytest.approx([20, 50, 90]))}
-    assert lines(left)["soft"][0] == list(range(1, 9))
 
 
 def test_smoothing_and_short_names():
@@ -213,11 +200,15 @@ def test_kinds_of_token_are_lines_of_their_own(tmp_path):
 
 
 def test_all_that_is_watched_of_a_run_is_drawn(tmp_path):
+    """Also the untrained model's validation, and where a crash has cut the last line."""
     pytest.importorskip("matplotlib")
     run = make_run(tmp_path / "a")
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 9, "accu')  # cut by a crash
+    text = (run / "metrics.jsonl").read_text() + '{"step": 9, "accu'
+    untrained = {"step": 0, "validation": 0.3, "validation_hard": 0.2}
+    (run / "metrics.jsonl").write_text(json.dumps(untrained) + "\n" + text)
     axes = figures.training(figures.read_runs([run])).axes
+    assert lines(axes[1]) == {"soft": ([0, 4, 8], pytest.approx([30, 40, 80]))}
+    assert lines(axes[2]) == {"soft": ([0, 4, 8], pytest.approx([20, 50, 90]))}
     means = [20, 25, 30, 40, 50, 60, 65, 70]  # over five updates, fewer at the ends
     assert lines(axes[0]) == {"soft": (list(range(1, 9)), pytest.approx(means))}
     assert list(axes[0].lines[0].get_ydata()) == pytest.approx(list(range(10, 90, 10)))
@@ -234,10 +225,8 @@ def test_command_line_end_to_end(tmp_path, capsys):
     paths = [write(tmp_path / f"{i}.json", result(seed=i, settings=numbers)) for i in range(2)]
     run = make_run(tmp_path / "run")
     tables.main([*map(str, paths), str(run), "--out", str(tmp_path / "new" / "out")])
-    told, names = (
-        capsys.readouterr().out,
-        ["entropy.png", "pass_at_k.png", "tables.md", "training.png"],
-    )
+    told = capsys.readouterr().out
+    names = ["entropy.png", "pass_at_k.png", "tables.md", "training.png"]
     assert sorted(path.name for path in (tmp_path / "new" / "out").iterdir()) == names
     assert all(f"wrote {tmp_path / 'new' / 'out' / name}" in told for name in names)
     text = (tmp_path / "new" / "out" / "tables.md").read_text("utf-8")
@@ -297,18 +286,6 @@ def test_files_of_the_users_are_not_written_over(tmp_path, capsys, name):
     assert (tmp_path / name).read_bytes() == b"\x89PNG mine"
 
 
-def test_help(capsys):
-    with pytest.raises(SystemExit):
-        tables.main(["--help"])
-    shown = capsys.readouterr().out
-    assert "--out FOLDER" in shown and "eval.py" in shown and "default" in shown
-
-
-def test_module_is_a_command(tmp_path, monkeypatch, capfd):
-    """As `python -m` runs it, in this process."""
-    monkeypatch.setattr(sys, "argv", ["tables", str(tmp_path / "no.json")])
-    monkeypatch.delitem(sys.modules, "minisoft.lab.tables")
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_module("minisoft.lab.tables", run_name="__main__", alter_sys=True)
-    told = capfd.readouterr()
-    assert stop.value.code == 1 and told.err.count("\n") == 1 and not told.out
+def test_module_is_a_command():
+    done = python("-m", "minisoft.lab.tables", "no.json")
+    assert (done.returncode, done.stderr.count("\n"), done.stdout) == (1, 1, "")

@@ -15,17 +15,9 @@ from minisoft.lab.trainings import TRAININGS
 V, D, N = 7, 5, 20_000
 LOGITS = 1.5 * torch.randn(V, generator=torch.Generator().manual_seed(1))
 SURE = torch.tensor([5.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
-KINDS = {
-    "hard": make_kind("hard", 0.3, 0.7),
-    "soft": make_kind("soft", 0.3),
-    "multiplex": make_kind("multiplex", 0.3, 0.8),
-    "covariance": make_kind("covariance", 0.3, 0.8),
-    "gumbel": make_kind("gumbel", 0.3),
-    "top-k": make_kind("soft", 0.3, noise="logits", top_k=3),
-    "fuzzy": make_kind("fuzzy", 0.3, 0.2),
-}
-
-
+TAUS = {"hard": 0.7, "multiplex": 0.8, "covariance": 0.8, "fuzzy": 0.2}
+KINDS = {name: make_kind(name, 0.3, TAUS.get(name)) for name in (*TAUS, "soft", "gumbel")}
+KINDS["top-k"] = make_kind("soft", 0.3, noise="logits", top_k=3)
 MODEL = Embedding(V, D, seed=2)
 MODEL.config = SimpleNamespace(tie_word_embeddings=True)
 
@@ -75,12 +67,8 @@ def test_displacement_of_known_noise():
     z = torch.tensor([[1.0, 0.0, *[-40.0] * 5]])
     p = torch.tensor(1.0).sigmoid().item()
     length = (MODEL.E[0] - MODEL.E[1]).square().sum().item()
-    for name, expected in (
-        ("hard", p * (1 - p)),
-        ("multiplex", p * (1 - p) / 3),
-        ("covariance", p * (1 - p) / 3),
-        ("soft", 0.3**2 / length),
-    ):
+    of = {"hard": p * (1 - p), "multiplex": p * (1 - p) / 3, "covariance": p * (1 - p) / 3}
+    for name, expected in {**of, "soft": 0.3**2 / length}.items():
         found = why.displacement(MODEL, make_kind(name, 0.3), z, draws(N), N).item()
         assert found == pytest.approx(expected, rel=0.05), name
 

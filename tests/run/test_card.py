@@ -1,23 +1,19 @@
 """The model card of what a run leaves."""
 
 import re
-import shutil
 import subprocess
 
 import pytest
 from huggingface_hub import ModelCard
-from runs import ROOT
+from runs import ROOT, tiny_at
 
 import train
-from minisoft.io import checkpoint
 from minisoft.io.atomic import read_json
 from minisoft.io.tokenizer import Tokenizer
 from minisoft.run import card
 
-FLAGS = (
-    "--prompts 2 --group 4 --cot 20 --eval-cot 20 --validation 4 --test 4 --validate-every 1 "
-    "--show-every 0 --device cpu --steps 1 --warmup 1 --tokens hard --seed 0"
-).split()
+FLAGS = "--prompts 2 --group 4 --cot 20 --eval-cot 20 --validation 4 --test 4 --validate-every 1"
+FLAGS = f"{FLAGS} --device cpu --steps 1 --warmup 1 --tokens hard --seed 0".split()
 HEAD = "---\nlicense: other\nlicense_name: own\nbase_model: someone/else\ntags: [x]\n---\nIts text."
 
 
@@ -25,8 +21,7 @@ HEAD = "---\nlicense: other\nlicense_name: own\nbase_model: someone/else\ntags: 
 def done(tmp_path_factory):
     """RUN of a base that has a card."""
     folder = tmp_path_factory.mktemp("card")
-    shutil.copytree(checkpoint.WEIGHTS / "tiny", folder / "base")
-    (folder / "base/README.md").write_text(HEAD)
+    (tiny_at(folder / "base") / "README.md").write_text(HEAD)
     train.main([*FLAGS, "--out", str(folder / "run"), "--model", str(folder / "base")])
     return folder / "run"
 
@@ -35,21 +30,16 @@ def test_both_cards_load_and_say_how_the_model_was_trained(done):
     for name in ("best", "last"):
         loaded = ModelCard.load(done / name / "README.md")
         head = loaded.data.to_dict()
-        assert (head["library_name"], head["pipeline_tag"]) == ("transformers", "text-generation")
-        assert (head["license"], head["license_name"]) == ("other", "own")
+        expected = {"library_name": "transformers", "pipeline_tag": "text-generation"}
+        assert head | expected | {"license": "other", "license_name": "own"} == head
         assert "minisoft" in head["tags"] and "base_model" not in head  # a folder, not of the hub
         assert "Its text." not in loaded.text and str(done.parent) not in loaded.text
         sidecar = read_json(done / name / "minisoft.json")
-        for flag in (
-            "--model base",
-            "--data tiny",
-            "--tokens hard",
-            "--seed 0",
-            "--betas 0.9 0.95",
-        ):
-            assert re.search(rf" {flag}\s", loaded.text), flag
+        words = " ".join(loaded.text.split())
+        for flag in "model base,data tiny,tokens hard,seed 0,betas 0.9 0.95".split(","):
+            assert f" --{flag} " in words, flag
         for field in ("sigma", "tau", "gamma"):
-            assert f"{field} {sidecar[field]}" in " ".join(loaded.text.split())
+            assert f"{field} {sidecar[field]}" in words
     text = (done / "best/README.md").read_text()
     after = read_json(done / "summary.json")["after"]["hard-greedy"]["pass@1"]
     assert re.search(rf"\| hard-greedy +\| [\d.]+% +\| {100 * after:.1f}% ", text)
@@ -66,15 +56,12 @@ def test_its_python_runs(done):
     assert len(space["text"]) > len(space["prompt"])
 
 
-@pytest.mark.parametrize(
-    "model, before, expected",
-    [
-        ("owner/name", {}, "owner/name"),
-        ("owner/name", {"base_model": "a/b"}, "owner/name"),
-        (".", {"base_model": "a/b", "tags": None}, None),
-        (".", {"base_model": "a/b", "tags": ["minisoft"]}, "a/b"),  # of all its trainings
-    ],
-)
+A_B = {"base_model": "a/b"}
+BASES = [("owner/name", {}, "owner/name"), ("owner/name", A_B, "owner/name")]
+BASES += [(".", {**A_B, "tags": ["minisoft"]}, "a/b")]  # of all its trainings
+
+
+@pytest.mark.parametrize("model, before, expected", [*BASES, (".", {**A_B, "tags": None}, None)])
 def test_its_base_is_a_model_of_the_hub_or_none(model, before, expected):
     args, _ = train.read_flags(["--model", model, "--eval-cot", "9"])
     sidecar = {"tokens": "soft", "base": "b", "data": "d", "step": 3, "prompt": 'a "QUESTION"'}

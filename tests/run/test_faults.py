@@ -26,10 +26,8 @@ from minisoft.run.metrics import MetricsFile
 from minisoft.run.optimizer import Optimizer
 from minisoft.run.session import Run
 
-FLAGS = (
-    "--prompts 2 --group 4 --cot 40 --eval-cot 40 --validation 6 --test 4 --validate-every 2 "
-    "--save-every 1 --show-every 0 --device cpu --steps 4 --lr 1e-3 --warmup 1"
-).split()
+FLAGS = "--prompts 2 --group 4 --cot 40 --eval-cot 40 --validation 6 --test 4 --validate-every 2"
+FLAGS = f"{FLAGS} --save-every 1 --show-every 0 --device cpu --steps 4 --lr 1e-3 --warmup 1".split()
 ONE = "--steps 1 --validation 0 --test 0".split()
 
 
@@ -107,29 +105,22 @@ def test_a_damaged_newest_state(whole, tmp_path, capsys):
     assert content(tmp_path / "run") == content(whole)
 
 
-def test_changed_data_are_named_at_resume(tmp_path):
-    rows = (ROOT / "weights/tiny/train.jsonl").read_text().splitlines()[:40]
-    (tmp_path / "data.jsonl").write_text("\n".join(rows))
-    out = tmp_path / "run"
-    run(out, *ONE, "--data", str(tmp_path / "data.jsonl"))
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "lock"}
-    (tmp_path / "data.jsonl").write_text("\n".join(rows[:-1]))
-    with pytest.raises(SystemExit, match="--resume: expected .* found other content of --data "):
-        resume(out, "--steps", "2")
-    after = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "lock"}
-    assert after == before
-
-
-def test_a_changed_tokenizer_and_prompt_are_named_at_resume(tmp_path):
-    model, template, out = tiny_at(tmp_path / "model"), tmp_path / "prompt.txt", tmp_path / "run"
+def test_changed_data_prompt_and_tokenizer_are_named_at_resume(tmp_path):
+    model, out, data = tiny_at(tmp_path / "model"), tmp_path / "run", tmp_path / "data.jsonl"
+    rows, template = (model / "train.jsonl").read_text().splitlines()[:40], tmp_path / "prompt.txt"
+    data.write_text("\n".join(rows))
     template.write_text("User: QUESTION Assistant:")
-    run(out, *ONE, "--model", str(model), "--template", str(template))
+    run(out, *ONE, "--data", str(data), "--model", str(model), "--template", str(template))
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "lock"}
+    data.write_text("\n".join(rows[:-1]))
     template.write_text("Question: QUESTION Answer:")
     path = model / "tokenizer_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "add_bos_token": False}))
-    expected = r"found other content of --template, tokenizer_config.json \("
+    expected = r"--resume: .* found other content of --data, --template, tokenizer_config.json \("
     with pytest.raises(SystemExit, match=expected):
         resume(out, "--steps", "2")
+    after = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.name != "lock"}
+    assert after == before
 
 
 def test_a_chat_prompt_is_rendered_once_and_its_date_stays(tmp_path, monkeypatch):
@@ -233,11 +224,16 @@ def test_a_backward_pass_that_ends_halfway_leaves_nothing(two_rows, tmp_path, mo
     assert_same_weights(tmp_path / "run", two_rows)
 
 
-def test_too_little_memory_twice_says_what_to_set(tmp_path, broken_backward):
+def test_too_little_memory_twice_says_what_to_set_and_another_error_is_raised_at_once(
+    tmp_path, broken_backward
+):
     broken_backward([torch.OutOfMemoryError("no memory")] * 2)
     expected = "step 1: --micro-batch: expected backward passes that fit.* a smaller --micro-batch"
     with pytest.raises(SystemExit, match=expected):
         run(tmp_path / "run", *ONE, "--micro-batch", "4")
+    broken_backward([RuntimeError("another")])
+    with pytest.raises(RuntimeError, match="another"):
+        run(tmp_path / "other", *ONE)
 
 
 def test_plain_passes_are_not_tried_once_more(tmp_path, monkeypatch):
@@ -254,15 +250,10 @@ def test_plain_passes_are_not_tried_once_more(tmp_path, monkeypatch):
     assert len(calls) == 1
 
 
-def test_an_error_that_is_not_of_memory_is_not_tried_once_more(tmp_path, broken_backward):
-    broken_backward([RuntimeError("another")])
-    with pytest.raises(RuntimeError, match="another"):
-        run(tmp_path / "run", *ONE)
+DAMAGED = [b"[]", b"3", b'"step"', b'{"step": null}', b'{"step": [1]}', b"\xff\xfe{", b"{"]
 
 
-@pytest.mark.parametrize(
-    "damaged", [b"[]", b"3", b'"step"', b'{"step": null}', b'{"step": [1]}', b"\xff\xfe{", b"{"]
-)
+@pytest.mark.parametrize("damaged", DAMAGED)
 def test_a_damaged_line_of_metrics_is_dropped_and_counted(tmp_path, capsys, damaged):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1}\n' + damaged + b'\n{"step": 2}\n{"step": 3}\n')

@@ -36,28 +36,23 @@ def ids(model, n):
 SMALL, DEEP = (2048, 128, 352, 4, 4, 2, 32), (1024, 512, 1536, 8, 8, 2, 64)
 WIDE, WIDER = (16000, 256, 704, 2, 4, 2, 64), (32000, 256, 704, 2, 4, 2, 64)
 BFLOAT16 = torch.bfloat16
+FLOAT32 = torch.float32
+# and problems, group, CoT, prompt, micro-batch, kind
+CASES = [(SMALL, FLOAT32, 2, 32, 24, 40, 16, "soft"), (SMALL, FLOAT32, 4, 16, 32, 60, 8, "hard")]
+LONG = [(SMALL, FLOAT32, 2, 32, 64, 40, 16, "soft"), (SMALL, FLOAT32, 4, 16, 96, 60, 8, "hard")]
+LONG += [(WIDER, dtype, 2, 16, 64, 40, 8, "soft") for dtype in (FLOAT32, BFLOAT16)]
+LONG += [(DEEP, FLOAT32, 1, 32, 64, 100, 8, "soft"), (DEEP, BFLOAT16, 1, 32, 64, 100, 8, "hard")]
+CASES += [pytest.param(*case, marks=pytest.mark.slow) for case in LONG]
+CASES.append((WIDE, FLOAT32, 1, 16, 24, 40, 8, "soft"))
 
 
-@pytest.mark.parametrize(
-    "sizes, tied, dtype, problems, group, cot, prompt, micro_batch, name",
-    [
-        (SMALL, True, torch.float32, 2, 32, 24, 40, 16, "soft"),
-        (SMALL, True, torch.float32, 4, 16, 32, 60, 8, "hard"),
-        (WIDE, False, torch.float32, 1, 16, 24, 40, 8, "soft"),
-        pytest.param(SMALL, True, torch.float32, 2, 32, 64, 40, 16, "soft", marks=pytest.mark.slow),
-        pytest.param(SMALL, True, torch.float32, 4, 16, 96, 60, 8, "hard", marks=pytest.mark.slow),
-        pytest.param(WIDER, False, torch.float32, 2, 16, 64, 40, 8, "soft", marks=pytest.mark.slow),
-        pytest.param(WIDER, False, BFLOAT16, 2, 16, 64, 40, 8, "soft", marks=pytest.mark.slow),
-        pytest.param(DEEP, False, torch.float32, 1, 32, 64, 100, 8, "soft", marks=pytest.mark.slow),
-        pytest.param(DEEP, False, BFLOAT16, 1, 32, 64, 100, 8, "hard", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("sizes, dtype, problems, group, cot, prompt, micro_batch, name", CASES)
 def test_the_plan_is_what_is_measured(
-    sizes, tied, dtype, problems, group, cot, prompt, micro_batch, name
+    sizes, dtype, problems, group, cot, prompt, micro_batch, name
 ):
     """Peaks of tensors' bytes in the rollout and in the backward passes; within 10 % in all, 15 %
     in each."""
-    model = engine.accelerate(transformer(*sizes, tied=tied).to(dtype))
+    model = engine.accelerate(transformer(*sizes, tied=sizes is SMALL).to(dtype))
     prompts = [ids(model, prompt) for _ in range(problems)]
     settings = resolve({}, Flags(cot=cot), cot).for_model(model)
     policy = Policy(model, bench.FullLength(ids(model, 9)), settings, settings.kind(name))
@@ -149,13 +144,10 @@ def test_eight_gpus_hold_8b_with_adamw(planned):
     assert peak("--cot", "128", "--shard", "no") > 120
 
 
-@pytest.mark.parametrize(
-    "name, bytes_each", [("hard", 8), ("soft", 4 * 128), ("multiplex", 24), ("gumbel", 4 * 10)]
-)
-def test_the_bytes_of_an_action_are_those_of_what_is_recorded(name, bytes_each):
-    model = transformer(*SMALL).to("meta")
-    assert plan.action_bytes(model, make_kind(name, 1.0)) == bytes_each
-    top_5 = make_kind("soft", 1.0, noise="logits", top_k=5)
+def test_the_bytes_of_an_action_are_those_of_what_is_recorded():
+    model, top_5 = transformer(*SMALL).to("meta"), make_kind("soft", 1.0, noise="logits", top_k=5)
+    for name, each in {"hard": 8, "soft": 4 * 128, "multiplex": 24, "gumbel": 4 * 10}.items():
+        assert plan.action_bytes(model, make_kind(name, 1.0)) == each
     assert plan.action_bytes(model, top_5) == 4 * 10  # not V numbers
     assert plan.action_bytes(model, make_kind("covariance", 1.0)) == 4 * 2048
 
@@ -183,20 +175,13 @@ def estimated(shape, problems, mixes, device, ranks=1):
 
 
 EMBEDDED = (179, 128, 352, 4, 4, 2, 32, True)
+MEASURED = [("llama-3.2-3b", 2, False, 4.73, 1.56), ("llama-3.2-3b", 2, True, 4.85, 1.64)]
+MEASURED += [("llama-3.2-1b", 2, False, 2.59, 0.78), ("llama-3.2-1b", 2, True, 2.66, 0.82)]
+MEASURED += [(EMBEDDED, 16, False, 32.7, 13.7), (EMBEDDED, 16, True, 30.4, 14.1)]
+MEASURED += [(EMBEDDED, 2, True, 7.35, 2.33)]
 
 
-@pytest.mark.parametrize(
-    "shape, problems, mixes, rollout, update",
-    [
-        ("llama-3.2-3b", 2, False, 4.73, 1.56),
-        ("llama-3.2-3b", 2, True, 4.85, 1.64),
-        ("llama-3.2-1b", 2, False, 2.59, 0.78),
-        ("llama-3.2-1b", 2, True, 2.66, 0.82),
-        (EMBEDDED, 2, True, 7.35, 2.33),
-        (EMBEDDED, 16, False, 32.7, 13.7),
-        (EMBEDDED, 16, True, 30.4, 14.1),
-    ],
-)
+@pytest.mark.parametrize("shape, problems, mixes, rollout, update", MEASURED)
 def test_seconds_are_those_that_were_measured(shape, problems, mixes, rollout, update):
     """As engine/README.md has them: ms of a position of a rollout, and the whole update, of one
     H100 and of one core."""

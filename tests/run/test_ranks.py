@@ -15,10 +15,8 @@ from torch.distributed.elastic.utils.distributed import get_free_port
 
 import train
 
-FLAGS = (
-    "--prompts 4 --group 4 --cot 24 --validation 0 --test 0 --show-every 0 --steps 5 --warmup 1 "
-    "--lr 2e-3 --device cpu"
-).split()
+FLAGS = "--prompts 4 --group 4 --cot 24 --validation 0 --test 0 --show-every 0 --steps 5"
+FLAGS = f"{FLAGS} --warmup 1 --lr 2e-3 --device cpu".split()
 SLOW = pytest.mark.slow
 
 
@@ -145,19 +143,12 @@ def two_hosts():
 
 def start_host(i, inside, cable, address, endpoint, flags):
     """torchrun's two ranks of host i, as users start it."""
-    torchrun = (
-        "-m torch.distributed.run --nnodes=2 --nproc-per-node=2 --rdzv-backend=c10d "
-        f"--rdzv-endpoint={endpoint} --rdzv-id=test --rdzv-conf=is_host={1 - i} "
-        f"--local-addr={address}"
-    ).split()
-    return subprocess.Popen(
-        [*inside, sys.executable, *torchrun, "train.py", *flags],
-        cwd=ROOT,
-        env={**ENVIRONMENT, "GLOO_SOCKET_IFNAME": cable},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    torchrun = "-m torch.distributed.run --nnodes=2 --nproc-per-node=2 --rdzv-backend=c10d"
+    torchrun = f"{torchrun} --rdzv-endpoint={endpoint} --rdzv-id=test --rdzv-conf=is_host={1 - i}"
+    command = [*inside, sys.executable, *torchrun.split(), f"--local-addr={address}", "train.py"]
+    how = {"env": {**ENVIRONMENT, "GLOO_SOCKET_IFNAME": cable}, "cwd": ROOT, "text": True}
+    how |= {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen([*command, *flags], **how)
 
 
 @SLOW

@@ -67,20 +67,6 @@ def test_the_best_is_chosen_by_validation_of_the_runs_own_kind(tmp_path, monkeyp
     assert {path.name for path in (out / "best").iterdir()} >= {"minisoft.json", "config.json"}
 
 
-def test_validation_has_the_evaluations_budget_which_a_folder_may_say(tmp_path, monkeypatch):
-    budgets, real = set(), evaluate.Evaluator.problems
-
-    def problems(self, *args):
-        budgets.add(self.policy.settings.cot)
-        return real(self, *args)
-
-    monkeypatch.setattr(evaluate.Evaluator, "problems", problems)
-    flags = [flag for flag in SMALL if flag not in ("--eval-cot", "16")]
-    flags += ["--steps", "1", "--validation", "2", "--validate-every", "1"]
-    train.main([*flags, "--out", str(tmp_path / "run")])
-    assert budgets == {80}  # what weights/tiny says
-
-
 # ---------------------------------------------------------------- training on
 
 

@@ -1,6 +1,7 @@
 """One resolver of "a flag, else the model's minisoft.json, else the paper": each of its rules."""
 
 import json
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -9,14 +10,11 @@ from conftest import refuses
 
 import train
 from minisoft.data import PAPER_PROMPT
-from minisoft.errors import InputError
 from minisoft.io import state
 from minisoft.run.settings import Flags, fill, resolve, resumed
 
 TRAINED = {"sigma": 0.7, "gamma": 0.1, "noise": "embedding"}
 SCALE = 12.5**0.5  # rms of (3, 4)
-
-
 SIGMAS = [({}, Flags(), 0.33 * SCALE), ({}, Flags(gamma=0.5), 0.5 * SCALE)]
 SIGMAS += [({}, Flags(sigma=0.2), 0.2), (TRAINED, Flags(sigma=0.2), 0.2), (TRAINED, Flags(), 0.7)]
 SIGMAS += [({"sigma": 0.66}, Flags(), 0.66)]  # without a word on noise and gamma
@@ -35,8 +33,6 @@ def test_sigma_is_the_flags_else_the_folders_else_gamma_times_the_scale_of_the_w
 
 
 HERE = {"noise": "logits", "top_k": 5, "gamma": 0.5, "tokens": "soft", "tau": 0.4}  # a training
-
-
 NOISES = [({}, Flags(), "embedding", None), (HERE, Flags(), "logits", 5)]
 NOISES += [(HERE, Flags(noise="logits"), "logits", None)]  # the folder's top_k is not asked for
 NOISES += [(HERE, Flags(top_k=3), "logits", 3), (HERE, Flags(noise="embedding"), "embedding", None)]
@@ -66,22 +62,16 @@ def test_gamma_and_tau_hold_where_the_noise_is_as_trained(folder, flags, gamma, 
 def test_template_and_budget_are_the_flags_else_the_folders_else_the_papers(tmp_path):
     (tmp_path / "t").write_text("Q QUESTION A\n")
     folder = {"prompt": "X QUESTION Y", "defaults": {"cot": 80}}
-    for said, flags, expected in (
-        ({}, Flags(), (PAPER_PROMPT, 512)),
-        (folder, Flags(), ("X QUESTION Y", 80)),
-        (folder, Flags(template=str(tmp_path / "t"), cot=7), ("Q QUESTION A", 7)),
-    ):
-        settings = resolve(said, flags, 512)
-        assert (settings.template, settings.cot) == expected
+    own = Flags(template=str(tmp_path / "t"), cot=7)
+    found = [resolve(*of, 512) for of in (({}, Flags()), (folder, Flags()), (folder, own))]
+    assert [of.template for of in found] == [PAPER_PROMPT, "X QUESTION Y", "Q QUESTION A"]
+    assert [of.cot for of in found] == [512, 80, 7]
 
 
 def test_what_does_not_go_together_is_one_line():
-    refuses(Flags(top_k=5), "--top-k: expected noise on the logits, found 5", by=resolve_alone)
-    refuses(Flags(template="nowhere"), "nowhere: expected a prompt file", by=resolve_alone)
-
-
-def resolve_alone(flags):
-    return resolve({}, flags, 512)
+    alone = partial(resolve, {}, budget=512)
+    refuses(Flags(top_k=5), "--top-k: expected noise on the logits, found 5", by=alone)
+    refuses(Flags(template="nowhere"), "nowhere: expected a prompt file", by=alone)
 
 
 def filled(folder, *flags, device="cpu"):
@@ -133,21 +123,19 @@ def test_a_run_goes_on_with_its_flags(tmp_path):
     assert again.eval_cot == 512
 
 
-@pytest.mark.parametrize(
-    "config, flags, variant, message",
-    [
-        ({"lr": 1.0}, ["--lr", "2"], {}, r"lr \(was 1.0, now 2.0\)"),
-        ({"advantage": "rloo"}, ["--advantage", "grpo"], {}, r"\(was rloo, now grpo\)"),
-        ({state.MARK: 0}, [], {}, "--resume: .* found a config.json without minisoft_run 1"),
-        ({"data": "a", "saved": None}, ["--data", "b"], {}, r"data \(was a, now b\)"),
-        ({"variant": {"terms": "cot"}}, [], {}, r"variant \(was .*cot.*, now {}\)"),
-        ({}, [], {"terms": "cot"}, r"variant \(was None, now .*cot"),
-    ],
-)
+OTHERS = [({"lr": 1.0}, "--lr 2", {}, "lr (was 1.0, now 2.0)")]
+OTHERS += [({"advantage": "rloo"}, "--advantage grpo", {}, "(was rloo, now grpo)")]
+OTHERS += [({state.MARK: 0}, "", {}, "found a config.json without minisoft_run 1")]
+OTHERS += [({"data": "a", "saved": None}, "--data b", {}, "data (was a, now b)")]
+OTHERS += [({"variant": {"terms": "cot"}}, "", {}, "variant (was {'terms': 'cot'}, now {})")]
+OTHERS += [({}, "", {"terms": "cot"}, "variant (was None, now {'terms': 'cot'})")]
+
+
+@pytest.mark.parametrize("config, flags, variant, message", OTHERS)
 def test_other_flags_than_the_runs_are_refused(tmp_path, config, flags, variant, message):
     (tmp_path / "config.json").write_text(json.dumps(RUN | config))
-    with pytest.raises(InputError, match=message):
-        go_on(["--out", str(tmp_path), "--resume", *flags], variant)
+    flags = ["--out", str(tmp_path), "--resume", *flags.split()]
+    refuses(flags, "--resume: ", message, by=partial(go_on, variant=variant))
 
 
 def test_what_training_on_changes_is_said():
@@ -160,49 +148,33 @@ def test_what_training_on_changes_is_said():
 
 
 MULTIPLEX = {"tokens": "multiplex", "width": 5}
+GUMBEL = {"tokens": "gumbel", "width": 7, "top_p": 0.8}
+# widths of multiplex, covariance and gumbel, and gumbel's top_p: a training's are its kind's only
+OWN = [({}, {}, (3, 3, 5, 0.95)), (MULTIPLEX, {}, (5, 3, 5, 0.95)), (GUMBEL, {}, (3, 3, 7, 0.8))]
+OWN += [(MULTIPLEX, {"width": 2}, (2, 2, 2, 0.95)), (GUMBEL, {"top_p": 0.5}, (3, 3, 7, 0.5))]
 
 
-@pytest.mark.parametrize(
-    "folder, own, expected",
-    [
-        ({}, {}, {"multiplex": 3, "covariance": 3, "gumbel": 5}),
-        (MULTIPLEX, {}, {"multiplex": 5, "covariance": 3, "gumbel": 5}),  # of its kind only
-        (MULTIPLEX, {"width": 2}, {"multiplex": 2, "covariance": 2, "gumbel": 2}),
-        ({"tokens": "gumbel", "width": 7}, {}, {"multiplex": 3, "covariance": 3, "gumbel": 7}),
-    ],
-)
-def test_width_is_the_flags_else_of_its_training_else_the_kinds(folder, own, expected):
+@pytest.mark.parametrize("folder, own, expected", OWN)
+def test_width_and_top_p_are_the_flags_else_of_its_training_else_the_kinds(folder, own, expected):
     settings = resolve(folder, Flags(sigma=1.0, **own), 128)
-    assert {name: settings.kind(name).width for name in expected} == expected
+    kinds = [settings.kind(name) for name in ("multiplex", "covariance", "gumbel")]
+    assert (*(kind.width for kind in kinds), kinds[2].top_p) == expected
 
 
-def test_top_p_is_the_flags_else_of_its_training_else_the_papers():
-    for folder, own, expected in (
-        ({}, {}, 0.95),
-        ({"tokens": "gumbel", "top_p": 0.8}, {}, 0.8),
-        ({"tokens": "gumbel", "top_p": 0.8}, {"top_p": 0.5}, 0.5),
-    ):
-        assert resolve(folder, Flags(sigma=1.0, **own), 128).kind("gumbel").top_p == expected
+NOTHING = [
+    ({"gamma": 0.5}, "multiplex"),
+    ({"noise": "logits"}, "covariance"),
+    ({"width": 2}, "soft"),
+]
+NOTHING += [({"sigma": 0.5}, "covariance and gumbel"), ({"top_p": 0.5}, "multiplex")]
 
 
-@pytest.mark.parametrize(
-    "flags, names, message",
-    [
-        (Flags(gamma=0.5), ["multiplex"], "--gamma: expected without multiplex tokens, .* 0.5"),
-        (Flags(noise="logits"), ["covariance"], "--noise: expected without covariance tokens"),
-        (
-            Flags(sigma=0.5),
-            ["covariance", "gumbel"],
-            "--sigma: expected without covariance and gumbel",
-        ),
-        (Flags(width=2), ["soft"], "--width: expected without soft tokens"),
-        (Flags(top_p=0.5), ["multiplex"], "--top-p: expected without multiplex tokens"),
-    ],
-)
-def test_a_flag_that_means_nothing_is_refused(flags, names, message):
-    with pytest.raises(InputError, match=message):
-        flags.check(names)
-    flags.check([*names, "soft", "hard", "gumbel"])
+@pytest.mark.parametrize("flag, names", NOTHING)
+def test_a_flag_that_means_nothing_is_refused(flag, names):
+    (name, value), flags, kinds = *flag.items(), Flags(**flag), names.split(" and ")
+    message = f"--{name.replace('_', '-')}: expected without {names} tokens, "
+    refuses(kinds, message, f"found {value!r}", by=flags.check)
+    flags.check([*kinds, "soft", "hard", "gumbel"])
 
 
 def test_noise_elsewhere_of_a_folder_does_not_concern_other_kinds():

@@ -2,18 +2,16 @@
 of one thread each, and how these end."""
 
 import ast
-import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from contextlib import suppress
 
 import pytest
 import torch
-from runs import ENVIRONMENT, ROOT, metrics, run_on_gpus, start_on_gpus, wait_for
+from runs import ENVIRONMENT, metrics, python, run_on_gpus, start_on_gpus, wait_for
 
 import eval
 import train
@@ -36,73 +34,52 @@ def fitting(*flags, script=train):
     return ranks.fitting(args[0] if script is train else args)
 
 
-@pytest.mark.parametrize(
-    "cores, prompts, environment, device, expected",
-    [
-        (2, None, {}, None, 2),  # the embedded model's B is 16
-        (2, 3, {}, "cpu", 1),
-        (6, 16, {}, None, 4),
-        (6, 12, {}, None, 6),
-        (64, 16, {}, None, 8),
-        (1, 16, {}, None, 1),
-        (2, 16, {"OMP_NUM_THREADS": "2"}, None, 1),
-        (2, 16, {"WORLD_SIZE": "1"}, None, 1),
-        (2, 16, {}, "cuda", 1),  # where there is none
-    ],
-)
-def test_as_many_ranks_as_cores_and_problems_allow(
-    own_choice, capsys, cores, prompts, environment, device, expected
-):
-    for name, value in environment.items():
-        own_choice.setenv(name, value)
+# cores, flags, environment: ranks; the embedded model's B is 16, and there is no GPU
+CORES = """2 : 2;2 --prompts 3 --device cpu: 1;6 --prompts 16: 4;6 --prompts 12: 6;1 : 1
+64 --prompts 16: 8;2 OMP_NUM_THREADS=2: 1;2 WORLD_SIZE=1: 1;2 --device cuda: 1"""
+# GPUs, flags, environment: ranks of train.py, and why no more; of eval.py, where nothing is there,
+# as many as GPUs; B x G of the model's folder are 16 x 32
+GPUS = """8 --prompts 2 --group 32: 8: ;8 OMP_NUM_THREADS=4: 8: ;1 : 1;4 --device cuda:1: 1
+6 --device cuda: 4: : no more divide B x G = 16 x 32;0 --device cuda: 1;4 WORLD_SIZE=1: 1
+4 --prompts 1 --group 5: 1: : no more divide B x G = 1 x 5;4 --device cpu OMP_NUM_THREADS=1: 1"""
+
+
+def on_machine(own_choice, words, gpus, cores=2):
+    """The flags of these words; the others are set in the environment."""
+    flags = [word for word in words.split() if "=" not in word]
+    for word in set(words.split()) - {*flags}:
+        own_choice.setenv(*word.split("="))
     own_choice.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
-    own_choice.setattr(torch.cuda, "is_available", lambda: False)
-    own_choice.setattr(torch.cuda, "device_count", lambda: 0)
-    flags = ["--prompts", str(prompts)] if prompts else []
-    assert fitting(*flags, *(["--device", device] if device else [])) == expected
+    own_choice.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    own_choice.setattr(torch.cuda, "device_count", lambda: gpus)
+    return flags
+
+
+@pytest.mark.parametrize("row", re.split("[;\n]", CORES))
+def test_as_many_ranks_as_cores_and_problems_allow(own_choice, capsys, row):
+    cores, words, expected = re.fullmatch(r"(\d+) (.*): (\d+)", row).groups()
+    flags = on_machine(own_choice, words, 0, int(cores))
+    assert fitting(*flags) == int(expected)
     assert fitting(script=eval) == 1 and not capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "gpus, flags, environment, expected, why",
-    [
-        (8, "--prompts 2 --group 32", {}, 8, ""),
-        (8, "", {"OMP_NUM_THREADS": "4"}, 8, ""),  # B x G of the model's folder, 16 x 32
-        (6, "--device cuda", {}, 4, ": no more divide B x G = 16 x 32"),
-        (4, "--prompts 1 --group 5", {}, 1, ": no more divide B x G = 1 x 5"),
-        (1, "", {}, 1, None),
-        (0, "--device cuda", {}, 1, None),
-        (4, "--device cuda:1", {}, 1, None),
-        (4, "--device cpu", {"OMP_NUM_THREADS": "1"}, 1, None),
-        (4, "", {"WORLD_SIZE": "1"}, 1, None),
-    ],
-)
-def test_as_many_ranks_as_gpus_and_samples_allow(
-    own_choice, capsys, gpus, flags, environment, expected, why
-):
-    for name, value in environment.items():
-        own_choice.setenv(name, value)
-    own_choice.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-    own_choice.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert fitting(*flags.split()) == expected
+@pytest.mark.parametrize("row", re.split("[;\n]", GPUS))
+def test_as_many_ranks_as_gpus_and_samples_allow(own_choice, capsys, row):
+    gpus, words, expected, why = re.fullmatch(r"(\d+) (.*?): (\d+)(?:: (.*))?", row).groups()
+    flags = on_machine(own_choice, words, int(gpus))
+    assert fitting(*flags) == int(expected)
     said = "" if why is None else f"{expected} ranks, each with one of {gpus} GPUs{why}\n"
     assert capsys.readouterr().out == said
     if "--prompts" not in flags:  # problems of an evaluation are shared out over any number
-        everyone = gpus if why is not None else 1
-        assert fitting(*flags.split(), script=eval) == everyone
+        assert fitting(*flags, script=eval) == (1 if why is None else int(gpus))
         said = "" if why is None else f"{gpus} ranks, each with one of {gpus} GPUs\n"
         assert capsys.readouterr().out == said
 
 
-@pytest.mark.parametrize(
-    "limit, ranks_there, memory",
-    [
-        ("200000 100000", 2, 2**33),
-        ("max 100000", 4, 2**33),
-        ("50000 100000", 1, "max"),
-        (None, 4, None),
-    ],
-)
+CONTAINERS = [("200000 100000", 2, 2**33), ("max 100000", 4, 2**33), ("50000 100000", 1, "max")]
+
+
+@pytest.mark.parametrize("limit, ranks_there, memory", [*CONTAINERS, (None, 4, None)])
 def test_a_container_says_what_there_is(own_choice, tmp_path, limit, ranks_there, memory):
     """As cgroup v2 has it: cores in microseconds of a period, bytes."""
     own_choice.setattr(plan, "CGROUP", tmp_path)
@@ -122,22 +99,28 @@ def test_large_models_and_ids_of_the_hub_have_threads(own_choice, tmp_path):
     assert fitting("--model", str(tmp_path), "--device", "cpu") == 1
 
 
-def python(code, **more):
-    head = "import os, sys, torch; from minisoft.run.ranks import several\n"
-    command = [sys.executable, "-c", head + code]
-    how = {"cwd": ROOT, "env": OWN_CHOICE, "capture_output": True, "text": True, "timeout": 120}
-    return subprocess.run(command, **how, **more)
+HEAD = """import os, sys, time, torch
+from minisoft.run import ranks
+from minisoft.run.ranks import several
+from minisoft.run.world import RankError, World
+"""
+
+
+def ended(code, status=1):
+    """What ranks of this code left, which ended with this status, and not after the 30 minutes
+    that ranks wait for each other by default."""
+    begun = time.monotonic()
+    done = python("-c", HEAD + code, env=OWN_CHOICE)
+    assert done.returncode == status and time.monotonic() - begun < 60, done.stderr
+    return done
 
 
 def test_the_other_ranks_run_the_same_and_are_gone_afterwards():
     code = """
-from minisoft.run.world import World
-with several(3):
-    with World("cpu") as world:
-        print(world.gather_objects([(world.rank, torch.get_num_threads(), os.getpid())]))
+with several(3), World("cpu") as world:
+    print(world.gather_objects([(world.rank, torch.get_num_threads(), os.getpid())]))
 """
-    done = python(code)
-    assert done.returncode == 0, done.stderr
+    done = ended(code, 0)
     found = ast.literal_eval(done.stdout)
     assert [(rank, threads) for rank, threads, _ in found] == [(0, 1), (1, 1), (2, 1)]
     for *_, pid in found:
@@ -147,55 +130,42 @@ with several(3):
 
 def test_what_another_rank_says_at_its_end_is_told():
     code = """
-from minisoft.run.world import RankError, World
-with several(2):
-    with World("cpu", grace=1) as world:
-        world.gather_objects([0])  # both have met
-        if world.rank == 1:
-            sys.exit("rank 1 cannot go on")
-        try:
-            world.gather_objects([0])
-        except RankError as error:
-            print(error)
-            raise
+with several(2), World("cpu", grace=1) as world:
+    world.gather_objects([0])  # both have met
+    if world.rank == 1:
+        sys.exit("rank 1 cannot go on")
+    try:
+        world.gather_objects([0])
+    except RankError as error:
+        print(error)
+        raise
 """
-    done = python(code)
-    assert done.returncode == 1 and "none of rank 1" in done.stdout
-    assert "rank 1 cannot go on" in done.stderr
+    done = ended(code)
+    assert "none of rank 1" in done.stdout and "rank 1 cannot go on" in done.stderr
 
 
 @pytest.mark.parametrize("end", ["sys.exit('no memory left')", "os.kill(os.getpid(), 9)"])
 def test_a_rank_that_ends_before_they_meet_is_told_at_once(end):
-    """Not after the 30 minutes that ranks wait for each other by default."""
     code = f"""
-from minisoft.run.world import World
 with several(3):
     if os.environ["RANK"] == "2":
         {end}
     World("cpu")
 """
-    begun = time.monotonic()
-    done = python(code)
-    assert done.returncode == 1 and time.monotonic() - begun < 60
+    done = ended(code)
     last = done.stderr.splitlines()[-1]
     assert last.startswith("-c: error: rank 2: ")
     assert ("no memory left" in done.stderr) == ("exit status 1" in last)
     assert ("exit status -9" in last) == ("kill" in end)
 
 
-@pytest.mark.parametrize(
-    "started, expected",
-    [
-        ("python train.py --seed 1", 2),
-        ("python -u -O train.py --seed 1", 2),
-        ("python -m pdb train.py --seed 1", 1),
-        ("python -m cProfile -o out train.py --seed 1", 1),
-        ("python /bin/coverage run train.py --seed 1", 1),
-    ],
-)
-def test_below_a_debugger_or_profiler_it_is_one_process(own_choice, started, expected):
-    own_choice.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    own_choice.setattr(sys, "orig_argv", started.split())
+STARTED = [("", 2), ("-u -O ", 2), ("-m pdb ", 1), ("-m cProfile -o out ", 1)]
+
+
+@pytest.mark.parametrize("by, expected", [*STARTED, ("/bin/coverage run ", 1)])
+def test_below_a_debugger_or_profiler_it_is_one_process(own_choice, by, expected):
+    on_machine(own_choice, "", 0)
+    own_choice.setattr(sys, "orig_argv", f"python {by}train.py --seed 1".split())
     own_choice.setattr(sys, "argv", "train.py --seed 1".split())
     assert fitting("--device", "cpu") == expected
 
@@ -203,20 +173,14 @@ def test_below_a_debugger_or_profiler_it_is_one_process(own_choice, started, exp
 def test_a_rank_that_fails_where_nobody_hears_it_ends_the_others():
     """As one that waits inside NCCL does."""
     code = """
-from minisoft.run import ranks
-from minisoft.run.world import World
 ranks.LEFT = 1
-with several(2):
-    with World("cpu") as world:
-        world.gather_objects([0])  # both have met
-        if world.rank == 1:
-            sys.exit("no GPU left")
-        import time
-        time.sleep(100)
+with several(2), World("cpu") as world:
+    world.gather_objects([0])  # both have met
+    if world.rank == 1:
+        sys.exit("no GPU left")
+    time.sleep(100)
 """
-    begun = time.monotonic()
-    done = python(code)
-    assert done.returncode == 1 and time.monotonic() - begun < 60
+    done = ended(code)
     assert "no GPU left" in done.stderr and "error: rank 1: " in done.stderr.splitlines()[-1]
 
 
@@ -224,7 +188,6 @@ with several(2):
 def test_ranks_end_with_the_one_that_made_them():
     """Also before all have met, when nothing else would tell them."""
     code = """
-import time
 with several(2):
     if os.environ["RANK"] == "1":
         time.sleep(100)
@@ -232,8 +195,7 @@ with several(2):
     print(child, flush=True)
     os.kill(os.getpid(), 9)
 """
-    done = python(code)
-    assert done.returncode == -signal.SIGKILL
+    done = ended(code, -signal.SIGKILL)
     end = time.monotonic() + 10
     with suppress(FileNotFoundError):
         while ") Z " not in open(f"/proc/{int(done.stdout)}/stat").read():  # nor waits for init
@@ -241,9 +203,7 @@ with several(2):
             time.sleep(0.05)
 
 
-BRIEF = (
-    "--prompts 2 --group 2 --cot 10 --steps 40 --validation 0 --test 0 --warmup 1 --show-every 0"
-)
+BRIEF = "--prompts 2 --group 2 --cot 10 --steps 40 --validation 0 --test 0 --warmup 1"
 
 
 @pytest.mark.parametrize("asked, status", [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
@@ -271,15 +231,11 @@ def test_an_error_of_ranks_on_gpus_is_one_line(tmp_path):
 def test_an_error_of_this_rank_does_not_wait_for_the_others():
     code = """
 with several(2):
-    if "RANK" in os.environ and os.environ["RANK"] == "1":
-        import time
+    if os.environ.get("RANK") == "1":
         time.sleep(100)
     raise OSError("here")
 """
-    start = time.monotonic()
-    done = python(code)
-    assert done.returncode == 1 and "OSError: here" in done.stderr
-    assert time.monotonic() - start < 60
+    assert "OSError: here" in ended(code).stderr
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
@@ -288,10 +244,8 @@ def test_train_py_gives_the_same_bits_by_ranks_and_by_one_thread(tmp_path):
     weights = []
     for name, env in (("ranks", OWN_CHOICE), ("thread", ENVIRONMENT)):
         out = tmp_path / name
-        command = [sys.executable, "train.py", *flags.split(), "--out", str(out)]
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        done = python("train.py", *flags.split(), "--out", out, env=env)
         assert done.returncode == 0, done.stderr
         weights.append((out / "last" / "model.safetensors").read_bytes())
-        lines = (out / "metrics.jsonl").read_text().splitlines()
-        assert any(json.loads(line)["grad_norm"] > 0 for line in lines)
+        assert any(line["grad_norm"] > 0 for line in metrics(out))
     assert weights[0] == weights[1]

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import refuses
 from runs import ENVIRONMENT, ROOT, python
 
 from minisoft.errors import InputError
@@ -50,10 +51,8 @@ def test_a_world_of_one_rank_gives_everything_back():
 
 @pytest.mark.parametrize("name", [*"mps xpu hpu meta gpu cuda:x cuda:-1 CPU".split(), ""])
 def test_a_device_that_is_neither_cpu_nor_cuda_is_one_line(name):
-    with pytest.raises(InputError, match=f"--device: expected cpu or cuda, found '{name}'"):
-        read_device(name)
-    with pytest.raises(InputError, match="--device: expected cpu or cuda"):
-        World(name)
+    for by in (read_device, World):
+        refuses(name, f"--device: expected cpu or cuda, found '{name}'", by=by)
 
 
 def test_devices_need_not_be_there_to_be_read(monkeypatch):
@@ -61,30 +60,22 @@ def test_devices_need_not_be_there_to_be_read(monkeypatch):
     for there, expected in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
         assert read_device(None).type == expected
-    with pytest.raises(
-        InputError, match="--device: expected cuda:0 to be there, or --device cpu, found: "
-    ):
-        World("cuda")
+    refuses("cuda", "--device: expected cuda:0 to be there, or --device cpu, found: ", by=World)
 
 
 TWO = dict(WORLD_SIZE="2", RANK="0", LOCAL_RANK="0", MASTER_ADDR="localhost", MASTER_PORT="29512")
+ODD = [({"WORLD_SIZE": x}, f"WORLD_SIZE: expected .* 1, found '{x}'") for x in ("abc", "0", "")]
+ODD += [({"RANK": "2"}, "RANK: expected a number from 0 to 1, found 2")]  # would wait for ever
+ODD += [({"RANK": "1", "WORLD_SIZE": "1"}, "RANK: expected a number from 0 to 0, found 1")]
+for name, value in (("RANK", "-1"), ("RANK", None), ("LOCAL_RANK", "x"), ("LOCAL_RANK", None)):
+    text = f"{name}: expected a whole number of at least 0, found {value!r}"
+    ODD.append(({name: value}, text))
+for name in ("MASTER_ADDR", "MASTER_PORT"):
+    ODD.append(({name: None}, f"expected 2 ranks to meet, found: .*{name} expected"))
+ODD += [({"MASTER_PORT": "x"}, "expected 2 ranks to meet, found: invalid literal")]
 
 
-@pytest.mark.parametrize(
-    "changes, message",
-    [({"WORLD_SIZE": x}, f"WORLD_SIZE: expected .* 1, found '{x}'") for x in ("abc", "0", "")]
-    + [
-        ({"RANK": "-1"}, "RANK: expected a whole number of at least 0, found '-1'"),
-        ({"RANK": "2"}, "RANK: expected a number from 0 to 1, found 2"),  # would wait for ever
-        ({"RANK": "1", "WORLD_SIZE": "1"}, "RANK: expected a number from 0 to 0, found 1"),
-        ({"LOCAL_RANK": "x"}, "LOCAL_RANK: expected a whole number of at least 0, found 'x'"),
-        ({"RANK": None}, "RANK: expected a whole number of at least 0, found None"),
-        ({"LOCAL_RANK": None}, "LOCAL_RANK: expected a whole number of at least 0, found None"),
-        ({"MASTER_ADDR": None}, "expected 2 ranks to meet, found: .*MASTER_ADDR expected"),
-        ({"MASTER_PORT": None}, "expected 2 ranks to meet, found: .*MASTER_PORT expected"),
-        ({"MASTER_PORT": "x"}, "expected 2 ranks to meet, found: invalid literal"),
-    ],
-)
+@pytest.mark.parametrize("changes, message", ODD)
 def test_an_environment_that_no_launcher_sets_is_one_line(monkeypatch, changes, message):
     for name, value in {**TWO, **changes}.items():
         if value is None:
@@ -104,14 +95,14 @@ def test_a_program_with_an_odd_world_size_ends_with_its_line():
 
 @pytest.mark.parametrize("encoding, shown", [("ascii", "Gr??e ?"), ("latin-1", "Größe ?")])
 def test_a_program_prints_what_its_terminal_can_show(encoding, shown):
-    code = (
-        "from tqdm import tqdm\n"
-        "from minisoft.run.world import World, as_program\n"
-        "def main():\n"
-        "    for _ in tqdm(range(1)):\n"
-        "        World('cpu').say('Gr\\u00f6\\u00dfe \\u03c0')\n"
-        "as_program(main)\n"
-    )
+    code = r"""
+from tqdm import tqdm
+from minisoft.run.world import World, as_program
+def main():
+    for _ in tqdm(range(1)):
+        World("cpu").say("Gr\u00f6\u00dfe \u03c0")
+as_program(main)
+"""
     env = {**ENVIRONMENT, "PYTHONIOENCODING": encoding}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True)
     assert done.returncode == 0 and b"Traceback" not in done.stderr
@@ -217,14 +208,8 @@ TOO_LITTLE = ["MemoryError", "torch.OutOfMemoryError", "lambda _: torch.empty(2*
 
 @pytest.mark.parametrize("error", TOO_LITTLE)
 def test_too_little_memory_is_one_line(error):
-    code = f"""
-import torch
-from minisoft.run.world import as_program
-def main():
-    raise ({error})("too little\\nof it")
-as_program(main)
-"""
-    done = python("-c", code)
+    code = f"import torch\ndef main():\n    raise ({error})('too little\\nof it')\n"
+    done = python("-c", f"{code}from minisoft.run.world import as_program\nas_program(main)")
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
     assert ": error: out of memory" in done.stderr
 
@@ -250,11 +235,10 @@ def test_threads_that_wait_let_others_work_unless_told(tmp_path, program, own, e
 
 
 def test_memory_is_kept_where_that_can_be_asked_for(monkeypatch):
-    for most, expected in (
-        (2**30, [(-3, 2**30), (-1, 2**30)]),
-        (2**25, [(-3, 2**30), (-3, 2**25), (-1, 2**30)]),
-        (0, [(-3, 2**30), (-3, 2**25)]),
-    ):  # the largest threshold that this glibc takes
+    # by the largest threshold that a glibc takes
+    by_most = {2**30: [(-3, 2**30), (-1, 2**30)], 0: [(-3, 2**30), (-3, 2**25)]}
+    by_most[2**25] = [(-3, 2**30), (-3, 2**25), (-1, 2**30)]
+    for most, expected in by_most.items():
         asked = []
 
         def mallopt(*option, most=most, asked=asked) -> int:

@@ -44,9 +44,8 @@ def own(tmp_path, monkeypatch):
 
 def test_it_gets_the_text_in_the_box_or_none_and_the_gold(own):
     paid = own("calls = 0\ndef reward(a, g):\n    return {None: -1, '2': 0.1}.get(a, len(a or g))")
-    made = [
-        {"answer": text, "gold": "7", "reward": 10} for text in ("2} or", "{12}}", "2", "", "}")
-    ]
+    texts = ("2} or", "{12}}", "2", "", "}")
+    made = [{"answer": text, "gold": "7", "reward": 10} for text in texts]
     paid.pay(made)
     assert [g["reward"] for g in made] == [0.1, 4, -1, -1, 1]
     assert all(g["verified"] == 10 for g in made)
@@ -59,24 +58,23 @@ def test_it_can_ask_the_verifier_and_read_files_beside_the_program(own, tmp_path
     assert found([("x+1}", "1+x"), ("3}", "4")]) == [105, 15]
 
 
-@pytest.mark.parametrize(
-    "answer, parts",
-    [
-        ("nan", ["r.py:2:", "finite", "found nan"]),
-        ("inf", ["r.py:2:", "finite", "found -inf"]),
-        ("text", ["r.py:2:", "found '1'"]),
-        ("none", ["r.py:2:", "found None"]),
-        ("raises", ["r.py:4:", "'raises', '7'", "ZeroDivisionError"]),
-        ("exits", ["r.py:6:", "SystemExit"]),
-        ("grows", ["r.py:12:", "MemoryError"]),
-        ("dies", ["r.py:", "'dies', '7'", "died"]),
-    ],
-)
-def test_what_is_no_number_is_one_line_of_the_file(own, answer, parts):
+NO_NUMBERS = """nan :2: / finite / found nan
+inf :2: / finite / found -inf
+text :2: / found '1'
+none :2: / found None
+raises :4: / 'raises', '7' / ZeroDivisionError
+exits :6: / SystemExit
+grows :12: / MemoryError
+dies : / 'dies', '7' / died"""
+
+
+def test_what_is_no_number_is_one_line_of_the_file(own):
     paid = own(ODD)
     assert paid.score_all([("2}", "7"), ("3}", "7")]) == [1, 0.1]
-    refuses([(answer + "}", "7")], *parts, by=paid.score_all)
-    assert paid.score_all([("3}", "7")]) == [0.1]
+    for line in NO_NUMBERS.splitlines():
+        answer, parts = line.split(" ", 1)
+        refuses([(answer + "}", "7")], *f"r.py{parts}".split(" / "), by=paid.score_all)
+        assert paid.score_all([("3}", "7")]) == [0.1]
 
 
 def test_a_call_that_hangs_ends_at_the_deadline(own):
@@ -86,23 +84,16 @@ def test_a_call_that_hangs_ends_at_the_deadline(own):
     assert time.monotonic() - began < 20
 
 
-@pytest.mark.parametrize(
-    "source, parts",
-    [
-        ("x = 1\ndef reward(a, g)\n", ["r.py:2:", "SyntaxError"]),
-        ("x = 1\n", ["r.py:", "reward(answer, gold)"]),
-        ("reward = 5", ["r.py:", "reward(answer, gold)"]),
-        ("\nimport nothing_of_this_name\n", ["r.py:2:", "nothing_of_this_name"]),
-        ("exit()", ["r.py:1:", "SystemExit"]),
-        ("", ["r.py:", "reward(answer, gold)"]),
-    ],
-)
-def test_a_file_without_a_reward_is_one_line_at_once(own, source, parts):
-    refuses(source, *parts, by=own)
+NO_REWARD = {"x = 1\ndef reward(a, g)\n": "2: SyntaxError", "exit()": "1: SystemExit"}
+NO_REWARD |= {"\nimport nothing_of_this_name\n": "2: nothing_of_this_name"}
+NO_REWARD |= dict.fromkeys(("x = 1\n", "reward = 5", ""), " reward(answer, gold)")
 
 
-def test_no_file_is_one_line(tmp_path):
-    refuses(str(tmp_path / "none.py"), "none.py: expected", by=verifier_of)
+def test_a_file_without_a_reward_is_one_line_at_once(own):
+    for source, parts in NO_REWARD.items():
+        line, part = parts.split(" ", 1)
+        refuses(source, f"r.py:{line}", part, by=own)
+    refuses("none.py", "none.py: expected", by=verifier_of)
 
 
 def test_classes_of_the_file_know_their_module(own):

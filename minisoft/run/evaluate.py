@@ -32,11 +32,6 @@ class Evaluator:
     world: World
     journal: Journal
     batch: int
-    own: object = None  # OwnReward
-
-    def facts(self) -> dict:
-        """What a result says of how it was made."""
-        return self.policy.settings.facts() | (self.own.facts if self.own else {})
 
     def problems(
         self, problems: list[Problem], setting: Setting, samples: int, seed, run: int = 0
@@ -58,7 +53,7 @@ class Evaluator:
         with self._bar(len(todo) * group, name, "row") as progress:
             for n, record in policy.stream(some, setting.greedy, self.batch):
                 i = todo[n][2]
-                (generations,) = policy.score([record], [(i, problems[i])], self.verifier, self.own)
+                (generations,) = policy.score([record], [(i, problems[i])], self.verifier)
                 self.journal.add(todo[n], generations)
                 progress.update(group)
         of_problems = self._collect([[run, name, i] for i in range(len(problems))])

@@ -32,20 +32,19 @@ class Files:
     `minisoft.lab.variants` changes, is written into config.json and minisoft.json.
     """
 
-    def __init__(self, args: Namespace, world: World):
-        self.args, self.world = args, world
+    def __init__(self, args: Namespace, world: World, reward_sha256: str | None):
+        self.args, self.world, self.reward_sha256 = args, world, reward_sha256
         self.model = world.in_turn(lambda: checkpoint.find(args.model))
         self.sidecar = world.all_or_none(lambda: checkpoint.read_about(self.model))
         self.exported = world.all_or_none(lambda: checkpoint.read_files(self.model))  # as they are
         self.head = world.all_or_none(lambda: card.read_head(self.model))
-        self.reward = world.all_or_none(lambda: args.reward and Path(args.reward).read_bytes())
         self.lock = self.metrics = None  # of the main rank
 
     def hashes(self, problems: list[Problem], template: str) -> dict[str, str]:
         """SHA-256 of all that decides what is learnt from, but for the weights."""
         read = {"--data": repr(problems).encode(), "--template": template.encode(), **self.exported}
-        read |= {"--reward": self.reward} if self.reward else {}
-        return {name: hashlib.sha256(content).hexdigest() for name, content in read.items()}
+        hashes = {name: hashlib.sha256(content).hexdigest() for name, content in read.items()}
+        return hashes | ({"--reward": self.reward_sha256} if self.reward_sha256 else {})
 
     def claim(self) -> None:
         """RUN belongs to this process, the main rank, from now on.  Raises InputError."""
@@ -76,9 +75,8 @@ class Files:
             for name, value in vars(self.args).items()
             if name != "resume"
         }
-        more = {**settings.of_weights, "world": self.world.size}
-        more["reward_sha256"] = self.reward and hashlib.sha256(self.reward).hexdigest()
-        config = {state.MARK: state.VERSION, **flags, **more}
+        more = {"world": self.world.size, "reward_sha256": self.reward_sha256}
+        config = {state.MARK: state.VERSION, **flags, **settings.of_weights, **more}
         self.world.from_main(lambda: atomic.write_json(self.args.out / "config.json", config))
         return config
 

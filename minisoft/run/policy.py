@@ -93,17 +93,15 @@ class Policy:
             return engine.stream(*made, requests, decoding, rows=rows, record_actions=False)
         return enumerate(rollout.rollout(*made, [one], decoding)[0] for one in requests)
 
-    def score(
-        self, rollouts: list[Rollout], numbered: list[tuple[int, Problem]], verifier, own=None
-    ) -> list[list[dict]]:
-        """The generations of each Rollout, with their rewards (eq. 11, or an `OwnReward`);
-        numbered: the problems of the Rollouts."""
+    def score(self, rollouts: list[Rollout], numbered: list, verifier) -> list[list[dict]]:
+        """The generations of each Rollout, with their rewards (eq. 11, or the verifier's `own`);
+        numbered: (number, Problem) of each."""
         of_problems = [
             evaluation.describe(self.form, record, number, problem, verifier)
             for record, (number, problem) in zip(rollouts, numbered, strict=True)
         ]
-        for generations in of_problems if own else ():
-            own.pay(generations)
+        for generations in of_problems if verifier.own else ():
+            verifier.own.pay(generations)
         return of_problems
 
     def backward(self, rollouts: list[Rollout], advantages, scale: float, **options) -> Mismatch:

@@ -150,7 +150,7 @@ class Run:
         reward of one's own fails, saves what is not saved and raises InputError."""
         before = Counter(self.verifier.counts)
         numbered = [(part.number, part.problem) for part in parts]
-        made = rollouts, numbered, self.verifier, self.verifier.own
+        made = rollouts, numbered, self.verifier
         try:
             of_problems = self.world.all_or_none(lambda: self.policy.score(*made))
         except InputError as error:

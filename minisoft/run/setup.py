@@ -25,7 +25,7 @@ from minisoft.soft import rms
 def set_up(args: Namespace, world: World, verifier) -> Run:
     """The run that args say, which are filled in.  Raises InputError, and then a new run has
     written nothing."""
-    files = Files(args, world)
+    files = Files(args, world, verifier.own_sha256)
     fill(args, files.sidecar, world.device.type)
     args.out = Path(world.from_main(lambda: str(args.out)))  # clocks of ranks may differ
     world.from_main(files.claim if args.resume else lambda: check_unused(args))

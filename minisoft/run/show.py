@@ -76,7 +76,7 @@ def show(args: Namespace, world: World, verifier) -> None:
             request = policy.request(problems[number], key, range(1))
             rollouts = policy.rollout([request], setting.greedy, greedy_answer=True)
             numbered = [(number, problems[number])]
-            ((generation,),) = policy.score(rollouts, numbered, verifier, verifier.own)
+            ((generation,),) = policy.score(rollouts, numbered, verifier)
             title = f"{subject.label}, {setting}" if len(subjects) > 1 else str(setting)
             chains.append(look(policy, rollouts[0], setting, generation, title))
             print(as_text(chains[-1]))

@@ -177,13 +177,13 @@ def check_written(path: Path) -> None:
         expect(ours, path, "no such file, or one of an earlier call", head[:40])
 
 
-def open_journal(args: Namespace, subjects: list[Subject], sources: dict, world: World) -> Journal:
+def open_journal(args, subjects: list[Subject], sources: dict, verifier, world: World) -> Journal:
     """What an earlier call with the same flags, models and data had finished.  sources: {name:
     rows}."""
     facts = {name: getattr(args, name) for name in DECIDE}
     facts["settings"] = [str(setting) for setting in args.settings]
     facts["tokens"] = [subject.settings(args).facts() for subject in subjects]
-    facts["reward"] = args.reward and hashlib.sha256(Path(args.reward).read_bytes()).hexdigest()
+    facts["reward"] = verifier.own_sha256
     facts["model"] = [subject.identity() for subject in subjects]
     hashes = [hashlib.sha256(repr(rows).encode()).hexdigest() for rows in sources.values()]
     facts["data"] = [list(pair) for pair in zip(sources, hashes)]

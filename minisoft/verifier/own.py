@@ -29,7 +29,7 @@ class OwnReward(Verifier):
         super().__init__(workers=0)
         with expecting("a Python file", path):
             source = Path(path).read_bytes()
-        self.facts = {"reward": {"file": path, "sha256": hashlib.sha256(source).hexdigest()}}
+        self.sha256 = hashlib.sha256(source).hexdigest()
         self.judges = [OwnJudge(path, source, deadline_s) for _ in range(workers)]
         self.judges[0].need_child()
 
@@ -56,7 +56,6 @@ class OwnJudge(Judge):
         call = boxed(answer_text), gold
         reply = self.ask_child(json.dumps(call).encode() + b"\n", self.deadline_s)
         if not reply:
-            self.end_child()
             expected = f"a number in {self.deadline_s:g} s and {MEMORY_BYTES >> 30} GiB"
             found = "none" if reply is None else "that its process has died"
             where = f"{self.path}: reward{call!r:.80}"
@@ -70,7 +69,9 @@ class OwnJudge(Judge):
 def verifier_of(file: str | None) -> Verifier:
     """What a program scores answers with; file: that of --reward."""
     verifier = Verifier(workers=WORKERS)
-    verifier.own = OwnReward(file, WORKERS) if file else None
+    if file:
+        verifier.own = OwnReward(file, WORKERS)
+        verifier.own_sha256 = verifier.own.sha256
     return verifier
 
 

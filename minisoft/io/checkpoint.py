@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -73,21 +72,28 @@ def _refuse_what_is_no_model(folder: Path) -> None:
 
 
 def load_model(folder: Path, device="cpu", dtype: torch.dtype | None = None) -> Transformer:
-    """The Transformer of a Hugging Face folder (see `load`)."""
+    """The Transformer of a Hugging Face folder (see `load`).  The files are mapped, and the ranks
+    of a node share what has been read of them."""
     model = outline(folder)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    index, files = _find_weights(folder)
+    index, paths = _find_weights(folder)
     tied = model.lm_head is None
-    if tied and HEAD in files:  # stored all the same: beside the embedding, or in its stead
+    if tied and HEAD in paths:  # stored all the same: beside the embedding, or in its stead
         shapes[HEAD] = shapes[EMBEDDING]
-        if EMBEDDING not in files:
+        if EMBEDDING not in paths:
             del shapes[EMBEDDING]
-    places = _locate(index, files, shapes)
-    stored = _check_headers(places, shapes)
+    _check_names(index, paths, shapes)
+    files, dtypes = _open_tensors(paths, shapes)
     if dtype is None:
-        in_16_bits = stored.get(EMBEDDING, stored.get(HEAD)) == "BF16"
+        in_16_bits = dtypes.get(EMBEDDING, dtypes.get(HEAD)) == "BF16"
         dtype = torch.bfloat16 if in_16_bits else torch.float32
-    weights = {name: tensor.to(device, dtype) for name, tensor in _read_tensors(places)}
+    weights = {}
+    for name, file in files.items():
+        tensor = file.get_tensor(name)
+        if not tensor.isfinite().all():
+            found = "finite numbers, found NaN or infinity"
+            raise InputError(f"{paths[name]}: {name}: expected {found}")
+        weights[name] = tensor.to(device, dtype)
     if tied and HEAD in weights:
         _tie(weights, index)
     model.load_state_dict(weights, strict=True, assign=True)
@@ -110,8 +116,8 @@ def _find_weights(folder: Path) -> tuple[Path, dict[str, Path]]:
         return single, dict.fromkeys(file.keys(), single)
 
 
-def _locate(index: Path, files: dict[str, Path], shapes: dict[str, tuple]) -> dict[Path, list[str]]:
-    """File -> names of its tensors.  Raises InputError for a missing or an unexpected one."""
+def _check_names(index: Path, files: dict[str, Path], shapes: dict[str, tuple]) -> None:
+    """Raises InputError for a missing or an unexpected tensor."""
     for name, shape in shapes.items():
         if name not in files:
             hint = "; with tie_word_embeddings true it is the embedding's" if name == HEAD else ""
@@ -123,8 +129,6 @@ def _locate(index: Path, files: dict[str, Path], shapes: dict[str, tuple]) -> di
         if name not in heads and not name.endswith(".rotary_emb.inv_freq"):  # once saved
             expected = "no such tensor for this config.json, found one"
             raise InputError(f"{index}: {name}: expected {expected}")
-    paths = sorted({files[name] for name in shapes})
-    return {path: [name for name in shapes if files[name] == path] for path in paths}
 
 
 def _tie(weights: dict[str, torch.Tensor], index: Path) -> None:
@@ -160,38 +164,20 @@ def _open(path: Path):
         return safe_open(path, framework="pt")
 
 
-def _check_headers(places: dict[Path, list[str]], shapes: dict[str, tuple]) -> dict[str, str]:
-    """Tensor name -> its dtype in the file, for all tensors, by the files' headers alone."""
-    dtypes = {}
-    for path, names in places.items():
-        with _open(path) as file:
-            stored = set(file.keys())
-            for name in names:
-                where = f"{path}: {name}"
-                if name not in stored:
-                    raise InputError(f"{where}: expected here by the index, found no such tensor")
-                header = file.get_slice(name)
-                shape, dtypes[name] = tuple(header.get_shape()), header.get_dtype()
-                expect(shape == shapes[name], where, f"shape {shapes[name]}", shape)
-                usable = dtypes[name] in ("F32", "BF16", "F16")
-                expect(usable, where, "float32, bfloat16 or float16", dtypes[name])
-    return dtypes
-
-
-def _read_tensors(places: dict[Path, list[str]]) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor), one after the other, read once and not kept.
-
-    The files are mapped, and the ranks of a node share what has been read of them.  Raises
-    InputError for a number that is not finite.
-    """
-    for path, names in places.items():
-        with _open(path) as file:
-            for name in names:
-                tensor = file.get_tensor(name)
-                if not tensor.isfinite().all():
-                    expected = "finite numbers, found NaN or infinity"
-                    raise InputError(f"{path}: {name}: expected {expected}")
-                yield name, tensor
+def _open_tensors(paths: dict[str, Path], shapes: dict[str, tuple]) -> tuple[dict, dict[str, str]]:
+    """({tensor name: its file}, {tensor name: its dtype there}), file after file, of all tensors,
+    by the files' headers alone."""
+    opened = {path: _open(path) for path in sorted({paths[name] for name in shapes})}
+    files, dtypes = {}, {}
+    for name in sorted(shapes, key=paths.get):
+        files[name], where = opened[paths[name]], f"{paths[name]}: {name}"
+        with expecting("here by the index", where):
+            header = files[name].get_slice(name)
+        shape, dtypes[name] = tuple(header.get_shape()), header.get_dtype()
+        expect(shape == shapes[name], where, f"shape {shapes[name]}", shape)
+        usable = dtypes[name] in ("F32", "BF16", "F16")
+        expect(usable, where, "float32, bfloat16 or float16", dtypes[name])
+    return files, dtypes
 
 
 def read_about(folder: Path) -> dict:

@@ -14,12 +14,6 @@ ROPE_TYPES = {  # type -> the numbers it needs
 }
 
 
-def is_positive(value, types=(int, float)) -> bool:
-    """Whether a value of a JSON file is a positive number (types=int: a whole one)."""
-    number = isinstance(value, types) and not isinstance(value, bool)
-    return number and 0 < value <= sys.float_info.max
-
-
 def read_config(raw: dict) -> Config:
     """The dict of a config.json -> Config.  Raises InputError for what would give wrong numbers."""
     optional = ("num_key_value_heads", "head_dim")
@@ -52,7 +46,8 @@ def read_config(raw: dict) -> Config:
 def _positive(raw: dict, field: str, default=None, types=(int, float)):
     value = raw.get(field, default)
     expected = "a positive integer" if types is int else "a positive number"
-    expect(is_positive(value, types), field, expected, value)
+    number = isinstance(value, types) and not isinstance(value, bool)
+    expect(number and 0 < value <= sys.float_info.max, field, expected, value)
     return value
 
 

@@ -32,10 +32,19 @@ class Journal:
         return json.dumps(key) in self.entries
 
     def add(self, key, value) -> None:
-        """Write down what is finished."""
-        if self.path:
-            self._write([key, value])
+        """Write down what is finished, in this rank's part: a new one begins with the facts, an old
+        one may end in half a line."""
         self.new.append((json.dumps(key), value))
+        if self.path is None:
+            return
+        if self.file is None:
+            part = self.path.with_name(f"{self.path.name}.part-{self.world.rank}")
+            goes_on = part.is_file() and b"\n" in part.read_bytes()
+            self.file = part.open("ab" if goes_on else "wb")
+            self.file.write(b"\n" if goes_on else json.dumps(self.facts).encode() + b"\n")
+        with writing(self.path):
+            self.file.write(json.dumps([key, value]).encode() + b"\n")
+            self.file.flush()
 
     def collect(self) -> None:
         """The main rank gets the new entries of all ranks."""
@@ -83,17 +92,3 @@ class Journal:
             if isinstance(entry, list):
                 key, value = entry
                 self.entries[json.dumps(key)] = value if self.world.main else None
-
-    def _write(self, entry: list) -> None:
-        """Append to this rank's part.
-
-        A new one begins with the facts, an old one may end in half a line.
-        """
-        if self.file is None:
-            part = self.path.with_name(f"{self.path.name}.part-{self.world.rank}")
-            goes_on = part.is_file() and b"\n" in part.read_bytes()
-            self.file = part.open("ab" if goes_on else "wb")
-            self.file.write(b"\n" if goes_on else json.dumps(self.facts).encode() + b"\n")
-        with writing(self.path):
-            self.file.write(json.dumps(entry).encode() + b"\n")
-            self.file.flush()

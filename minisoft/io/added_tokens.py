@@ -1,7 +1,4 @@
-"""Tokens that the files beside a vocabulary add to it: with which flags, in which order.
-
-As transformers 5 reads them, so that ids are the same.
-"""
+"""Tokens that the files beside a vocabulary add to it, as transformers 5 reads them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -35,11 +32,11 @@ def read_added(
     present: Iterable[str],
 ) -> Added:
     """Added tokens of tokenizer_config.json, special_tokens_map.json, added_tokens.json and
-    tokenizer.json.
+    tokenizer.json.  Raises InputError.
 
-    `special`: the tokens with a role where no file names one; `others`: further special tokens
-    where no file lists "extra" ones (None: the "additional" ones of special_tokens_map.json);
-    `present`: texts that were added before.  Raises InputError.
+    `special`: the tokens with a role where no file names one; `others`: further special ones where
+    no file lists "extra" ones (None: those of special_tokens_map.json); `present`: texts that are
+    there.
     """
     path, beside = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
     config, roles = read_json(path), {}

@@ -24,12 +24,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load(folder: str | Path, device="cpu", dtype=None) -> tuple[Transformer, Tokenizer]:
-    """A Hugging Face folder -> (Transformer, Tokenizer), parameters in `dtype` on `device`.
+    """A Hugging Face folder -> (Transformer, Tokenizer), parameters in `dtype` on `device`; None is
+    bfloat16 if stored so, else float32.
 
-    dtype None: bfloat16 if stored so, else float32.  Strict: raises InputError unless every tensor
-    is there, expected and of the right shape, and every token that ordinary text can have is a row
-    of E.  Added tokens, such as a [PAD] of later, may have none: they come into a text by name only
-    (`minisoft.run.evaluate.check_prompts` looks).
+    Raises InputError unless every tensor is there, expected and of the right shape, and every token
+    of ordinary text is a row of E.  Added tokens may have none: `run.evaluate.check_prompts` looks.
     """
     folder = Path(folder)
     model = load_model(folder, device, dtype)
@@ -181,8 +180,8 @@ def _open_tensors(paths: dict[str, Path], shapes: dict[str, tuple]) -> tuple[dic
 
 
 def read_about(folder: Path) -> dict:
-    """The minisoft.json of a model folder, {} without one.  Raises InputError for a field that
-    cannot be used; whether there are such `tokens` is for those to say who make them."""
+    """The minisoft.json of a model folder, {} without one.  Raises InputError for an unusable
+    field."""
     path = folder / SIDECAR
     sidecar = read_json(path)
     fields = {row.name: row for row in (TAU_OF, SIGMA, *NOISE)}
@@ -203,8 +202,7 @@ def read_about(folder: Path) -> dict:
 
 
 def _check_default(flag: str, value, where: str) -> None:
-    """Raises InputError unless it may stand for a flag of train.py that is not given; --lr may have
-    a number for each kind of token."""
+    """Raises InputError unless it is a flag of train.py's; --lr may have a number for each kind."""
     rows = {**TRAINING, "cot": COT}
     expect(flag in rows, where, f"one of {', '.join(rows)}", value)
     of_kinds = value.values() if flag == "lr" and isinstance(value, dict) else [value]
@@ -247,11 +245,8 @@ def read_files(folder: Path) -> dict[str, bytes]:
 
 
 def save_model(folder: Path, model: Transformer, files: dict[str, bytes], sidecar: dict) -> None:
-    """Write a folder that transformers and vLLM load, whole or not at all.
-
-    The weights in their own dtype, config and tokenizer files as `read_files` has read them, and
-    the sidecar.  Raises OSError.
-    """
+    """Write a folder that transformers and vLLM load, whole or not at all: weights in their own
+    dtype, the files that `read_files` has read, the sidecar.  Raises OSError."""
     config = json.loads(files["config.json"])
     config = {name: x for name, x in config.items() if name not in ("torch_dtype", "dtype")}
     config["torch_dtype"] = str(model.E.dtype).removeprefix("torch.")

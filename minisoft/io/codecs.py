@@ -1,5 +1,4 @@
-"""Text <-> ids as transformers 5 has them: which files of a folder it reads, and what it makes of
-them.
+"""Text <-> ids as transformers 5 has them.
 
 The class decides.  A generic one takes tokenizer.json as it is.  The others build their own pieces
 around the vocabulary and the merges of tokenizer.json, of tokenizer.model, or of vocab.json and
@@ -32,10 +31,8 @@ QWEN2_SPLIT = (
 
 
 def read_codec(folder: Path) -> tuple[Tokenizer, int, str | None]:
-    """(the tokenizer of a folder, its number of ids, the text of its EOS).
-
-    Added tokens that a file numbers are counted; those that are only named come after them and need
-    no row in E.  Raises InputError where there is none, or one that is not supported.
+    """(the tokenizer of a folder, its number of ids, the text of its EOS).  Added tokens that are
+    only named, not numbered, come last, are not counted and need no row in E.  Raises InputError.
     """
     path = folder / "tokenizer_config.json"
     config, name = read_json(path), class_of(folder)

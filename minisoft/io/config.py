@@ -113,11 +113,8 @@ def _read_length(raw: dict, scaling: dict) -> int | None:
 
 
 def _read_rope(raw: dict) -> tuple[float, dict]:
-    """(rope_theta, scaling), from transformers 4 (`rope_scaling`) or 5 (`rope_parameters`).
-
-    Where both are there and differ, it is refused: transformers 5 takes `rope_scaling`, but with
-    another rope_theta than either transformers 4 or `rope_parameters` alone would have.
-    """
+    """(rope_theta, scaling), from transformers 4 (`rope_scaling`) or 5 (`rope_parameters`).  Both,
+    and different, are refused: transformers 4 and 5 would not have the same rope_theta."""
     given = [field for field in ("rope_scaling", "rope_parameters") if raw.get(field)]
     read = [_read_dialect(raw, field) for field in given or ["rope_parameters"]]
     expected = "the same as rope_parameters, its rope_theta included, or only one of the two"

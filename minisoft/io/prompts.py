@@ -31,11 +31,8 @@ def read_prompt(source: str | Path, folder: Path | None = None) -> str:
 
 
 def _render(folder: Path) -> str:
-    """The chat template of a model's folder with the paper's prompt as the user's message, and what
-    begins the assistant's, without thinking.
-
-    As transformers' apply_chat_template renders it: in a sandbox, since it comes with the model.
-    """
+    """A model's own chat template with the paper's prompt as the user's message, and what begins
+    the assistant's, without thinking: as transformers renders it, in a sandbox."""
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 

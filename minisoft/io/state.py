@@ -40,10 +40,8 @@ def read_config(run: Path) -> dict:
 
 
 def lock(path: Path):
-    """Take the file `path`, until this process ends, however it ends; keep what is returned.
-
-    Raises InputError where another process has it, or where it is a file of something else.
-    """
+    """Take the file `path` until this process ends; keep what is returned.  Raises InputError where
+    another process has it, or where it is a file of something else."""
     file = path.open("a+", errors="replace")
     file.seek(0)
     holder = file.read(200).strip()
@@ -75,12 +73,9 @@ def digest(path: Path) -> list:
 
 
 def save(folder: Path, facts: dict, tensors: dict, pieces: int, world, keep: int) -> None:
-    """Write the state after facts["step"] updates, then remove later ones, which were damaged if
-    the run went on from an earlier one, and all but the newest `keep`.
-
-    Each of the first `pieces` ranks writes its own tensors.  To be called by all ranks.  Raises
-    OSError on all of them, the earlier states as before, if one cannot write.
-    """
+    """Write the state after facts["step"] updates, by all ranks, each of the first `pieces` its own
+    tensors; then remove all but the newest `keep`, and later ones, which were damaged if the run
+    went on from an earlier one.  Raises OSError on all ranks, the earlier states as before."""
     target = folder / f"step-{facts['step']:06d}"
     new = target.with_name(target.name + NEW)
     manifest = {}  # file name -> digest
@@ -152,10 +147,8 @@ def _problems(path: Path, world) -> list[str]:
 
 
 def newest(folder: Path, world, saved: int | None = None) -> "State | None":
-    """The newest whole state in a folder, None if there never was one; names those passed over.
-
-    saved: the update of one that there was.  Raises InputError if none is whole.
-    """
+    """The newest whole state in a folder, None if there never was one; saved: the update of one
+    that there was.  Names those passed over.  Raises InputError if none is whole."""
     paths = world.from_main(lambda: _saved(folder))
     for path in paths:
         problems = world.gather_objects(_problems(path, world))

@@ -13,9 +13,7 @@ FILES += "added_tokens.json vocab.json merges.txt chat_template.jinja".split()
 
 class Tokenizer:
     """The tokenizer of a Hugging Face folder; ids equal transformers', but for a second BOS.
-
-    Raises InputError where `codecs.read_codec` does, and where something follows every text.
-    """
+    Raises InputError for one that is not supported, or puts something behind every text."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)

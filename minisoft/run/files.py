@@ -1,8 +1,5 @@
-"""The files of a run of train.py.
-
-RUN/ holds config.json, metrics.jsonl, best/, last/ (Hugging Face folders), state/ (see
-`minisoft.io.state`), summary.json and the file `lock`.
-"""
+"""RUN, the folder of a run of train.py: config.json, metrics.jsonl, best/, last/ (Hugging Face
+folders), state/ (see `minisoft.io.state`), summary.json and the file `lock`."""
 
 import hashlib
 import os
@@ -26,11 +23,9 @@ VARIANT = ("logits", "terms", "frozen")  # fields of the variant that a model ca
 
 
 class Files:
-    """What a run reads beside the weights of its model's folder, and RUN, the folder args.out.
-
-    The main rank writes; what it raises is raised on all ranks.  args.variant, what
-    `minisoft.lab.variants` changes, is written into config.json and minisoft.json.
-    """
+    """What a run reads beside its model's weights, and RUN, the folder args.out, where the main
+    rank writes; what that raises is raised on all ranks.  args.variant, what
+    `minisoft.lab.variants` changes, is written into config.json and minisoft.json."""
 
     def __init__(self, args: Namespace, world: World, reward_sha256: str | None):
         self.args, self.world, self.reward_sha256 = args, world, reward_sha256
@@ -81,8 +76,7 @@ class Files:
         return config
 
     def save_model(self, name: str, policy: Policy, step: int) -> None:
-        """RUN/best or RUN/last.  Raises FloatingPointError rather than replace good weights by
-        NaN."""
+        """RUN/best or RUN/last.  Raises FloatingPointError for weights that are not finite."""
         bad = [n for n, p in policy.model.named_parameters() if not p.isfinite().all()]
         if bad:
             raise FloatingPointError(
@@ -104,8 +98,8 @@ class Files:
         self.world.from_main(lambda: checkpoint.save_model(folder, model, files, sidecar))
 
     def finish(self, folder: Path, summary: dict, table: str) -> None:
-        """RUN/summary.json, and the table before/after in the card of the model that was tested;
-        written by the main rank."""
+        """RUN/summary.json, and the table before/after in the tested model's card; by the main
+        rank."""
         text = card.text(self.args, self.head, checkpoint.read_about(folder), table)
         atomic.write_json(self.args.out / "summary.json", summary)
         atomic.write_text(folder / card.NAME, text)

@@ -1,9 +1,8 @@
-"""How much memory a rank needs and how long an update takes, by arithmetic: nothing is run, the
-model may lie on `meta`.  `train.py --plan RANKS` prints both.
+"""How much memory a rank needs and how long an update takes, by arithmetic (`train.py --plan
+RANKS`); the model may lie on `meta`.
 
-The rollout, the backward passes and the update come one after the other; each has what stays
-(weights, masters, moments) and memory of that phase; a rank needs the largest of the three.  Tests
-hold peaks and seconds against measured ones.
+Rollout, backward passes and update come one after the other; a rank needs what stays (weights,
+masters, moments) and the largest of the three.  Tests hold peaks and seconds to measured ones.
 """
 
 import math
@@ -78,8 +77,7 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def memory_bytes(device: torch.device) -> float:
-    """All the memory there is, free or not, so that a run always meets the same: of the GPU, or a
-    rank's part of the RAM."""
+    """All the memory there is, free or not, so that a run always meets the same."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -112,10 +110,8 @@ def in_pieces(shard: str, model: Transformer) -> bool:
 
 
 def position_bytes(model: Transformer, stretch: float = 1.0, recompute: bool = False) -> float:
-    """Bytes that one position of a row keeps for the backward pass, by measurement.
-
-    stretch: (prompt + row) / row, since every row has the prompt's keys and values beside its own.
-    """
+    """Bytes that one position of a row keeps for the backward pass, by measurement; stretch:
+    (prompt + row) / row, since every row has the prompt's keys and values beside its own."""
     c, size = model.config, model.E.element_size()
     if recompute:
         return c.num_hidden_layers * c.hidden_size * size
@@ -132,12 +128,9 @@ def position_bytes(model: Transformer, stretch: float = 1.0, recompute: bool = F
 def choose_micro_batch(
     model: Transformer, positions: int, memory: float, device: str, pieces: int = 1
 ) -> tuple[int, bool]:
-    """(rows of `positions` positions that a backward pass may take at once where there are
-    `memory` bytes in all; must layers be computed again in the backward pass?).
-
-    They get half of what weights, gradients, masters and moments leave; the rest is for logits and
-    rollouts.  Where not even one row fits, layers are computed again.
-    """
+    """(rows of `positions` positions that a backward pass may take at once where there are `memory`
+    bytes in all; must layers be computed again, as not even one row fits?).  They get half of what
+    weights, gradients, masters and moments leave; the rest is for logits and rollouts."""
     free = memory - sum(standing(model, pieces).values()) - gradient_bytes(model, device)
     rows = int(free / 2 / (positions * position_bytes(model)))
     most = 16 if device == "cpu" else 64  # more gain nothing, and take longer on CPUs
@@ -187,8 +180,7 @@ def key_bytes(model: Transformer, load: Load) -> int:
 
 
 def cache_bytes(model: Transformer, load: Load) -> dict[str, float]:
-    """Keys and values.  On GPUs each row has a copy of its prompt, and they stay from rollout to
-    rollout."""
+    """Keys and values.  On GPUs each row has a copy of its prompt, and they stay."""
     N, up = RowCache.round_up(load.rows), RowCache.round_up
     if load.device == "cpu":
         positions = N * up(load.positions) + 2 * load.problems * up(load.prompt)  # and stacked
@@ -238,7 +230,7 @@ def peak(phases: dict[str, dict[str, float]]) -> tuple[str, float]:
 def seconds(model: Transformer, load: Load, ranks: int) -> dict[str, float]:
     """Of the parts of an update in which no row ends before its budget, without rewards.
 
-    A position of a rollout reads the weights, or multiplies by them if that takes longer, and the
+    A position of a rollout reads the weights, or multiplies by them if that is slower, and the
     rows' keys and values.  A replay multiplies by every weight once forward, or twice, and twice
     backward; each of its passes adds a gradient to the sum.
     """
@@ -262,11 +254,8 @@ def seconds(model: Transformer, load: Load, ranks: int) -> dict[str, float]:
 
 
 def text(args: Namespace, source: Path, settings: Settings) -> str:
-    """What --plan prints.  args: the filled flags of train.py.
-
-    Where `source` has no tokenizer, prompts are taken to have 256 tokens, and where there is no
-    GPU, one to have 80 GB.
-    """
+    """What --plan prints.  args: the filled flags of train.py.  Without a tokenizer prompts are
+    taken to have 256 tokens, without a GPU one to have 80 GB."""
     model = checkpoint.outline(source).to(checkpoint.DTYPES[args.dtype])
     device = read_device(args.device).type  # which need not be there
     exists = device == "cpu" or torch.cuda.is_available()

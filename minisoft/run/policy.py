@@ -22,8 +22,8 @@ from minisoft.run.settings import Flags, Settings, resolve
 
 
 def settings(folder: Path, kinds: list[str], flags: Flags, budget: int) -> Settings:
-    """How the model of a folder makes tokens of these kinds, before its weights are read; budget:
-    the paper's CoT budget.  Raises InputError, also for a flag that none of the kinds uses."""
+    """How the model of a folder makes tokens of these kinds, its weights unread; budget: the
+    paper's CoT budget.  Raises InputError, also for a flag that none of the kinds uses."""
     flags.check(kinds)
     return resolve(checkpoint.read_about(folder), flags, budget, folder)
 

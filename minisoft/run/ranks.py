@@ -1,6 +1,6 @@
 """Several ranks where `python train.py` or `python eval.py` would have one GPU of several, or
-train.py on a CPU several threads: a small model's wait for each other thousands of times an update,
-its ranks once."""
+train.py several threads: a small model's wait for each other at every product, ranks once an
+update."""
 
 import os
 import signal

@@ -1,7 +1,4 @@
-"""A run under way: what the loop of train.py asks for, update by update.
-
-train.py has the algorithm; here is what lets it be stopped, and spread over ranks.
-"""
+"""A run under way: what the loop of train.py asks for, and what lets it be stopped and spread."""
 
 import math
 import signal
@@ -32,8 +29,7 @@ NUMBERS = ("reward", "cot_tokens", "answer_tokens", "truncated", *MEASURES)  # o
 
 @dataclass(frozen=True)
 class Part:
-    """One rank's part of a problem of a step: slot b of 0..B-1, its number among the training
-    problems, its samples of 0..G-1."""
+    """One rank's part of a problem of a step: slot b of 0..B-1, its number, samples of 0..G-1."""
 
     slot: int
     number: int
@@ -69,11 +65,8 @@ class Progress:
 
 @dataclass
 class Run:
-    """A run as `minisoft.run.setup` makes it; a context manager.
-
-    Everything that ranks do together is done by all of them in the same order; what can fail on
-    one of them fails on all (`World.all_or_none`), so that nobody waits.
-    """
+    """A run as `minisoft.run.setup` makes it; a context manager.  Ranks do everything in the same
+    order; what can fail on one fails on all (`World.all_or_none`), so that nobody waits."""
 
     args: Namespace
     world: World
@@ -164,9 +157,9 @@ class Run:
         return Scores(table, generations, counts)
 
     def differentiate(self, rollouts: list[Rollout], advantages: list, scale: float) -> Mismatch:
-        """The backward passes; returns the mismatch of all ranks' actions.  Where the memory of any
-        rank is too small, all ranks do theirs once more with half as many rows at a time; raises
-        InputError where that is not enough."""
+        """The backward passes; returns the mismatch of all ranks' actions.  Where any rank's memory
+        is too small, all do theirs again with half as many rows at a time, or InputError is raised.
+        """
         args, number, plain = self.args, self.progress.step + 1, self.policy.plain
         for last_try in (False, True):
             options, mismatch = {} if plain else {"micro_batch": args.micro_batch}, None
@@ -194,9 +187,8 @@ class Run:
             self.world.say(f"step {number}: out of memory; from now on {rows}")
 
     def update(self, mismatch: Mismatch) -> dict:
-        """Sum the gradient over ranks, clip it, AdamW; returns grad_norm, share_E and lr.  `step`
-        is one more then.  Raises FloatingPointError where the gradient is not finite, and changes
-        nothing."""
+        """Sum the gradient over ranks, clip it, AdamW, next step; returns grad_norm, share_E and
+        lr.  Raises FloatingPointError where the gradient is not finite, and changes nothing."""
         progress, norm = self.progress, self.optimizer.collect()
         if not norm < float("inf"):
             names = list(dict.fromkeys(self.world.gather_objects(self.optimizer.not_finite())))

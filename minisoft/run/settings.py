@@ -43,8 +43,7 @@ ADVANTAGE = Option(
 
 
 class Flags(dict):
-    """{name: value} of those that the user gave among template, cot, sigma, NOISE's, and tau, which
-    is {kind: temperature}."""
+    """{name: value} of given ones: template, cot, sigma, NOISE's, tau ({kind: temperature})"""
 
     def __init__(self, **given):
         super().__init__({name: x for name, x in given.items() if x is not None})
@@ -58,8 +57,8 @@ class Flags(dict):
         return cls(**{name: getattr(args, name, None) for name in names}, tau=tau)
 
     def check(self, names: list[str]) -> None:
-        """Raises InputError for a flag that means nothing to any of these kinds.  Hard tokens
-        ignore noise, so that they may be called beside soft ones."""
+        """Raises InputError for a flag that means nothing to any of these kinds; hard tokens ignore
+        noise, so that they may be called beside soft ones."""
         noisy = any(issubclass(KINDS[name], (Mixture, Hard)) for name in names)
         expected = f"without {' and '.join(dict.fromkeys(names))} tokens, which do not use it"
         for row in (*NOISE, SIGMA):
@@ -83,8 +82,8 @@ class Settings:
     sidecar: dict = field(default_factory=dict)  # the folder's minisoft.json
 
     def for_model(self, model) -> "Settings":
-        """With sigma, for the weights of this folder.  Raises InputError where noise is asked for
-        on more logits than there are."""
+        """With sigma, for these weights.  Raises InputError for noise on more logits than there
+        are."""
         V = model.config.vocab_size
         for name, found in (("--top-k", self.top_k), ("--width", self.flags.get("width"))):
             expect(not found or found <= V, name, f"at most the vocabulary's {V}", found)
@@ -159,8 +158,8 @@ def resolve(sidecar: dict, flags: Flags, budget: int, source: Path | None = None
 
 
 def fill(args: Namespace, sidecar: dict, device: str) -> None:
-    """train.py's flags that were not given: from the folder's minisoft.json, else the paper's; the
-    dtype that of the device, "cpu" or "cuda"."""
+    """train.py's flags that were not given: the folder's minisoft.json's, else the paper's,
+    device's."""
     defaults = sidecar.get("defaults", {})
     paper = {name: row.default for name, row in TRAINING.items()}
     paper |= {"cot": TRAIN_COT, "eval_cot": EVAL_COT, "dtype": DTYPE[device]}
@@ -173,9 +172,8 @@ def fill(args: Namespace, sidecar: dict, device: str) -> None:
 
 
 def resumed(args: Namespace, fixed: set, free: set) -> Namespace:
-    """The flags of the run in args.out, with those that may change taken from the command line.
-    fixed, free: names of the flags that the user gave, those that may change apart.  Raises
-    InputError for a fixed one, or a variant, that is not the run's."""
+    """The flags of the run in args.out, with those that may change taken from the command line;
+    fixed, free: names of those given.  Raises InputError for a fixed one that is not the run's."""
     if "out" not in free:
         raise InputError("--resume: expected --out RUN with the run to go on with, found no --out")
     config = read_config(args.out)

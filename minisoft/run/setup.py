@@ -23,8 +23,7 @@ from minisoft.soft import rms
 
 
 def set_up(args: Namespace, world: World, verifier) -> Run:
-    """The run that args say, which are filled in.  Raises InputError, and then a new run has
-    written nothing."""
+    """The run that args say, which are filled in.  Raises InputError, a new run's RUN untouched."""
     files = Files(args, world, verifier.own_sha256)
     fill(args, files.sidecar, world.device.type)
     args.out = Path(world.from_main(lambda: str(args.out)))  # clocks of ranks may differ
@@ -87,8 +86,7 @@ def check_sources(args: Namespace, files: Files, before: dict, now: dict) -> Non
 
 
 def check_steps(args: Namespace, world: World, schedule: Schedule, done: int) -> None:
-    """Says what another number of updates does to a run that goes on.  Raises InputError where
-    more are done."""
+    """Says what another number of updates changes.  Raises InputError where more are done."""
     if args.steps < done:
         expected = f"expected at least the {done} updates that are done"
         raise InputError(f"{args.out}: --steps: {expected}, found {args.steps}")

@@ -1,8 +1,5 @@
 """eval.py --show: a look inside the chain of thought of one problem, as text and as a picture
-(extra `plot`: matplotlib), and what all pictures have in common.
-
-Dimensions: C CoT steps, d width, V vocabulary.
-"""
+(extra `plot`: matplotlib).  Dimensions: C CoT steps, d width, V vocabulary."""
 
 from argparse import Namespace
 from dataclasses import dataclass
@@ -41,13 +38,12 @@ SHADES = (0.45, 0.25, 0.18, 0.12, 0.08, 0)  # of a mixture's tokens, the heavies
 
 @dataclass(frozen=True)
 class Chain:
-    """A chain of thought, its kind of token and its scored generation (`evaluation.describe`);
-    length: the typical |E_v| of an embedding.
+    """A chain of thought, its scored generation (`evaluation.describe`); length: a typical |E_v|.
 
-    columns: of each step the token that stands for it; of the mixture that was fed (of hard tokens:
-    of what the token was drawn from) the effective support, H(mix) in nats, and the TOP heaviest
-    tokens with their weights; H of the next token; the token whose embedding is nearest to
-    the input, and how far that is.
+    columns, of each step: the token that stands for it; of the mixture that was fed (of hard
+    tokens: drawn from) the effective support, H(mix) in nats and the TOP heaviest tokens with their
+    weights; H of the next token; the token whose embedding is nearest to the input, and how far
+    that is.
     """
 
     title: str
@@ -59,7 +55,7 @@ class Chain:
 
 
 def show(args: Namespace, world: World, verifier) -> None:
-    """Print and draw the CoT of one problem, sample 0: the one that an evaluation draws.  Raises
+    """Print and draw the CoT of one problem, sample 0, as an evaluation draws it.  Raises
     InputError, OSError."""
     if len(args.data or []) > 1 or world.size > 1:
         raise InputError("--show: expected one data set and one process, found more")
@@ -155,12 +151,9 @@ def save_picture(path: Path, figure) -> None:
 
 
 def draw(chains: list[Chain]):
-    """A Figure of what each step of some chains was fed, from left to right.
-
-    A bar is the mixture: its pieces are the tokens with their weights, hatched all others.  Of hard
-    tokens it is what the token was drawn from, only the drawn one coloured.  Below: the (shadow)
-    token.  A chain longer than PER_ROW goes on below.
-    """
+    """A Figure of what each step of some chains was fed, from left to right: a bar is the mixture,
+    its pieces tokens, hatched all others (of hard tokens what the token was drawn from, only that
+    one coloured), below it the (shadow) token.  A chain longer than PER_ROW goes on below."""
     lengths = [len(chain.columns["fed as"]) for chain in chains]
     rows = [(chain, i) for chain, n in zip(chains, lengths) for i in range(0, n, PER_ROW)]
     figure = new_figure(12, 1.75 * len(rows) + 0.4)

@@ -42,7 +42,7 @@ DECIDE = ("samples", "seed", "dtype", "limit")  # beside models, their settings 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model under test: what the user gave, its folder, its minisoft.json, its row's label, and
+    """A model under test: what the user gave, its folder, minisoft.json, its row's label, and
     whether that is a NAME of the user's."""
 
     given: str
@@ -98,11 +98,8 @@ def label(folder: Path, sidecar: dict) -> str:
 
 
 def apart(models: list[tuple[str, str, bool]]) -> list[str]:
-    """The label of the row of each (label, path, whether the label is a NAME of the user's).
-
-    Only a NAME makes seeds of one row of models: another label that several paths have gets what
-    differs in them, "huggingface (step_100)".
-    """
+    """The label of the row of each (label, path, whether the label is a NAME of the user's), which
+    alone makes seeds of several models; other labels get what differs in the paths."""
     paths_of: dict[str, set] = {}
     for text, path, _ in models:
         paths_of.setdefault(text, set()).add(path)
@@ -113,8 +110,7 @@ def apart(models: list[tuple[str, str, bool]]) -> list[str]:
 
 
 def _rest(path: str, paths: set[str]) -> str:
-    """ "a/b": the parts of a path without those that all paths begin and, unless nothing would be
-    left of one, end with."""
+    """ "a/b": the parts of a path that not all begin or, if something is left of each, end with."""
     parts = [one.strip("/").split("/") for one in (path, *paths)]
     first = min(len(commonprefix(parts)), min(map(len, parts)) - 1)
     ends = [of_path[first:][::-1] for of_path in parts]

@@ -1,8 +1,6 @@
-"""The tables that eval.py prints and writes: Markdown like the paper's.
-
-A result is what eval.py writes of one model, data set and seed; its *parts* are the settings of
-inference and multiple choice.  Results of one (label, data) are the seeds of a *cell*.
-"""
+"""The tables that eval.py prints and writes: Markdown like the paper's.  A result is of one model,
+data set and seed; its *parts* are settings of inference and multiple choice; results of one (label,
+data) are the seeds of a *cell*."""
 
 from itertools import product
 from statistics import fmean, stdev
@@ -32,8 +30,7 @@ def distinct(runs: list[dict], field: str) -> list[str]:
 
 
 def short_names(names) -> dict[str, str]:
-    """Name or path -> its last part without .json or .jsonl; all stay whole if two would become
-    the same."""
+    """Name or path -> its last part without .json(l); all stay whole if two would be the same."""
     short = {}
     for name in names:
         last = name.rstrip("/").split("/")[-1]
@@ -76,10 +73,7 @@ def number(seeds: list[dict], field: str, scale: float = 100, digits: int = 1) -
 
 def tables(runs: list[dict]) -> str:
     """Markdown like the paper's Tables 1-5: pass@k by kind of inference, multiple choice, what
-    generations look like.
-
-    Rows are in the order in which the labels of the runs first appear.
-    """
+    generations look like; rows in the order of the labels."""
     titles = {f"{kind.capitalize()} inference**: pass@k in %": settings([kind]) for kind in KINDS}
     choices = (
         "Multiple choice**: accuracy by log-probability and by log-probability per character "

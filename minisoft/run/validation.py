@@ -1,5 +1,4 @@
-"""Which of a run's models is the best, and its table before/after: by greedy decoding (appendix
-A)."""
+"""The best of a run's models, and its table before/after, by greedy decoding (appendix A)."""
 
 from copy import copy
 

@@ -1,8 +1,6 @@
-"""A reward of one's own, `--reward FILE.py`, behind the wall of `process`.
-
-The file has reward(answer: str | None, gold: str) -> float; answer is the text in the box, None
-where none closes.  It is read once, and runs in child processes, where the program was started.
-"""
+"""A reward of one's own, `--reward FILE.py`, behind the wall of `process`: reward(answer, gold),
+answer the text in the box, None where none closes.  The file is read once, and runs in child
+processes, where the program was started."""
 
 import hashlib
 import inspect

@@ -1,8 +1,5 @@
 """Scores answers, with Math-Verify behind a wall: a child process, killed when it hangs or grows.
-
-A policy is trained against these verdicts, so accepting a wrong answer costs more than refusing an
-odd spelling of a right one.
-"""
+To accept a wrong answer costs a policy more than to refuse an odd spelling of a right one."""
 
 import json
 import os

@@ -8,7 +8,6 @@ from tokenizers import AddedToken
 
 from minisoft.errors import expect
 from minisoft.io.atomic import read_json
-from minisoft.io.config import read_flag
 
 NAMED = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
 EXTRA, ADDITIONAL = "extra_special_tokens", "additional_special_tokens"
@@ -121,15 +120,3 @@ def _read_numbered(
     tokens = sorted(tokens.items())
     stated = [(str(path), token.content, i) for i, (path, token) in tokens]
     return [token for _, (_, token) in tokens], stated
-
-
-def read_bos(folder: Path, added: Added) -> str | None:
-    """The token before a text, None without one."""
-    path = folder / "tokenizer_config.json"
-    config = read_json(path)
-    ends, begins = (
-        read_flag(config, f"add_{end}_token", where=f"{path}: ") for end in ("eos", "bos")
-    )
-    expect(not ends, f"{path}: add_eos_token", "false, since prompts go on", ends)
-    bos = added.names.get("bos_token")
-    return bos.content if bos and begins else None

@@ -94,7 +94,12 @@ def load_model(folder: Path, device="cpu", dtype: torch.dtype | None = None) -> 
             raise InputError(f"{paths[name]}: {name}: expected {found}")
         weights[name] = tensor.to(device, dtype)
     if tied and HEAD in weights:
-        _tie(weights, index)
+        head = weights.pop(HEAD)
+        if not torch.equal(weights.setdefault(EMBEDDING, head), head):
+            raise InputError(
+                f"{index}: {HEAD}: expected the numbers of {EMBEDDING}, since config.json has "
+                "tie_word_embeddings, found others; if the head is its own, that is to be false"
+            )
     model.load_state_dict(weights, strict=True, assign=True)
     return model
 
@@ -128,16 +133,6 @@ def _check_names(index: Path, files: dict[str, Path], shapes: dict[str, tuple]) 
         if name not in heads and not name.endswith(".rotary_emb.inv_freq"):  # once saved
             expected = "no such tensor for this config.json, found one"
             raise InputError(f"{index}: {name}: expected {expected}")
-
-
-def _tie(weights: dict[str, torch.Tensor], index: Path) -> None:
-    """Leave only the embedding of a tied model whose head was stored."""
-    head = weights.pop(HEAD)
-    if not torch.equal(weights.setdefault(EMBEDDING, head), head):
-        raise InputError(
-            f"{index}: {HEAD}: expected the numbers of {EMBEDDING}, since config.json has "
-            "tie_word_embeddings, found others; with tie_word_embeddings false the head is its own"
-        )
 
 
 def _read_index(index: Path) -> dict[str, Path]:

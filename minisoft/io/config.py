@@ -153,18 +153,13 @@ def _read_yarn(rope: dict) -> dict:
     betas = {name: float(_positive(given, name, usual)) for name, usual in betas.items()}
     truncate = rope.get("truncate", True)
     expect(isinstance(truncate, bool), "truncate", "true or false", truncate)
-    return {**betas, "truncate": truncate, "attention_factor": _attention_factor(rope, given)}
-
-
-def _attention_factor(rope: dict, given: dict) -> float:
-    """By which yarn multiplies cosines and sines; DeepSeek's mscale and mscale_all_dim decide it
-    only together."""
-    if rope.get("attention_factor") is not None:
-        return float(_positive(rope, "attention_factor"))
 
     def scale(by: float) -> float:
         return 0.1 * by * math.log(rope["factor"]) + 1.0 if rope["factor"] > 1 else 1.0
 
-    if "mscale" in given and "mscale_all_dim" in given:
-        return scale(_positive(given, "mscale")) / scale(_positive(given, "mscale_all_dim"))
-    return scale(1.0)
+    attention = scale(1.0)  # by which cosines and sines are multiplied
+    if rope.get("attention_factor") is not None:
+        attention = float(_positive(rope, "attention_factor"))
+    elif "mscale" in given and "mscale_all_dim" in given:  # DeepSeek's, only together
+        attention = scale(_positive(given, "mscale")) / scale(_positive(given, "mscale_all_dim"))
+    return {**betas, "truncate": truncate, "attention_factor": attention}

@@ -56,14 +56,8 @@ def _step(line: str) -> int | None:
 
 def sample_text(generation: dict) -> str:
     """A rollout for people: question, shadow CoT, answer, gold, reward."""
-    lines = []
-    for name, most in (
-        ("question", 300),
-        ("cot", 600),
-        ("answer", 80),
-        ("gold", 80),
-        ("reward", 9),
-    ):
+    lines, longest = [], {"question": 300, "cot": 600, "answer": 80, "gold": 80, "reward": 9}
+    for name, most in longest.items():
         text = str(generation[name])
         if len(text) > most:
             text = f"{text[: most // 2]} [...] {text[-most // 2 :]}"

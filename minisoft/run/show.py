@@ -160,8 +160,12 @@ def draw(chains: list[Chain]):
     for (chain, start), axis in zip(rows, figure.subplots(len(rows), 1, squeeze=False)[:, 0]):
         bars = [*zip(chain.columns["fed as"], chain.columns["weights"])][start:]
         if start == 0:
+            greedy, fed = chain.setting.greedy, "the bar's mixture of token embeddings"
+            fed += "" if greedy else ", with noise"
+            if isinstance(chain.kind, Hard):
+                fed = f"the coloured token, {'the most likely' if greedy else 'drawn from the bar'}"
             axis.set_title(chain.title, loc="left", fontsize="medium", weight="bold")
-            axis.set_title(f"input: {_input(chain)}", loc="right", fontsize="medium")
+            axis.set_title(f"input: {fed}", loc="right", fontsize="medium")
         for at, (token, mixture) in enumerate(bars[:PER_ROW]):
             _bar(axis, at, token, mixture, chain)
         _text(axis, -1, -0.13, "text:")
@@ -175,14 +179,6 @@ def draw(chains: list[Chain]):
     question = fill(chains[0].generation["question"], 120)
     figure.suptitle(question, fontsize="large", style="italic", parse_math=False)
     return figure
-
-
-def _input(chain: Chain) -> str:
-    """What the bars of a chain show."""
-    greedy = chain.setting.greedy
-    if isinstance(chain.kind, Hard):
-        return f"the coloured token, {'the most likely' if greedy else 'drawn from the bar'}"
-    return f"the bar's mixture of token embeddings{'' if greedy else ', with noise'}"
 
 
 def _bar(axis, at: int, fed: str, mixture: list, chain: Chain) -> None:

@@ -92,23 +92,19 @@ def _by_label(runs: list[dict], names: list[str]) -> list[list[str]]:
     """A row for each label; columns: for each data set the numbers of the parts `names`."""
     columns = {}  # head: (data, part, what `number` shows)
     for (data, short), part in product(short_names(distinct(runs, "data")).items(), names):
-        for head, how in _columns(runs, data, part).items():
-            columns[f"{short}: {head}"] = (data, part, how)
+        measured = [run for run in runs if run["data"] == data and part in parts(run)]
+        heads = CHOICES
+        if part != "choices":
+            drawn = part.rpartition("-")[2]  # greedy or sample
+            sizes = {1} | {run["samples"] for run in measured if drawn == "sample"}
+            heads = {f"{drawn} pass@{k}": (f"pass@{k}",) for k in sorted(sizes)}
+        if measured:
+            columns |= {f"{short}: {head}": (data, part, how) for head, how in heads.items()}
     rows = [["training", *columns]]
     for label in distinct(runs, "label"):
         cells = [number(cell(runs, label, *where), *how) for *where, how in columns.values()]
         rows.append([label, *cells])
     return rows
-
-
-def _columns(runs: list[dict], data: str, part: str) -> dict[str, tuple]:
-    """{head: what `number` shows} of a part, if it was measured."""
-    samples = {run["samples"] for run in runs if run["data"] == data and part in parts(run)}
-    if part == "choices":
-        return CHOICES if samples else {}
-    drawn = part.rpartition("-")[2]  # greedy or sample
-    sizes = {1} if drawn == "greedy" else {1} | samples
-    return {f"{drawn} pass@{k}": (f"pass@{k}",) for k in sorted(sizes) if samples}
 
 
 def _by_setting(runs: list[dict], names: list[str]) -> list[list[str]]:

@@ -7,13 +7,7 @@ import os
 import re
 import sys
 import time
-from contextlib import (
-    AbstractContextManager,
-    contextmanager,
-    nullcontext,
-    redirect_stderr,
-    suppress,
-)
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr, suppress
 
 import torch
 import torch.distributed as dist
@@ -245,7 +239,7 @@ class World(AbstractContextManager):
         """make(), first on the main rank, then on the first rank of every node, then on the others:
         whoever comes later finds what an earlier one has fetched, and says nothing of it again."""
         turn = 0 if self.main else 1 if self.of_node == 0 else 2
-        with open(os.devnull, "w") as quiet, nullcontext() if self.main else redirect_stderr(quiet):
+        with open(os.devnull, "w") as quiet, redirect_stderr(sys.stderr if self.main else quiet):
             made = [self.all_or_none(make if now == turn else lambda: None) for now in range(3)]
         return made[turn]
 

@@ -71,8 +71,7 @@ def _refuse_what_is_no_model(folder: Path) -> None:
 
 
 def load_model(folder: Path, device="cpu", dtype: torch.dtype | None = None) -> Transformer:
-    """The Transformer of a Hugging Face folder (see `load`).  The files are mapped, and the ranks
-    of a node share what has been read of them."""
+    """Of a folder (see `load`); its files are mapped, so that the ranks of a node share them."""
     model = outline(folder)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     index, paths = _find_weights(folder)
@@ -105,8 +104,7 @@ def load_model(folder: Path, device="cpu", dtype: torch.dtype | None = None) -> 
 
 
 def _find_weights(folder: Path) -> tuple[Path, dict[str, Path]]:
-    """(what lists the tensors, tensor name -> file).  A single file goes before an index, as in
-    transformers."""
+    """(what lists the tensors, name -> file); a single file goes first, as in transformers."""
     single, index = folder / SINGLE, folder / INDEX
     if index.is_file() and not single.is_file():
         return index, _read_index(index)
@@ -159,8 +157,7 @@ def _open(path: Path):
 
 
 def _open_tensors(paths: dict[str, Path], shapes: dict[str, tuple]) -> tuple[dict, dict[str, str]]:
-    """({tensor name: its file}, {tensor name: its dtype there}), file after file, of all tensors,
-    by the files' headers alone."""
+    """({tensor: its open file}, {tensor: its dtype}), file after file, by their headers alone."""
     opened = {path: _open(path) for path in sorted({paths[name] for name in shapes})}
     files, dtypes = {}, {}
     for name in sorted(shapes, key=paths.get):
@@ -175,8 +172,7 @@ def _open_tensors(paths: dict[str, Path], shapes: dict[str, tuple]) -> tuple[dic
 
 
 def read_about(folder: Path) -> dict:
-    """The minisoft.json of a model folder, {} without one.  Raises InputError for an unusable
-    field."""
+    """A folder's minisoft.json, {} without one.  Raises InputError for an unusable field."""
     path = folder / SIDECAR
     sidecar = read_json(path)
     fields = {row.name: row for row in (TAU_OF, SIGMA, *NOISE)}

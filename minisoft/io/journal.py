@@ -31,8 +31,7 @@ class Journal:
         return json.dumps(key) in self.entries
 
     def add(self, key, value) -> None:
-        """Write down what is finished, in this rank's part: a new one begins with the facts, an old
-        one may end in half a line."""
+        """Write down what is finished; a new part begins with the facts, an old one anew."""
         self.new.append((json.dumps(key), value))
         if self.path is None:
             return

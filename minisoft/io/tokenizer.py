@@ -30,8 +30,7 @@ class Tokenizer:
         return self._codec.encode(text, add_special_tokens=special).ids
 
     def encode(self, text: str) -> list[int]:
-        """Text -> ids, with BOS where the tokenizer adds one and the text does not begin with it,
-        as what a chat template writes does."""
+        """Text -> ids, with BOS where the tokenizer adds one and a (chat) template has not."""
         ids = self._ids(text, special=True)
         start = len(self._bos)
         return ids[start:] if ids[start : 2 * start] == self._bos else ids

@@ -37,8 +37,7 @@ class Gumbel(Distribution):
         return (-x - (-x).exp()).masked_fill(~kept, 0.0).sum(-1)
 
     def score(self, action: torch.Tensor, draws: Draws) -> torch.Tensor:
-        """The value of log_prob with the gradient of <1 - exp(-x), log p>, by the noise x of the
-        draws, as in `Gaussian.score`."""
+        """log_prob with the gradient of <1 - exp(-x), log p> by draws, as `Gaussian.score`."""
         ids, values = of_sparse(action)
         kept = values > -torch.inf
         factor = (1 - (-self._noise(draws)).exp()).masked_fill(~kept, 0.0)

@@ -98,8 +98,7 @@ class Files:
         self.world.from_main(lambda: checkpoint.save_model(folder, model, files, sidecar))
 
     def finish(self, folder: Path, summary: dict, table: str) -> None:
-        """RUN/summary.json, and the table before/after in the tested model's card; by the main
-        rank."""
+        """RUN/summary.json, and the table before/after in a model's card; by the main rank."""
         text = card.text(self.args, self.head, checkpoint.read_about(folder), table)
         atomic.write_json(self.args.out / "summary.json", summary)
         atomic.write_text(folder / card.NAME, text)

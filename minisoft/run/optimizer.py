@@ -146,8 +146,7 @@ class Optimizer:
                 p.copy_(piece.view_as(p))
 
     def state(self) -> dict[str, torch.Tensor]:
-        """This rank's masters and moments, flat, float32, as "weight/NAME", "exp_avg/NAME",
-        "exp_avg_sq/NAME"."""
+        """This rank's masters and moments, flat, float32: "weight/NAME", "exp_avg/NAME", ..."""
         tensors = {}
         for name, master in self.masters.items():
             tensors[f"weight/{name}"] = master

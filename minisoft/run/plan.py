@@ -159,27 +159,13 @@ def matrices(model: Transformer) -> int:
     return sum(p.numel() for p in model.parameters() if p.dim() == 2) - tables
 
 
-def rollout_bytes(model: Transformer, load: Load) -> dict[str, float]:
-    """On CPUs copies of the matrices in oneDNN's order, and of W_d and E^T in float32; keys and
-    values; numbers for every token of the vocabulary, or, if that is more, what copying E^T needs.
-    """
-    size, table, on_cpu = model.E.element_size(), model.E.numel(), load.device == "cpu"
-    used = 2 if load.mixes else 1  # W_d, and E^T for mixtures
-    copies = matrices(model) * size + 4 * table * used if on_cpu else 0
-    copying = 4 * table * (1 if size == 4 else 2) if load.mixes and on_cpu else 0
-    vocabulary = max(4 * RowCache.round_up(load.rows) * model.config.vocab_size * 6, copying)
-    recorded = 2 * load.rows * load.cot * load.action  # by place, and by problem
-    parts = {"copies of weights": copies, "vocabulary": vocabulary, "actions": recorded}
-    return parts | (cache_bytes(model, load) if on_cpu else {})
-
-
 def key_bytes(model: Transformer, load: Load) -> int:
     """Of the keys and values of a position: float32 on CPUs."""
     c, size = model.config, 4 if load.device == "cpu" else model.E.element_size()
     return 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * size
 
 
-def cache_bytes(model: Transformer, load: Load) -> dict[str, float]:
+def cache_bytes(model: Transformer, load: Load) -> int:
     """Keys and values.  On GPUs each row has a copy of its prompt, and they stay."""
     N, up = RowCache.round_up(load.rows), RowCache.round_up
     if load.device == "cpu":
@@ -187,36 +173,40 @@ def cache_bytes(model: Transformer, load: Load) -> dict[str, float]:
     else:
         length = -(-(load.positions + load.prompt) // FusedCache.WIDER) * FusedCache.WIDER
         positions = N * length + load.problems * load.prompt
-    return {"keys and values": key_bytes(model, load) * positions}
-
-
-def backward_bytes(model: Transformer, load: Load) -> dict[str, float]:
-    """Of the second micro-batch and later ones, when all sums exist."""
-    rows, on_cpu = min(load.micro_batch, load.rows), load.device == "cpu"
-    most = LOGITS_AT_ONCE * (1 if on_cpu else ON_GPU)
-    chunk = min(most, rows * load.cot * model.config.vocab_size)
-    stretch = 1 + load.prompt / load.positions
-    kept = rows * load.positions * position_bytes(model, stretch, load.recompute)
-    kept += load.prompt * position_bytes(model, recompute=load.recompute)
-    return {
-        "gradient": gradient_bytes(model, load.device),
-        "activations": kept,
-        "vocabulary": 3 * 4 * chunk,
-        "actions": load.rows * load.cot * load.action * (1 if on_cpu else 2),
-    }
+    return key_bytes(model, load) * positions
 
 
 def memory(model: Transformer, load: Load) -> dict[str, dict[str, float]]:
-    """{phase: {what: bytes}}; phases: always, rollout, backward, update."""
-    whole = 12 if load.device == "cpu" else 8  # of E: its sum over ranks, and in float32
-    update = 4 * parameters(model) / load.pieces + model.E.numel() * whole
-    kept = {} if load.device == "cpu" else cache_bytes(model, load)
-    return {
-        "always": standing(model, load.pieces) | kept,
-        "rollout": rollout_bytes(model, load),
-        "backward": backward_bytes(model, load),
-        "update": {"gradient": update},
+    """{phase: {what: bytes}}; phases: always, rollout, backward, update.
+
+    A rollout has on CPUs copies of the matrices in oneDNN's order, and of W_d and E^T in float32;
+    numbers for every token of the vocabulary, or, if that is more, what copying E^T needs.  The
+    backward passes are the second micro-batch and later ones, when all sums exist.
+    """
+    size, table, on_cpu = model.E.element_size(), model.E.numel(), load.device == "cpu"
+    V, always, rollout = model.config.vocab_size, standing(model, load.pieces), {}
+    used = 2 if load.mixes else 1  # W_d, and E^T for mixtures
+    copying = 4 * table * (1 if size == 4 else 2) if load.mixes and on_cpu else 0
+    rollout["copies of weights"] = matrices(model) * size + 4 * table * used if on_cpu else 0
+    rollout["vocabulary"] = max(4 * RowCache.round_up(load.rows) * V * 6, copying)
+    actions = load.rows * load.cot * load.action
+    rollout["actions"] = 2 * actions  # by place, and by problem
+    cached = rollout if on_cpu else always
+    cached["keys and values"] = cache_bytes(model, load)
+    rows = min(load.micro_batch, load.rows)
+    most = LOGITS_AT_ONCE * (1 if on_cpu else ON_GPU)
+    stretch = 1 + load.prompt / load.positions
+    kept = rows * load.positions * position_bytes(model, stretch, load.recompute)
+    kept += load.prompt * position_bytes(model, recompute=load.recompute)
+    backward = {
+        "gradient": gradient_bytes(model, load.device),
+        "activations": kept,
+        "vocabulary": 3 * 4 * min(most, rows * load.cot * V),
+        "actions": actions * (1 if on_cpu else 2),
     }
+    whole = 12 if on_cpu else 8  # of E: its sum over ranks, and in float32
+    update = {"gradient": 4 * parameters(model) / load.pieces + table * whole}
+    return {"always": always, "rollout": rollout, "backward": backward, "update": update}
 
 
 def peak(phases: dict[str, dict[str, float]]) -> tuple[str, float]:
@@ -267,6 +257,11 @@ def text(args: Namespace, source: Path, settings: Settings) -> str:
     ranks = {n for n in RANKS if args.prompts * args.group % n == 0} | {args.plan}
     loads = {n: of_rank(model, args, whole, n, there) for n in sorted(ranks)}
     load = loads[args.plan]
+    rows, phases = [["when", "what", "GiB"]], memory(model, load)
+    for phase, parts in phases.items():
+        rows += [[phase, what, f"{size / 2**30:.2f}"] for what, size in parts.items() if size]
+    largest, most = peak(phases)
+    rows.append(["peak", f"always + {largest}", f"{most / 2**30:.2f}"])
     return (
         f"{args.model}: {parameters(model):,} parameters, {args.dtype}, {args.plan} ranks of "
         f"{device} with {there / 2**30:.0f} GiB, masters and moments "
@@ -274,7 +269,7 @@ def text(args: Namespace, source: Path, settings: Settings) -> str:
         f"a rank's part of a step: {load.rows} rows of {load.problems} problems, prompts of "
         f"{prompt} and rows of {load.positions} tokens, {load.micro_batch} rows at a time backward"
         f"{', layers computed twice' if load.recompute else ''}\n"
-        f"{time_table(model, loads, args.steps)}\n\n{memory_table(memory(model, load))}"
+        f"{time_table(model, loads, args.steps)}\n\n{markdown(rows)}"
     )
 
 
@@ -307,14 +302,6 @@ def time_table(model: Transformer, loads: dict[int, Load], steps: int) -> str:
         f"validation\n(measured on {MEASURED[load.device]})\n{markdown([head, *rows])}\n"
         f"more ranks help up to {last}: {why}"
     )
-
-
-def memory_table(phases: dict[str, dict[str, float]]) -> str:
-    rows = [["when", "what", "GiB"]]
-    for phase, parts in phases.items():
-        rows += [[phase, what, f"{size / 2**30:.2f}"] for what, size in parts.items() if size]
-    largest, most = peak(phases)
-    return markdown([*rows, ["peak", f"always + {largest}", f"{most / 2**30:.2f}"]])
 
 
 def _lengths(source_of_data: str, source: Path, template: str) -> tuple[int, int]:

@@ -94,8 +94,7 @@ class Policy:
         return enumerate(rollout.rollout(*made, [one], decoding)[0] for one in requests)
 
     def score(self, rollouts: list[Rollout], numbered: list, verifier) -> list[list[dict]]:
-        """The generations of each Rollout, with their rewards (eq. 11, or the verifier's `own`);
-        numbered: (number, Problem) of each."""
+        """The scored generations (eq. 11, or the verifier's `own`) of each (number, Problem)."""
         of_problems = [
             evaluation.describe(self.form, record, number, problem, verifier)
             for record, (number, problem) in zip(rollouts, numbered, strict=True)

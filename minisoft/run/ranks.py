@@ -1,6 +1,6 @@
 """Several ranks where `python train.py` or `python eval.py` would have one GPU of several, or
-train.py several threads: a small model's wait for each other at every product, ranks once an
-update."""
+train.py several threads, which a small model has wait for each other thousands of times an update.
+"""
 
 import os
 import signal

@@ -39,8 +39,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a step's samples reached: table (B G, NUMBERS and the verifier's reward) of all ranks,
-    in order; this rank's generations; how the verifier decided."""
+    """What a step's samples reached: table (B G, NUMBERS and the verifier's reward), in order, of
+    all ranks; this rank's generations; how the verifier decided."""
 
     table: torch.Tensor
     generations: list[dict]
@@ -128,8 +128,7 @@ class Run:
         return metrics.clock(self.seconds_of, f"seconds_{name}")
 
     def parts(self, step: int) -> list[Part]:
-        """This rank's part of the step's B problems x G samples; (seed, step) decide which
-        problems, and (seed, step, problem, sample) every draw."""
+        """This rank's part of the step's B x G samples; (seed, step) decide which problems."""
         args, training = self.args, self.problems.training
         numbers = data.batch(len(training), args.prompts, args.seed, step)
         numbers = self.world.balance(numbers, lambda number: len(training[number].question))

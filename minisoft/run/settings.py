@@ -82,8 +82,7 @@ class Settings:
     sidecar: dict = field(default_factory=dict)  # the folder's minisoft.json
 
     def for_model(self, model) -> "Settings":
-        """With sigma, for these weights.  Raises InputError for noise on more logits than there
-        are."""
+        """With sigma, for these weights.  Raises InputError for noise on more than all logits."""
         V = model.config.vocab_size
         for name, found in (("--top-k", self.top_k), ("--width", self.flags.get("width"))):
             expect(not found or found <= V, name, f"at most the vocabulary's {V}", found)
@@ -158,8 +157,7 @@ def resolve(sidecar: dict, flags: Flags, budget: int, source: Path | None = None
 
 
 def fill(args: Namespace, sidecar: dict, device: str) -> None:
-    """train.py's flags that were not given: the folder's minisoft.json's, else the paper's,
-    device's."""
+    """train.py's flags that were not given: minisoft.json's, else the paper's and device's."""
     defaults = sidecar.get("defaults", {})
     paper = {name: row.default for name, row in TRAINING.items()}
     paper |= {"cot": TRAIN_COT, "eval_cot": EVAL_COT, "dtype": DTYPE[device]}

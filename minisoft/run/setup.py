@@ -57,8 +57,7 @@ def set_up(args: Namespace, world: World, verifier) -> Run:
 
 
 def load(args: Namespace, world: World, files: Files, problems: Problems) -> Policy:
-    """The model; says what it changes of how the model was trained.  Raises InputError where it
-    cannot take the problems."""
+    """The model; says what changes of its training.  Raises InputError."""
     settings = settings_of(files.model, [args.tokens], Flags.of(args), args.cot)
     if args.template == CHAT:  # which may have the date: what the run began with
         args.prompt = args.prompt or settings.template

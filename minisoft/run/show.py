@@ -55,8 +55,8 @@ class Chain:
 
 
 def show(args: Namespace, world: World, verifier) -> None:
-    """Print and draw the CoT of one problem, sample 0, as an evaluation draws it.  Raises
-    InputError, OSError."""
+    """Print and draw sample 0 of one problem, as an evaluation draws it.  Raises InputError,
+    OSError."""
     if len(args.data or []) > 1 or world.size > 1:
         raise InputError("--show: expected one data set and one process, found more")
     subjects, chains = as_rows([Subject.find(text) for text in args.model], args), []

@@ -1,6 +1,5 @@
 """The tables that eval.py prints and writes: Markdown like the paper's.  A result is of one model,
-data set and seed; its *parts* are settings of inference and multiple choice; results of one (label,
-data) are the seeds of a *cell*."""
+data set and seed; its *parts* are settings and multiple choice; of one (label, data), a *cell*."""
 
 from itertools import product
 from statistics import fmean, stdev
@@ -72,8 +71,7 @@ def number(seeds: list[dict], field: str, scale: float = 100, digits: int = 1) -
 
 
 def tables(runs: list[dict]) -> str:
-    """Markdown like the paper's Tables 1-5: pass@k by kind of inference, multiple choice, what
-    generations look like; rows in the order of the labels."""
+    """Markdown like the paper's Tables 1-5, and of what generations look like; rows by label."""
     titles = {f"{kind.capitalize()} inference**: pass@k in %": settings([kind]) for kind in KINDS}
     choices = (
         "Multiple choice**: accuracy by log-probability and by log-probability per character "

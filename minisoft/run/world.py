@@ -112,8 +112,7 @@ def share(rank: int, size: int, prompts: int, group: int) -> list[tuple[int, ran
 
 
 def from_launcher(name: str, default: int | None, least: int = 0) -> int:
-    """A whole number that torchrun sets in the environment.  Raises InputError for anything else,
-    less than `least` or, without a default, none."""
+    """A whole number that torchrun sets.  Raises InputError for anything else."""
     value = os.environ.get(name, default)
     whole = re.fullmatch(r"[0-9]{1,9}", str(value)) and int(value) >= least
     expect(whole, f"environment: {name}", f"a whole number of at least {least}", value)

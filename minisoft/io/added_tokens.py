@@ -24,12 +24,7 @@ class Added:
     unnumbered: list[str]  # texts of those with a role, and of those that are listed without an id
 
 
-def read_added(
-    folder: Path,
-    special: dict[str, str | None],
-    others: list[AddedToken] | None,
-    present: Iterable[str],
-) -> Added:
+def read_added(folder: Path, special: dict, others: list | None, present: Iterable[str]) -> Added:
     """Added tokens of tokenizer_config.json, special_tokens_map.json, added_tokens.json and
     tokenizer.json.  Raises InputError.
 
@@ -95,9 +90,7 @@ def _read_list(values: dict, path: Path) -> list[AddedToken]:
     return [token_of(value, where) for value in listed]
 
 
-def _read_numbered(
-    folder: Path, decoder: dict | None, known: set[str]
-) -> tuple[list[AddedToken], list[tuple[str, str, int]]]:
+def _read_numbered(folder: Path, decoder: dict | None, known: set[str]) -> tuple[list, list]:
     """(tokens, what is stated of them), by their ids in `decoder`, the added_tokens_decoder of
     tokenizer_config.json, else in added_tokens.json (special there if `known`) and tokenizer.json.
     """

@@ -104,18 +104,29 @@ def load_model(folder: Path, device="cpu", dtype: torch.dtype | None = None) -> 
 
 
 def _find_weights(folder: Path) -> tuple[Path, dict[str, Path]]:
-    """(what lists the tensors, name -> file); a single file goes first, as in transformers."""
+    """(what lists the tensors, name -> file).  As in transformers, a single file goes first, and
+    the tensors of an index's files are there that it does not name."""
     single, index = folder / SINGLE, folder / INDEX
-    if index.is_file() and not single.is_file():
-        return index, _read_index(index)
-    if not single.is_file():
+    if single.is_file():
+        with _open(single) as file:
+            return single, dict.fromkeys(file.keys(), single)
+    if not index.is_file():
         others = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
         hint = f"{others[0]}; save it with safetensors" if others else "no such file"
         if shards := sorted(path.name for path in folder.glob("model-*.safetensors")):
             hint = f"{shards[0]} without {INDEX}; fetch that too"
         raise InputError(f"{single}: expected a safetensors file, found {hint}")
-    with _open(single) as file:
-        return single, dict.fromkeys(file.keys(), single)
+    names = read_json(index).get("weight_map")
+    good = isinstance(names, dict) and all(isinstance(file, str) for file in names.values())
+    expect(good, f"{index}: weight_map", "an object of file names", names)
+    for name, file in names.items():
+        inside = Path(file).name == file and file.endswith(".safetensors")
+        expect(inside, f"{index}: {name}", "a .safetensors file of this folder", file)
+    for file in sorted(set(names.values())):
+        with _open(folder / file) as shard:
+            for name in shard.keys():
+                names.setdefault(name, file)
+    return index, {name: folder / file for name, file in names.items()}
 
 
 def _check_names(index: Path, files: dict[str, Path], shapes: dict[str, tuple]) -> None:
@@ -131,22 +142,6 @@ def _check_names(index: Path, files: dict[str, Path], shapes: dict[str, tuple]) 
         if name not in heads and not name.endswith(".rotary_emb.inv_freq"):  # once saved
             expected = "no such tensor for this config.json, found one"
             raise InputError(f"{index}: {name}: expected {expected}")
-
-
-def _read_index(index: Path) -> dict[str, Path]:
-    """Tensor name -> file, all of them in the folder of `index`; as transformers reads them, with
-    the tensors of these files that it does not name."""
-    names = read_json(index).get("weight_map")
-    good = isinstance(names, dict) and all(isinstance(file, str) for file in names.values())
-    expect(good, f"{index}: weight_map", "an object of file names", names)
-    for name, file in names.items():
-        inside = Path(file).name == file and file.endswith(".safetensors")
-        expect(inside, f"{index}: {name}", "a .safetensors file of this folder", file)
-    for file in sorted(set(names.values())):
-        with _open(index.parent / file) as shard:
-            for name in shard.keys():
-                names.setdefault(name, file)
-    return {name: index.parent / file for name, file in names.items()}
 
 
 def _open(path: Path):

@@ -89,14 +89,7 @@ def default_tau(name: str, top_k: int | None = None) -> float:
     return TAU_TOP_K if top_k and KINDS[name] is Mixture else TAU[name]
 
 
-def make_kind(
-    name: str,
-    sigma: float | None = None,
-    tau: float | None = None,
-    noise: str = "embedding",
-    top_k: int | None = None,
-    **own,
-):
+def make_kind(name: str, sigma=None, tau=None, noise="embedding", top_k=None, **own):
     """The kind called `name`.  sigma is for those that have one; noise and top_k say where soft and
     fuzzy tokens get their noise (appendix F.2); own: its `options`; None is the default.  Raises
     InputError for what is out of range, missing, or not an option of that kind."""

@@ -88,9 +88,7 @@ class Evaluator:
         return bar(total=total, desc=name, unit=unit, leave=False, disable=not self.world.main)
 
 
-def lengthened(
-    rows: list[Problem] | list[Choice], settings: Settings, form: Format
-) -> list[tuple[str, int]]:
+def lengthened(rows: list, settings: Settings, form: Format) -> list[tuple[str, int]]:
     """Of each prompt, or each option in its context: (text, how many tokens may follow it)."""
     after = settings.cot + max(map(len, form.prefill)) + ANSWER_TOKENS
     texts = []

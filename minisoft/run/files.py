@@ -70,8 +70,9 @@ class Files:
             for name, value in vars(self.args).items()
             if name != "resume"
         }
-        more = {"world": self.world.size, "reward_sha256": self.reward_sha256}
-        config = {state.MARK: state.VERSION, **flags, **settings.of_weights, **more}
+        more = {"sigma": settings.sigma, "world": self.world.size}
+        more["reward_sha256"] = self.reward_sha256
+        config = {state.MARK: state.VERSION, **flags, **more}
         self.world.from_main(lambda: atomic.write_json(self.args.out / "config.json", config))
         return config
 
@@ -107,7 +108,7 @@ class Files:
         """RUN/state, which is what --resume goes on from; progress: the fields of `Progress`."""
         self.world.from_main(lambda: atomic.sync(self.metrics.path))
         folder, pieces = self.args.out / "state", optimizer.pieces
-        kept = {**progress, **settings.of_weights}
+        kept = {**progress, "sigma": settings.sigma}
         state.save(folder, kept, optimizer.state(), pieces, self.world, self.args.keep)
         self.args.saved = progress["step"]
         self.write_config(settings)

@@ -70,21 +70,13 @@ class Policy:
         text = data.prompt(problem.question, self.settings.template)
         return Request(self.form.tokenizer.encode(text), key, samples)
 
-    def rollout(
-        self,
-        requests: list[Request],
-        greedy: bool = False,
-        greedy_answer: bool = False,
-        **options,
-    ) -> list[Rollout]:
-        """Sections 2 and 4: a Rollout of each request; options: those of `engine.stream`."""
+    def rollout(self, requests, greedy=False, greedy_answer=False, **options) -> list[Rollout]:
+        """Sections 2 and 4: a Rollout of each Request; options: those of `engine.stream`."""
         roll = rollout.rollout if self.plain else engine.rollout
         decoding = Decoding(self.settings.cot, greedy, greedy_answer)
         return roll(self.model, self.form, self.kind, requests, decoding, **options)
 
-    def stream(
-        self, requests: list[Request], greedy: bool, rows: int
-    ) -> Iterator[tuple[int, Rollout]]:
+    def stream(self, requests: list[Request], greedy: bool, rows: int) -> Iterator[tuple]:
         """(number of the request, its Rollout) as they are done, `rows` rows at once, answers
         greedy and no actions recorded; by the definitions one request after another, whole."""
         decoding = Decoding(self.settings.cot, greedy, greedy_answer=True)

@@ -39,16 +39,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a step's samples reached: table (B G, NUMBERS and the verifier's reward), in order, of
-    all ranks; this rank's generations; how the verifier decided."""
+    """What a step's samples reached: rewards (B, G) and table (B G, NUMBERS and the verifier's
+    reward), float64, of all ranks; this rank's generations; how the verifier decided."""
 
+    rewards: torch.Tensor
     table: torch.Tensor
     generations: list[dict]
     counts: Counter
-
-    def rewards(self, B: int) -> torch.Tensor:
-        """(B, G) float64."""
-        return self.table[:, 0].view(B, -1)
 
 
 @dataclass
@@ -153,7 +150,7 @@ class Run:
         counts = sum(self.world.gather_objects([self.verifier.counts - before]), Counter())
         rows = [[*(each[name] for name in NUMBERS), verified(each)] for each in generations]
         table = torch.tensor(self.world.gather_objects(rows), dtype=torch.float64)
-        return Scores(table, generations, counts)
+        return Scores(table[:, 0].view(self.args.prompts, -1), table, generations, counts)
 
     def differentiate(self, rollouts: list[Rollout], advantages: list, scale: float) -> Mismatch:
         """The backward passes; returns the mismatch of all ranks' actions.  Where any rank's memory
@@ -205,7 +202,7 @@ class Run:
     def measure(self, scores: Scores, mismatch: Mismatch, update: dict) -> dict:
         """A line of metrics.jsonl (README.md has what each number is)."""
         mean = dict(zip(NUMBERS, scores.table.mean(0).tolist()))
-        rewards, verdicts = scores.rewards(self.args.prompts), scores.table[:, -1]
+        rewards, verdicts = scores.rewards, scores.table[:, -1]
         seconds = sum(self.seconds_of.values())
         self.progress.seconds += seconds
         return {

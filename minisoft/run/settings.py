@@ -90,11 +90,6 @@ class Settings:
             return self
         return replace(self, sigma=self.gamma * noise_scale(model, self.noise))
 
-    @property
-    def of_weights(self) -> dict:
-        """What is computed from the weights that a training begins with, and kept."""
-        return {"sigma": self.sigma}
-
     def kind(self, name: str):
         """The kind of token called `name`.  Raises InputError for noise in a place of another."""
         noisy = issubclass(KINDS[name], Mixture)
@@ -116,14 +111,14 @@ class Settings:
 
     def sidecar_of(self, tokens: str) -> dict:
         """What minisoft.json says of a model that was trained so."""
-        names = ("noise", "top_k", "gamma")
-        fields = {"tokens": tokens, **{name: getattr(self, name) for name in names}}
-        return {**fields, "tau": self.tau[tokens], **self.options(tokens), **self.of_weights}
+        fields = {name: getattr(self, name) for name in ("noise", "top_k", "gamma")}
+        fields = {"tokens": tokens, **fields, "tau": self.tau[tokens], **self.options(tokens)}
+        return {**fields, "sigma": self.sigma}
 
     def changes(self, tokens: str) -> list[str]:
         """What training `tokens` from here changes of how the folder's model was trained."""
         before, now = self.sidecar, self.sidecar_of(tokens)
-        names = [name for name in now if name in before and name not in self.of_weights]
+        names = [name for name in now if name in before and name != "sigma"]
         differ = [name for name in names if "tokens" in before and now[name] != before[name]]
         return [f"{name} {before[name]} -> {now[name]}" for name in differ]
 

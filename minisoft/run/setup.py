@@ -36,10 +36,10 @@ def set_up(args: Namespace, world: World, verifier) -> Run:
     if saved:
         with expecting("the progress that this version saves", args.out / "state"):
             known = {x.name: saved.facts[x.name] for x in fields(Progress)}
-            kept = {name: saved.facts[name] for name in policy.settings.of_weights}
+            sigma = saved.facts["sigma"]
         check_sources(args, files, known["sources"], progress.sources)
         progress = Progress(**known)
-        policy = policy.of_kind(args.tokens, **kept)
+        policy = policy.of_kind(args.tokens, sigma=sigma)
     schedule = Schedule(
         args.lr, args.steps, args.warmup, args.betas, args.weight_decay, args.max_grad_norm
     )
@@ -104,19 +104,18 @@ def choose_micro_batch(args: Namespace, world: World, policy: Policy, pieces: in
     ranks and, as part of config.json, in a resumed run."""
     positions = args.cot + max(map(len, policy.form.prefill)) + ANSWER_TOKENS
     there, device = plan.memory_bytes(world.device), world.device.type
-    rows, again = plan.choose_micro_batch(policy.model, positions, there, device, pieces)
-    if any(world.gather_objects([again])):
+    chosen = plan.choose_micro_batch(policy.model, positions, there, device, pieces)
+    rows, again = zip(*world.gather_objects([chosen]))
+    if any(again):
         recompute_layers(policy.model)
-    rows = min(world.gather_objects([rows]))
-    args.micro_batch = args.micro_batch or rows
+    args.micro_batch = args.micro_batch or min(rows)
 
 
 def introduce(args: Namespace, world: World, problems: Problems, policy: Policy) -> None:
     model = policy.model
-    kept = ", ".join(f"{name} {x:.4f}" for name, x in policy.settings.of_weights.items())
     world.say(
         f"{args.model}: {plan.parameters(model):,} parameters, {model.E.dtype}, "
-        f"rms(E) {rms(model.E):.4f}, {kept}\n"
+        f"rms(E) {rms(model.E):.4f}, sigma {policy.settings.sigma:.4f}\n"
         f"{len(problems.training)} training, {len(problems.validation)} validation, "
         f"{len(problems.test)} test problems of {args.data}\n"
         f"{args.tokens} tokens, B {args.prompts} x G {args.group}, {args.steps} updates, "

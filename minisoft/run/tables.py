@@ -1,6 +1,7 @@
 """The tables that eval.py prints and writes: Markdown like the paper's.  A result is of one model,
 data set and seed; its *parts* are settings and multiple choice; of one (label, data), a *cell*."""
 
+import re
 from itertools import product
 from statistics import fmean, stdev
 
@@ -30,10 +31,7 @@ def distinct(runs: list[dict], field: str) -> list[str]:
 
 def short_names(names) -> dict[str, str]:
     """Name or path -> its last part without .json(l); all stay whole if two would be the same."""
-    short = {}
-    for name in names:
-        last = name.rstrip("/").split("/")[-1]
-        short[name] = last.removesuffix(".jsonl").removesuffix(".json")
+    short = {name: re.sub(r"\.jsonl?$", "", name.rstrip("/").split("/")[-1]) for name in names}
     return short if len(set(short.values())) == len(short) else {name: name for name in short}
 
 

@@ -25,13 +25,9 @@ class Added:
 
 
 def read_added(folder: Path, special: dict, others: list | None, present: Iterable[str]) -> Added:
-    """Added tokens of tokenizer_config.json, special_tokens_map.json, added_tokens.json and
-    tokenizer.json.  Raises InputError.
-
-    `special`: the tokens with a role where no file names one; `others`: further special ones where
-    no file lists "extra" ones (None: those of special_tokens_map.json); `present`: texts that are
-    there.
-    """
+    """Of tokenizer_config.json, special_tokens_map.json, added_tokens.json and tokenizer.json;
+    special: the tokens with a role where no file names one; others: further special ones where no
+    file lists "extra" ones (None: special_tokens_map.json's); present: texts that are there."""
     path, beside = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
     config, roles = read_json(path), {}
     if config.get(EXTRA) == {}:

@@ -25,11 +25,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def load(folder: str | Path, device="cpu", dtype=None) -> tuple[Transformer, Tokenizer]:
     """A Hugging Face folder -> (Transformer, Tokenizer), parameters in `dtype` on `device`; None is
-    bfloat16 if stored so, else float32.
-
-    Raises InputError unless every tensor is there, expected and of the right shape, and every token
-    of ordinary text is a row of E.  Added tokens may have none: `run.evaluate.check_prompts` looks.
-    """
+    bfloat16 if stored so, else float32.  Raises InputError unless every tensor is there, expected
+    and of the right shape, and every token of ordinary text is a row of E; added ones may have none
+    (see `run.evaluate.check_prompts`)."""
     folder = Path(folder)
     model = load_model(folder, device, dtype)
     tokenizer = Tokenizer(folder)

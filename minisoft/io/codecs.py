@@ -1,9 +1,6 @@
-"""Text <-> ids as transformers 5 has them.
-
-The class decides.  A generic one takes tokenizer.json as it is.  The others build their own pieces
-around the vocabulary and the merges of tokenizer.json, of tokenizer.model, or of vocab.json and
-merges.txt.  Then come the tokens that the files beside it add.
-"""
+"""Text <-> ids as transformers 5 has them.  The class decides: a generic one takes tokenizer.json
+as it is, the others build their own pieces around the vocabulary and the merges of tokenizer.json,
+of tokenizer.model, or of vocab.json and merges.txt.  Then come the tokens that files add."""
 
 import json
 from pathlib import Path

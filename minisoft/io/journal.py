@@ -9,13 +9,10 @@ from minisoft.io.atomic import writing
 
 
 class Journal:
-    """key -> value of everything finished; keys and values are JSON.
-
-    Every rank appends to a file of its own, FILE.part-RANK, whose first line is `facts`, all that
-    decides the results; a new Journal knows the entries of all parts, by however many ranks they
-    were made.  The main rank keeps the values until they are taken.  Raises InputError where a part
-    was made with other facts.  path None: nothing is kept on disk.
-    """
+    """key -> value of everything finished, both JSON.  Every rank appends to a file of its own,
+    FILE.part-RANK, whose first line is `facts`, all that decides the results; a new Journal knows
+    the entries of all parts, by however many ranks.  The main rank keeps values until they are
+    taken.  Raises InputError where a part has other facts.  path None: nothing is kept on disk."""
 
     def __init__(self, path: Path | None, facts: dict, world):
         self.path, self.world = path, world

@@ -17,9 +17,8 @@ CHAT = "chat"  # a --template; a file of this name is ./chat
 
 
 def read_prompt(source: str | Path, folder: Path | None = None) -> str:
-    """The template in a file, without the newline at its end, which editors put there: a prompt
-    that ends in one, as of chat templates, has an empty line at its end.  Or `chat`, see `_render`.
-    Raises InputError without one QUESTION."""
+    """`chat`, see `_render`, or a file, without the newline that editors put at its end: a prompt
+    that ends in one has an empty line there.  Raises InputError without one QUESTION."""
     if source == CHAT:
         return _render(folder)
     with expecting("a prompt file", source):

@@ -1,7 +1,7 @@
 """Files, folders and sets of the hub -> rows, each with the place where it stands.
 
-A source is a .jsonl, .json or .parquet file (JSON also as .gz), or a folder of such files; a set
-beside the embedded model ("tiny", "tiny-test", ...); or one of the hub: "gsm8k", ..., or
+A source is a .jsonl, .json (also .gz) or .parquet file, or a folder of such; a set beside the
+embedded model ("tiny", "tiny-test", ...); or one of the hub: "gsm8k", ..., or
 "owner/name[:configuration[:split]]".  Parquet and the hub need the extra `data`.
 """
 

@@ -44,11 +44,9 @@ SHARE = Number(float, TINY, 1)
 
 @dataclass(frozen=True)
 class Option:
-    """A flag, and a field of minisoft.json of the same name.
-
-    type: str, Path, bool for a switch, or what reads and contains values, as a Number; default:
-    None where the help says it; kept: may minisoft.json have another (shown as *)?
-    """
+    """A flag, and a field of minisoft.json of the same name; type: str, Path, bool for a switch, or
+    what reads and contains values, as a Number; default: None where the help says it; kept: may
+    minisoft.json have another (shown as *)?"""
 
     name: str  # as an attribute: eval_cot is --eval-cot
     type: Callable
@@ -124,7 +122,7 @@ def parse(tables: dict[str, Iterable[Option]], argv, **parser) -> tuple[argparse
 
 
 def read_pair(text: str, names: Iterable[str], row: Option) -> tuple[str, float]:
-    """ "fuzzy=0.01" -> ("fuzzy", 0.01): a value of `row` for a name.  Raises InputError."""
+    """ "fuzzy=0.01" -> ("fuzzy", 0.01), the number by `row`.  Raises InputError."""
     name, equals, value = text.partition("=")
     known = equals and name in names
     expect(known, row.flag, f"NAME=NUMBER, NAME one of {', '.join(names)}", text)

@@ -1,14 +1,12 @@
-"""Evaluations over ranks, every finished problem written down: what eval.py and train.py call.
-
-Multiple choice is also written in the words of lm-evaluation-harness (0.4): names, numbers and, in
-a question's line, strings for numbers are those of its results and its --log_samples.
-"""
+"""Evaluations over ranks, every finished problem written down.  Multiple choice is also written in
+the words of lm-evaluation-harness (0.4): names, numbers and, in a question's line, strings for
+numbers are those of its results and its --log_samples."""
 
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from minisoft import data, evaluation
-from minisoft.data import ANSWER_TOKENS, Choice, Format, Problem
+from minisoft.data import ANSWER_TOKENS, Choice, Format
 from minisoft.engine import choices
 from minisoft.errors import InputError
 from minisoft.evaluation import Setting
@@ -29,9 +27,7 @@ class Evaluator:
     journal: Journal
     batch: int
 
-    def problems(
-        self, problems: list[Problem], setting: Setting, samples: int, seed, run: int = 0
-    ) -> tuple[dict, list[dict]]:
+    def problems(self, problems: list, setting: Setting, samples: int, seed, run=0) -> tuple:
         """Roll out `samples` of every problem (greedy: one), the answer always greedy, shared out
         over the ranks; seed: any key.  Returns (summary, a dict for each generation, by problem and
         sample, on the main rank)."""

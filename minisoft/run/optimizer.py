@@ -40,9 +40,8 @@ class Optimizer:
     Every rank holds the whole model, which rollouts need, and the whole sum of its backward passes,
     in float32 on GPUs, in float64 on CPUs, so that no bit of a weight depends on the number of
     ranks that share no problem.  float32 masters (float32 parameters are their own), AdamW's
-    moments and the gradient are whole on every rank or, sharded, one of `world.size` equal pieces
-    of each parameter (flat, the last one padded with zeros), from which the new weights are put
-    together.
+    moments and the gradient are whole or, sharded, one of `world.size` equal flat pieces of each
+    parameter (the last one padded with zeros), from which the new weights are put together.
     """
 
     def __init__(self, model: Transformer, schedule: Schedule, world, sharded: bool = False):

@@ -1,9 +1,6 @@
 """How much memory a rank needs and how long an update takes, by arithmetic (`train.py --plan
-RANKS`); the model may lie on `meta`.
-
-Rollout, backward passes and update come one after the other; a rank needs what stays (weights,
-masters, moments) and the largest of the three.  Tests hold peaks and seconds to measured ones.
-"""
+RANKS`); the model may lie on `meta`.  Rollout, backward passes and update follow each other; a rank
+needs what stays and the largest of the three.  Tests hold both to measured ones."""
 
 import math
 import os
@@ -125,9 +122,7 @@ def position_bytes(model: Transformer, stretch: float = 1.0, recompute: bool = F
     return c.num_hidden_layers * kept * size
 
 
-def choose_micro_batch(
-    model: Transformer, positions: int, memory: float, device: str, pieces: int = 1
-) -> tuple[int, bool]:
+def choose_micro_batch(model: Transformer, positions: int, memory: float, device: str, pieces=1):
     """(rows of `positions` positions that a backward pass may take at once where there are `memory`
     bytes in all; must layers be computed again, as not even one row fits?).  They get half of what
     weights, gradients, masters and moments leave; the rest is for logits and rollouts."""
@@ -218,11 +213,9 @@ def peak(phases: dict[str, dict[str, float]]) -> tuple[str, float]:
 
 
 def seconds(model: Transformer, load: Load, ranks: int) -> dict[str, float]:
-    """Of the parts of an update in which no row ends before its budget, without rewards.
-
-    A position of a rollout reads the weights, or multiplies by them if that is slower, and the
-    rows' keys and values.  A replay multiplies by every weight once forward, or twice, and twice
-    backward; each of its passes adds a gradient to the sum.
+    """Of the parts of an update in which no row ends before its budget, without rewards.  A
+    position of a rollout reads the weights, or multiplies by them if that is slower, and the rows'
+    keys and values; a replay multiplies by every weight once forward, or twice, and twice backward.
     """
     read, multiply, position, link = RATES[load.device]
     N, size, summed = parameters(model), model.E.element_size(), SUMS[load.device]

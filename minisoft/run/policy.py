@@ -39,16 +39,8 @@ class Policy:
     plain: bool = False
 
     @classmethod
-    def load(
-        cls,
-        folder: Path,
-        tokens: str,
-        settings: Settings,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        plain: bool = False,
-    ) -> "Policy":
-        """Read the weights of a folder.  Raises InputError."""
+    def load(cls, folder: Path, tokens, settings, device="cpu", dtype=torch.float32, plain=False):
+        """A Policy with the weights of a folder, for one kind of token.  Raises InputError."""
         model, tokenizer = checkpoint.load(folder, torch.device(device), dtype)
         if not plain:
             engine.accelerate(model)

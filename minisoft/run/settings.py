@@ -1,10 +1,7 @@
-"""One resolver of "a flag, else the model's minisoft.json, else the paper".
-
-`resolve` decides how tokens are made, for training and evaluation alike; `fill` decides how much
-is trained.  Where noise and top_k are not those of the folder's training, its gamma, sigma and tau
-do not hold; --gamma asks for another sigma than the folder's; tau, and an option that only some
-kinds have, hold for the kind that the folder was trained with.  Each rule is a test.
-"""
+"""One resolver of "a flag, else the model's minisoft.json, else the paper": `resolve` of how tokens
+are made, in training and evaluation, `fill` of how much is trained.  Where noise and top_k are not
+those of the folder's training, its gamma, sigma and tau do not hold; --gamma asks for another
+sigma; tau, and options of some kinds, hold for the trained kind.  Each rule is a test."""
 
 import os
 import time

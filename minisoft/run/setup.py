@@ -40,9 +40,7 @@ def set_up(args: Namespace, world: World, verifier) -> Run:
         check_sources(args, files, known["sources"], progress.sources)
         progress = Progress(**known)
         policy = policy.of_kind(args.tokens, sigma=sigma)
-    schedule = Schedule(
-        args.lr, args.steps, args.warmup, args.betas, args.weight_decay, args.max_grad_norm
-    )
+    schedule = Schedule(**{x.name: getattr(args, x.name) for x in fields(Schedule)})
     optimizer = Optimizer(policy.model, schedule, world, plan.in_pieces(args.shard, policy.model))
     if saved:
         args.saved = progress.step

@@ -39,12 +39,9 @@ SHADES = (0.45, 0.25, 0.18, 0.12, 0.08, 0)  # of a mixture's tokens, the heavies
 @dataclass(frozen=True)
 class Chain:
     """A chain of thought, its scored generation (`evaluation.describe`); length: a typical |E_v|.
-
     columns, of each step: the token that stands for it; of the mixture that was fed (of hard
     tokens: drawn from) the effective support, H(mix) in nats and the TOP heaviest tokens with their
-    weights; H of the next token; the token whose embedding is nearest to the input, and how far
-    that is.
-    """
+    weights; H of the next token; the token nearest to the input, and its distance."""
 
     title: str
     setting: Setting

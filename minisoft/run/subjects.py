@@ -23,13 +23,8 @@ from minisoft.run.settings import EVAL_COT, Flags, Settings
 from minisoft.run.world import World
 from minisoft.soft import GAMMA
 
-USUAL = {  # what minisoft.json says of an ordinary training
-    "gamma": GAMMA,
-    "noise": "embedding",
-    "top_k": None,
-    "terms": "both",
-    "frozen": "nothing",
-}
+USUAL = {"gamma": GAMMA, "noise": "embedding", "top_k": None}  # of minisoft.json
+USUAL |= {"terms": "both", "frozen": "nothing"}
 BEGINS = {  # what eval.py and minisoft.lab.tables write
     ".json": rb'\{\s*("runs": \[\s*\{\s*)?"model": .*\s*"label": .*\s*"named": ',
     ".jsonl": rb'\{"run": \d+, "setting": ',

@@ -31,13 +31,11 @@ STARTUP_S = 120.0  # importing sympy from a cold network disk is slow
 
 
 class Verifier(AbstractContextManager):
-    """Scores answers, for one thread.  Close it with `close()` or by leaving its `with` block.
-
-    `workers` children start at need.  An answer is wrong if its formulas together need more than
-    `deadline_s` (start-up not counted) or `memory_bytes`.  `counts`: how many answers were decided
-    by what, the costliest of it: "unboxed" (reward 0), "exact" (right as text), "numeric",
-    "symbolic" (Math-Verify answered), "timed_out", "killed" (it died), "refused" (by its form).
-    """
+    """Scores answers, for one thread; a context manager.  `workers` children start at need.  An
+    answer is wrong if its formulas together need more than `deadline_s` (start-up not counted) or
+    `memory_bytes`.  `counts`: how many answers were decided by what, the costliest of it: "unboxed"
+    (reward 0), "exact" (as text), "numeric", "symbolic" (Math-Verify answered), "timed_out",
+    "killed" (it died), "refused" (by its form)."""
 
     own = own_sha256 = None  # or the `OwnReward` that generations are paid by, and its file's hash
 

@@ -120,8 +120,7 @@ def from_launcher(name: str, default: int | None, least: int = 0) -> int:
 
 
 def read_device(name: str | None) -> torch.device:
-    """cpu, cuda or cuda:N, there or not; None is cuda where there is one.  Raises InputError for
-    any other device: nothing here was tried on one."""
+    """cpu, cuda or cuda:N, there or not; None is cuda if there.  Raises InputError for others."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     known = re.fullmatch(r"cpu(:0)?|cuda(:(0|[1-9][0-9]?))?", name)

@@ -74,8 +74,7 @@ def verifier_of(file: str | None) -> Verifier:
 
 
 def load():
-    """In the child: a function that has the value of the file's reward(), or a text, why there is
-    none.  Raises InputError for a file without one."""
+    """In the child: the file's reward(), as a number or a text, why not.  Raises InputError."""
     folder, path, source = json.loads(sys.stdin.readline())
     os.chdir(folder)
     module = sys.modules["own_reward"] = ModuleType("own_reward")

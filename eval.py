@@ -116,8 +116,8 @@ def run_all(args, subjects: list[Subject], sources: dict, common: dict, file) ->
     common: what all models are evaluated with, fields of Evaluator."""
     results, world, first = [], common["world"], args.seed[0]
     for subject in subjects:
-        own = common["verifier"].own
-        evaluator = Evaluator(subject.load(args, world.device), **common, own=own)
+        evaluator = Evaluator(subject.load(args, world.device), **common)
+        sha256 = common["verifier"].own_sha256
         for (name, rows), seed in product(sources.items(), args.seed):
             is_choice, run = isinstance(rows[0], Choice), len(results)
             if is_choice and seed != first:
@@ -130,7 +130,8 @@ def run_all(args, subjects: list[Subject], sources: dict, common: dict, file) ->
                 "problems": len(rows),
                 "samples": args.samples,
                 "seed": seed,
-                **evaluator.facts(),
+                **evaluator.policy.settings.facts(),
+                **({"reward": {"file": args.reward, "sha256": sha256}} if sha256 else {}),
                 "dtype": args.dtype,
                 "settings": {},
             }
@@ -162,7 +163,7 @@ def evaluate(args: argparse.Namespace, world: World, verifier) -> None:
     sources = world.in_turn(lambda: {name: datasets.load(name)[: args.limit] for name in names})
     for subject in subjects:
         subject.check(args, [row for rows in sources.values() for row in rows], world)
-    journal = open_journal(args, subjects, sources, world)
+    journal = open_journal(args, subjects, sources, verifier, world)
     common = {"verifier": verifier, "world": world, "journal": journal, "batch": args.batch}
     writes = args.out and world.main
     new = atomic.beside(args.out.with_suffix(".jsonl"))[1] if writes else Path(os.devnull)

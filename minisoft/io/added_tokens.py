@@ -1,7 +1,4 @@
-"""Tokens that the files beside a vocabulary add to it: with which flags, in which order.
-
-As transformers 5 reads them, so that ids are the same.
-"""
+"""Tokens that the files beside a vocabulary add to it, as transformers 5 reads them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +8,6 @@ from tokenizers import AddedToken
 
 from minisoft.errors import expect
 from minisoft.io.atomic import read_json
-from minisoft.io.config import read_flag
 
 NAMED = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
 EXTRA, ADDITIONAL = "extra_special_tokens", "additional_special_tokens"
@@ -28,19 +24,10 @@ class Added:
     unnumbered: list[str]  # texts of those with a role, and of those that are listed without an id
 
 
-def read_added(
-    folder: Path,
-    special: dict[str, str | None],
-    others: list[AddedToken] | None,
-    present: Iterable[str],
-) -> Added:
-    """Added tokens of tokenizer_config.json, special_tokens_map.json, added_tokens.json and
-    tokenizer.json.
-
-    `special`: the tokens with a role where no file names one; `others`: further special tokens
-    where no file lists "extra" ones (None: the "additional" ones of special_tokens_map.json);
-    `present`: texts that were added before.  Raises InputError.
-    """
+def read_added(folder: Path, special: dict, others: list | None, present: Iterable[str]) -> Added:
+    """Of tokenizer_config.json, special_tokens_map.json, added_tokens.json and tokenizer.json;
+    special: the tokens with a role where no file names one; others: further special ones where no
+    file lists "extra" ones (None: special_tokens_map.json's); present: texts that are there."""
     path, beside = folder / "tokenizer_config.json", folder / "special_tokens_map.json"
     config, roles = read_json(path), {}
     if config.get(EXTRA) == {}:
@@ -99,9 +86,7 @@ def _read_list(values: dict, path: Path) -> list[AddedToken]:
     return [token_of(value, where) for value in listed]
 
 
-def _read_numbered(
-    folder: Path, decoder: dict | None, known: set[str]
-) -> tuple[list[AddedToken], list[tuple[str, str, int]]]:
+def _read_numbered(folder: Path, decoder: dict | None, known: set[str]) -> tuple[list, list]:
     """(tokens, what is stated of them), by their ids in `decoder`, the added_tokens_decoder of
     tokenizer_config.json, else in added_tokens.json (special there if `known`) and tokenizer.json.
     """
@@ -124,15 +109,3 @@ def _read_numbered(
     tokens = sorted(tokens.items())
     stated = [(str(path), token.content, i) for i, (path, token) in tokens]
     return [token for _, (_, token) in tokens], stated
-
-
-def read_bos(folder: Path, added: Added) -> str | None:
-    """The token before a text, None without one."""
-    path = folder / "tokenizer_config.json"
-    config = read_json(path)
-    ends, begins = (
-        read_flag(config, f"add_{end}_token", where=f"{path}: ") for end in ("eos", "bos")
-    )
-    expect(not ends, f"{path}: add_eos_token", "false, since prompts go on", ends)
-    bos = added.names.get("bos_token")
-    return bos.content if bos and begins else None

@@ -99,10 +99,8 @@ def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata=None) ->
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Put what write(new folder) writes in the place of `folder`; what else lies there stays.
-
-    A kill between the two renames leaves it under another name: see `recover`.
-    """
+    """Put what write(new folder) writes in the place of `folder`; what else lies there stays.  A
+    kill between the two renames leaves it under another name: see `recover`."""
     folder, new, old = beside(folder)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -25,13 +24,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load(folder: str | Path, device="cpu", dtype=None) -> tuple[Transformer, Tokenizer]:
-    """A Hugging Face folder -> (Transformer, Tokenizer), parameters in `dtype` on `device`.
-
-    dtype None: bfloat16 if stored so, else float32.  Strict: raises InputError unless every tensor
-    is there, expected and of the right shape, and every token that ordinary text can have is a row
-    of E.  Added tokens, such as a [PAD] of later, may have none: they come into a text by name only
-    (`minisoft.run.evaluate.check_prompts` looks).
-    """
+    """A Hugging Face folder -> (Transformer, Tokenizer), parameters in `dtype` on `device`; None is
+    bfloat16 if stored so, else float32.  Raises InputError unless every tensor is there, expected
+    and of the right shape, and every token of ordinary text is a row of E; added ones may have none
+    (see `run.evaluate.check_prompts`)."""
     folder = Path(folder)
     model = load_model(folder, device, dtype)
     tokenizer = Tokenizer(folder)
@@ -73,45 +69,66 @@ def _refuse_what_is_no_model(folder: Path) -> None:
 
 
 def load_model(folder: Path, device="cpu", dtype: torch.dtype | None = None) -> Transformer:
-    """The Transformer of a Hugging Face folder (see `load`)."""
+    """Of a folder (see `load`); its files are mapped, so that the ranks of a node share them."""
     model = outline(folder)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    index, files = _find_weights(folder)
+    index, paths = _find_weights(folder)
     tied = model.lm_head is None
-    if tied and HEAD in files:  # stored all the same: beside the embedding, or in its stead
+    if tied and HEAD in paths:  # stored all the same: beside the embedding, or in its stead
         shapes[HEAD] = shapes[EMBEDDING]
-        if EMBEDDING not in files:
+        if EMBEDDING not in paths:
             del shapes[EMBEDDING]
-    places = _locate(index, files, shapes)
-    stored = _check_headers(places, shapes)
+    _check_names(index, paths, shapes)
+    files, dtypes = _open_tensors(paths, shapes)
     if dtype is None:
-        in_16_bits = stored.get(EMBEDDING, stored.get(HEAD)) == "BF16"
+        in_16_bits = dtypes.get(EMBEDDING, dtypes.get(HEAD)) == "BF16"
         dtype = torch.bfloat16 if in_16_bits else torch.float32
-    weights = {name: tensor.to(device, dtype) for name, tensor in _read_tensors(places)}
+    weights = {}
+    for name, file in files.items():
+        tensor = file.get_tensor(name)
+        if not tensor.isfinite().all():
+            found = "finite numbers, found NaN or infinity"
+            raise InputError(f"{paths[name]}: {name}: expected {found}")
+        weights[name] = tensor.to(device, dtype)
     if tied and HEAD in weights:
-        _tie(weights, index)
+        head = weights.pop(HEAD)
+        if not torch.equal(weights.setdefault(EMBEDDING, head), head):
+            raise InputError(
+                f"{index}: {HEAD}: expected the numbers of {EMBEDDING}, since config.json has "
+                "tie_word_embeddings, found others; if the head is its own, that is to be false"
+            )
     model.load_state_dict(weights, strict=True, assign=True)
     return model
 
 
 def _find_weights(folder: Path) -> tuple[Path, dict[str, Path]]:
-    """(what lists the tensors, tensor name -> file).  A single file goes before an index, as in
-    transformers."""
+    """(what lists the tensors, name -> file).  As in transformers, a single file goes first, and
+    the tensors of an index's files are there that it does not name."""
     single, index = folder / SINGLE, folder / INDEX
-    if index.is_file() and not single.is_file():
-        return index, _read_index(index)
-    if not single.is_file():
+    if single.is_file():
+        with _open(single) as file:
+            return single, dict.fromkeys(file.keys(), single)
+    if not index.is_file():
         others = sorted(path.name for path in folder.glob("pytorch_model*.bin"))
         hint = f"{others[0]}; save it with safetensors" if others else "no such file"
         if shards := sorted(path.name for path in folder.glob("model-*.safetensors")):
             hint = f"{shards[0]} without {INDEX}; fetch that too"
         raise InputError(f"{single}: expected a safetensors file, found {hint}")
-    with _open(single) as file:
-        return single, dict.fromkeys(file.keys(), single)
+    names = read_json(index).get("weight_map")
+    good = isinstance(names, dict) and all(isinstance(file, str) for file in names.values())
+    expect(good, f"{index}: weight_map", "an object of file names", names)
+    for name, file in names.items():
+        inside = Path(file).name == file and file.endswith(".safetensors")
+        expect(inside, f"{index}: {name}", "a .safetensors file of this folder", file)
+    for file in sorted(set(names.values())):
+        with _open(folder / file) as shard:
+            for name in shard.keys():
+                names.setdefault(name, file)
+    return index, {name: folder / file for name, file in names.items()}
 
 
-def _locate(index: Path, files: dict[str, Path], shapes: dict[str, tuple]) -> dict[Path, list[str]]:
-    """File -> names of its tensors.  Raises InputError for a missing or an unexpected one."""
+def _check_names(index: Path, files: dict[str, Path], shapes: dict[str, tuple]) -> None:
+    """Raises InputError for a missing or an unexpected tensor."""
     for name, shape in shapes.items():
         if name not in files:
             hint = "; with tie_word_embeddings true it is the embedding's" if name == HEAD else ""
@@ -123,34 +140,6 @@ def _locate(index: Path, files: dict[str, Path], shapes: dict[str, tuple]) -> di
         if name not in heads and not name.endswith(".rotary_emb.inv_freq"):  # once saved
             expected = "no such tensor for this config.json, found one"
             raise InputError(f"{index}: {name}: expected {expected}")
-    paths = sorted({files[name] for name in shapes})
-    return {path: [name for name in shapes if files[name] == path] for path in paths}
-
-
-def _tie(weights: dict[str, torch.Tensor], index: Path) -> None:
-    """Leave only the embedding of a tied model whose head was stored."""
-    head = weights.pop(HEAD)
-    if not torch.equal(weights.setdefault(EMBEDDING, head), head):
-        raise InputError(
-            f"{index}: {HEAD}: expected the numbers of {EMBEDDING}, since config.json has "
-            "tie_word_embeddings, found others; with tie_word_embeddings false the head is its own"
-        )
-
-
-def _read_index(index: Path) -> dict[str, Path]:
-    """Tensor name -> file, all of them in the folder of `index`; as transformers reads them, with
-    the tensors of these files that it does not name."""
-    names = read_json(index).get("weight_map")
-    good = isinstance(names, dict) and all(isinstance(file, str) for file in names.values())
-    expect(good, f"{index}: weight_map", "an object of file names", names)
-    for name, file in names.items():
-        inside = Path(file).name == file and file.endswith(".safetensors")
-        expect(inside, f"{index}: {name}", "a .safetensors file of this folder", file)
-    for file in sorted(set(names.values())):
-        with _open(index.parent / file) as shard:
-            for name in shard.keys():
-                names.setdefault(name, file)
-    return {name: index.parent / file for name, file in names.items()}
 
 
 def _open(path: Path):
@@ -160,43 +149,23 @@ def _open(path: Path):
         return safe_open(path, framework="pt")
 
 
-def _check_headers(places: dict[Path, list[str]], shapes: dict[str, tuple]) -> dict[str, str]:
-    """Tensor name -> its dtype in the file, for all tensors, by the files' headers alone."""
-    dtypes = {}
-    for path, names in places.items():
-        with _open(path) as file:
-            stored = set(file.keys())
-            for name in names:
-                where = f"{path}: {name}"
-                if name not in stored:
-                    raise InputError(f"{where}: expected here by the index, found no such tensor")
-                header = file.get_slice(name)
-                shape, dtypes[name] = tuple(header.get_shape()), header.get_dtype()
-                expect(shape == shapes[name], where, f"shape {shapes[name]}", shape)
-                usable = dtypes[name] in ("F32", "BF16", "F16")
-                expect(usable, where, "float32, bfloat16 or float16", dtypes[name])
-    return dtypes
-
-
-def _read_tensors(places: dict[Path, list[str]]) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor), one after the other, read once and not kept.
-
-    The files are mapped, and the ranks of a node share what has been read of them.  Raises
-    InputError for a number that is not finite.
-    """
-    for path, names in places.items():
-        with _open(path) as file:
-            for name in names:
-                tensor = file.get_tensor(name)
-                if not tensor.isfinite().all():
-                    expected = "finite numbers, found NaN or infinity"
-                    raise InputError(f"{path}: {name}: expected {expected}")
-                yield name, tensor
+def _open_tensors(paths: dict[str, Path], shapes: dict[str, tuple]) -> tuple[dict, dict[str, str]]:
+    """({tensor: its open file}, {tensor: its dtype}), file after file, by their headers alone."""
+    opened = {path: _open(path) for path in sorted({paths[name] for name in shapes})}
+    files, dtypes = {}, {}
+    for name in sorted(shapes, key=paths.get):
+        files[name], where = opened[paths[name]], f"{paths[name]}: {name}"
+        with expecting("here by the index", where):
+            header = files[name].get_slice(name)
+        shape, dtypes[name] = tuple(header.get_shape()), header.get_dtype()
+        expect(shape == shapes[name], where, f"shape {shapes[name]}", shape)
+        usable = dtypes[name] in ("F32", "BF16", "F16")
+        expect(usable, where, "float32, bfloat16 or float16", dtypes[name])
+    return files, dtypes
 
 
 def read_about(folder: Path) -> dict:
-    """The minisoft.json of a model folder, {} without one.  Raises InputError for a field that
-    cannot be used; whether there are such `tokens` is for those to say who make them."""
+    """A folder's minisoft.json, {} without one.  Raises InputError for an unusable field."""
     path = folder / SIDECAR
     sidecar = read_json(path)
     fields = {row.name: row for row in (TAU_OF, SIGMA, *NOISE)}
@@ -217,8 +186,7 @@ def read_about(folder: Path) -> dict:
 
 
 def _check_default(flag: str, value, where: str) -> None:
-    """Raises InputError unless it may stand for a flag of train.py that is not given; --lr may have
-    a number for each kind of token."""
+    """Raises InputError unless it is a flag of train.py's; --lr may have a number for each kind."""
     rows = {**TRAINING, "cot": COT}
     expect(flag in rows, where, f"one of {', '.join(rows)}", value)
     of_kinds = value.values() if flag == "lr" and isinstance(value, dict) else [value]
@@ -261,11 +229,8 @@ def read_files(folder: Path) -> dict[str, bytes]:
 
 
 def save_model(folder: Path, model: Transformer, files: dict[str, bytes], sidecar: dict) -> None:
-    """Write a folder that transformers and vLLM load, whole or not at all.
-
-    The weights in their own dtype, config and tokenizer files as `read_files` has read them, and
-    the sidecar.  Raises OSError.
-    """
+    """Write a folder that transformers and vLLM load, whole or not at all: weights in their own
+    dtype, the files that `read_files` has read, the sidecar.  Raises OSError."""
     config = json.loads(files["config.json"])
     config = {name: x for name, x in config.items() if name not in ("torch_dtype", "dtype")}
     config["torch_dtype"] = str(model.E.dtype).removeprefix("torch.")

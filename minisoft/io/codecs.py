@@ -1,10 +1,6 @@
-"""Text <-> ids as transformers 5 has them: which files of a folder it reads, and what it makes of
-them.
-
-The class decides.  A generic one takes tokenizer.json as it is.  The others build their own pieces
-around the vocabulary and the merges of tokenizer.json, of tokenizer.model, or of vocab.json and
-merges.txt.  Then come the tokens that the files beside it add.
-"""
+"""Text <-> ids as transformers 5 has them.  The class decides: a generic one takes tokenizer.json
+as it is, the others build their own pieces around the vocabulary and the merges of tokenizer.json,
+of tokenizer.model, or of vocab.json and merges.txt.  Then come the tokens that files add."""
 
 import json
 from pathlib import Path
@@ -13,7 +9,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from tokenizers.pre_tokenizers import ByteLevel, Metaspace, Sequence, Split
 
 from minisoft.errors import InputError, expect, expecting
-from minisoft.io.added_tokens import NAMED, read_added, read_bos
+from minisoft.io.added_tokens import NAMED, read_added
 from minisoft.io.atomic import read_json
 from minisoft.io.config import read_flag
 
@@ -32,10 +28,8 @@ QWEN2_SPLIT = (
 
 
 def read_codec(folder: Path) -> tuple[Tokenizer, int, str | None]:
-    """(the tokenizer of a folder, its number of ids, the text of its EOS).
-
-    Added tokens that a file numbers are counted; those that are only named come after them and need
-    no row in E.  Raises InputError where there is none, or one that is not supported.
+    """(the tokenizer of a folder, its number of ids, the text of its EOS).  Added tokens that are
+    only named, not numbered, come last, are not counted and need no row in E.  Raises InputError.
     """
     path = folder / "tokenizer_config.json"
     config, name = read_json(path), class_of(folder)
@@ -53,9 +47,14 @@ def read_codec(folder: Path) -> tuple[Tokenizer, int, str | None]:
         i = codec.token_to_id(text)
         expected = f"{i}, by the vocabulary and the ids before"
         expect(stated == i, f"{where}: {text}", expected, stated)
-    if not (folder / "tokenizer.json").is_file() and (bos := read_bos(folder, added)):
-        special = [(bos, codec.token_to_id(bos))]
-        codec.post_processor = processors.TemplateProcessing([f"{bos}:0", "$A:0"], None, special)
+    if not (folder / "tokenizer.json").is_file():
+        ends = read_flag(config, "add_eos_token", where=f"{path}: ")
+        expect(not ends, f"{path}: add_eos_token", "false, since prompts go on", ends)
+        bos = added.names.get("bos_token")
+        if read_flag(config, "add_bos_token", where=f"{path}: ") and bos:
+            text, special = bos.content, [(bos.content, codec.token_to_id(bos.content))]
+            template = [f"{text}:0", "$A:0"]
+            codec.post_processor = processors.TemplateProcessing(template, None, special)
     codec.encode_special_tokens = read_flag(config, "split_special_tokens", where=f"{path}: ")
     size = max([vocabulary, *(i + 1 for *_, i in added.stated)])
     eos = added.names.get("eos_token")

@@ -14,12 +14,6 @@ ROPE_TYPES = {  # type -> the numbers it needs
 }
 
 
-def is_positive(value, types=(int, float)) -> bool:
-    """Whether a value of a JSON file is a positive number (types=int: a whole one)."""
-    number = isinstance(value, types) and not isinstance(value, bool)
-    return number and 0 < value <= sys.float_info.max
-
-
 def read_config(raw: dict) -> Config:
     """The dict of a config.json -> Config.  Raises InputError for what would give wrong numbers."""
     optional = ("num_key_value_heads", "head_dim")
@@ -52,7 +46,8 @@ def read_config(raw: dict) -> Config:
 def _positive(raw: dict, field: str, default=None, types=(int, float)):
     value = raw.get(field, default)
     expected = "a positive integer" if types is int else "a positive number"
-    expect(is_positive(value, types), field, expected, value)
+    number = isinstance(value, types) and not isinstance(value, bool)
+    expect(number and 0 < value <= sys.float_info.max, field, expected, value)
     return value
 
 
@@ -118,11 +113,8 @@ def _read_length(raw: dict, scaling: dict) -> int | None:
 
 
 def _read_rope(raw: dict) -> tuple[float, dict]:
-    """(rope_theta, scaling), from transformers 4 (`rope_scaling`) or 5 (`rope_parameters`).
-
-    Where both are there and differ, it is refused: transformers 5 takes `rope_scaling`, but with
-    another rope_theta than either transformers 4 or `rope_parameters` alone would have.
-    """
+    """(rope_theta, scaling), from transformers 4 (`rope_scaling`) or 5 (`rope_parameters`).  Both,
+    and different, are refused: transformers 4 and 5 would not have the same rope_theta."""
     given = [field for field in ("rope_scaling", "rope_parameters") if raw.get(field)]
     read = [_read_dialect(raw, field) for field in given or ["rope_parameters"]]
     expected = "the same as rope_parameters, its rope_theta included, or only one of the two"
@@ -161,18 +153,13 @@ def _read_yarn(rope: dict) -> dict:
     betas = {name: float(_positive(given, name, usual)) for name, usual in betas.items()}
     truncate = rope.get("truncate", True)
     expect(isinstance(truncate, bool), "truncate", "true or false", truncate)
-    return {**betas, "truncate": truncate, "attention_factor": _attention_factor(rope, given)}
-
-
-def _attention_factor(rope: dict, given: dict) -> float:
-    """By which yarn multiplies cosines and sines; DeepSeek's mscale and mscale_all_dim decide it
-    only together."""
-    if rope.get("attention_factor") is not None:
-        return float(_positive(rope, "attention_factor"))
 
     def scale(by: float) -> float:
         return 0.1 * by * math.log(rope["factor"]) + 1.0 if rope["factor"] > 1 else 1.0
 
-    if "mscale" in given and "mscale_all_dim" in given:
-        return scale(_positive(given, "mscale")) / scale(_positive(given, "mscale_all_dim"))
-    return scale(1.0)
+    attention = scale(1.0)  # by which cosines and sines are multiplied
+    if rope.get("attention_factor") is not None:
+        attention = float(_positive(rope, "attention_factor"))
+    elif "mscale" in given and "mscale_all_dim" in given:  # DeepSeek's, only together
+        attention = scale(_positive(given, "mscale")) / scale(_positive(given, "mscale_all_dim"))
+    return {**betas, "truncate": truncate, "attention_factor": attention}

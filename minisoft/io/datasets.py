@@ -1,7 +1,4 @@
-"""Rows -> problems and multiple-choice questions, in the formats of many data sets.
-
-Where rows are read from is the business of `minisoft.io.rows`.
-"""
+"""Rows (of `minisoft.io.rows`) -> problems and multiple-choice questions, in many sets' formats."""
 
 import re
 import string
@@ -53,11 +50,8 @@ _APART = re.compile(f"[A-E]|(?i:({_OPTION})[ _]?([a-e]|[0-9]+))")
 
 
 def load(source: str | Path) -> list[Problem] | list[Choice]:
-    """Multiple choice (`_choice`) if the first row has options, else problems (`_problem`).
-
-    _UNUSABLE rows are left out and named on stderr.  Raises InputError for any other row that is
-    not what the first is.
-    """
+    """Multiple choice (`_choice`) if the first row has options, else problems (`_problem`);
+    _UNUSABLE rows are left out and named on stderr.  Raises InputError for a row unlike it."""
     rows = sources.read(source)
     return _usable(_choice if _is_choice(rows[0][1]) else _problem, rows, source)
 

@@ -9,14 +9,10 @@ from minisoft.io.atomic import writing
 
 
 class Journal:
-    """key -> value of everything finished; keys and values are JSON.
-
-    Every rank appends to a file of its own, FILE.part-RANK, a line for each entry; the first line
-    holds `facts`, all that decides the results.  A new Journal knows the entries of all parts, by
-    however many ranks they were made (they must see the same folder).  Values are kept in memory on
-    the main rank only, until they are taken.  Raises InputError where a part was made with other
-    facts.  path None: nothing is kept on disk.
-    """
+    """key -> value of everything finished, both JSON.  Every rank appends to a file of its own,
+    FILE.part-RANK, whose first line is `facts`, all that decides the results; a new Journal knows
+    the entries of all parts, by however many ranks.  The main rank keeps values until they are
+    taken.  Raises InputError where a part has other facts.  path None: nothing is kept on disk."""
 
     def __init__(self, path: Path | None, facts: dict, world):
         self.path, self.world = path, world
@@ -32,10 +28,18 @@ class Journal:
         return json.dumps(key) in self.entries
 
     def add(self, key, value) -> None:
-        """Write down what is finished."""
-        if self.path:
-            self._write([key, value])
+        """Write down what is finished; a new part begins with the facts, an old one anew."""
         self.new.append((json.dumps(key), value))
+        if self.path is None:
+            return
+        if self.file is None:
+            part = self.path.with_name(f"{self.path.name}.part-{self.world.rank}")
+            goes_on = part.is_file() and b"\n" in part.read_bytes()
+            self.file = part.open("ab" if goes_on else "wb")
+            self.file.write(b"\n" if goes_on else json.dumps(self.facts).encode() + b"\n")
+        with writing(self.path):
+            self.file.write(json.dumps([key, value]).encode() + b"\n")
+            self.file.flush()
 
     def collect(self) -> None:
         """The main rank gets the new entries of all ranks."""
@@ -83,17 +87,3 @@ class Journal:
             if isinstance(entry, list):
                 key, value = entry
                 self.entries[json.dumps(key)] = value if self.world.main else None
-
-    def _write(self, entry: list) -> None:
-        """Append to this rank's part.
-
-        A new one begins with the facts, an old one may end in half a line.
-        """
-        if self.file is None:
-            part = self.path.with_name(f"{self.path.name}.part-{self.world.rank}")
-            goes_on = part.is_file() and b"\n" in part.read_bytes()
-            self.file = part.open("ab" if goes_on else "wb")
-            self.file.write(b"\n" if goes_on else json.dumps(self.facts).encode() + b"\n")
-        with writing(self.path):
-            self.file.write(json.dumps(entry).encode() + b"\n")
-            self.file.flush()

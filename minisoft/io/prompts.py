@@ -17,9 +17,8 @@ CHAT = "chat"  # a --template; a file of this name is ./chat
 
 
 def read_prompt(source: str | Path, folder: Path | None = None) -> str:
-    """The template in a file, without the newline at its end, which editors put there: a prompt
-    that ends in one, as of chat templates, has an empty line at its end.  Or `chat`, see `_render`.
-    Raises InputError without one QUESTION."""
+    """`chat`, see `_render`, or a file, without the newline that editors put at its end: a prompt
+    that ends in one has an empty line there.  Raises InputError without one QUESTION."""
     if source == CHAT:
         return _render(folder)
     with expecting("a prompt file", source):
@@ -31,11 +30,8 @@ def read_prompt(source: str | Path, folder: Path | None = None) -> str:
 
 
 def _render(folder: Path) -> str:
-    """The chat template of a model's folder with the paper's prompt as the user's message, and what
-    begins the assistant's, without thinking.
-
-    As transformers' apply_chat_template renders it: in a sandbox, since it comes with the model.
-    """
+    """A model's own chat template with the paper's prompt as the user's message, and what begins
+    the assistant's, without thinking: as transformers renders it, in a sandbox."""
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 

@@ -1,7 +1,7 @@
 """Files, folders and sets of the hub -> rows, each with the place where it stands.
 
-A source is a .jsonl, .json or .parquet file (JSON also as .gz), or a folder of such files; a set
-beside the embedded model ("tiny", "tiny-test", ...); or one of the hub: "gsm8k", ..., or
+A source is a .jsonl, .json (also .gz) or .parquet file, or a folder of such; a set beside the
+embedded model ("tiny", "tiny-test", ...); or one of the hub: "gsm8k", ..., or
 "owner/name[:configuration[:split]]".  Parquet and the hub need the extra `data`.
 """
 
@@ -68,10 +68,8 @@ def decode(raw: bytes, where) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The data files below a folder, 2.json before 10.json; hidden ones are not looked at.
-
-    Raises InputError where they are of several splits: together, test problems would be trained on.
-    """
+    """The data files below a folder, 2.json before 10.json, hidden ones apart.  Raises InputError
+    for several splits: together, test problems would be trained on."""
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     names = [name for name in names if name.endswith(_SUFFIXES) and not re.search(r"(^|/)\.", name)]
     if not names:

@@ -40,10 +40,8 @@ def read_config(run: Path) -> dict:
 
 
 def lock(path: Path):
-    """Take the file `path`, until this process ends, however it ends; keep what is returned.
-
-    Raises InputError where another process has it, or where it is a file of something else.
-    """
+    """Take the file `path` until this process ends; keep what is returned.  Raises InputError where
+    another process has it, or where it is a file of something else."""
     file = path.open("a+", errors="replace")
     file.seek(0)
     holder = file.read(200).strip()
@@ -75,20 +73,17 @@ def digest(path: Path) -> list:
 
 
 def save(folder: Path, facts: dict, tensors: dict, pieces: int, world, keep: int) -> None:
-    """Write the state after facts["step"] updates, then remove all states but the newest `keep`.
-
-    Each of the first `pieces` ranks writes its own tensors.  To be called by all ranks.  Raises
-    OSError on all of them, the earlier states as before, if one cannot write.
-    """
+    """Write the state after facts["step"] updates, by all ranks, each of the first `pieces` its own
+    tensors; then remove all but the newest `keep`, and later ones, which were damaged if the run
+    went on from an earlier one.  Raises OSError on all ranks, the earlier states as before."""
     target = folder / f"step-{facts['step']:06d}"
     new = target.with_name(target.name + NEW)
     manifest = {}  # file name -> digest
 
     def begin() -> None:
-        if world.main:
-            shutil.rmtree(new, ignore_errors=True)
-            new.mkdir(parents=True)
-            sync(folder.parent)
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        sync(folder.parent)
 
     def write() -> dict[str, list]:
         if world.rank >= pieces:
@@ -99,20 +94,22 @@ def save(folder: Path, facts: dict, tensors: dict, pieces: int, world, keep: int
         return {path.name: digest(path)}
 
     def end() -> None:
-        if world.main:
-            write_json(new / "facts.json", {**facts, "pieces": pieces})
-            manifest["facts.json"] = digest(new / "facts.json")
-            write_json(new / "manifest.json", manifest)
-            shutil.rmtree(target, ignore_errors=True)
-            new.rename(target)
-            sync(folder)
-            _remove_old(target, keep)
+        write_json(new / "facts.json", {**facts, "pieces": pieces})
+        manifest["facts.json"] = digest(new / "facts.json")
+        write_json(new / "manifest.json", manifest)
+        shutil.rmtree(target, ignore_errors=True)
+        new.rename(target)
+        sync(folder)
+        states = _saved(folder)
+        current = states.index(target)
+        for path in states[:current] + states[current + keep :]:
+            shutil.rmtree(path, ignore_errors=True)
 
     try:
-        world.all_or_none(begin)
+        world.from_main(begin)
         for digests in world.gather_objects([world.all_or_none(write)]):
             manifest.update(digests)
-        world.all_or_none(end)
+        world.from_main(end)
     except OSError:
         if world.main:
             shutil.rmtree(new, ignore_errors=True)  # a full disk gets its room back
@@ -127,17 +124,6 @@ def _saved(folder: Path) -> list[Path]:
     """The states in `folder`, newest first."""
     states = [path for path in folder.glob("step-*") if path.name[5:].isdigit()]
     return sorted(states, key=lambda path: -int(path.name[5:]))
-
-
-def _remove_old(saved: Path, keep: int) -> None:
-    """After a state has been saved: later ones go, and all but the newest `keep`.
-
-    A run that saves this one and has later ones went on from an earlier one: they were damaged.
-    """
-    states = _saved(saved.parent)
-    current = states.index(saved)
-    for path in states[:current] + states[current + keep :]:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 def _problems(path: Path, world) -> list[str]:
@@ -161,10 +147,8 @@ def _problems(path: Path, world) -> list[str]:
 
 
 def newest(folder: Path, world, saved: int | None = None) -> "State | None":
-    """The newest whole state in a folder, None if there never was one; names those passed over.
-
-    saved: the update of one that there was.  Raises InputError if none is whole.
-    """
+    """The newest whole state in a folder, None if there never was one; saved: the update of one
+    that there was.  Names those passed over.  Raises InputError if none is whole."""
     paths = world.from_main(lambda: _saved(folder))
     for path in paths:
         problems = world.gather_objects(_problems(path, world))

@@ -13,9 +13,7 @@ FILES += "added_tokens.json vocab.json merges.txt chat_template.jinja".split()
 
 class Tokenizer:
     """The tokenizer of a Hugging Face folder; ids equal transformers', but for a second BOS.
-
-    Raises InputError where `codecs.read_codec` does, and where something follows every text.
-    """
+    Raises InputError for one that is not supported, or puts something behind every text."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -32,8 +30,7 @@ class Tokenizer:
         return self._codec.encode(text, add_special_tokens=special).ids
 
     def encode(self, text: str) -> list[int]:
-        """Text -> ids, with BOS where the tokenizer adds one and the text does not begin with it,
-        as what a chat template writes does."""
+        """Text -> ids, with BOS where the tokenizer adds one and a (chat) template has not."""
         ids = self._ids(text, special=True)
         start = len(self._bos)
         return ids[start:] if ids[start : 2 * start] == self._bos else ids

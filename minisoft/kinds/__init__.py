@@ -1,6 +1,5 @@
-"""Every kind of token by its name: the paper's (`minisoft.soft`), and in this folder other papers',
-a file each, and the noise of appendix F.2 (`noise`).  And the table of options: what decides how
-tokens are made, and how much is trained, a row each.
+"""Every kind of token by its name, the paper's (`minisoft.soft`) and those of this folder, and the
+table of options: what decides how tokens are made, and how much is trained, a row each.
 
 A new kind is a class and a line in KINDS and in TAU.  It is built from its own fields: tau, sigma
 if it has noise of that size, and any for which NOISE has a row, of the same name.
@@ -90,21 +89,10 @@ def default_tau(name: str, top_k: int | None = None) -> float:
     return TAU_TOP_K if top_k and KINDS[name] is Mixture else TAU[name]
 
 
-def make_kind(
-    name: str,
-    sigma: float | None = None,
-    tau: float | None = None,
-    noise: str = "embedding",
-    top_k: int | None = None,
-    **own,
-):
+def make_kind(name: str, sigma=None, tau=None, noise="embedding", top_k=None, **own):
     """The kind called `name`.  sigma is for those that have one; noise and top_k say where soft and
-    fuzzy tokens get their noise (appendix F.2); tau None is the paper's; own: its `options`, None
-    the default.
-
-    Raises InputError for what is out of range, top_k without noise on the logits, options that the
-    kind does not have, and no sigma where it has one.
-    """
+    fuzzy tokens get their noise (appendix F.2); own: its `options`; None is the default.  Raises
+    InputError for what is out of range, missing, or not an option of that kind."""
     given = {"tau": tau, "sigma": sigma, "noise": noise, "top_k": top_k, **own}
     TOKENS.check(name, "tokens")
     for row in (TAU_OF, SIGMA, *NOISE):

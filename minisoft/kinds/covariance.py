@@ -52,8 +52,7 @@ class TokenGaussian(Distribution):
         return with_gradient(value, off / self.scale**2, self.logits)
 
     def surrogate(self, action: torch.Tensor, draws: Draws) -> torch.Tensor:
-        """The value of log_prob with the gradient of <(w - p) / s^2, logits>, by the noise of
-        the draws, as in `Gaussian.surrogate`."""
+        """log_prob with the gradient of <(w - p) / s^2, logits>, as `Gaussian.surrogate`."""
         noise = self._noise(self.mode(), draws)  # (w - p) / s
         return with_gradient(self.log_prob(action), noise / self.scale, self.logits)
 

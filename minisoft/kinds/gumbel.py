@@ -14,10 +14,8 @@ from minisoft.soft import Distribution, with_gradient
 @dataclass(frozen=True)
 class Gumbel(Distribution):
     """log p + Gumbel noise on the tokens that are kept: of the `width` best those that together
-    have probability top_p, and at least one; p is that of the model, made to sum to 1 over them.
-
-    logits (..., V) float32; an action is `sparse`, (..., width, 2), -inf of what is not kept.
-    """
+    have probability top_p, at least one; p is the model's, made to sum to 1 over them.  logits
+    (..., V) float32; an action is `sparse`, (..., width, 2), -inf of what is not kept."""
 
     logits: torch.Tensor
     width: int
@@ -37,8 +35,7 @@ class Gumbel(Distribution):
         return (-x - (-x).exp()).masked_fill(~kept, 0.0).sum(-1)
 
     def surrogate(self, action: torch.Tensor, draws: Draws) -> torch.Tensor:
-        """The value of log_prob with the gradient of <1 - exp(-x), log p>, by the noise x of the
-        draws, as in `Gaussian.surrogate`."""
+        """log_prob with the gradient of <1 - exp(-x), log p>, as `Gaussian.surrogate`."""
         ids, values = of_sparse(action)
         kept = values > -torch.inf
         factor = (1 - (-self._noise(draws)).exp()).masked_fill(~kept, 0.0)

@@ -1,9 +1,6 @@
 """Multiplex Thinking (arXiv 2601.08808): the mean of the embeddings of K tokens, each drawn from
-softmax(z / tau).
-
-Its paper averages, c = E^T (1/K) sum_k onehot(token_k), or weights the tokens by their
-probabilities ("LM-head reweighting", not built: the input would be no function of the action).
-"""
+softmax(z / tau).  Its paper also weights them by their probabilities ("LM-head reweighting", not
+built: the input would be no function of the action)."""
 
 from dataclasses import dataclass
 

@@ -29,8 +29,7 @@ class NoisyLogits(Kind):
     """Kinds that are fed softmax(noisy logits / tau) E."""
 
     def noisy(self, model, action: torch.Tensor) -> tuple:
-        """The ids (..., m) of tokens, None for the whole vocabulary, and the noisy logits (..., m)
-        of an action: here it is the latter."""
+        """Ids (..., m), None for all V, and noisy logits (..., m): here those of the action."""
         return None, action
 
     def embed(self, model, action: torch.Tensor) -> torch.Tensor:

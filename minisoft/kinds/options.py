@@ -1,9 +1,5 @@
-"""The form of every flag: its name, type, range and help stand once, in a row.
-
-train.py, eval.py and the laboratory have tables of rows, {title: [Option, ...]}; those that decide
-how tokens are made, and how much is trained, are in `minisoft.kinds`.  Parsers, ranges and what
-minisoft.json may hold are read from the rows.
-"""
+"""The form of every flag, a row each, from which parsers, ranges and what minisoft.json may hold
+are read; rows of how tokens are made, and how much is trained, are in `minisoft.kinds`."""
 
 import argparse
 import os
@@ -48,12 +44,9 @@ SHARE = Number(float, TINY, 1)
 
 @dataclass(frozen=True)
 class Option:
-    """A flag, and a field of minisoft.json of the same name.
-
-    type: str, Path, bool for a switch, or what reads values, contains them and is named, such as a
-    Number; default: None where the help says what holds; kept: may the model folder's minisoft.json
-    have another default, shown as *?  nargs, metavar: argparse's.
-    """
+    """A flag, and a field of minisoft.json of the same name; type: str, Path, bool for a switch, or
+    what reads and contains values, as a Number; default: None where the help says it; kept: may
+    minisoft.json have another (shown as *)?"""
 
     name: str  # as an attribute: eval_cot is --eval-cot
     type: Callable
@@ -129,8 +122,7 @@ def parse(tables: dict[str, Iterable[Option]], argv, **parser) -> tuple[argparse
 
 
 def read_pair(text: str, names: Iterable[str], row: Option) -> tuple[str, float]:
-    """ "fuzzy=0.01" -> ("fuzzy", 0.01): a value of `row` for one of the names.  Raises
-    InputError."""
+    """ "fuzzy=0.01" -> ("fuzzy", 0.01), the number by `row`.  Raises InputError."""
     name, equals, value = text.partition("=")
     known = equals and name in names
     expect(known, row.flag, f"NAME=NUMBER, NAME one of {', '.join(names)}", text)

@@ -53,8 +53,7 @@ def read_head(folder: Path) -> dict:
 
 
 def text(args: Namespace, before: dict, sidecar: dict, table: str = "") -> str:
-    """The card of a model; before: the head of the card of what it was trained from; sidecar: its
-    minisoft.json; table: greedy accuracy before and after."""
+    """A model's card; before: the head of its base's; sidecar: minisoft.json; table: accuracy."""
     from huggingface_hub import ModelCardData
 
     ours = "minisoft" in (before.get("tags") or ())

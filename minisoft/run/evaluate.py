@@ -1,15 +1,12 @@
-"""Evaluations over ranks, every finished problem written down: what eval.py and train.py call.
-
-Multiple choice is also written in the words of lm-evaluation-harness (0.4), for those who lay both
-side by side: names, numbers and, in a question's line, strings in the place of numbers are those of
-its results and of the files that its --log_samples writes.
-"""
+"""Evaluations over ranks, every finished problem written down.  Multiple choice is also written in
+the words of lm-evaluation-harness (0.4): names, numbers and, in a question's line, strings for
+numbers are those of its results and its --log_samples."""
 
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
 from minisoft import data, evaluation
-from minisoft.data import ANSWER_TOKENS, Choice, Format, Problem
+from minisoft.data import ANSWER_TOKENS, Choice, Format
 from minisoft.engine import choices
 from minisoft.errors import InputError
 from minisoft.evaluation import Setting
@@ -21,31 +18,19 @@ from minisoft.run.world import World, bar
 
 @dataclass(frozen=True)
 class Evaluator:
-    """A policy and what it is evaluated with.
-
-    batch: rows (questions) at once; journal: problems that it knows under [run, setting, problem]
-    are not done again.
-    """
+    """A policy and what it is evaluated with; batch: rows (questions) at once; journal: problems
+    that it knows under [run, setting, problem] are not done again."""
 
     policy: Policy
     verifier: object
     world: World
     journal: Journal
     batch: int
-    own: object = None  # OwnReward
 
-    def facts(self) -> dict:
-        """What a result says of how it was made."""
-        return self.policy.settings.facts() | (self.own.facts if self.own else {})
-
-    def problems(
-        self, problems: list[Problem], setting: Setting, samples: int, seed, run: int = 0
-    ) -> tuple[dict, list[dict]]:
-        """Roll out `samples` of every problem (greedy: one), the answer always greedy.
-
-        seed: any key.  Problems are shared out over the ranks.  Returns (summary, one dict for
-        each generation, ordered by problem and sample); ranks but the main one get no generations.
-        """
+    def problems(self, problems: list, setting: Setting, samples: int, seed, run=0) -> tuple:
+        """Roll out `samples` of every problem (greedy: one), the answer always greedy, shared out
+        over the ranks; seed: any key.  Returns (summary, a dict for each generation, by problem and
+        sample, on the main rank)."""
         policy, name = self.policy.of_kind(setting.kind), str(setting)
         group = 1 if setting.greedy else samples
         requests = [
@@ -58,7 +43,7 @@ class Evaluator:
         with self._bar(len(todo) * group, name, "row") as progress:
             for n, record in policy.stream(some, setting.greedy, self.batch):
                 i = todo[n][2]
-                (generations,) = policy.score([record], [(i, problems[i])], self.verifier, self.own)
+                (generations,) = policy.score([record], [(i, problems[i])], self.verifier)
                 self.journal.add(todo[n], generations)
                 progress.update(group)
         of_problems = self._collect([[run, name, i] for i in range(len(problems))])
@@ -67,8 +52,7 @@ class Evaluator:
         return summary, generations
 
     def choices(self, questions: list[Choice], run: int = 0) -> tuple[dict, list[dict]]:
-        """Multiple choice: accuracy and NLL per token of the right option (nats), also in the words
-        of lm-evaluation-harness."""
+        """Multiple choice: accuracy, NLL per token (nats) of the right option, harness's words."""
         keys = [[run, "choices", i] for i in range(len(questions))]
         todo = [(i, questions[i]) for _, _, i in self._todo(keys)]
         made = self.policy.model, self.policy.form.tokenizer
@@ -100,9 +84,7 @@ class Evaluator:
         return bar(total=total, desc=name, unit=unit, leave=False, disable=not self.world.main)
 
 
-def lengthened(
-    rows: list[Problem] | list[Choice], settings: Settings, form: Format
-) -> list[tuple[str, int]]:
+def lengthened(rows: list, settings: Settings, form: Format) -> list[tuple[str, int]]:
     """Of each prompt, or each option in its context: (text, how many tokens may follow it)."""
     after = settings.cot + max(map(len, form.prefill)) + ANSWER_TOKENS
     texts = []
@@ -115,11 +97,8 @@ def lengthened(
 
 
 def check_prompts(folder, config, tokenizer, texts: list[tuple[str, int]], world) -> None:
-    """Before anything runs: can the model of `folder` take these texts (see `lengthened`)?
-
-    Says so in one line where they go on beyond the positions that it is made for.  Raises
-    InputError for a token without a row in E, which an added one may be.
-    """
+    """Before anything runs: raises InputError for a token (of `lengthened` texts) without a row in
+    E, which an added one may be; says in one line where texts go beyond the model's positions."""
     longest = 0
     for text, after in texts:
         ids = tokenizer.encode(text)
@@ -140,8 +119,7 @@ def check_prompts(folder, config, tokenizer, texts: list[tuple[str, int]], world
 
 
 def harness_results(records: list[dict]) -> dict[str, float]:
-    """Records of `evaluation.score_choice` -> acc, acc_norm (fractions), and from two questions on
-    their standard errors."""
+    """Records of `evaluation.score_choice` -> acc, acc_norm (fractions), standard errors."""
     numbers = {}
     for name, picked in (("acc", "picked"), ("acc_norm", "picked_norm")):
         right = [float(record[picked] == record["answer"]) for record in records]
@@ -152,8 +130,7 @@ def harness_results(records: list[dict]) -> dict[str, float]:
 
 
 def harness_line(record: dict, question: Choice) -> dict:
-    """A question's line: of each option the log-probability in nats, and whether greedy decoding
-    would have written it."""
+    """A question's line: of each option its log-probability; does greedy decoding write it?"""
     context, options = question.context, question.options
     answers = [[str(x), str(best)] for x, best in zip(record["log_probs"], record["greedy"])]
     return {

@@ -1,8 +1,5 @@
-"""The files of a run of train.py.
-
-RUN/ holds config.json, metrics.jsonl, best/, last/ (Hugging Face folders), state/ (see
-`minisoft.io.state`), summary.json and the file `lock`.
-"""
+"""RUN, the folder of a run of train.py: config.json, metrics.jsonl, best/, last/ (Hugging Face
+folders), state/ (see `minisoft.io.state`), summary.json and the file `lock`."""
 
 import hashlib
 import os
@@ -26,26 +23,23 @@ VARIANT = ("logits", "terms", "frozen")  # fields of the variant that a model ca
 
 
 class Files:
-    """What a run reads beside the weights of its model's folder, and RUN, the folder args.out.
+    """What a run reads beside its model's weights, and RUN, the folder args.out, where the main
+    rank writes; what that raises is raised on all ranks.  args.variant, what
+    `minisoft.lab.variants` changes, is written into config.json and minisoft.json."""
 
-    The main rank writes; what it raises is raised on all ranks.  args.variant, what
-    `minisoft.lab.variants` changes, is written into config.json and minisoft.json.
-    """
-
-    def __init__(self, args: Namespace, world: World):
-        self.args, self.world = args, world
+    def __init__(self, args: Namespace, world: World, reward_sha256: str | None):
+        self.args, self.world, self.reward_sha256 = args, world, reward_sha256
         self.model = world.in_turn(lambda: checkpoint.find(args.model))
         self.sidecar = world.all_or_none(lambda: checkpoint.read_about(self.model))
         self.exported = world.all_or_none(lambda: checkpoint.read_files(self.model))  # as they are
         self.head = world.all_or_none(lambda: card.read_head(self.model))
-        self.reward = world.all_or_none(lambda: args.reward and Path(args.reward).read_bytes())
         self.lock = self.metrics = None  # of the main rank
 
     def hashes(self, problems: list[Problem], template: str) -> dict[str, str]:
         """SHA-256 of all that decides what is learnt from, but for the weights."""
         read = {"--data": repr(problems).encode(), "--template": template.encode(), **self.exported}
-        read |= {"--reward": self.reward} if self.reward else {}
-        return {name: hashlib.sha256(content).hexdigest() for name, content in read.items()}
+        hashes = {name: hashlib.sha256(content).hexdigest() for name, content in read.items()}
+        return hashes | ({"--reward": self.reward_sha256} if self.reward_sha256 else {})
 
     def claim(self) -> None:
         """RUN belongs to this process, the main rank, from now on.  Raises InputError."""
@@ -76,15 +70,14 @@ class Files:
             for name, value in vars(self.args).items()
             if name != "resume"
         }
-        more = {**settings.of_weights, "world": self.world.size}
-        more["reward_sha256"] = self.reward and hashlib.sha256(self.reward).hexdigest()
+        more = {"sigma": settings.sigma, "world": self.world.size}
+        more["reward_sha256"] = self.reward_sha256
         config = {state.MARK: state.VERSION, **flags, **more}
         self.world.from_main(lambda: atomic.write_json(self.args.out / "config.json", config))
         return config
 
     def save_model(self, name: str, policy: Policy, step: int) -> None:
-        """RUN/best or RUN/last.  Raises FloatingPointError rather than replace good weights by
-        NaN."""
+        """RUN/best or RUN/last.  Raises FloatingPointError for weights that are not finite."""
         bad = [n for n, p in policy.model.named_parameters() if not p.isfinite().all()]
         if bad:
             raise FloatingPointError(
@@ -106,8 +99,7 @@ class Files:
         self.world.from_main(lambda: checkpoint.save_model(folder, model, files, sidecar))
 
     def finish(self, folder: Path, summary: dict, table: str) -> None:
-        """RUN/summary.json, and the table before/after in the card of the model that was tested;
-        written by the main rank."""
+        """RUN/summary.json, and the table before/after in a model's card; by the main rank."""
         text = card.text(self.args, self.head, checkpoint.read_about(folder), table)
         atomic.write_json(self.args.out / "summary.json", summary)
         atomic.write_text(folder / card.NAME, text)
@@ -116,7 +108,7 @@ class Files:
         """RUN/state, which is what --resume goes on from; progress: the fields of `Progress`."""
         self.world.from_main(lambda: atomic.sync(self.metrics.path))
         folder, pieces = self.args.out / "state", optimizer.pieces
-        kept = {**progress, **settings.of_weights}
+        kept = {**progress, "sigma": settings.sigma}
         state.save(folder, kept, optimizer.state(), pieces, self.world, self.args.keep)
         self.args.saved = progress["step"]
         self.write_config(settings)

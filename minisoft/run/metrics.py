@@ -23,9 +23,8 @@ def clock(seconds: dict, name):
 
 
 class MetricsFile:
-    """metrics.jsonl, one object a step; opening it drops what lies after step `last`, which a
-    resumed run does again, and what is damaged: but for a last line that a crash has cut it says
-    so.  Each line goes to a tracker too (`track.tracker`)."""
+    """metrics.jsonl, one object a step, each to a tracker too; opening it drops what lies after
+    step `last`, which a resumed run does again, and says of damaged lines that it drops them."""
 
     def __init__(self, path: Path, last: int, tracker: Generator):
         self.path, self.tracker = path, tracker
@@ -56,14 +55,8 @@ def _step(line: str) -> int | None:
 
 def sample_text(generation: dict) -> str:
     """A rollout for people: question, shadow CoT, answer, gold, reward."""
-    lines = []
-    for name, most in (
-        ("question", 300),
-        ("cot", 600),
-        ("answer", 80),
-        ("gold", 80),
-        ("reward", 9),
-    ):
+    lines, longest = [], {"question": 300, "cot": 600, "answer": 80, "gold": 80, "reward": 9}
+    for name, most in longest.items():
         text = str(generation[name])
         if len(text) > most:
             text = f"{text[: most // 2]} [...] {text[-most // 2 :]}"

@@ -1,8 +1,4 @@
-"""AdamW on float32 masters, cosine schedule with warm-up, clipping (appendix A).
-
-The gradient is summed over backward passes and ranks; masters and moments are whole on every rank,
-or in pieces.
-"""
+"""AdamW on float32 masters, cosine schedule with warm-up, clipping (appendix A)."""
 
 import math
 from contextlib import ExitStack, contextmanager
@@ -41,12 +37,11 @@ class Schedule:
 class Optimizer:
     """Turns the gradients of a step, summed over backward passes and ranks, into new weights.
 
-    Every rank holds the whole model, because rollouts need it at every token, and the whole sum of
-    its backward passes, in float64 on CPUs, so that no bit of a weight depends on the number of
-    ranks where none has a part of a problem only, and in float32 on GPUs.  float32 masters (float32
-    parameters are their own), AdamW's two moments and the gradient summed over ranks are whole on
-    every rank or, sharded, of every parameter the rank's own one of `world.size` equal pieces
-    (flat, the last one padded with zeros), from which the new weights are put together.
+    Every rank holds the whole model, which rollouts need, and the whole sum of its backward passes,
+    in float32 on GPUs, in float64 on CPUs, so that no bit of a weight depends on the number of
+    ranks that share no problem.  float32 masters (float32 parameters are their own), AdamW's
+    moments and the gradient are whole or, sharded, one of `world.size` equal flat pieces of each
+    parameter (the last one padded with zeros), from which the new weights are put together.
     """
 
     def __init__(self, model: Transformer, schedule: Schedule, world, sharded: bool = False):
@@ -150,8 +145,7 @@ class Optimizer:
                 p.copy_(piece.view_as(p))
 
     def state(self) -> dict[str, torch.Tensor]:
-        """This rank's masters and moments, flat, float32, as "weight/NAME", "exp_avg/NAME",
-        "exp_avg_sq/NAME"."""
+        """This rank's masters and moments, flat, float32: "weight/NAME", "exp_avg/NAME", ..."""
         tensors = {}
         for name, master in self.masters.items():
             tensors[f"weight/{name}"] = master
@@ -162,10 +156,7 @@ class Optimizer:
     @torch.no_grad()
     def load(self, read, step: int) -> None:
         """Bring back what `state` gave after `step` updates, the model's weights included.
-
-        read(key, first, last): numbers first..last - 1 of the flat tensor of that key, by however
-        many ranks it was saved.
-        """
+        read(key, first, last): numbers first..last - 1 of the flat tensor of that key."""
         for name, p in self.parameters.items():
             master = self.masters[name]
             first = self.number * len(master)

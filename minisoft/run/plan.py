@@ -1,10 +1,6 @@
-"""How much memory a rank needs and how long an update takes, by arithmetic: nothing is run, the
-model may lie on `meta`.  `train.py --plan RANKS` prints both.
-
-The rollout, the backward passes and the update come one after the other; each has what stays
-(weights, masters, moments) and memory of that phase; a rank needs the largest of the three.  Tests
-hold peaks and seconds against measured ones.
-"""
+"""How much memory a rank needs and how long an update takes, by arithmetic (`train.py --plan
+RANKS`); the model may lie on `meta`.  Rollout, backward passes and update follow each other; a rank
+needs what stays and the largest of the three.  Tests hold both to measured ones."""
 
 import math
 import os
@@ -78,8 +74,7 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 def memory_bytes(device: torch.device) -> float:
-    """All the memory there is, free or not, so that a run always meets the same: of the GPU, or a
-    rank's part of the RAM."""
+    """All the memory there is, free or not, so that a run always meets the same."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -112,10 +107,8 @@ def in_pieces(shard: str, model: Transformer) -> bool:
 
 
 def position_bytes(model: Transformer, stretch: float = 1.0, recompute: bool = False) -> float:
-    """Bytes that one position of a row keeps for the backward pass, by measurement.
-
-    stretch: (prompt + row) / row, since every row has the prompt's keys and values beside its own.
-    """
+    """Bytes that one position of a row keeps for the backward pass, by measurement; stretch:
+    (prompt + row) / row, since every row has the prompt's keys and values beside its own."""
     c, size = model.config, model.E.element_size()
     if recompute:
         return c.num_hidden_layers * c.hidden_size * size
@@ -129,15 +122,10 @@ def position_bytes(model: Transformer, stretch: float = 1.0, recompute: bool = F
     return c.num_hidden_layers * kept * size
 
 
-def choose_micro_batch(
-    model: Transformer, positions: int, memory: float, device: str, pieces: int = 1
-) -> tuple[int, bool]:
-    """(rows of `positions` positions that a backward pass may take at once where there are
-    `memory` bytes in all; must layers be computed again in the backward pass?).
-
-    They get half of what weights, gradients, masters and moments leave; the rest is for logits and
-    rollouts.  Where not even one row fits, layers are computed again.
-    """
+def choose_micro_batch(model: Transformer, positions: int, memory: float, device: str, pieces=1):
+    """(rows of `positions` positions that a backward pass may take at once where there are `memory`
+    bytes in all; must layers be computed again, as not even one row fits?).  They get half of what
+    weights, gradients, masters and moments leave; the rest is for logits and rollouts."""
     free = memory - sum(standing(model, pieces).values()) - gradient_bytes(model, device)
     rows = int(free / 2 / (positions * position_bytes(model)))
     most = 16 if device == "cpu" else 64  # more gain nothing, and take longer on CPUs
@@ -166,65 +154,54 @@ def matrices(model: Transformer) -> int:
     return sum(p.numel() for p in model.parameters() if p.dim() == 2) - tables
 
 
-def rollout_bytes(model: Transformer, load: Load) -> dict[str, float]:
-    """On CPUs copies of the matrices in oneDNN's order, and of W_d and E^T in float32; keys and
-    values; numbers for every token of the vocabulary, or, if that is more, what copying E^T needs.
-    """
-    size, table, on_cpu = model.E.element_size(), model.E.numel(), load.device == "cpu"
-    used = 2 if load.mixes else 1  # W_d, and E^T for mixtures
-    copies = matrices(model) * size + 4 * table * used if on_cpu else 0
-    copying = 4 * table * (1 if size == 4 else 2) if load.mixes and on_cpu else 0
-    vocabulary = max(4 * RowCache.round_up(load.rows) * model.config.vocab_size * 6, copying)
-    recorded = 2 * load.rows * load.cot * load.action  # by place, and by problem
-    parts = {"copies of weights": copies, "vocabulary": vocabulary, "actions": recorded}
-    return parts | (cache_bytes(model, load) if on_cpu else {})
-
-
 def key_bytes(model: Transformer, load: Load) -> int:
     """Of the keys and values of a position: float32 on CPUs."""
     c, size = model.config, 4 if load.device == "cpu" else model.E.element_size()
     return 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * size
 
 
-def cache_bytes(model: Transformer, load: Load) -> dict[str, float]:
-    """Keys and values.  On GPUs each row has a copy of its prompt, and they stay from rollout to
-    rollout."""
+def cache_bytes(model: Transformer, load: Load) -> int:
+    """Keys and values.  On GPUs each row has a copy of its prompt, and they stay."""
     N, up = RowCache.round_up(load.rows), RowCache.round_up
     if load.device == "cpu":
         positions = N * up(load.positions) + 2 * load.problems * up(load.prompt)  # and stacked
     else:
         length = -(-(load.positions + load.prompt) // FusedCache.WIDER) * FusedCache.WIDER
         positions = N * length + load.problems * load.prompt
-    return {"keys and values": key_bytes(model, load) * positions}
-
-
-def backward_bytes(model: Transformer, load: Load) -> dict[str, float]:
-    """Of the second micro-batch and later ones, when all sums exist."""
-    rows, on_cpu = min(load.micro_batch, load.rows), load.device == "cpu"
-    most = LOGITS_AT_ONCE * (1 if on_cpu else ON_GPU)
-    chunk = min(most, rows * load.cot * model.config.vocab_size)
-    stretch = 1 + load.prompt / load.positions
-    kept = rows * load.positions * position_bytes(model, stretch, load.recompute)
-    kept += load.prompt * position_bytes(model, recompute=load.recompute)
-    return {
-        "gradient": gradient_bytes(model, load.device),
-        "activations": kept,
-        "vocabulary": 3 * 4 * chunk,
-        "actions": load.rows * load.cot * load.action * (1 if on_cpu else 2),
-    }
+    return key_bytes(model, load) * positions
 
 
 def memory(model: Transformer, load: Load) -> dict[str, dict[str, float]]:
-    """{phase: {what: bytes}}; phases: always, rollout, backward, update."""
-    whole = 12 if load.device == "cpu" else 8  # of E: its sum over ranks, and in float32
-    update = 4 * parameters(model) / load.pieces + model.E.numel() * whole
-    kept = {} if load.device == "cpu" else cache_bytes(model, load)
-    return {
-        "always": standing(model, load.pieces) | kept,
-        "rollout": rollout_bytes(model, load),
-        "backward": backward_bytes(model, load),
-        "update": {"gradient": update},
+    """{phase: {what: bytes}}; phases: always, rollout, backward, update.
+
+    A rollout has on CPUs copies of the matrices in oneDNN's order, and of W_d and E^T in float32;
+    numbers for every token of the vocabulary, or, if that is more, what copying E^T needs.  The
+    backward passes are the second micro-batch and later ones, when all sums exist.
+    """
+    size, table, on_cpu = model.E.element_size(), model.E.numel(), load.device == "cpu"
+    V, always, rollout = model.config.vocab_size, standing(model, load.pieces), {}
+    used = 2 if load.mixes else 1  # W_d, and E^T for mixtures
+    copying = 4 * table * (1 if size == 4 else 2) if load.mixes and on_cpu else 0
+    rollout["copies of weights"] = matrices(model) * size + 4 * table * used if on_cpu else 0
+    rollout["vocabulary"] = max(4 * RowCache.round_up(load.rows) * V * 6, copying)
+    actions = load.rows * load.cot * load.action
+    rollout["actions"] = 2 * actions  # by place, and by problem
+    cached = rollout if on_cpu else always
+    cached["keys and values"] = cache_bytes(model, load)
+    rows = min(load.micro_batch, load.rows)
+    most = LOGITS_AT_ONCE * (1 if on_cpu else ON_GPU)
+    stretch = 1 + load.prompt / load.positions
+    kept = rows * load.positions * position_bytes(model, stretch, load.recompute)
+    kept += load.prompt * position_bytes(model, recompute=load.recompute)
+    backward = {
+        "gradient": gradient_bytes(model, load.device),
+        "activations": kept,
+        "vocabulary": 3 * 4 * min(most, rows * load.cot * V),
+        "actions": actions * (1 if on_cpu else 2),
     }
+    whole = 12 if on_cpu else 8  # of E: its sum over ranks, and in float32
+    update = {"gradient": 4 * parameters(model) / load.pieces + table * whole}
+    return {"always": always, "rollout": rollout, "backward": backward, "update": update}
 
 
 def peak(phases: dict[str, dict[str, float]]) -> tuple[str, float]:
@@ -236,11 +213,9 @@ def peak(phases: dict[str, dict[str, float]]) -> tuple[str, float]:
 
 
 def seconds(model: Transformer, load: Load, ranks: int) -> dict[str, float]:
-    """Of the parts of an update in which no row ends before its budget, without rewards.
-
-    A position of a rollout reads the weights, or multiplies by them if that takes longer, and the
-    rows' keys and values.  A replay multiplies by every weight once forward, or twice, and twice
-    backward; each of its passes adds a gradient to the sum.
+    """Of the parts of an update in which no row ends before its budget, without rewards.  A
+    position of a rollout reads the weights, or multiplies by them if that is slower, and the rows'
+    keys and values; a replay multiplies by every weight once forward, or twice, and twice backward.
     """
     read, multiply, position, link = RATES[load.device]
     N, size, summed = parameters(model), model.E.element_size(), SUMS[load.device]
@@ -262,11 +237,8 @@ def seconds(model: Transformer, load: Load, ranks: int) -> dict[str, float]:
 
 
 def text(args: Namespace, source: Path, settings: Settings) -> str:
-    """What --plan prints.  args: the filled flags of train.py.
-
-    Where `source` has no tokenizer, prompts are taken to have 256 tokens, and where there is no
-    GPU, one to have 80 GB.
-    """
+    """What --plan prints.  args: the filled flags of train.py.  Without a tokenizer prompts are
+    taken to have 256 tokens, without a GPU one to have 80 GB."""
     model = checkpoint.outline(source).to(checkpoint.DTYPES[args.dtype])
     device = read_device(args.device).type  # which need not be there
     exists = device == "cpu" or torch.cuda.is_available()
@@ -278,6 +250,11 @@ def text(args: Namespace, source: Path, settings: Settings) -> str:
     ranks = {n for n in RANKS if args.prompts * args.group % n == 0} | {args.plan}
     loads = {n: of_rank(model, args, whole, n, there) for n in sorted(ranks)}
     load = loads[args.plan]
+    rows, phases = [["when", "what", "GiB"]], memory(model, load)
+    for phase, parts in phases.items():
+        rows += [[phase, what, f"{size / 2**30:.2f}"] for what, size in parts.items() if size]
+    largest, most = peak(phases)
+    rows.append(["peak", f"always + {largest}", f"{most / 2**30:.2f}"])
     return (
         f"{args.model}: {parameters(model):,} parameters, {args.dtype}, {args.plan} ranks of "
         f"{device} with {there / 2**30:.0f} GiB, masters and moments "
@@ -285,7 +262,7 @@ def text(args: Namespace, source: Path, settings: Settings) -> str:
         f"a rank's part of a step: {load.rows} rows of {load.problems} problems, prompts of "
         f"{prompt} and rows of {load.positions} tokens, {load.micro_batch} rows at a time backward"
         f"{', layers computed twice' if load.recompute else ''}\n"
-        f"{time_table(model, loads, args.steps)}\n\n{memory_table(memory(model, load))}"
+        f"{time_table(model, loads, args.steps)}\n\n{markdown(rows)}"
     )
 
 
@@ -318,14 +295,6 @@ def time_table(model: Transformer, loads: dict[int, Load], steps: int) -> str:
         f"validation\n(measured on {MEASURED[load.device]})\n{markdown([head, *rows])}\n"
         f"more ranks help up to {last}: {why}"
     )
-
-
-def memory_table(phases: dict[str, dict[str, float]]) -> str:
-    rows = [["when", "what", "GiB"]]
-    for phase, parts in phases.items():
-        rows += [[phase, what, f"{size / 2**30:.2f}"] for what, size in parts.items() if size]
-    largest, most = peak(phases)
-    return markdown([*rows, ["peak", f"always + {largest}", f"{most / 2**30:.2f}"]])
 
 
 def _lengths(source_of_data: str, source: Path, template: str) -> tuple[int, int]:

@@ -22,8 +22,8 @@ from minisoft.run.settings import Flags, Settings, resolve
 
 
 def settings(folder: Path, kinds: list[str], flags: Flags, budget: int) -> Settings:
-    """How the model of a folder makes tokens of these kinds, before its weights are read; budget:
-    the paper's CoT budget.  Raises InputError, also for a flag that none of the kinds uses."""
+    """How the model of a folder makes tokens of these kinds, its weights unread; budget: the
+    paper's CoT budget.  Raises InputError, also for a flag that none of the kinds uses."""
     flags.check(kinds)
     return resolve(checkpoint.read_about(folder), flags, budget, folder)
 
@@ -39,16 +39,8 @@ class Policy:
     plain: bool = False
 
     @classmethod
-    def load(
-        cls,
-        folder: Path,
-        tokens: str,
-        settings: Settings,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-        plain: bool = False,
-    ) -> "Policy":
-        """Read the weights of a folder.  Raises InputError."""
+    def load(cls, folder: Path, tokens, settings, device="cpu", dtype=torch.float32, plain=False):
+        """A Policy with the weights of a folder, for one kind of token.  Raises InputError."""
         model, tokenizer = checkpoint.load(folder, torch.device(device), dtype)
         if not plain:
             engine.accelerate(model)
@@ -70,21 +62,13 @@ class Policy:
         text = data.prompt(problem.question, self.settings.template)
         return Request(self.form.tokenizer.encode(text), key, samples)
 
-    def rollout(
-        self,
-        requests: list[Request],
-        greedy: bool = False,
-        greedy_answer: bool = False,
-        **options,
-    ) -> list[Rollout]:
-        """Sections 2 and 4: a Rollout of each request; options: those of `engine.stream`."""
+    def rollout(self, requests, greedy=False, greedy_answer=False, **options) -> list[Rollout]:
+        """Sections 2 and 4: a Rollout of each Request; options: those of `engine.stream`."""
         roll = rollout.rollout if self.plain else engine.rollout
         decoding = Decoding(self.settings.cot, greedy, greedy_answer)
         return roll(self.model, self.form, self.kind, requests, decoding, **options)
 
-    def stream(
-        self, requests: list[Request], greedy: bool, rows: int
-    ) -> Iterator[tuple[int, Rollout]]:
+    def stream(self, requests: list[Request], greedy: bool, rows: int) -> Iterator[tuple]:
         """(number of the request, its Rollout) as they are done, `rows` rows at once, answers
         greedy and no actions recorded; by the definitions one request after another, whole."""
         decoding = Decoding(self.settings.cot, greedy, greedy_answer=True)
@@ -93,17 +77,14 @@ class Policy:
             return engine.stream(*made, requests, decoding, rows=rows, record_actions=False)
         return enumerate(rollout.rollout(*made, [one], decoding)[0] for one in requests)
 
-    def score(
-        self, rollouts: list[Rollout], numbered: list[tuple[int, Problem]], verifier, own=None
-    ) -> list[list[dict]]:
-        """The generations of each Rollout, with their rewards (eq. 11, or an `OwnReward`);
-        numbered: the problems of the Rollouts."""
+    def score(self, rollouts: list[Rollout], numbered: list, verifier) -> list[list[dict]]:
+        """The scored generations (eq. 11, or the verifier's `own`) of each (number, Problem)."""
         of_problems = [
             evaluation.describe(self.form, record, number, problem, verifier)
             for record, (number, problem) in zip(rollouts, numbered, strict=True)
         ]
-        for generations in of_problems if own else ():
-            own.pay(generations)
+        for generations in of_problems if verifier.own else ():
+            verifier.own.pay(generations)
         return of_problems
 
     def backward(self, rollouts: list[Rollout], advantages, scale: float, **options) -> Mismatch:

@@ -11,11 +11,8 @@ from minisoft.verifier.compare import only_as_text
 
 
 class Problems:
-    """training, validation, test; shares: [(slot of 0..B-1, samples)] of this rank.
-
-    Sets args.validation and args.test where they are None.  Raises InputError for too few problems
-    or ranks that do not divide B G.
-    """
+    """training, validation, test; shares: [(slot of 0..B-1, samples)] of this rank.  Sets
+    args.validation and args.test where None.  Raises InputError for too few problems."""
 
     def __init__(self, args: Namespace, world: World, problems: list[Problem]):
         tenth = min(200, len(problems) // 10)
@@ -33,8 +30,7 @@ class Problems:
 
 
 def duplicates(problems: list[Problem], asked: int, held_out: int) -> list[str]:
-    """What is said of problems that there are more than once; asked: how many were to be held
-    out."""
+    """What is said of duplicate problems; asked: how many were to be held out."""
     pairs = {(data.same_question(problem), problem.answer) for problem in problems}
     answers = Counter(question for question, _ in pairs)  # how many gold ones a question has
     copies, unlike = len(problems) - len(answers), sum(n > 1 for n in answers.values())

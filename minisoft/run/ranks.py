@@ -1,6 +1,6 @@
 """Several ranks where `python train.py` or `python eval.py` would have one GPU of several, or
-train.py on a CPU several threads: a small model's wait for each other thousands of times an update,
-its ranks once."""
+train.py several threads, which a small model has wait for each other thousands of times an update.
+"""
 
 import os
 import signal
@@ -29,10 +29,9 @@ LEFT = 30  # seconds that a rank may take to end after another one
 
 
 def fitting(args: Namespace) -> int:
-    """How many ranks a program makes of itself, and says where these are GPUs: one a GPU, of all
-    there are; on a CPU one a core, for a small model that train.py trains.  train.py's number
-    divides B x G, on a CPU B.  1 where torchrun or --device cuda:N has decided, and where something
-    looks on (`python -m pdb train.py`, a profiler, `python -i`)."""
+    """How many ranks a program makes of itself (and says of GPUs): one a GPU, of all there are; on
+    a CPU one a core, for a small model that train.py trains.  They divide train.py's B x G,
+    on a CPU B.  1 where torchrun or --device cuda:N has decided, or something looks on (pdb)."""
     device, trains = read_device(args.device), "group" in args
     options = sys.orig_argv[1 : -len(sys.argv)]  # python OPTIONS train.py ...
     watched = sys.flags.inspect or not all(option.startswith("-") for option in options)

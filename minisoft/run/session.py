@@ -1,7 +1,4 @@
-"""A run under way: what the loop of train.py asks for, update by update.
-
-train.py has the algorithm; here is what lets it be stopped, and spread over ranks.
-"""
+"""A run under way: what the loop of train.py asks for, and what lets it be stopped and spread."""
 
 import math
 import signal
@@ -32,8 +29,7 @@ NUMBERS = ("reward", "cot_tokens", "answer_tokens", "truncated", *MEASURES)  # o
 
 @dataclass(frozen=True)
 class Part:
-    """One rank's part of a problem of a step: slot b of 0..B-1, its number among the training
-    problems, its samples of 0..G-1."""
+    """One rank's part of a problem of a step: slot b of 0..B-1, its number, samples of 0..G-1."""
 
     slot: int
     number: int
@@ -43,16 +39,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a step's samples reached: table (B G, NUMBERS and the verifier's reward) of all ranks,
-    in order; this rank's generations; how the verifier decided."""
+    """What a step's samples reached: rewards (B, G) and table (B G, NUMBERS and the verifier's
+    reward), float64, of all ranks; this rank's generations; how the verifier decided."""
 
+    rewards: torch.Tensor
     table: torch.Tensor
     generations: list[dict]
     counts: Counter
-
-    def rewards(self, B: int) -> torch.Tensor:
-        """(B, G) float64."""
-        return self.table[:, 0].view(B, -1)
 
 
 @dataclass
@@ -69,11 +62,8 @@ class Progress:
 
 @dataclass
 class Run:
-    """A run as `minisoft.run.setup` makes it; a context manager.
-
-    Everything that ranks do together is done by all of them in the same order; what can fail on
-    one of them fails on all (`World.all_or_none`), so that nobody waits.
-    """
+    """A run as `minisoft.run.setup` makes it; a context manager.  Ranks do everything in the same
+    order; what can fail on one fails on all (`World.all_or_none`), so that nobody waits."""
 
     args: Namespace
     world: World
@@ -135,8 +125,7 @@ class Run:
         return metrics.clock(self.seconds_of, f"seconds_{name}")
 
     def parts(self, step: int) -> list[Part]:
-        """This rank's part of the step's B problems x G samples; (seed, step) decide which
-        problems, and (seed, step, problem, sample) every draw."""
+        """This rank's part of the step's B x G samples; (seed, step) decide which problems."""
         args, training = self.args, self.problems.training
         numbers = data.batch(len(training), args.prompts, args.seed, step)
         numbers = self.world.balance(numbers, lambda number: len(training[number].question))
@@ -150,7 +139,7 @@ class Run:
         reward of one's own fails, saves what is not saved and raises InputError."""
         before = Counter(self.verifier.counts)
         numbered = [(part.number, part.problem) for part in parts]
-        made = rollouts, numbered, self.verifier, self.verifier.own
+        made = rollouts, numbered, self.verifier
         try:
             of_problems = self.world.all_or_none(lambda: self.policy.score(*made))
         except InputError as error:
@@ -161,12 +150,12 @@ class Run:
         counts = sum(self.world.gather_objects([self.verifier.counts - before]), Counter())
         rows = [[*(each[name] for name in NUMBERS), verified(each)] for each in generations]
         table = torch.tensor(self.world.gather_objects(rows), dtype=torch.float64)
-        return Scores(table, generations, counts)
+        return Scores(table[:, 0].view(self.args.prompts, -1), table, generations, counts)
 
     def differentiate(self, rollouts: list[Rollout], advantages: list, scale: float) -> Mismatch:
-        """The backward passes; returns the mismatch of all ranks' actions.  Where the memory of any
-        rank is too small, all ranks do theirs once more with half as many rows at a time; raises
-        InputError where that is not enough."""
+        """The backward passes; returns the mismatch of all ranks' actions.  Where any rank's memory
+        is too small, all do theirs again with half as many rows at a time, or InputError is raised.
+        """
         args, number, plain = self.args, self.progress.step + 1, self.policy.plain
         for last_try in (False, True):
             options, mismatch = {} if plain else {"micro_batch": args.micro_batch}, None
@@ -194,9 +183,8 @@ class Run:
             self.world.say(f"step {number}: out of memory; from now on {rows}")
 
     def update(self, mismatch: Mismatch) -> dict:
-        """Sum the gradient over ranks, clip it, AdamW; returns grad_norm, share_E and lr.  `step`
-        is one more then.  Raises FloatingPointError where the gradient is not finite, and changes
-        nothing."""
+        """Sum the gradient over ranks, clip it, AdamW, next step; returns grad_norm, share_E and
+        lr.  Raises FloatingPointError where the gradient is not finite, and changes nothing."""
         progress, norm = self.progress, self.optimizer.collect()
         if not norm < float("inf"):
             names = list(dict.fromkeys(self.world.gather_objects(self.optimizer.not_finite())))
@@ -214,7 +202,7 @@ class Run:
     def measure(self, scores: Scores, mismatch: Mismatch, update: dict) -> dict:
         """A line of metrics.jsonl (README.md has what each number is)."""
         mean = dict(zip(NUMBERS, scores.table.mean(0).tolist()))
-        rewards, verdicts = scores.rewards(self.args.prompts), scores.table[:, -1]
+        rewards, verdicts = scores.rewards, scores.table[:, -1]
         seconds = sum(self.seconds_of.values())
         self.progress.seconds += seconds
         return {

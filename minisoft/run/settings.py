@@ -1,10 +1,7 @@
-"""One resolver of "a flag, else the model's minisoft.json, else the paper".
-
-`resolve` decides how tokens are made, for training and evaluation alike; `fill` decides how much
-is trained.  Where noise and top_k are not those of the folder's training, its gamma, sigma and tau
-do not hold; --gamma asks for another sigma than the folder's; tau, and an option that only some
-kinds have, hold for the kind that the folder was trained with.  Each rule is a test.
-"""
+"""One resolver of "a flag, else the model's minisoft.json, else the paper": `resolve` of how tokens
+are made, in training and evaluation, `fill` of how much is trained.  Where noise and top_k are not
+those of the folder's training, its gamma, sigma and tau do not hold; --gamma asks for another
+sigma; tau, and options of some kinds, hold for the trained kind.  Each rule is a test."""
 
 import os
 import time
@@ -43,8 +40,7 @@ ADVANTAGE = Option(
 
 
 class Flags(dict):
-    """{name: value} of those that the user gave among template, cot, sigma, NOISE's, and tau, which
-    is {kind: temperature}."""
+    """{name: value} of given ones: template, cot, sigma, NOISE's, tau ({kind: temperature})"""
 
     def __init__(self, **given):
         super().__init__({name: x for name, x in given.items() if x is not None})
@@ -58,8 +54,8 @@ class Flags(dict):
         return cls(**{name: getattr(args, name, None) for name in names}, tau=tau)
 
     def check(self, names: list[str]) -> None:
-        """Raises InputError for a flag that means nothing to any of these kinds.  Hard tokens
-        ignore noise, so that they may be called beside soft ones."""
+        """Raises InputError for a flag that means nothing to any of these kinds; hard tokens ignore
+        noise, so that they may be called beside soft ones."""
         noisy = any(issubclass(KINDS[name], (Mixture, Hard)) for name in names)
         expected = f"without {' and '.join(dict.fromkeys(names))} tokens, which do not use it"
         for row in (*NOISE, SIGMA):
@@ -83,19 +79,13 @@ class Settings:
     sidecar: dict = field(default_factory=dict)  # the folder's minisoft.json
 
     def for_model(self, model) -> "Settings":
-        """With sigma, for the weights of this folder.  Raises InputError where noise is asked for
-        on more logits than there are."""
+        """With sigma, for these weights.  Raises InputError for noise on more than all logits."""
         V = model.config.vocab_size
         for name, found in (("--top-k", self.top_k), ("--width", self.flags.get("width"))):
             expect(not found or found <= V, name, f"at most the vocabulary's {V}", found)
         if self.sigma is not None:
             return self
         return replace(self, sigma=self.gamma * noise_scale(model, self.noise))
-
-    @property
-    def of_weights(self) -> dict:
-        """What is computed from the weights that a training begins with, and kept."""
-        return {"sigma": self.sigma}
 
     def kind(self, name: str):
         """The kind of token called `name`.  Raises InputError for noise in a place of another."""
@@ -118,14 +108,14 @@ class Settings:
 
     def sidecar_of(self, tokens: str) -> dict:
         """What minisoft.json says of a model that was trained so."""
-        names = ("noise", "top_k", "gamma")
-        fields = {"tokens": tokens, **{name: getattr(self, name) for name in names}}
-        return {**fields, "tau": self.tau[tokens], **self.options(tokens), **self.of_weights}
+        fields = {name: getattr(self, name) for name in ("noise", "top_k", "gamma")}
+        fields = {"tokens": tokens, **fields, "tau": self.tau[tokens], **self.options(tokens)}
+        return {**fields, "sigma": self.sigma}
 
     def changes(self, tokens: str) -> list[str]:
         """What training `tokens` from here changes of how the folder's model was trained."""
         before, now = self.sidecar, self.sidecar_of(tokens)
-        names = [name for name in now if name in before and name not in self.of_weights]
+        names = [name for name in now if name in before and name != "sigma"]
         differ = [name for name in names if "tokens" in before and now[name] != before[name]]
         return [f"{name} {before[name]} -> {now[name]}" for name in differ]
 
@@ -159,8 +149,7 @@ def resolve(sidecar: dict, flags: Flags, budget: int, source: Path | None = None
 
 
 def fill(args: Namespace, sidecar: dict, device: str) -> None:
-    """train.py's flags that were not given: from the folder's minisoft.json, else the paper's; the
-    dtype that of the device, "cpu" or "cuda"."""
+    """train.py's flags that were not given: minisoft.json's, else the paper's and device's."""
     defaults = sidecar.get("defaults", {})
     paper = {name: row.default for name, row in TRAINING.items()}
     paper |= {"cot": TRAIN_COT, "eval_cot": EVAL_COT, "dtype": DTYPE[device]}
@@ -173,9 +162,8 @@ def fill(args: Namespace, sidecar: dict, device: str) -> None:
 
 
 def resumed(args: Namespace, fixed: set, free: set) -> Namespace:
-    """The flags of the run in args.out, with those that may change taken from the command line.
-    fixed, free: names of the flags that the user gave, those that may change apart.  Raises
-    InputError for a fixed one, or a variant, that is not the run's."""
+    """The flags of the run in args.out, with those that may change taken from the command line;
+    fixed, free: names of those given.  Raises InputError for a fixed one that is not the run's."""
     if "out" not in free:
         raise InputError("--resume: expected --out RUN with the run to go on with, found no --out")
     config = read_config(args.out)

@@ -23,9 +23,8 @@ from minisoft.soft import rms
 
 
 def set_up(args: Namespace, world: World, verifier) -> Run:
-    """The run that args say, which are filled in.  Raises InputError, and then a new run has
-    written nothing."""
-    files = Files(args, world)
+    """The run that args say, which are filled in.  Raises InputError, a new run's RUN untouched."""
+    files = Files(args, world, verifier.own_sha256)
     fill(args, files.sidecar, world.device.type)
     args.out = Path(world.from_main(lambda: str(args.out)))  # clocks of ranks may differ
     world.from_main(files.claim if args.resume else lambda: check_unused(args))
@@ -37,13 +36,11 @@ def set_up(args: Namespace, world: World, verifier) -> Run:
     if saved:
         with expecting("the progress that this version saves", args.out / "state"):
             known = {x.name: saved.facts[x.name] for x in fields(Progress)}
-            kept = {name: saved.facts[name] for name in policy.settings.of_weights}
+            sigma = saved.facts["sigma"]
         check_sources(args, files, known["sources"], progress.sources)
         progress = Progress(**known)
-        policy = policy.of_kind(args.tokens, **kept)
-    schedule = Schedule(
-        args.lr, args.steps, args.warmup, args.betas, args.weight_decay, args.max_grad_norm
-    )
+        policy = policy.of_kind(args.tokens, sigma=sigma)
+    schedule = Schedule(**{x.name: getattr(args, x.name) for x in fields(Schedule)})
     optimizer = Optimizer(policy.model, schedule, world, plan.in_pieces(args.shard, policy.model))
     if saved:
         args.saved = progress.step
@@ -58,8 +55,7 @@ def set_up(args: Namespace, world: World, verifier) -> Run:
 
 
 def load(args: Namespace, world: World, files: Files, problems: Problems) -> Policy:
-    """The model; says what it changes of how the model was trained.  Raises InputError where it
-    cannot take the problems."""
+    """The model; says what changes of its training.  Raises InputError."""
     settings = settings_of(files.model, [args.tokens], Flags.of(args), args.cot)
     if args.template == CHAT:  # which may have the date: what the run began with
         args.prompt = args.prompt or settings.template
@@ -87,8 +83,7 @@ def check_sources(args: Namespace, files: Files, before: dict, now: dict) -> Non
 
 
 def check_steps(args: Namespace, world: World, schedule: Schedule, done: int) -> None:
-    """Says what another number of updates does to a run that goes on.  Raises InputError where
-    more are done."""
+    """Says what another number of updates changes.  Raises InputError where more are done."""
     if args.steps < done:
         expected = f"expected at least the {done} updates that are done"
         raise InputError(f"{args.out}: --steps: {expected}, found {args.steps}")
@@ -107,19 +102,18 @@ def choose_micro_batch(args: Namespace, world: World, policy: Policy, pieces: in
     ranks and, as part of config.json, in a resumed run."""
     positions = args.cot + max(map(len, policy.form.prefill)) + ANSWER_TOKENS
     there, device = plan.memory_bytes(world.device), world.device.type
-    rows, again = plan.choose_micro_batch(policy.model, positions, there, device, pieces)
-    if any(world.gather_objects([again])):
+    chosen = plan.choose_micro_batch(policy.model, positions, there, device, pieces)
+    rows, again = zip(*world.gather_objects([chosen]))
+    if any(again):
         recompute_layers(policy.model)
-    rows = min(world.gather_objects([rows]))
-    args.micro_batch = args.micro_batch or rows
+    args.micro_batch = args.micro_batch or min(rows)
 
 
 def introduce(args: Namespace, world: World, problems: Problems, policy: Policy) -> None:
     model = policy.model
-    kept = ", ".join(f"{name} {x:.4f}" for name, x in policy.settings.of_weights.items())
     world.say(
         f"{args.model}: {plan.parameters(model):,} parameters, {model.E.dtype}, "
-        f"rms(E) {rms(model.E):.4f}, {kept}\n"
+        f"rms(E) {rms(model.E):.4f}, sigma {policy.settings.sigma:.4f}\n"
         f"{len(problems.training)} training, {len(problems.validation)} validation, "
         f"{len(problems.test)} test problems of {args.data}\n"
         f"{args.tokens} tokens, B {args.prompts} x G {args.group}, {args.steps} updates, "

@@ -1,8 +1,5 @@
 """eval.py --show: a look inside the chain of thought of one problem, as text and as a picture
-(extra `plot`: matplotlib), and what all pictures have in common.
-
-Dimensions: C CoT steps, d width, V vocabulary.
-"""
+(extra `plot`: matplotlib).  Dimensions: C CoT steps, d width, V vocabulary."""
 
 from argparse import Namespace
 from dataclasses import dataclass
@@ -41,14 +38,10 @@ SHADES = (0.45, 0.25, 0.18, 0.12, 0.08, 0)  # of a mixture's tokens, the heavies
 
 @dataclass(frozen=True)
 class Chain:
-    """A chain of thought, its kind of token and its scored generation (`evaluation.describe`);
-    length: the typical |E_v| of an embedding.
-
-    columns: of each step the token that stands for it; of the mixture that was fed (of hard tokens:
-    of what the token was drawn from) the effective support, H(mix) in nats, and the TOP heaviest
-    tokens with their weights; H of the next token; the token whose embedding is nearest to
-    the input, and how far that is.
-    """
+    """A chain of thought, its scored generation (`evaluation.describe`); length: a typical |E_v|.
+    columns, of each step: the token that stands for it; of the mixture that was fed (of hard
+    tokens: drawn from) the effective support, H(mix) in nats and the TOP heaviest tokens with their
+    weights; H of the next token; the token nearest to the input, and its distance."""
 
     title: str
     setting: Setting
@@ -59,8 +52,8 @@ class Chain:
 
 
 def show(args: Namespace, world: World, verifier) -> None:
-    """Print and draw the CoT of one problem, sample 0: the one that an evaluation draws.  Raises
-    InputError, OSError."""
+    """Print and draw sample 0 of one problem, as an evaluation draws it.  Raises InputError,
+    OSError."""
     if len(args.data or []) > 1 or world.size > 1:
         raise InputError("--show: expected one data set and one process, found more")
     subjects, chains = as_rows([Subject.find(text) for text in args.model], args), []
@@ -76,7 +69,7 @@ def show(args: Namespace, world: World, verifier) -> None:
             request = policy.request(problems[number], key, range(1))
             rollouts = policy.rollout([request], setting.greedy, greedy_answer=True)
             numbered = [(number, problems[number])]
-            ((generation,),) = policy.score(rollouts, numbered, verifier, verifier.own)
+            ((generation,),) = policy.score(rollouts, numbered, verifier)
             title = f"{subject.label}, {setting}" if len(subjects) > 1 else str(setting)
             chains.append(look(policy, rollouts[0], setting, generation, title))
             print(as_text(chains[-1]))
@@ -155,20 +148,21 @@ def save_picture(path: Path, figure) -> None:
 
 
 def draw(chains: list[Chain]):
-    """A Figure of what each step of some chains was fed, from left to right.
-
-    A bar is the mixture: its pieces are the tokens with their weights, hatched all others.  Of hard
-    tokens it is what the token was drawn from, only the drawn one coloured.  Below: the (shadow)
-    token.  A chain longer than PER_ROW goes on below.
-    """
+    """A Figure of what each step of some chains was fed, from left to right: a bar is the mixture,
+    its pieces tokens, hatched all others (of hard tokens what the token was drawn from, only that
+    one coloured), below it the (shadow) token.  A chain longer than PER_ROW goes on below."""
     lengths = [len(chain.columns["fed as"]) for chain in chains]
     rows = [(chain, i) for chain, n in zip(chains, lengths) for i in range(0, n, PER_ROW)]
     figure = new_figure(12, 1.75 * len(rows) + 0.4)
     for (chain, start), axis in zip(rows, figure.subplots(len(rows), 1, squeeze=False)[:, 0]):
         bars = [*zip(chain.columns["fed as"], chain.columns["weights"])][start:]
         if start == 0:
+            greedy, fed = chain.setting.greedy, "the bar's mixture of token embeddings"
+            fed += "" if greedy else ", with noise"
+            if isinstance(chain.kind, Hard):
+                fed = f"the coloured token, {'the most likely' if greedy else 'drawn from the bar'}"
             axis.set_title(chain.title, loc="left", fontsize="medium", weight="bold")
-            axis.set_title(f"input: {_input(chain)}", loc="right", fontsize="medium")
+            axis.set_title(f"input: {fed}", loc="right", fontsize="medium")
         for at, (token, mixture) in enumerate(bars[:PER_ROW]):
             _bar(axis, at, token, mixture, chain)
         _text(axis, -1, -0.13, "text:")
@@ -182,14 +176,6 @@ def draw(chains: list[Chain]):
     question = fill(chains[0].generation["question"], 120)
     figure.suptitle(question, fontsize="large", style="italic", parse_math=False)
     return figure
-
-
-def _input(chain: Chain) -> str:
-    """What the bars of a chain show."""
-    greedy = chain.setting.greedy
-    if isinstance(chain.kind, Hard):
-        return f"the coloured token, {'the most likely' if greedy else 'drawn from the bar'}"
-    return f"the bar's mixture of token embeddings{'' if greedy else ', with noise'}"
 
 
 def _bar(axis, at: int, fed: str, mixture: list, chain: Chain) -> None:

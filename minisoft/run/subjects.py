@@ -23,13 +23,8 @@ from minisoft.run.settings import EVAL_COT, Flags, Settings
 from minisoft.run.world import World
 from minisoft.soft import GAMMA
 
-USUAL = {  # what minisoft.json says of an ordinary training
-    "gamma": GAMMA,
-    "noise": "embedding",
-    "top_k": None,
-    "terms": "both",
-    "frozen": "nothing",
-}
+USUAL = {"gamma": GAMMA, "noise": "embedding", "top_k": None}  # of minisoft.json
+USUAL |= {"terms": "both", "frozen": "nothing"}
 BEGINS = {  # what eval.py and minisoft.lab.tables write
     ".json": rb'\{\s*("runs": \[\s*\{\s*)?"model": .*\s*"label": .*\s*"named": ',
     ".jsonl": rb'\{"run": \d+, "setting": ',
@@ -42,7 +37,7 @@ DECIDE = ("samples", "seed", "dtype", "limit")  # beside models, their settings 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model under test: what the user gave, its folder, its minisoft.json, its row's label, and
+    """A model under test: what the user gave, its folder, minisoft.json, its row's label, and
     whether that is a NAME of the user's."""
 
     given: str
@@ -98,11 +93,8 @@ def label(folder: Path, sidecar: dict) -> str:
 
 
 def apart(models: list[tuple[str, str, bool]]) -> list[str]:
-    """The label of the row of each (label, path, whether the label is a NAME of the user's).
-
-    Only a NAME makes seeds of one row of models: another label that several paths have gets what
-    differs in them, "huggingface (step_100)".
-    """
+    """The label of the row of each (label, path, whether the label is a NAME of the user's), which
+    alone makes seeds of several models; other labels get what differs in the paths."""
     paths_of: dict[str, set] = {}
     for text, path, _ in models:
         paths_of.setdefault(text, set()).add(path)
@@ -113,8 +105,7 @@ def apart(models: list[tuple[str, str, bool]]) -> list[str]:
 
 
 def _rest(path: str, paths: set[str]) -> str:
-    """ "a/b": the parts of a path without those that all paths begin and, unless nothing would be
-    left of one, end with."""
+    """ "a/b": the parts of a path that not all begin or, if something is left of each, end with."""
     parts = [one.strip("/").split("/") for one in (path, *paths)]
     first = min(len(commonprefix(parts)), min(map(len, parts)) - 1)
     ends = [of_path[first:][::-1] for of_path in parts]
@@ -177,13 +168,12 @@ def check_written(path: Path) -> None:
         expect(ours, path, "no such file, or one of an earlier call", head[:40])
 
 
-def open_journal(args: Namespace, subjects: list[Subject], sources: dict, world: World) -> Journal:
-    """What an earlier call with the same flags, models and data had finished.  sources: {name:
-    rows}."""
+def open_journal(args, subjects: list[Subject], sources: dict, verifier, world: World) -> Journal:
+    """What an earlier call with the same flags, models and data had done; {name: rows}."""
     facts = {name: getattr(args, name) for name in DECIDE}
     facts["settings"] = [str(setting) for setting in args.settings]
     facts["tokens"] = [subject.settings(args).facts() for subject in subjects]
-    facts["reward"] = args.reward and hashlib.sha256(Path(args.reward).read_bytes()).hexdigest()
+    facts["reward"] = verifier.own_sha256
     facts["model"] = [subject.identity() for subject in subjects]
     hashes = [hashlib.sha256(repr(rows).encode()).hexdigest() for rows in sources.values()]
     facts["data"] = [list(pair) for pair in zip(sources, hashes)]

@@ -1,9 +1,7 @@
-"""The tables that eval.py prints and writes: Markdown like the paper's.
+"""The tables that eval.py prints and writes: Markdown like the paper's.  A result is of one model,
+data set and seed; its *parts* are settings and multiple choice; of one (label, data), a *cell*."""
 
-A result is what eval.py writes of one model, data set and seed; its *parts* are the settings of
-inference and multiple choice.  Results of one (label, data) are the seeds of a *cell*.
-"""
-
+import re
 from itertools import product
 from statistics import fmean, stdev
 
@@ -32,12 +30,8 @@ def distinct(runs: list[dict], field: str) -> list[str]:
 
 
 def short_names(names) -> dict[str, str]:
-    """Name or path -> its last part without .json or .jsonl; all stay whole if two would become
-    the same."""
-    short = {}
-    for name in names:
-        last = name.rstrip("/").split("/")[-1]
-        short[name] = last.removesuffix(".jsonl").removesuffix(".json")
+    """Name or path -> its last part without .json(l); all stay whole if two would be the same."""
+    short = {name: re.sub(r"\.jsonl?$", "", name.rstrip("/").split("/")[-1]) for name in names}
     return short if len(set(short.values())) == len(short) else {name: name for name in short}
 
 
@@ -75,11 +69,7 @@ def number(seeds: list[dict], field: str, scale: float = 100, digits: int = 1) -
 
 
 def tables(runs: list[dict]) -> str:
-    """Markdown like the paper's Tables 1-5: pass@k by kind of inference, multiple choice, what
-    generations look like.
-
-    Rows are in the order in which the labels of the runs first appear.
-    """
+    """Markdown like the paper's Tables 1-5, and of what generations look like; rows by label."""
     titles = {f"{kind.capitalize()} inference**: pass@k in %": settings([kind]) for kind in KINDS}
     choices = (
         "Multiple choice**: accuracy by log-probability and by log-probability per character "
@@ -98,23 +88,19 @@ def _by_label(runs: list[dict], names: list[str]) -> list[list[str]]:
     """A row for each label; columns: for each data set the numbers of the parts `names`."""
     columns = {}  # head: (data, part, what `number` shows)
     for (data, short), part in product(short_names(distinct(runs, "data")).items(), names):
-        for head, how in _columns(runs, data, part).items():
-            columns[f"{short}: {head}"] = (data, part, how)
+        measured = [run for run in runs if run["data"] == data and part in parts(run)]
+        heads = CHOICES
+        if part != "choices":
+            drawn = part.rpartition("-")[2]  # greedy or sample
+            sizes = {1} | {run["samples"] for run in measured if drawn == "sample"}
+            heads = {f"{drawn} pass@{k}": (f"pass@{k}",) for k in sorted(sizes)}
+        if measured:
+            columns |= {f"{short}: {head}": (data, part, how) for head, how in heads.items()}
     rows = [["training", *columns]]
     for label in distinct(runs, "label"):
         cells = [number(cell(runs, label, *where), *how) for *where, how in columns.values()]
         rows.append([label, *cells])
     return rows
-
-
-def _columns(runs: list[dict], data: str, part: str) -> dict[str, tuple]:
-    """{head: what `number` shows} of a part, if it was measured."""
-    samples = {run["samples"] for run in runs if run["data"] == data and part in parts(run)}
-    if part == "choices":
-        return CHOICES if samples else {}
-    drawn = part.rpartition("-")[2]  # greedy or sample
-    sizes = {1} if drawn == "greedy" else {1} | samples
-    return {f"{drawn} pass@{k}": (f"pass@{k}",) for k in sorted(sizes) if samples}
 
 
 def _by_setting(runs: list[dict], names: list[str]) -> list[list[str]]:

@@ -1,8 +1,5 @@
-"""--track: the numbers of metrics.jsonl, also in wandb, trackio or tensorboard.
-
-Nothing is imported or sent without the flag.  tensorboard writes RUN/tensorboard.  The other two
-get a run of RUN's name in their project `minisoft`; where it goes is their own settings' matter.
-"""
+"""--track: the numbers of metrics.jsonl, also in wandb, trackio or tensorboard (RUN/tensorboard).
+The first two get a run of RUN's name in their project `minisoft`."""
 
 from collections.abc import Generator
 from importlib import import_module
@@ -12,11 +9,9 @@ TRACKERS = ("none", "wandb", "trackio", "tensorboard")
 
 
 def tracker(name: str, out: Path, config: dict, first: int, say) -> Generator[None, dict, None]:
-    """Begins with `next`, takes each line of metrics.jsonl by `send`, and ends by `next`.
-
-    first: the number of the first update that comes.  What the tracker raises is said in one line,
-    and ends it; whoever sends more meets StopIteration, as with "none".
-    """
+    """Begins with `next`, takes each line of metrics.jsonl by `send`, ends by `next`.  first: the
+    number of the first update that comes.  A tracker that raises is said in one line, and ends;
+    whoever sends more meets StopIteration, as with "none"."""
     if name == "none":
         return
     try:

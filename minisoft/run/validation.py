@@ -1,5 +1,6 @@
-"""Which of a run's models is the best, and its table before/after: by greedy decoding (appendix
-A)."""
+"""The best of a run's models, and its table before/after, by greedy decoding (appendix A)."""
+
+from copy import copy
 
 from minisoft.data import Problem
 from minisoft.evaluation import Setting
@@ -15,7 +16,9 @@ def evaluate(run, problems: list[Problem]) -> dict[str, dict]:
         return {}
     args, journal = run.args, Journal(None, {}, run.world)
     policy = run.policy.of_kind(args.tokens, cot=args.eval_cot)
-    evaluator = Evaluator(policy, run.verifier, run.world, journal, args.eval_batch)
+    verifier = copy(run.verifier)
+    verifier.own = None  # pass@k is not its business
+    evaluator = Evaluator(policy, verifier, run.world, journal, args.eval_batch)
     greedy = [Setting(kind, True) for kind in dict.fromkeys(("hard", args.tokens))]
     return {str(setting): evaluator.problems(problems, setting, 1, 0)[0] for setting in greedy}
 

@@ -7,13 +7,7 @@ import os
 import re
 import sys
 import time
-from contextlib import (
-    AbstractContextManager,
-    contextmanager,
-    nullcontext,
-    redirect_stderr,
-    suppress,
-)
+from contextlib import AbstractContextManager, contextmanager, redirect_stderr, suppress
 
 import torch
 import torch.distributed as dist
@@ -25,11 +19,8 @@ LINE_EVERY = 10  # seconds between two lines of a bar that no terminal shows
 
 
 def keep_memory() -> None:
-    """From now on what is freed stays with the process.
-
-    glibc would hand large blocks back to the system at once and get them again page by page, which
-    is a sixth of a replay on CPUs; where there is no glibc, nothing happens.
-    """
+    """From now on what is freed stays with the process.  glibc would hand large blocks back and get
+    them again page by page, a sixth of a replay on CPUs; without glibc nothing happens."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: False)
     # M_MMAP_THRESHOLD, before glibc 2.35 at most 32 MiB; M_TRIM_THRESHOLD
     if mallopt(-3, 2**30) or mallopt(-3, 2**25):
@@ -59,12 +50,9 @@ def open_output(number: int, errors: str, stream) -> io.TextIOWrapper:
 
 
 def as_program(main) -> None:
-    """main() as a program.
-
-    What a terminal without UTF-8 cannot show is printed as "?".  A rank among several leaves
-    without the destructors of C++, in which about one of thirty ranks that had finished was seen to
-    abort ("terminate called without an active exception", torch 2.13, gloo).
-    """
+    """main() as a program.  What a terminal cannot show is printed as "?".  A rank among several
+    leaves without the destructors of C++, in which one in thirty was seen to abort ("terminate
+    called without an active exception", torch 2.13, gloo)."""
     sys.stdout = open_output(1, "replace", sys.stdout)
     sys.stderr = open_output(2, "backslashreplace", sys.stderr)
     try:
@@ -111,9 +99,8 @@ def bar(*of, **options) -> tqdm:
 
 
 def share(rank: int, size: int, prompts: int, group: int) -> list[tuple[int, range]]:
-    """The part of a step's B x G samples (over all ranks) that rank `rank` of `size` takes:
-    [(problem, its samples)], equal in number for all.  Raises InputError where they do not divide
-    B G."""
+    """The part of a step's B x G samples that rank `rank` of `size` takes: [(problem, its
+    samples)], equal in number for all.  Raises InputError where they do not divide B G."""
     total = prompts * group
     where = f"prompts x group = {prompts} x {group}"
     expect(total % size == 0, where, f"a multiple of the {size} ranks", total)
@@ -125,8 +112,7 @@ def share(rank: int, size: int, prompts: int, group: int) -> list[tuple[int, ran
 
 
 def from_launcher(name: str, default: int | None, least: int = 0) -> int:
-    """A whole number that torchrun sets in the environment.  Raises InputError for anything else,
-    less than `least` or, without a default, none."""
+    """A whole number that torchrun sets.  Raises InputError for anything else."""
     value = os.environ.get(name, default)
     whole = re.fullmatch(r"[0-9]{1,9}", str(value)) and int(value) >= least
     expect(whole, f"environment: {name}", f"a whole number of at least {least}", value)
@@ -134,8 +120,7 @@ def from_launcher(name: str, default: int | None, least: int = 0) -> int:
 
 
 def read_device(name: str | None) -> torch.device:
-    """cpu, cuda or cuda:N, there or not; None is cuda where there is one.  Raises InputError for
-    any other device: nothing here was tried on one."""
+    """cpu, cuda or cuda:N, there or not; None is cuda if there.  Raises InputError for others."""
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     known = re.fullmatch(r"cpu(:0)?|cuda(:(0|[1-9][0-9]?))?", name)
@@ -165,12 +150,9 @@ class RankError(RuntimeError):
 
 
 class World(AbstractContextManager):
-    """rank, size and device of this process; use as a context manager.
-
-    device: "cpu", "cuda" (rank r of a node takes GPU r) or None for cuda where there is one.
-    patience: minutes that ranks wait for each other.  Where one has died, or lets the others wait
-    for longer, their next exchange raises RankError.  grace: see `_exchange`.
-    """
+    """rank, size and device of this process; a context manager.  device: "cpu", "cuda" (rank r of a
+    node takes GPU r) or None for cuda where there is one.  patience: minutes that ranks wait for
+    each other, before RankError.  grace: see `_exchange`."""
 
     def __init__(self, device: str | None = None, patience: float = 30, grace: float = 10):
         keep_memory()
@@ -217,9 +199,8 @@ class World(AbstractContextManager):
             ) from None
 
     def balance(self, problems: list, size) -> list:
-        """The problems of a step in an order in which the ranks' parts are of similar
-        size(problem) in all, where each takes a whole number of them: large ones first, dealt out
-        in alternating directions."""
+        """The problems of a step, large ones dealt out first, in alternating directions: the ranks'
+        parts, if of whole problems, are alike in size(problem)."""
         if len(problems) % self.size:
             return problems
         in_order = sorted(problems, key=size, reverse=True)
@@ -237,8 +218,7 @@ class World(AbstractContextManager):
         return [item for piece in pieces or [] for item in piece]
 
     def all_or_none(self, make):
-        """make() of this rank.  An OSError or InputError of any rank is raised on all, so that
-        nobody is waited for."""
+        """make() of this rank; an OSError or InputError of any rank is raised on all."""
         result = problem = None
         try:
             result = make()
@@ -257,7 +237,7 @@ class World(AbstractContextManager):
         """make(), first on the main rank, then on the first rank of every node, then on the others:
         whoever comes later finds what an earlier one has fetched, and says nothing of it again."""
         turn = 0 if self.main else 1 if self.of_node == 0 else 2
-        with open(os.devnull, "w") as quiet, nullcontext() if self.main else redirect_stderr(quiet):
+        with open(os.devnull, "w") as quiet, redirect_stderr(sys.stderr if self.main else quiet):
             made = [self.all_or_none(make if now == turn else lambda: None) for now in range(3)]
         return made[turn]
 

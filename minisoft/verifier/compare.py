@@ -1,7 +1,5 @@
 """Is an answer the same as its gold: as text, as exact numbers, or as a formula to Math-Verify?
-
-Nothing rounds.  Math-Verify sees one formula or set of numbers at a time, never a list, tuple or
-matrix, and none that could make it hang, like a tower of powers.
+Nothing rounds; Math-Verify sees one formula or set of numbers at a time, none that could hang it.
 """
 
 import re

@@ -1,8 +1,6 @@
-"""A reward of one's own, `--reward FILE.py`, behind the wall of `process`.
-
-The file has reward(answer: str | None, gold: str) -> float; answer is the text in the box, None
-where none closes.  It is read once, and runs in child processes, where the program was started.
-"""
+"""A reward of one's own, `--reward FILE.py`, behind the wall of `process`: reward(answer, gold),
+answer the text in the box, None where none closes.  The file is read once, and runs in child
+processes, where the program was started."""
 
 import hashlib
 import inspect
@@ -29,7 +27,7 @@ class OwnReward(Verifier):
         super().__init__(workers=0)
         with expecting("a Python file", path):
             source = Path(path).read_bytes()
-        self.facts = {"reward": {"file": path, "sha256": hashlib.sha256(source).hexdigest()}}
+        self.sha256 = hashlib.sha256(source).hexdigest()
         self.judges = [OwnJudge(path, source, deadline_s) for _ in range(workers)]
         self.judges[0].need_child()
 
@@ -56,7 +54,6 @@ class OwnJudge(Judge):
         call = boxed(answer_text), gold
         reply = self.ask_child(json.dumps(call).encode() + b"\n", self.deadline_s)
         if not reply:
-            self.end_child()
             expected = f"a number in {self.deadline_s:g} s and {MEMORY_BYTES >> 30} GiB"
             found = "none" if reply is None else "that its process has died"
             where = f"{self.path}: reward{call!r:.80}"
@@ -70,13 +67,14 @@ class OwnJudge(Judge):
 def verifier_of(file: str | None) -> Verifier:
     """What a program scores answers with; file: that of --reward."""
     verifier = Verifier(workers=WORKERS)
-    verifier.own = OwnReward(file, WORKERS) if file else None
+    if file:
+        verifier.own = OwnReward(file, WORKERS)
+        verifier.own_sha256 = verifier.own.sha256
     return verifier
 
 
 def load():
-    """In the child: a function that has the value of the file's reward(), or a text, why there is
-    none.  Raises InputError for a file without one."""
+    """In the child: the file's reward(), as a number or a text, why not.  Raises InputError."""
     folder, path, source = json.loads(sys.stdin.readline())
     os.chdir(folder)
     module = sys.modules["own_reward"] = ModuleType("own_reward")

@@ -1,8 +1,5 @@
 """Scores answers, with Math-Verify behind a wall: a child process, killed when it hangs or grows.
-
-A policy is trained against these verdicts, so accepting a wrong answer costs more than refusing an
-odd spelling of a right one.
-"""
+To accept a wrong answer costs a policy more than to refuse an odd spelling of a right one."""
 
 import json
 import os
@@ -34,19 +31,13 @@ STARTUP_S = 120.0  # importing sympy from a cold network disk is slow
 
 
 class Verifier(AbstractContextManager):
-    """Scores answers, for one thread.  Close it with `close()` or by leaving its `with` block.
-
-    A child starts at the first formula, another at need; `score_all` uses `workers` of them.  An
+    """Scores answers, for one thread; a context manager.  `workers` children start at need.  An
     answer is wrong if its formulas together need more than `deadline_s` (start-up not counted) or
-    `memory_bytes`.
+    `memory_bytes`.  `counts`: how many answers were decided by what, the costliest of it: "unboxed"
+    (reward 0), "exact" (as text), "numeric", "symbolic" (Math-Verify answered), "timed_out",
+    "killed" (it died), "refused" (by its form)."""
 
-    `counts` says for how many answers, each counted once, the costliest thing done was what:
-    "unboxed" (reward 0), "exact" (right as text), "numeric" (numbers compared), "symbolic"
-    (Math-Verify asked, and it answered), "timed_out", "killed" (it died, as of memory), "refused"
-    (wrong by its form, with nothing to compare).
-    """
-
-    own = None  # or the `OwnReward` that generations are paid by
+    own = own_sha256 = None  # or the `OwnReward` that generations are paid by, and its file's hash
 
     def __init__(self, deadline_s: float = 2.0, memory_bytes: int = 1 << 30, workers: int = 1):
         self.counts = Counter()
@@ -120,18 +111,19 @@ class Judge:
         self._asked = "symbolic" if reply else "timed_out" if reply is None else "killed"
         if not reply:
             self._seconds_left = 0
-            self.end_child()
         return reply == b"true\n"
 
     def ask_child(self, question: bytes, seconds: float) -> bytes | None:
         """A line from the child, b"" if it died, None if it did not answer in time."""
+        reply = None
         try:
             self.child.stdin.write(question)
-            ready = select.select([self.child.stdout], [], [], seconds)[0]
-            return self.child.stdout.readline() if ready else None
-        except BaseException:  # Ctrl-C in a notebook: the reply would answer the next question
-            self.end_child()
-            raise
+            if select.select([self.child.stdout], [], [], seconds)[0]:
+                reply = self.child.stdout.readline()
+            return reply
+        finally:  # also after Ctrl-C in a notebook: the reply would answer the next question
+            if not reply:
+                self.end_child()
 
     def need_child(self):
         """Start it, if none is there.  Raises InputError where it cannot be used."""
@@ -143,9 +135,9 @@ class Judge:
         root = Path(__file__).resolve().parents[2]
         self.child = subprocess.Popen(command, cwd=root, start_new_session=True, **pipes)
         reply = self.ask_child(self.hello, STARTUP_S)
+        expect(reply, self.module, "the start of a child process", reply)
         if reply != b"ready\n":
             self.end_child()
-            expect(reply, self.module, "the start of a child process", reply)
             raise InputError(json.loads(reply))
 
     def end_child(self):

@@ -30,7 +30,7 @@ from minisoft.data import Choice
 from minisoft.errors import InputError, expect
 from minisoft.evaluation import SETTINGS
 from minisoft.io import WEIGHTS, atomic, checkpoint, datasets
-from minisoft.kinds import COT, KINDS, NOISE, SIGMA, TAU_OF, TEMPLATE
+from minisoft.kinds import COT, KINDS, OPTIONS, SIGMA, TAU_OF, TEMPLATE
 from minisoft.kinds.options import COUNT, DEVICE, NATURAL, Number, Option, parse, read_pair
 from minisoft.run import ranks, show
 from minisoft.run.evaluate import Evaluator
@@ -70,7 +70,7 @@ FLAGS = {
     ],
     "the CoT's mixtures and noise (section 3, appendix F)": [
         replace(TAU_OF, type=str, nargs="+", metavar="KIND=TAU"),
-        *NOISE,
+        *OPTIONS,
         SIGMA,
     ],
     "machine": [

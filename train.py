@@ -21,7 +21,7 @@ from pathlib import Path
 
 from minisoft.errors import InputError
 from minisoft.io import WEIGHTS, checkpoint
-from minisoft.kinds import COT, NOISE, TAU_OF, TEMPLATE, TOKENS, TRAINING
+from minisoft.kinds import COT, OPTIONS, TAU_OF, TEMPLATE, TOKENS, TRAINING
 from minisoft.kinds.options import COUNT, DEVICE, NATURAL, SIZE, Number, Option, parse
 from minisoft.reinforce import ADVANTAGES
 from minisoft.run import plan, policy, ranks, settings, track
@@ -78,7 +78,7 @@ FLAGS = {
     "chain of thought (section 3)": [
         replace(TOKENS, kept=False),
         TAU_OF,
-        *NOISE,
+        *OPTIONS,
         COT,
         replace(COT, name="eval_cot", help="the same in validation", default=settings.EVAL_COT),
     ],

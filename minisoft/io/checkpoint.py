@@ -13,7 +13,7 @@ from minisoft.io.atomic import read_json, replace_folder, save_tensors, write_js
 from minisoft.io.config import read_config
 from minisoft.io.rows import POINTER
 from minisoft.io.tokenizer import FILES, Tokenizer
-from minisoft.kinds import COT, NOISE, SIGMA, TAU_OF, TRAINING
+from minisoft.kinds import COT, OPTIONS, SIGMA, TAU_OF, TRAINING
 from minisoft.model import Transformer
 
 SIDECAR = "minisoft.json"  # how a model is to be used: prompt, sigma, defaults; only ours have it
@@ -168,7 +168,7 @@ def read_about(folder: Path) -> dict:
     """A folder's minisoft.json, {} without one.  Raises InputError for an unusable field."""
     path = folder / SIDECAR
     sidecar = read_json(path)
-    fields = {row.name: row for row in (TAU_OF, SIGMA, *NOISE)}
+    fields = {row.name: row for row in (TAU_OF, SIGMA, *OPTIONS)}
     for name, value in sidecar.items():
         where = f"{path}: {name}"
         if name in fields and (name, value) != ("top_k", None):

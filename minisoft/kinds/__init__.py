@@ -2,7 +2,7 @@
 table of options: what decides how tokens are made, and how much is trained, a row each.
 
 A new kind is a class and a line in KINDS and in TAU.  It is built from its own fields: tau, sigma
-if it has noise of that size, and any for which NOISE has a row, of the same name.
+if it has noise of that size, and any for which OPTIONS has a row, of the same name.
 """
 
 from dataclasses import fields
@@ -45,7 +45,7 @@ TEMPLATE = kept(
 )
 TAU_OF = kept("tau", SIZE, f"softmax temperature (F.3; default {TAU} *, with --top-k {TAU_TOP_K})")
 SIGMA = kept("sigma", SIZE, "the noise's standard deviation, instead of --gamma (F.1)")
-NOISE = (
+OPTIONS = (
     kept("gamma", SIZE, "sigma = gamma rms(E), or another noise scale of the weights (F.1)", GAMMA),
     kept("noise", str, "where soft and fuzzy tokens get noise (F.2)", "embedding", choices=NOISES),
     kept("top_k", COUNT, "noise on the TOP_K best logits (F.2; default all, or no --noise *)"),
@@ -78,9 +78,14 @@ TRAINING = {  # how much is trained, with the paper's defaults (sec. 4, appendix
 }
 
 
+def noisy(name: str) -> bool:
+    """Has the kind noise of standard deviation sigma?"""
+    return "sigma" in {x.name for x in fields(KINDS[name])}
+
+
 def options(name: str) -> dict:
-    """{option: its default} of those of NOISE that are the kind's own fields."""
-    rows = {row.name for row in NOISE}
+    """{option: its default} of those of OPTIONS that are the kind's own fields."""
+    rows = {row.name for row in OPTIONS}
     return {x.name: x.default for x in fields(KINDS[name]) if x.name in rows}
 
 
@@ -95,7 +100,7 @@ def make_kind(name: str, sigma=None, tau=None, noise="embedding", top_k=None, **
     InputError for what is out of range, missing, or not an option of that kind."""
     given = {"tau": tau, "sigma": sigma, "noise": noise, "top_k": top_k, **own}
     TOKENS.check(name, "tokens")
-    for row in (TAU_OF, SIGMA, *NOISE):
+    for row in (TAU_OF, SIGMA, *OPTIONS):
         if given.get(row.name) is not None:
             row.check(given[row.name], row.name)
     expect(top_k is None or noise == "logits", "top-k", "noise on the logits", top_k)

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from minisoft import data, reinforce
 from minisoft.evaluation import SOFT, SOFTNESS
 from minisoft.io import checkpoint, datasets
-from minisoft.kinds import NOISE, SIGMA, TAU_OF, TOKENS
+from minisoft.kinds import OPTIONS, SIGMA, TAU_OF, TOKENS
 from minisoft.kinds.options import COUNT, DEVICE, Number, Option
 from minisoft.lab import command, variants
 from minisoft.rollout import COT, Rollout
@@ -58,7 +58,7 @@ class Measurement:
     def about(self) -> dict:
         """What is measured, as the results have it."""
         about = {name: x for name, x in vars(self.args).items() if name not in ("device", "out")}
-        for row in (TAU_OF, SIGMA, *NOISE):
+        for row in (TAU_OF, SIGMA, *OPTIONS):
             usual = getattr(self.policy.settings, row.name, None)
             about[row.name] = getattr(self.policy.kind, row.name, usual)
         return about
@@ -185,7 +185,7 @@ FLAGS = [
     *command.MODEL,
     replace(TOKENS, kept=False),
     TAU_OF,
-    *NOISE,
+    *OPTIONS,
     Option("prompts", COUNT, "B, problems a batch", 16),
     Option("group", Number(int, 2), "G, samples of each, at least 2", 32),
     Option("batches", Number(int, 3), "independent batches, at least 3", 24),

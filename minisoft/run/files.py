@@ -9,7 +9,7 @@ from pathlib import Path
 from minisoft.data import Problem
 from minisoft.errors import InputError
 from minisoft.io import atomic, checkpoint, state
-from minisoft.kinds import NOISE
+from minisoft.kinds import OPTIONS
 from minisoft.run import card
 from minisoft.run.metrics import MetricsFile
 from minisoft.run.optimizer import Optimizer
@@ -84,7 +84,7 @@ class Files:
                 f"step {step}: weights: expected finite numbers, found NaN or infinity in "
                 f"{bad[0]}; nothing was saved{self.resumable()}"
             )
-        replaced = {*VARIANT, *(row.name for row in NOISE)}
+        replaced = {*VARIANT, *(row.name for row in OPTIONS)}
         sidecar = {
             **{name: value for name, value in self.sidecar.items() if name not in replaced},
             "prompt": policy.settings.template,

@@ -14,7 +14,17 @@ from minisoft.errors import InputError, expect
 from minisoft.io.datasets import EMBEDDED, HUB
 from minisoft.io.prompts import CHAT, read_prompt
 from minisoft.io.state import read_config
-from minisoft.kinds import COT, KINDS, NOISE, SIGMA, TRAINING, default_tau, make_kind, options
+from minisoft.kinds import (
+    COT,
+    KINDS,
+    OPTIONS,
+    SIGMA,
+    TRAINING,
+    default_tau,
+    make_kind,
+    noisy,
+    options,
+)
 from minisoft.kinds.options import Option
 from minisoft.reinforce import ADVANTAGES
 from minisoft.soft import GAMMA, Hard, Mixture, noise_scale
@@ -40,7 +50,7 @@ ADVANTAGE = Option(
 
 
 class Flags(dict):
-    """{name: value} of given ones: template, cot, sigma, NOISE's, tau ({kind: temperature})"""
+    """{name: value} of given ones: template, cot, sigma, OPTIONS's, tau ({kind: temperature})"""
 
     def __init__(self, **given):
         super().__init__({name: x for name, x in given.items() if x is not None})
@@ -48,7 +58,7 @@ class Flags(dict):
     @classmethod
     def of(cls, args: Namespace) -> "Flags":
         """Those among the flags of a program; a --tau of train.py is that of its --tokens."""
-        names = ("template", "cot", *(row.name for row in (SIGMA, *NOISE)))
+        names = ("template", "cot", *(row.name for row in (SIGMA, *OPTIONS)))
         tau = args.tau or {}
         tau = tau if isinstance(tau, dict) else {args.tokens: tau}
         return cls(**{name: getattr(args, name, None) for name in names}, tau=tau)
@@ -56,11 +66,11 @@ class Flags(dict):
     def check(self, names: list[str]) -> None:
         """Raises InputError for a flag that means nothing to any of these kinds; hard tokens ignore
         noise, so that they may be called beside soft ones."""
-        noisy = any(issubclass(KINDS[name], (Mixture, Hard)) for name in names)
+        ignored = all(not noisy(name) and KINDS[name] is not Hard for name in names)
         expected = f"without {' and '.join(dict.fromkeys(names))} tokens, which do not use it"
-        for row in (*NOISE, SIGMA):
+        for row in (*OPTIONS, SIGMA):
             owners = {name for name in KINDS if row.name in options(name)}
-            used = owners & {*names} if owners else noisy
+            used = owners & {*names} if owners else not ignored
             expect(row.name not in self or used, row.flag, expected, self.get(row.name))
 
 
@@ -89,14 +99,13 @@ class Settings:
 
     def kind(self, name: str):
         """The kind of token called `name`.  Raises InputError for noise in a place of another."""
-        noisy = issubclass(KINDS[name], Mixture)
-        if self.noise != "embedding" and noisy and KINDS[name] is not Mixture:
+        if self.noise != "embedding" and noisy(name) and KINDS[name] is not Mixture:
             raise InputError(f"--noise: expected embedding for {name} tokens, found {self.noise}")
         own = self.options(name)
         return make_kind(name, self.sigma, self.tau[name], self.noise, self.top_k, **own)
 
     def options(self, name: str) -> dict:
-        """{option: value} of those of kinds.NOISE that are a kind's fields."""
+        """{option: value} of those of kinds.OPTIONS that are a kind's fields."""
         trained = self.sidecar if self.sidecar.get("tokens") == name else {}
         return {x: self.flags.get(x, trained.get(x, usual)) for x, usual in options(name).items()}
 
@@ -115,8 +124,8 @@ class Settings:
     def changes(self, tokens: str) -> list[str]:
         """What training `tokens` from here changes of how the folder's model was trained."""
         before, now = self.sidecar, self.sidecar_of(tokens)
-        names = [name for name in now if name in before and name != "sigma"]
-        differ = [name for name in names if "tokens" in before and now[name] != before[name]]
+        names = [name for name in now if name in before and "tokens" in before]
+        differ = [name for name in names if now[name] != before[name]]
         return [f"{name} {before[name]} -> {now[name]}" for name in differ]
 
 

@@ -66,7 +66,7 @@ def load(args: Namespace, world: World, files: Files, problems: Problems) -> Pol
     texts = lengthened(problems.training, settings, form)
     later = [*problems.validation, *problems.test]  # which have another budget
     texts += lengthened(later, replace(settings, cot=args.eval_cot), form)
-    if changed := ", ".join(settings.changes(args.tokens)):
+    if changed := ", ".join(loaded.settings.changes(args.tokens)):
         world.say(f"{files.model}: its training is not continued alike: {changed}")
     check_prompts(files.model, config, form.tokenizer, texts, world)
     return loaded

@@ -1,6 +1,7 @@
 """One resolver of "a flag, else the model's minisoft.json, else the paper": each of its rules."""
 
 import json
+from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -9,9 +10,12 @@ import torch
 from conftest import refuses
 
 import train
+from minisoft import kinds
 from minisoft.data import PAPER_PROMPT
+from minisoft.errors import InputError
 from minisoft.io import state
 from minisoft.run.settings import Flags, fill, resolve, resumed
+from minisoft.soft import Kind
 
 TRAINED = {"sigma": 0.7, "gamma": 0.1, "noise": "embedding"}
 SCALE = 12.5**0.5  # rms of (3, 4)
@@ -142,7 +146,8 @@ def test_what_training_on_changes_is_said():
     trained = {**HERE, "sigma": 0.7}
     assert resolve(trained, Flags(), 128).changes("soft") == []
     assert resolve({}, Flags(), 128).changes("soft") == []
-    assert resolve(trained, Flags(gamma=0.1), 128).changes("soft") == ["gamma 0.5 -> 0.1"]
+    found = replace(resolve(trained, Flags(gamma=0.1), 128), sigma=0.2).changes("soft")
+    assert found == ["gamma 0.5 -> 0.1", "sigma 0.7 -> 0.2"]
     changes = resolve(trained, Flags(noise="embedding"), 128).changes("hard")
     assert changes[:2] == ["tokens soft -> hard", "noise logits -> embedding"]
 
@@ -179,3 +184,20 @@ def test_a_flag_that_means_nothing_is_refused(flag, names):
 
 def test_noise_elsewhere_of_a_folder_does_not_concern_other_kinds():
     assert resolve(HERE, Flags(sigma=1.0), 128).kind("multiplex").width == 3
+
+
+@dataclass(frozen=True)
+class Spread(Kind):
+    """Noise that is no mixture's."""
+
+    tau: float
+    sigma: float
+
+
+def test_a_new_kind_with_sigma_has_its_flags_and_noise_on_the_embedding_only(monkeypatch):
+    monkeypatch.setitem(kinds.KINDS, "spread", Spread)
+    monkeypatch.setitem(kinds.TAU, "spread", 0.8)
+    Flags(gamma=0.2, sigma=0.1).check(["spread"])
+    assert resolve({}, Flags(sigma=0.1), 128).kind("spread") == Spread(0.8, 0.1)
+    with pytest.raises(InputError, match="--noise: expected embedding for spread tokens"):
+        resolve({}, Flags(noise="logits", sigma=0.1), 128).kind("spread")

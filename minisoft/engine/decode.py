@@ -20,6 +20,7 @@ from minisoft.engine import cuda
 from minisoft.engine.cache import FusedCache, RowCache
 from minisoft.engine.fused import measure, one_position
 from minisoft.engine.linear import FastTransformer, packed
+from minisoft.engine.replay import at_once
 from minisoft.model import Prompt
 from minisoft.rollout import COT, RECORDED, Decoding, Request, Roles, Rollout, Row, choose, role_at
 
@@ -153,9 +154,9 @@ class Scheduler:
         for i in sorted(requests):
             alike.setdefault(RowCache.round_up(len(self.requests[i].prompt)), []).append(i)
         for length, numbers in alike.items():
-            at_once = max(1, PROMPTS_AT_ONCE // length)
-            for first in range(0, len(numbers), at_once):
-                self._run_alike(numbers[first : first + at_once], length)
+            n = max(1, PROMPTS_AT_ONCE // length)
+            for first in range(0, len(numbers), n):
+                self._run_alike(numbers[first : first + n], length)
 
     def _run_alike(self, requests: list[int], length: int) -> None:
         """Prompts padded to one length, together."""
@@ -286,28 +287,31 @@ class Slots:
 
     def _step(self, model, cot: bool, answer: bool) -> None:
         """Choose the input of this position for every row, record it, feed it."""
-        at, slots = self.cache.position, torch.arange(len(self.keys), device=self.device)
-        sampling = self.sampling
-        after_cot = at - self.cot_length  # (N,)
-        role = role_at(after_cot, sampling.prefill_length[self.spent])
-        forced = sampling.prefill[self.spent, after_cot.clamp(0, sampling.prefill.shape[1] - 1)]
-        roles, draws = Roles(role, forced, cot, answer), Draws(self.keys, at)
-        chosen = choose(model, sampling.kind, self.hidden, roles, draws, sampling.decoding)
+        n = at_once(model, RowCache.BLOCK)  # rows: what has V numbers a row exists for so many
+        pieces = [slice(first, first + n) for first in range(0, len(self.keys), n)]
+        x = torch.cat([self._choose(model, some, cot, answer) for some in pieces])
+        self.hidden.copy_(one_position(model, x, self.cache))  # predicts the next position
+        self.cache.position += 1
+
+    def _choose(self, model, some: slice, cot: bool, answer: bool) -> torch.Tensor:
+        """Choose the inputs (n, d) of some rows, and record them."""
+        at, spent, sampling = self.cache.position[some], self.spent[some], self.sampling
+        slots, after_cot = self.cache.rows[some], at - self.cot_length[some]  # (n,)
+        role = role_at(after_cot, sampling.prefill_length[spent])
+        forced = sampling.prefill[spent, after_cot.clamp(0, sampling.prefill.shape[1] - 1)]
+        roles, draws = Roles(role, forced, cot, answer), Draws(self.keys[some], at)
+        chosen = choose(model, sampling.kind, self.hidden[some], roles, draws, sampling.decoding)
         self.ids[slots, at] = chosen.token
         self.log_prob[slots, at] = chosen.log_prob
         if cot:
             self.measures[slots, at] = measure(chosen.logits, chosen.weights)
             if sampling.record_actions:
-                self._record_action(slots, chosen.action, at)
-        self.hidden.copy_(one_position(model, chosen.x, self.cache))  # predicts the next position
-        at += 1
-
-    def _record_action(self, slots: torch.Tensor, action: torch.Tensor, at: torch.Tensor) -> None:
-        """All slots at once: what is written after the CoT of a row is never read."""
-        C, sampling = self.sampling.decoding.cot_tokens, self.sampling
-        if sampling.actions is None:
-            sampling.actions = action.new_zeros(len(action), C + 1, *action.shape[1:])
-        sampling.actions[slots, at.clamp(max=C)] = action
+                C = sampling.decoding.cot_tokens  # what comes after a row's CoT is never read
+                if sampling.actions is None:
+                    shape = len(self.keys), C + 1, *chosen.action.shape[1:]
+                    sampling.actions = chosen.action.new_zeros(shape)
+                sampling.actions[slots, at.clamp(max=C)] = chosen.action
+        return chosen.x
 
     def latest(self, steps: int) -> list[list[int]]:
         """The tokens of the last so many positions of every slot."""

@@ -30,6 +30,12 @@ LOGITS_AT_ONCE = 2**24  # numbers: 64 MiB of float32 logits, whatever V
 ON_GPU = 8  # times as many on a GPU, where each chunk's gradient of E and W_d is expensive
 
 
+def at_once(model: Transformer, block: int = 1) -> int:
+    """Positions whose logits may exist at once, a multiple of `block`."""
+    numbers = LOGITS_AT_ONCE * (ON_GPU if model.E.is_cuda else 1)
+    return max(numbers // model.config.vocab_size // block, 1) * block
+
+
 def backward(
     model: Transformer,
     kind,
@@ -103,7 +109,7 @@ class Replay:
     def _encodings(self, part: Rollout, prompt: Prompt, last: torch.Tensor) -> torch.Tensor:
         """The encodings hL (m, S, d) that predict each position of some rows, in one
         teacher-forced pass; last (1, d): that of the prompt's last position."""
-        chunks = part.taken(COT).split(self._chunk())
+        chunks = part.taken(COT).split(at_once(self.model))
         inputs = partial(checkpoint, self.kind.embed, self.model, use_reentrant=False)
         thoughts = torch.cat([inputs(actions) for actions in chunks])  # (k, d), computed again
         x = self.model.embed(part.ids)  # (m, S, d)
@@ -119,8 +125,8 @@ class Replay:
         """
         log_probs = torch.zeros(part.role.shape, dtype=torch.float64, device=hidden.device)
         for term in (COT, ANSWER):
-            places = (part.role == term).nonzero().split(self._chunk())
-            actions = part.taken(term).split(self._chunk())
+            places = (part.role == term).nonzero().split(at_once(self.model))
+            actions = part.taken(term).split(at_once(self.model))
             for place, action in zip(places, actions, strict=True):
                 row, position = place.T  # each (k,)
                 draws = Draws(part.keys[row], position)
@@ -130,11 +136,6 @@ class Replay:
                 if coefficients is not None and term in self.terms and len(place):
                     (coefficients[row] * of_chunk).sum().backward()  # eqs. 14-15
         return log_probs
-
-    def _chunk(self) -> int:
-        """Positions whose logits may exist at once."""
-        numbers = LOGITS_AT_ONCE * (ON_GPU if self.model.E.is_cuda else 1)
-        return numbers // self.model.config.vocab_size or 1
 
 
 class ReplayPrompt(Prompt):

@@ -5,9 +5,10 @@ import copy
 import pytest
 import torch
 from conftest import KINDS, random_ids
+from held import peak_bytes
 
 from minisoft import engine
-from minisoft.engine import decode
+from minisoft.engine import decode, replay
 from minisoft.engine.cache import FusedCache
 from minisoft.kinds import make_kind
 from minisoft.lab import bench
@@ -53,6 +54,40 @@ def test_looking_at_the_text_less_often_changes_no_bit(tiny, name, ahead):
     assert any(not record.truncated.all() for record in often)  # early ends
     for a, b in zip(often, seldom):
         assert_same_bits(a, b)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_choosing_for_few_rows_at_a_time_changes_no_bit(tiny, name, monkeypatch):
+    requests, kind = tiny.requests(range(4), range(12)), tiny.kind(name)
+
+    def roll():
+        return engine.rollout(tiny.fast, tiny.form, kind, requests, Decoding(24))
+
+    together = roll()
+    monkeypatch.setattr(replay, "LOGITS_AT_ONCE", 1)  # 16 of 48 rows
+    for a, b in zip(together, roll(), strict=True):
+        assert_same_bits(a, b)
+
+
+class Brief(bench.FullLength):
+    def answer_ends(self, ids):
+        return len(ids) == 2
+
+
+def test_memory_of_a_step_does_not_grow_with_rows_times_V(monkeypatch):
+    """From 16 to 64 rows, one time without a limit, one time with room for 16."""
+    V, more = 16384, 48
+    shape = (V, 64, 160, 1, 4, 2, 16, True)
+    model = engine.accelerate(bench.random_model(shape, torch.device("cpu"), torch.float32))
+    form, kind = Brief([1, 2]), make_kind("soft", sigma=0.2)
+
+    def peak(rows):
+        request = Request([1, 2, 3], (0,), range(rows))
+        return peak_bytes(lambda: engine.rollout(model, form, kind, [request], Decoding(3)))
+
+    assert peak(16 + more) - peak(16) > 3 * 4 * more * V
+    monkeypatch.setattr(replay, "LOGITS_AT_ONCE", 16 * V)
+    assert peak(16 + more) - peak(16) < more * V
 
 
 def test_records_come_when_their_last_row_is_done_and_without_actions_if_not_wanted(tiny):

@@ -44,41 +44,30 @@ from tqdm import tqdm
 
 from minisoft.data import Problem
 from minisoft.errors import InputError, expect
-from minisoft.io import datasets, state
+from minisoft.io import WEIGHTS, datasets, state
 from minisoft.io.atomic import read_json
 from minisoft.kinds import COT, KINDS, PAPER, TEMPLATE, TRAINING
 from minisoft.kinds.options import COUNT, Option
 from minisoft.lab import command, findings
-from minisoft.lab.trainings import (
-    LATER,
-    MINIATURE,
-    PAPERS,
-    Experiment,
-    Training,
-    learning_rate,
-)
+from minisoft.lab.trainings import LATER, MINIATURE, PAPERS, TRAININGS, Training, learning_rate
 from minisoft.run.settings import EVAL_COT
 from minisoft.run.world import as_program
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = {"findings": PAPER, "kinds": LATER, "signal": ()}  # part: trainings, of all seeds
-OWN = [  # of a study that is not the miniature
+FLAGS = [
+    Option("out", Path, "folder of the study"),
+    Option("model", str, "folder or hub id (default the miniature's)"),
     TRAINING["data"],
     Option("test", str, "problems and multiple choice, as eval.py --data", nargs="+"),
-    Option("kinds", str, f"that are trained (default {' '.join(PAPER)})", None, KINDS, nargs="+"),
+    Option("kinds", str, f"of tokens (default {' '.join(PAPER)}, or --parts)", None, KINDS, "+"),
     TRAINING["steps"],
-    replace(
-        TRAINING["lr"], help="default the paper's: Llama-8B 3e-6, Qwen 8e-6, others", kept=True
-    ),
+    replace(TRAINING["lr"], help="default of the paper: Llama-8B 3e-6, Qwen 8e-6, another"),
     TEMPLATE,
     replace(COT, name="eval_cot", help="CoT budget in tests and validations", default=EVAL_COT),
     Option("limit", COUNT, "only the first problems of each set that tests (default all)"),
     Option("samples", COUNT, "samples a problem in tests (default 32)"),
-]
-FLAGS = [
-    Option("out", Path, "folder of the study"),
-    Option("model", str, "folder or hub id (default the study in miniature)"),
-    *OWN,
+    Option("batch", COUNT, "rows at once in tests (default 64)"),
     Option("parts", str, f"some of the miniature's (default {','.join(PARTS)})"),
     Option("seeds", COUNT, "runs of each kind, seeds 0, 1, ... (default three; some five)"),
     Option("jobs", COUNT, "cells at once, one thread each (default 2, on GPUs 1)"),
@@ -100,57 +89,67 @@ class Cell:
 
 
 class Study:
-    """The cells of a study, in stages."""
+    """The cells of a study, in stages.  args: its flags; more: of train.py."""
 
-    def __init__(self, out: Path, seeds: int | None, of: Experiment = MINIATURE):
-        self.out, self.number, self.of = out, seeds, of
+    def __init__(self, args: Namespace, more: list[str]):
+        self.out, self.args, self.more = args.out.resolve(), args, more
+        self.trainings, self.base = TRAININGS, args.model or str(WEIGHTS / "tiny")
+        if args.model:
+            lr = str(args.lr or learning_rate(args.model))
+            self.trainings = {kind: Training(("--tokens", kind), lr, 3) for kind in args.kinds}
 
-    def stages(self, parts: list[str]) -> Iterator[list[Cell]]:
+    def words(self, *names: str) -> list[str]:
+        """Those of the flags with these names that were given."""
+        given = {row.flag: getattr(self.args, row.name) for row in FLAGS if row.name in names}
+        return [str(x) for pair in given.items() if pair[1] is not None for x in pair]
+
+    def stages(self) -> Iterator[list[Cell]]:
         """Training; tests and gradients.  The cells of a stage may run side by side, and need what
-        the stage before has left.  parts: of the miniature,
-        or ["all"]."""
-        names = [PARTS.get(part, self.of.trainings) for part in parts]
-        main = [run for of_part in names for run in self.each(of_part)]  # (training, seed)
-        first = [(name, 0) for name in self.of.trainings if "signal" in parts]
+        the stage before has left."""
+        groups = [self.args.kinds] if self.args.kinds else [PARTS[x] for x in self.args.parts]
+        main = [run for names in groups for run in self.each(names)]  # (training, seed)
+        first = [(name, 0) for name in self.trainings if "signal" in self.args.parts]
         yield [self.train(*run) for run in dict.fromkeys(main + first)]
-        tokens = [*PAPER, *(x.tokens for x in self.of.trainings.values())]
-        cells = [self.test("test/base", f"base={self.of.model}", tokens)] if main else []
+        tokens = [*PAPER, *(x.tokens for x in self.trainings.values())]
+        cells = [self.test("test/base", f"base={self.base}", tokens)] if main else []
         cells += [self.test_best(*run) for run in main]
         cells += [self.gradient(name, step) for name, _ in first for step in (0, 60)]
         yield cells
 
     def each(self, names) -> list[tuple[str, int]]:
         """(training, seed) of runs, the first seeds first."""
-        seeds = {name: self.number or self.of.trainings[name].seeds for name in names}
+        seeds = {name: self.args.seeds or self.trainings[name].seeds for name in names}
         most = max(seeds.values(), default=0)
         return [(name, seed) for seed in range(most) for name in names if seed < seeds[name]]
 
     def train(self, kind: str, seed: int) -> Cell:
-        name, of = f"train/{kind}-s{seed}", self.of.trainings[kind]
-        run = self.out / name
-        flags = (*of.flags, *(["--lr", of.lr] if of.lr else []), "--seed", str(seed))
-        words = ("train.py", *flags, *self.of.training, "--out", str(run))
-        return Cell(name, words, run / "summary.json")
+        name, of = f"train/{kind}-s{seed}", self.trainings[kind]
+        run, lr = self.out / name, ["--lr", of.lr] if of.lr else []
+        flags = (*of.flags, *lr, "--seed", str(seed))
+        flags += (*self.words("model", "data", "steps", "template", "eval_cot"), *self.more)
+        return Cell(name, ("train.py", *flags, "--out", str(run)), run / "summary.json")
 
     def test(self, name: str, model: str, kinds) -> Cell:
         """A model in these kinds of inference, and on multiple choice."""
         names = [f"{kind}-{how}" for kind in dict.fromkeys(kinds) for how in ("greedy", "sample")]
-        flags = ("--data", *self.of.tests, *self.of.sizes, "--settings", ",".join(names))
+        flags = ("--data", *self.args.test, *self.words("limit", "samples"))
+        flags += ("--settings", ",".join(names), *self.words("template", "batch"))
+        cot = ["--cot", str(self.args.eval_cot)] if self.args.eval_cot else []
         result = self.out / f"{name}.json"
-        words = ("eval.py", "--model", model, *flags, *self.of.testing, "--out", str(result))
+        words = ("eval.py", "--model", model, *flags, *cot, "--out", str(result))
         return Cell(name, words, result)
 
     def test_best(self, name: str, seed: int) -> Cell:
         """The best checkpoint of a run in the paper's settings and its own."""
         model = f"{name}={self.out / f'train/{name}-s{seed}/best'}"
-        return self.test(f"test/{name}-s{seed}", model, (*PAPER, self.of.trainings[name].tokens))
+        return self.test(f"test/{name}-s{seed}", model, (*PAPER, self.trainings[name].tokens))
 
     def gradient(self, kind: str, step: int) -> Cell:
         """Of the first run of a training before it, or after its 60 updates."""
         name, last = f"gradient/{kind}-{step}", self.out / f"train/{kind}-s0/last"
         result = self.out / f"{name}.json"
-        model = str(last) if step else self.of.model
-        words = ("-m", "minisoft.lab.gradient", "--model", model, *self.of.trainings[kind].flags)
+        model = str(last) if step else self.base
+        words = ("-m", "minisoft.lab.gradient", "--model", model, *self.trainings[kind].flags)
         return Cell(name, (*words, "--out", str(result)), result)
 
 
@@ -250,38 +249,27 @@ def _written(path: Path) -> float:
     return path.stat().st_mtime if path.is_file() else -1.0
 
 
-def own(args: Namespace, training: list[str]) -> Experiment:
-    """The table that the flags make; training: further flags of train.py."""
-
-    def words(*names: str) -> tuple[str, ...]:
-        given = {row.flag: getattr(args, row.name) for row in OWN if row.name in names}
-        return tuple(str(x) for flag, x in given.items() if x is not None for x in (flag, x))
-
-    expect(args.test, "--test", "sets of problems or of multiple choice", args.test)
-    lr = str(args.lr or learning_rate(args.model))
-    trainings = {kind: Training(("--tokens", kind), lr, 3) for kind in args.kinds or PAPER}
-    flags = ("--model", args.model, *words("data", "steps", "template", "eval_cot"), *training)
-    testing = (*words("template"), *(("--cot", str(args.eval_cot)) if args.eval_cot else ()))
-    return Experiment(args.model, trainings, flags, args.test, words("limit", "samples"), testing)
-
-
-def read_flags(argv=None) -> tuple[Namespace, Study]:
-    """(the flags, the study that they ask for).  Raises InputError."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    end = words.index("--") if "--" in words else len(words)
-    args = command.read("study", __doc__, FLAGS, words[:end])
-    parts = (args.parts or ",".join(PARTS)).split(",")
-    known = set(parts) <= set(PARTS) and not (args.parts and args.model)
-    expect(known, "--parts", f"some of {', '.join(PARTS)}, without --model", args.parts)
-    args.parts = ["all"] if args.model else parts
+def read_flags(argv=None) -> Study:
+    """The study that the flags ask for, some of which the miniature has.  Raises InputError."""
+    groups, given = [[], []], list(sys.argv[1:] if argv is None else argv)
+    for words in (given,) if "--model" in given else (MINIATURE.split(), given):
+        end = words.index("--") if "--" in words else len(words)
+        groups = [groups[0] + words[:end], groups[1] + words[end + 1 :]]
+    args = command.read("study", __doc__, FLAGS, groups[0])
+    if args.model:
+        args.kinds = args.kinds or PAPER
+    parts = args.parts or ("" if args.kinds else ",".join(PARTS))
+    known = not args.kinds if args.parts else True
+    args.parts = parts.split(",") if parts else []
+    known = set(args.parts) <= set(PARTS) and not (args.parts and args.kinds)
+    expect(known, "--parts", f"some of {', '.join(PARTS)}, without --model and --kinds", parts)
     expect(args.out or args.plan, "--out", "a folder for the study", args.out)
+    expect(args.test, "--test", "sets of problems or of multiple choice", args.test)
     on_gpus = torch.cuda.is_available()
     args.jobs = args.jobs or (1 if on_gpus else 2)
     expect(not on_gpus or args.jobs == 1, "--jobs", "1, which has all GPUs", args.jobs)
-    given = [row.flag for row in OWN if getattr(args, row.name) is not None] + words[end:]
-    expect(args.model or not given, ", ".join(given), "--model beside it", "none")
-    of = own(args, words[end + 1 :]) if args.model else MINIATURE
-    return args, Study((args.out or Path()).resolve(), args.seeds, of)
+    args.out = args.out or Path()
+    return Study(args, groups[1])
 
 
 def plan(cell: Cell) -> tuple[float, float]:
@@ -298,15 +286,14 @@ def plan(cell: Cell) -> tuple[float, float]:
     return 3600 * hours, rollout / int(rows) / int(tokens)
 
 
-def tokens(cell: Cell, of: Experiment) -> int:
+def tokens(study: Study, cell: Cell) -> int:
     """Those of the chains of a test, if all spend their budget."""
-    values = dict(zip(cell.command, cell.command[1:]))
-    about = read_json(Path(of.model) / "minisoft.json").get("defaults", {})
-    budget = int(values.get("--cot", about.get("cot", EVAL_COT)))
-    limit, samples = int(values.get("--limit", 10**9)), int(values.get("--samples", 32))
-    rows = [row for name in of.tests for row in datasets.load(name)[:limit]]
-    kinds = values["--settings"].count("-sample")
-    return sum(isinstance(row, Problem) for row in rows) * kinds * (1 + samples) * budget
+    args = study.args
+    usual = read_json(Path(study.base) / "minisoft.json").get("defaults", {}).get("cot", EVAL_COT)
+    rows = [row for name in args.test for row in datasets.load(name)[: args.limit]]
+    chains = sum(isinstance(row, Problem) for row in rows) * (1 + (args.samples or 32))
+    kinds = sum(word.count("-sample") for word in cell.command)
+    return chains * kinds * (args.eval_cot or usual)
 
 
 def hours(study: Study, cells: list[Cell]) -> list[str]:
@@ -322,7 +309,7 @@ def hours(study: Study, cells: list[Cell]) -> list[str]:
     for part, of in parts.items():
         each, how = took[part] / max(1, done[part]), "measured"
         if not done[part]:
-            tests = token * tokens(of[0], study.of) if part.startswith("test") else 0.0
+            tests = token * tokens(study, of[0]) if part.startswith("test") else 0.0
             each, how = training if part.startswith("train") else tests, "estimate"
         left = sum(not cell.result.is_file() for cell in of)
         shown = f"{left * each / 3600:.2g} h ({how})" if each else "hours unknown"
@@ -337,29 +324,29 @@ def _part(name: str) -> str:
 
 def main(argv=None) -> None:
     with command.one_line("study"):
-        args, study = read_flags(argv)
-        if args.plan:
-            for flags in PAPERS:
-                print(f"# python -m minisoft.lab.study {flags}")
-                print(*chain(*read_flags(flags.split())[1].stages(["all"])), sep="\n")
+        study = read_flags(argv)
+        for flags in PAPERS if study.args.plan else ():
+            print(f"# python -m minisoft.lab.study {flags}")
+            print(*chain(*read_flags(flags.split()).stages()), sep="\n")
+        if study.args.plan:
             return
-        cells = [*chain(*study.stages(args.parts))]
+        cells = [*chain(*study.stages())]
         left = [cell for cell in cells if not cell.result.is_file()]
         print(f"# {len(cells)} cells, {len(left)} left", file=sys.stderr)
-        if args.list:
+        if study.args.list:
             print(*hours(study, cells), sep="\n", file=sys.stderr)
             return print(*cells, sep="\n")
-        for cell in left if args.model else ():
+        for cell in left if study.args.model else ():
             if cell.name.startswith("train/") and cell.name.endswith("-s0"):
                 plan(cell)  # what train.py refuses is said before anything begins
     shows = f"python -m minisoft.lab.findings {shlex.quote(str(study.out))} shows what is there"
     with command.one_line("study", f"; the same command goes on; {shows}"):
         study.out.mkdir(parents=True, exist_ok=True)
-        runner = Runner(study.out, args.jobs)
+        runner = Runner(study.out, study.args.jobs)
         with state.lock(study.out / "lock"):  # to the end
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, runner.stop)
-            for stage in study.stages(args.parts):
+            for stage in study.stages():
                 runner.run(stage)
             print(findings.write(study.out))
 

@@ -1,9 +1,9 @@
-"""What a study trains and what it tests with, as data: the miniature and the paper's.  A new kind of token is a line in TRAININGS."""
+"""What studies train and what they test with, as data: the miniature's and the paper's; a new kind
+of token is a line in TRAININGS."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from minisoft.io import WEIGHTS
 from minisoft.io.atomic import read_json
 from minisoft.kinds import PAPER
 
@@ -38,30 +38,12 @@ TRAININGS = {
 LATER = tuple(name for name in TRAININGS if name not in PAPER)  # but for top-5 not the paper's
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """The table of a study: a model, its trainings, further flags of train.py; the sets that test,
-    flags of eval.py for how much of them (--limit, --samples), and further ones."""
-
-    model: str
-    trainings: dict[str, Training]
-    training: tuple[str, ...]
-    tests: tuple[str, ...]
-    sizes: tuple[str, ...]
-    testing: tuple[str, ...]
-
-
-UPDATES = "--steps 60 --save-every 15 --keep 60 --warmup 20 --show-every 0"
-MINIATURE = Experiment(
-    str(WEIGHTS / "tiny"),
-    TRAININGS,
-    tuple(UPDATES.split()),
-    (*PROBLEMS, *SKILLS),
-    ("--limit", "200", "--samples", "32"),
-    ("--batch", "512"),
+MINIATURE = (  # flags of minisoft.lab.study, as are the following
+    f"--test {' '.join((*PROBLEMS, *SKILLS))} --steps 60 --limit 200 --samples 32 --batch 512 "
+    "-- --save-every 15 --keep 60 --warmup 20 --show-every 0"
 )
 TESTS = "gsm8k-test math-500 olympiadbench hellaswag mmlu arc-challenge"
-PAPERS = [  # the flags of the paper's own; MATH/train: the folder of that set's release
+PAPERS = [  # the paper's own; MATH/train: the folder of that set's release
     f"--model {model} --data {data} --test {TESTS} --seeds 3 --steps 4000 --eval-cot 512 "
     f"--out runs/{model.split('/')[1]}-{data.split('/')[0]} -- --cot {cot}"
     for model, data, cot in (

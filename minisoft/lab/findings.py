@@ -9,9 +9,7 @@ with Welch's interval; a difference to the base, which has no seeds, has Student
 sample.
 Intervals are over seeds only: all models meet the same problems, and what another 200 of these
 would change is not in them (eval.py's intervals have it).
-
-Below, every function of SECTIONS gives its tables as (title, rows), with a head only where nothing
-was measured.
+Every function of SECTIONS gives (title, rows), the head alone where nothing was measured.
 """
 
 import json
@@ -20,7 +18,7 @@ import re
 from functools import partial
 from itertools import product
 from pathlib import Path
-from statistics import fmean, stdev, variance
+from statistics import fmean, variance
 
 import torch
 
@@ -59,10 +57,7 @@ def student(freedom: int) -> float:
 def difference(a: list[float], b: list[float] | float) -> tuple[float, float] | None:
     """(mean of a - mean of b, half its 95 % interval), by Welch, degrees of freedom rounded down; b
     may be a constant.  None where there are too few values."""
-    if isinstance(b, float):
-        if len(a) < 2:
-            return None
-        return fmean(a) - b, student(len(a) - 1) * stdev(a) / len(a) ** 0.5
+    b = [b, b] if isinstance(b, float) else b
     if min(len(a), len(b)) < 2:
         return None
     of_a, of_b = variance(a) / len(a), variance(b) / len(b)
@@ -90,12 +85,9 @@ def text_of(tables: list[Table]) -> str:
 
 def seeds(out: Path, run: str, suffix: str) -> dict[int, Path]:
     """{seed: path} of what is there of a study's runs OUT/RUN-sSEED."""
-    paths = {}
-    for path in out.glob(f"{run}-s*{suffix}"):
-        seed = path.relative_to(out).as_posix().removeprefix(f"{run}-s").removesuffix(suffix)
-        if seed.isdigit():  # not what was moved away
-            paths[int(seed)] = path
-    return dict(sorted(paths.items()))
+    ends = re.compile(rf"-s(\d+){re.escape(suffix)}$")  # not what was moved away
+    paths = {ends.search(path.as_posix()): path for path in out.glob(f"{run}-s*{suffix}")}
+    return dict(sorted((int(end[1]), path) for end, path in paths.items() if end))
 
 
 class Results:
@@ -168,21 +160,16 @@ def checkpoints(r: Results) -> list[Table]:
     problems, then and at the end; beside it the best of all by hard-greedy."""
     head = "tokens, seed, best at, best (%), last (%), hard-greedy there (%), the best hard-greedy"
     rows = [head.split(", ")]
-    runs = [
-        (x, *run) for x in NAMES for run in seeds(r.out, f"train/{x}", "/metrics.jsonl").items()
-    ]
-    for name, seed, path in runs:
-        lines = figures.read_metrics(path)
-        own, hard = (figures.series(lines, x) for x in ("validation", "validation_hard"))
-        if own:
-            summary = read_json(path.with_name("summary.json"))
-            best = max(own, key=own.get)  # the first of equals
-            if summary.get("best_step") == 0:  # the untrained model has no line of its own
-                best, own = 0, {0: summary["validation"], **own}
-            last = [*own.values()][-1]
-            shown = [own[best], last, hard.get(best), max(hard.values(), default=None)]
-            cells = ["" if share is None else f"{100 * share:.1f}" for share in shown]
-            rows.append([name, str(seed), str(best), *cells])
+    for name in NAMES:
+        for seed, path in seeds(r.out, f"train/{name}", "/summary.json").items():
+            summary, lines = read_json(path), figures.read_metrics(path.with_name("metrics.jsonl"))
+            own, hard = (figures.series(lines, x) for x in ("validation", "validation_hard"))
+            if own:
+                best = summary["best_step"]  # the untrained model's, 0, has no line of its own
+                shown = [summary["validation"], [*own.values()][-1], hard.get(best)]
+                shown.append(max(hard.values(), default=None))
+                cells = ["" if share is None else f"{100 * share:.1f}" for share in shown]
+                rows.append([name, str(seed), str(best), *cells])
     return [("", rows)]
 
 
@@ -208,15 +195,12 @@ def softness(r: Results) -> list[Table]:
     return [("tiny-test", r.table("tiny-test", columns))]
 
 
-def letters(name: str) -> str:
-    """What spellings of a name have in common: mmlu of mmlu-test.jsonl, gsm8k of GSM8K."""
-    part = "train|test|validation|challenge|hendrycks|preview|dataset|jsonl?$|parquet$|[^a-z0-9]"
-    return re.sub(part, "", name.lower())
-
-
-def set_name(source: str) -> str:
-    """The same of a file, a folder or a set of the hub: math of MATH/train."""
-    return next(filter(None, map(letters, reversed(Path(source).parts))), "")
+def plain(name: str) -> str:
+    """What the paper's name of a set or model and that of a file, a folder or the hub have in
+    common: gsm8k of GSM8K and data/gsm8k_test.jsonl, math of MATH/train."""
+    more = "train|test|validation|challenge|hendrycks|preview|dataset|jsonl?$|parquet$|[^a-z0-9]"
+    words = (re.sub(more, "", part.lower()) for part in reversed(Path(name).parts))
+    return next(filter(None, words), "")
 
 
 def published(r: Results) -> list[Table]:
@@ -224,19 +208,19 @@ def published(r: Results) -> list[Table]:
     miniature those of problems like what was trained on, and of multiple choice."""
     (_, _, _, _, *head), *lines = (x.split("\t") for x in PUBLISHED.read_text("utf-8").splitlines())
     config = next((read_json(path) for path in r.out.glob("train/*/config.json")), {})
-    model, data = letters(config.get("model", "")), set_name(config.get("data", ""))
-    sets, tables = [*map(set_name, r.sets)], {}
-    for measure, of, trained, tested, *numbers in lines if r.tested else ():
+    own = [plain(config.get(name, "")) for name in ("model", "data")]
+    sets, found = [*map(plain, r.sets)], {}
+    for measure, model, trained, tested, *numbers in lines if r.tested else ():
         alike = tested in (trained, f"{trained}-500") or measure == "NLL"
-        same = model.endswith(letters(f"{of}-Instruct")) and letters(trained) == data
-        if alike if r.miniature else same and letters(tested) in sets:
-            rows = tables.setdefault(measure, [["where", *head]])
-            rows.append([f"{of} ({trained}), {tested}", *numbers])
-    for measure, rows in tables.items():
+        same = own == [plain(f"{model}-Instruct"), plain(trained)] and plain(tested) in sets
+        if alike if r.miniature else same:
+            rows = found.setdefault(measure, [["where", *head]])
+            rows.append([f"{model} ({trained}), {tested}", *numbers])
+    for measure, rows in found.items():
         part, field = measure.split() if " " in measure else ("choices", "nll")
-        found = [[x, *(r.show(kind, x, part, field) for kind in ("base", *PAPER))] for x in r.sets]
-        rows[1:1] = [[f"here, {x}", *cells] for x, *cells in found if any(cells)]
-    return [*tables.items()]
+        ours = [[x, *(r.show(kind, x, part, field) for kind in ("base", *PAPER))] for x in r.sets]
+        rows[1:1] = [[f"here, {x}", *cells] for x, *cells in ours if any(cells)]
+    return [*found.items()]
 
 
 HARD_SAMPLE = product(PROBLEMS, ["hard-sample"], [f"pass@{k}" for k in (1, 4, 16, 32)])
@@ -258,18 +242,16 @@ SECTIONS = {
     "Are they soft? Effective number of tokens at a position of the CoT, own sampling": softness,
     "The paper's numbers": published,
 }
-
-
-OF_ALL = ("Best checkpoints, which are what is tested", "The paper's numbers")
+OF_OTHERS = {title: SECTIONS[title] for title in SECTIONS if title[:4] in ("Best", "The ")}
 
 
 def write(out: Path) -> str:
     """OUT/study.md from what is there; returns the tables and where they are.  Raises InputError,
     OSError."""
     r = Results(out)
-    found = {} if r.miniature else {"Training and inference": tables(r.runs)}
-    sections = SECTIONS if r.miniature else OF_ALL
-    found |= {title: text_of(SECTIONS[title](r)) for title in sections}
+    sections = SECTIONS if r.miniature else OF_OTHERS
+    found = {title: text_of(make(r)) for title, make in sections.items()}
+    found["Training and inference"] = "" if r.miniature else tables(r.runs)
     text = "\n\n".join(f"## {title}\n\n{tables}" for title, tables in found.items() if tables)
     if not text:
         raise InputError(f"{out}: expected results of minisoft.lab.study, found none")

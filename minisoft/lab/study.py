@@ -9,18 +9,15 @@ settings and their own, on problems and multiple choice.
     python -m minisoft.lab.study --plan paper               # the paper's own, as commands
 
 A cell is one call of a program in a process of its own with one thread; --jobs of them run at once,
-on GPUs one, with all of them.  Cells that are done are not done again, and one that was interrupted
-goes on where it stopped, so the same command continues the study.  Paths are looked for where
-train.py is.  Parts of the miniature, which takes under three hours on two cores:
+on GPUs one, with all of them.  What is done is not done again, and what was interrupted goes on, so
+the same command continues the study.  Paths are looked for where train.py is.  Writes OUT/study.md
+(tables; beside them the paper's, of the same model and data), cells.jsonl (command, commit, seconds
+of every cell) and logs/; `python -m minisoft.lab.findings OUT` writes the tables again.  Parts of
+the miniature, which takes under three hours on two cores:
 
-    findings   hard, soft and fuzzy tokens (`minisoft.lab.trainings`): the runs of all seeds, all
-               their evaluations
+    findings   hard, soft, fuzzy tokens (`minisoft.lab.trainings`): runs of all seeds, evaluations
     kinds      the same for the later kinds
-    signal     where the gradient comes from and how soft the tokens are, first seed of each kind
-
-Writes OUT/study.md (tables, with the paper's numbers where model and data are the paper's),
-cells.jsonl (command, commit, seconds of every cell) and logs/; `python -m minisoft.lab.findings
-OUT` writes the tables again.
+    signal     where the gradient comes from, first seed of each kind
 """
 
 import json
@@ -54,6 +51,7 @@ from minisoft.run.settings import EVAL_COT
 from minisoft.run.world import as_program
 
 ROOT = Path(__file__).resolve().parents[2]
+PART = re.compile(r"-s?\d+$")  # without it, of a cell's name: train/soft of train/soft-s0
 PARTS = {"findings": PAPER, "kinds": LATER, "signal": ()}  # part: trainings, of all seeds
 FLAGS = [
     Option("out", Path, "folder of the study"),
@@ -92,7 +90,7 @@ class Study:
     """The cells of a study, in stages.  args: its flags; more: of train.py."""
 
     def __init__(self, args: Namespace, more: list[str]):
-        self.out, self.args, self.more = args.out.resolve(), args, more
+        self.out, self.args, self.more = (args.out or Path()).resolve(), args, more
         self.trainings, self.base = TRAININGS, args.model or str(WEIGHTS / "tiny")
         if args.model:
             lr = str(args.lr or learning_rate(args.model))
@@ -147,8 +145,7 @@ class Study:
     def gradient(self, kind: str, step: int) -> Cell:
         """Of the first run of a training before it, or after its 60 updates."""
         name, last = f"gradient/{kind}-{step}", self.out / f"train/{kind}-s0/last"
-        result = self.out / f"{name}.json"
-        model = str(last) if step else self.base
+        result, model = self.out / f"{name}.json", str(last) if step else self.base
         words = ("-m", "minisoft.lab.gradient", "--model", model, *self.trainings[kind].flags)
         return Cell(name, (*words, "--out", str(result)), result)
 
@@ -217,7 +214,8 @@ class Runner:
                 file.write(json.dumps(line) + "\n")
             if not line["done"]:
                 what = f"expected {cell.result}, found exit status {status}"
-                self.failures.append(f"{cell.name}: {what}; see {log}")
+                last = ["", *log.read_text(errors="replace").splitlines()][-1]
+                self.failures.append(f"{cell.name}: {what}; see {log}: {last}")
         except OSError as error:  # such as a full disk
             self.failures.append(str(error))
 
@@ -256,19 +254,15 @@ def read_flags(argv=None) -> Study:
         end = words.index("--") if "--" in words else len(words)
         groups = [groups[0] + words[:end], groups[1] + words[end + 1 :]]
     args = command.read("study", __doc__, FLAGS, groups[0])
-    if args.model:
-        args.kinds = args.kinds or PAPER
-    parts = args.parts or ("" if args.kinds else ",".join(PARTS))
-    known = not args.kinds if args.parts else True
-    args.parts = parts.split(",") if parts else []
-    known = set(args.parts) <= set(PARTS) and not (args.parts and args.kinds)
-    expect(known, "--parts", f"some of {', '.join(PARTS)}, without --model and --kinds", parts)
+    args.kinds = args.kinds or (PAPER if args.model else None)
+    args.parts = (args.parts or ("" if args.kinds else ",".join(PARTS))).split(",")
+    known = {*args.parts} <= ({""} if args.kinds else {*PARTS})
+    expect(known, "--parts", f"some of {', '.join(PARTS)}, no --model, --kinds", args.parts)
     expect(args.out or args.plan, "--out", "a folder for the study", args.out)
     expect(args.test, "--test", "sets of problems or of multiple choice", args.test)
     on_gpus = torch.cuda.is_available()
     args.jobs = args.jobs or (1 if on_gpus else 2)
     expect(not on_gpus or args.jobs == 1, "--jobs", "1, which has all GPUs", args.jobs)
-    args.out = args.out or Path()
     return Study(args, groups[1])
 
 
@@ -288,12 +282,11 @@ def plan(cell: Cell) -> tuple[float, float]:
 
 def tokens(study: Study, cell: Cell) -> int:
     """Those of the chains of a test, if all spend their budget."""
-    args = study.args
     usual = read_json(Path(study.base) / "minisoft.json").get("defaults", {}).get("cot", EVAL_COT)
-    rows = [row for name in args.test for row in datasets.load(name)[: args.limit]]
-    chains = sum(isinstance(row, Problem) for row in rows) * (1 + (args.samples or 32))
+    rows = [row for name in study.args.test for row in datasets.load(name)[: study.args.limit]]
+    chains = sum(isinstance(row, Problem) for row in rows) * (1 + (study.args.samples or 32))
     kinds = sum(word.count("-sample") for word in cell.command)
-    return chains * kinds * (args.eval_cot or usual)
+    return chains * kinds * (study.args.eval_cot or usual)
 
 
 def hours(study: Study, cells: list[Cell]) -> list[str]:
@@ -301,10 +294,10 @@ def hours(study: Study, cells: list[Cell]) -> list[str]:
     estimated, of chains that all spend their budget, without validation and multiple choice."""
     took, done, parts, text = Counter(), Counter(), {}, []
     for line in findings.read_cells(study.out):
-        took[_part(line["cell"])] += line["seconds"]
-        done[_part(line["cell"])] += line.get("done", True)
+        took[PART.sub("", line["cell"])] += line["seconds"]
+        done[PART.sub("", line["cell"])] += line.get("done", True)
     for cell in cells:
-        parts.setdefault(_part(cell.name), []).append(cell)
+        parts.setdefault(PART.sub("", cell.name), []).append(cell)
     training, token = plan(cells[0]) if parts.keys() - +done else (0.0, 0.0)
     for part, of in parts.items():
         each, how = took[part] / max(1, done[part]), "measured"
@@ -315,11 +308,6 @@ def hours(study: Study, cells: list[Cell]) -> list[str]:
         shown = f"{left * each / 3600:.2g} h ({how})" if each else "hours unknown"
         text.append(f"# {part}: {len(of)} cells, {left} left, {shown}")
     return text
-
-
-def _part(name: str) -> str:
-    """Of a cell: train/soft of train/soft-s0."""
-    return name.rpartition("-")[0] or name
 
 
 def main(argv=None) -> None:
@@ -336,9 +324,8 @@ def main(argv=None) -> None:
         if study.args.list:
             print(*hours(study, cells), sep="\n", file=sys.stderr)
             return print(*cells, sep="\n")
-        for cell in left if study.args.model else ():
-            if cell.name.startswith("train/") and cell.name.endswith("-s0"):
-                plan(cell)  # what train.py refuses is said before anything begins
+        for name in study.args.test if left else ():
+            datasets.load(name)  # what cannot be tested is said before hours of training
     shows = f"python -m minisoft.lab.findings {shlex.quote(str(study.out))} shows what is there"
     with command.one_line("study", f"; the same command goes on; {shows}"):
         study.out.mkdir(parents=True, exist_ok=True)

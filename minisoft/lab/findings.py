@@ -148,11 +148,11 @@ def facts(out: Path) -> str:
     lines, (cpu, *_) = read_cells(out), processor(torch.device("cpu")).split(", ")
     minutes = sum(line["seconds"] for line in lines) / 60
     commits = ", ".join(dict.fromkeys(line["commit"] for line in lines))
-    return (
-        f"{len({line['cell'] for line in lines})} cells of one thread, {minutes:.0f} minutes in "
-        f"all (those done again included),\ncommits {commits}; "
-        f"{os.cpu_count()} x {cpu}, torch {torch.__version__.split('+')[0]}"
+    ran = (
+        f"{len({line['cell'] for line in lines})} cells of one thread, {minutes:.0f} minutes in all"
     )
+    version = torch.__version__.split("+")[0]
+    return f"{ran}, commits {commits};\n{os.cpu_count()} x {cpu}, torch {version}"
 
 
 def checkpoints(r: Results) -> list[Table]:
@@ -223,8 +223,8 @@ def published(r: Results) -> list[Table]:
     return [*found.items()]
 
 
-HARD_SAMPLE = product(PROBLEMS, ["hard-sample"], [f"pass@{k}" for k in (1, 4, 16, 32)])
-OWN_SAMPLE = product(PROBLEMS, ["own-sample"], ("pass@1", "pass@32"))
+SAMPLE = [*product(PROBLEMS, ["hard-sample"], [f"pass@{k}" for k in (1, 4, 16, 32)])]
+SAMPLE += product(PROBLEMS, ["own-sample"], ("pass@1", "pass@32"))
 GREEDY = product(PROBLEMS, ("hard-greedy", "soft-greedy", "own-greedy"), ["pass@1"])
 CHOICES = [(data, "choices", field) for field in ("nll", "accuracy") for data in SKILLS]
 ENTROPY = product(PROBLEMS, ["hard-sample"], ["entropy"])
@@ -233,9 +233,7 @@ OTHERS += product(PROBLEMS, ("soft-sample", "fuzzy-sample"), ("pass@1", "pass@32
 SECTIONS = {
     "Best checkpoints, which are what is tested": checkpoints,
     "Finding 1: greedy pass@1": partial(compare, measures=[*GREEDY]),
-    "Finding 2: pass@k under hard-sample inference": partial(
-        compare, measures=[*HARD_SAMPLE, *OWN_SAMPLE]
-    ),
+    "Finding 2: pass@k under hard-sample inference": partial(compare, measures=SAMPLE),
     "Finding 3: likelihood of the right answer, out of domain": partial(compare, measures=CHOICES),
     "Finding 4: entropy": partial(compare, measures=[*ENTROPY]),
     "Finding 5: the best inference, beside those above": partial(compare, measures=[*OTHERS]),
@@ -250,8 +248,9 @@ def write(out: Path) -> str:
     OSError."""
     r = Results(out)
     sections = SECTIONS if r.miniature else OF_OTHERS
-    found = {title: text_of(make(r)) for title, make in sections.items()}
-    found["Training and inference"] = "" if r.miniature else tables(r.runs)
+    found = {} if r.miniature else {"Training and inference": tables(r.runs)}
+    sections = SECTIONS if r.miniature else OF_OTHERS
+    found |= {title: text_of(make(r)) for title, make in sections.items()}
     text = "\n\n".join(f"## {title}\n\n{tables}" for title, tables in found.items() if tables)
     if not text:
         raise InputError(f"{out}: expected results of minisoft.lab.study, found none")

@@ -45,20 +45,19 @@ from minisoft.io import WEIGHTS, datasets, state
 from minisoft.io.atomic import read_json
 from minisoft.kinds import COT, KINDS, PAPER, TEMPLATE, TRAINING
 from minisoft.kinds.options import COUNT, Option
-from minisoft.lab import command, findings
-from minisoft.lab.trainings import LATER, MINIATURE, PAPERS, TRAININGS, Training, learning_rate
+from minisoft.lab import command, findings, trainings
 from minisoft.run.settings import EVAL_COT
 from minisoft.run.world import as_program
 
 ROOT = Path(__file__).resolve().parents[2]
 PART = re.compile(r"-s?\d+$")  # without it, of a cell's name: train/soft of train/soft-s0
-PARTS = {"findings": PAPER, "kinds": LATER, "signal": ()}  # part: trainings, of all seeds
+PARTS = {"findings": PAPER, "kinds": trainings.LATER, "signal": ()}  # part: trainings, of all seeds
 FLAGS = [
     Option("out", Path, "folder of the study"),
     Option("model", str, "folder or hub id (default the miniature's)"),
     TRAINING["data"],
     Option("test", str, "problems and multiple choice, as eval.py --data", nargs="+"),
-    Option("kinds", str, f"of tokens (default {' '.join(PAPER)}, or --parts)", None, KINDS, "+"),
+    Option("kinds", str, "of token (default the paper's three)", None, KINDS, nargs="+"),
     TRAINING["steps"],
     replace(TRAINING["lr"], help="default of the paper: Llama-8B 3e-6, Qwen 8e-6, another"),
     TEMPLATE,
@@ -91,10 +90,9 @@ class Study:
 
     def __init__(self, args: Namespace, more: list[str]):
         self.out, self.args, self.more = (args.out or Path()).resolve(), args, more
-        self.trainings, self.base = TRAININGS, args.model or str(WEIGHTS / "tiny")
+        self.trainings, self.base = trainings.TRAININGS, args.model or str(WEIGHTS / "tiny")
         if args.model:
-            lr = str(args.lr or learning_rate(args.model))
-            self.trainings = {kind: Training(("--tokens", kind), lr, 3) for kind in args.kinds}
+            self.trainings = trainings.own(args.kinds, args.model)
 
     def words(self, *names: str) -> list[str]:
         """Those of the flags with these names that were given."""
@@ -110,7 +108,9 @@ class Study:
         yield [self.train(*run) for run in dict.fromkeys(main + first)]
         tokens = [*PAPER, *(x.tokens for x in self.trainings.values())]
         cells = [self.test("test/base", f"base={self.base}", tokens)] if main else []
-        cells += [self.test_best(*run) for run in main]
+        for name, seed in main:  # the best checkpoint in the paper's settings and its own
+            best, own = self.out / f"train/{name}-s{seed}/best", self.trainings[name].tokens
+            cells.append(self.test(f"test/{name}-s{seed}", f"{name}={best}", (*PAPER, own)))
         cells += [self.gradient(name, step) for name, _ in first for step in (0, 60)]
         yield cells
 
@@ -122,8 +122,8 @@ class Study:
 
     def train(self, kind: str, seed: int) -> Cell:
         name, of = f"train/{kind}-s{seed}", self.trainings[kind]
-        run, lr = self.out / name, ["--lr", of.lr] if of.lr else []
-        flags = (*of.flags, *lr, "--seed", str(seed))
+        run, lr = self.out / name, str(self.args.lr or of.lr)
+        flags = (*of.flags, *(["--lr", lr] if lr else []), "--seed", str(seed))
         flags += (*self.words("model", "data", "steps", "template", "eval_cot"), *self.more)
         return Cell(name, ("train.py", *flags, "--out", str(run)), run / "summary.json")
 
@@ -136,11 +136,6 @@ class Study:
         result = self.out / f"{name}.json"
         words = ("eval.py", "--model", model, *flags, *cot, "--out", str(result))
         return Cell(name, words, result)
-
-    def test_best(self, name: str, seed: int) -> Cell:
-        """The best checkpoint of a run in the paper's settings and its own."""
-        model = f"{name}={self.out / f'train/{name}-s{seed}/best'}"
-        return self.test(f"test/{name}-s{seed}", model, (*PAPER, self.trainings[name].tokens))
 
     def gradient(self, kind: str, step: int) -> Cell:
         """Of the first run of a training before it, or after its 60 updates."""
@@ -249,11 +244,14 @@ def _written(path: Path) -> float:
 
 def read_flags(argv=None) -> Study:
     """The study that the flags ask for, some of which the miniature has.  Raises InputError."""
-    groups, given = [[], []], list(sys.argv[1:] if argv is None else argv)
-    for words in (given,) if "--model" in given else (MINIATURE.split(), given):
-        end = words.index("--") if "--" in words else len(words)
-        groups = [groups[0] + words[:end], groups[1] + words[end + 1 :]]
-    args = command.read("study", __doc__, FLAGS, groups[0])
+    given = list(sys.argv[1:] if argv is None else argv)
+    end = given.index("--") if "--" in given else len(given)
+    own, more = given[:end], given[end + 1 :]
+    args = command.read("study", __doc__, FLAGS, own)
+    if not args.model:
+        usual, _, updates = trainings.MINIATURE.partition(" -- ")
+        args = command.read("study", __doc__, FLAGS, usual.split() + own)
+        more = updates.split() + more
     args.kinds = args.kinds or (PAPER if args.model else None)
     args.parts = (args.parts or ("" if args.kinds else ",".join(PARTS))).split(",")
     known = {*args.parts} <= ({""} if args.kinds else {*PARTS})
@@ -263,7 +261,7 @@ def read_flags(argv=None) -> Study:
     on_gpus = torch.cuda.is_available()
     args.jobs = args.jobs or (1 if on_gpus else 2)
     expect(not on_gpus or args.jobs == 1, "--jobs", "1, which has all GPUs", args.jobs)
-    return Study(args, groups[1])
+    return Study(args, more)
 
 
 def plan(cell: Cell) -> tuple[float, float]:
@@ -313,7 +311,7 @@ def hours(study: Study, cells: list[Cell]) -> list[str]:
 def main(argv=None) -> None:
     with command.one_line("study"):
         study = read_flags(argv)
-        for flags in PAPERS if study.args.plan else ():
+        for flags in trainings.PAPERS if study.args.plan else ():
             print(f"# python -m minisoft.lab.study {flags}")
             print(*chain(*read_flags(flags.split()).stages()), sep="\n")
         if study.args.plan:

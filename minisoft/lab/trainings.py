@@ -38,7 +38,7 @@ TRAININGS = {
 LATER = tuple(name for name in TRAININGS if name not in PAPER)  # but for top-5 not the paper's
 
 
-MINIATURE = (  # flags of minisoft.lab.study, as are the following
+MINIATURE = (  # flags of minisoft.lab.study, as are PAPERS
     f"--test {' '.join((*PROBLEMS, *SKILLS))} --steps 60 --limit 200 --samples 32 --batch 512 "
     "-- --save-every 15 --keep 60 --warmup 20 --show-every 0"
 )
@@ -56,11 +56,11 @@ PAPERS = [  # the paper's own; MATH/train: the folder of that set's release
 ]
 
 
-def learning_rate(model: str) -> str:
-    """The paper's for the family of a folder or hub id; "" where its minisoft.json has one."""
-    if "lr" in read_json(Path(model) / "minisoft.json").get("defaults", {}):
-        return ""
+def own(kinds: list[str], model: str) -> dict[str, Training]:
+    """Those of a folder or hub id: lr is the paper's for its family, "" for minisoft.json's."""
     config = read_json(Path(model) / "config.json")
-    large = "8b" in model.lower() if not config else config["hidden_size"] >= 4096
+    large = config.get("hidden_size", 0) >= 4096 if config else "8b" in model.lower()
     is_qwen = "qwen" in config.get("model_type", model).lower()
-    return "8e-6" if is_qwen else "3e-6" if large else "6e-6"
+    lr = "8e-6" if is_qwen else "3e-6" if large else "6e-6"
+    has_one = "lr" in read_json(Path(model) / "minisoft.json").get("defaults", {})
+    return {kind: Training(("--tokens", kind), "" if has_one else lr, 3) for kind in kinds}

@@ -225,11 +225,10 @@ def published(r: Results) -> list[Table]:
 
 SAMPLE = [*product(PROBLEMS, ["hard-sample"], [f"pass@{k}" for k in (1, 4, 16, 32)])]
 SAMPLE += product(PROBLEMS, ["own-sample"], ("pass@1", "pass@32"))
-GREEDY = product(PROBLEMS, ("hard-greedy", "soft-greedy", "own-greedy"), ["pass@1"])
+GREEDY = product(PROBLEMS, ("hard-greedy", "soft-greedy", "fuzzy-greedy", "own-greedy"), ["pass@1"])
 CHOICES = [(data, "choices", field) for field in ("nll", "accuracy") for data in SKILLS]
 ENTROPY = product(PROBLEMS, ["hard-sample"], ["entropy"])
-OTHERS = [*product(PROBLEMS, ["fuzzy-greedy"], ["pass@1"])]
-OTHERS += product(PROBLEMS, ("soft-sample", "fuzzy-sample"), ("pass@1", "pass@32"))
+OTHERS = product(PROBLEMS, ("soft-sample", "fuzzy-sample"), ("pass@1", "pass@32"))
 SECTIONS = {
     "Best checkpoints, which are what is tested": checkpoints,
     "Finding 1: greedy pass@1": partial(compare, measures=[*GREEDY]),
@@ -258,12 +257,10 @@ def write(out: Path) -> str:
     return f"{text}\n\nwritten: {out / 'study.md'}"
 
 
-STUDY = Option("out", Path, "folder of minisoft.lab.study --out", metavar="STUDY", positional=True)
-
-
 def main(argv=None) -> None:
+    study = Option("out", Path, "OUT of minisoft.lab.study", metavar="STUDY", positional=True)
     with command.one_line("findings"):
-        print(write(command.read("findings", __doc__, [STUDY], argv).out))
+        print(write(command.read("findings", __doc__, [study], argv).out))
 
 
 if __name__ == "__main__":

@@ -249,7 +249,7 @@ def read_flags(argv=None) -> Study:
     own, more = given[:end], given[end + 1 :]
     args = command.read("study", __doc__, FLAGS, own)
     if not args.model:
-        usual, _, updates = trainings.MINIATURE.partition(" -- ")
+        usual, updates = trainings.MINIATURE.split(" -- ")
         args = command.read("study", __doc__, FLAGS, usual.split() + own)
         more = updates.split() + more
     args.kinds = args.kinds or (PAPER if args.model else None)

@@ -112,10 +112,9 @@ def write(paths: list[Path], out: Path | None) -> None:
         print(f"wrote {folder / name}")
 
 
-PATHS = "RUN of train.py, or .json of eval.py --out"
 FLAGS = [
-    Option("paths", Path, PATHS, nargs="+", metavar="PATH", positional=True),
-    Option("out", Path, "for tables.md, pictures (default beside the first .json, or in RUN)"),
+    Option("paths", Path, "RUN, or .json of eval.py", nargs="+", metavar="PATH", positional=True),
+    Option("out", Path, "for tables and pictures (default that of the first)", metavar="FOLDER"),
 ]
 
 

@@ -95,7 +95,7 @@ CEILINGS = {  # lines of a storey; raising one is a change that somebody sees
     "engine": 1_255,
     "train": 235,
     "eval": 216,
-    "lab": 2_160,
+    "lab": 2_154,
 }
 LONGEST = 45  # lines of a function
 

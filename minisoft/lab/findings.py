@@ -9,37 +9,37 @@ with Welch's interval; a difference to the base, which has no seeds, has Student
 sample.
 Intervals are over seeds only: all models meet the same problems, and what another 200 of these
 would change is not in them (eval.py's intervals have it).
-
-Below, every function of SECTIONS gives its tables as (title, rows), with a head only where nothing
-was measured.
+Every function of SECTIONS gives (title, rows), the head alone where nothing was measured.
 """
 
 import json
 import os
+import re
 from functools import partial
-from itertools import pairwise, product
+from itertools import product
 from pathlib import Path
-from statistics import fmean, stdev, variance
+from statistics import fmean, variance
 
 import torch
 
 from minisoft.errors import InputError
 from minisoft.io.atomic import read_json, write_text
-from minisoft.kinds import PAPER
+from minisoft.kinds import KINDS, PAPER
 from minisoft.kinds.options import Option
 from minisoft.lab import command, figures
 from minisoft.lab.bench import processor
 from minisoft.lab.tables import read_results
-from minisoft.lab.trainings import LATER, PROBLEMS, SKILLS, TRAININGS
+from minisoft.lab.trainings import PROBLEMS, SKILLS, TRAININGS
 from minisoft.run.metrics import markdown
-from minisoft.run.tables import cell, number, show_mean
+from minisoft.run.tables import cell, distinct, number, tables
 from minisoft.run.world import as_program
 
 T95 = (  # Student's 0.975 quantile for 1 ... 20 degrees of freedom
     *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
     *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
 )
-PUBLISHED = Path(__file__).with_name("paper.tsv")  # of the paper's Tables 2-5, where ours are alike
+PUBLISHED = Path(__file__).with_name("paper.tsv")  # of the paper's Tables 2-5
+NAMES = dict.fromkeys((*TRAININGS, *KINDS))
 PERCENT = ("%", 100, 1)  # unit, its scale, digits
 UNITS = {  # of fields that are no share
     "entropy": ("nats", 1, 3),
@@ -57,10 +57,7 @@ def student(freedom: int) -> float:
 def difference(a: list[float], b: list[float] | float) -> tuple[float, float] | None:
     """(mean of a - mean of b, half its 95 % interval), by Welch, degrees of freedom rounded down; b
     may be a constant.  None where there are too few values."""
-    if isinstance(b, float):
-        if len(a) < 2:
-            return None
-        return fmean(a) - b, student(len(a) - 1) * stdev(a) / len(a) ** 0.5
+    b = [b, b] if isinstance(b, float) else b
     if min(len(a), len(b)) < 2:
         return None
     of_a, of_b = variance(a) / len(a), variance(b) / len(b)
@@ -88,12 +85,9 @@ def text_of(tables: list[Table]) -> str:
 
 def seeds(out: Path, run: str, suffix: str) -> dict[int, Path]:
     """{seed: path} of what is there of a study's runs OUT/RUN-sSEED."""
-    paths = {}
-    for path in out.glob(f"{run}-s*{suffix}"):
-        seed = path.relative_to(out).as_posix().removeprefix(f"{run}-s").removesuffix(suffix)
-        if seed.isdigit():  # not what was moved away
-            paths[int(seed)] = path
-    return dict(sorted(paths.items()))
+    ends = re.compile(rf"-s(\d+){re.escape(suffix)}$")  # not what was moved away
+    paths = {ends.search(path.as_posix()): path for path in out.glob(f"{run}-s*{suffix}")}
+    return dict(sorted((int(end[1]), path) for end, path in paths.items() if end))
 
 
 class Results:
@@ -101,17 +95,17 @@ class Results:
 
     def __init__(self, out: Path):
         self.out = out
-        of_kinds = {kind: list(seeds(out, f"test/{kind}", ".json").values()) for kind in TRAININGS}
+        of_kinds = {kind: [*seeds(out, f"test/{kind}", ".json").values()] for kind in NAMES}
         self.tested = {kind: paths for kind, paths in of_kinds.items() if paths}
         self.runs = read_results([*out.glob("test/base.json"), *sum(self.tested.values(), [])])
+        self.sets = distinct(self.runs, "data")
+        self.miniature = {*self.sets} in (set(), {*PROBLEMS, *SKILLS})
 
     def cell(self, kind: str, data: str, part: str) -> list[dict]:
         """The evaluations of all seeds of a kind, or of "base"; own-greedy and own-sample: in each
-        kind's own inference (base: hard), later-greedy and later-sample: of the later kinds
-        only."""
+        kind's own inference (base: hard)."""
         own = TRAININGS[kind].tokens if kind in TRAININGS else "hard"
-        part = part.replace("own", own).replace("later", own if kind in LATER else "later")
-        return cell(self.runs, kind, data, part)
+        return cell(self.runs, kind, data, part.replace("own", own))
 
     def values(self, kind: str, data: str, part: str, field: str) -> list[float]:
         return [x[field] for x in self.cell(kind, data, part) if field in x]
@@ -141,10 +135,6 @@ class Results:
                 rows.append([kind, str(runs), *cells])
         return rows
 
-    def gradient(self, name: str) -> dict:
-        """What minisoft.lab.gradient has measured; {} if nothing."""
-        return read_json(self.out / f"gradient/{name}.json")
-
 
 def read_cells(out: Path) -> list[dict]:
     """The lines of OUT/cells.jsonl, one for each time that a cell was done or failed."""
@@ -158,11 +148,11 @@ def facts(out: Path) -> str:
     lines, (cpu, *_) = read_cells(out), processor(torch.device("cpu")).split(", ")
     minutes = sum(line["seconds"] for line in lines) / 60
     commits = ", ".join(dict.fromkeys(line["commit"] for line in lines))
-    return (
-        f"{len({line['cell'] for line in lines})} cells of one thread, {minutes:.0f} minutes in "
-        f"all (two at a time; those done again\nincluded), commits {commits}; "
-        f"{os.cpu_count()} x {cpu}, torch {torch.__version__.split('+')[0]}"
+    ran = (
+        f"{len({line['cell'] for line in lines})} cells of one thread, {minutes:.0f} minutes in all"
     )
+    version = torch.__version__.split("+")[0]
+    return f"{ran}, commits {commits};\n{os.cpu_count()} x {cpu}, torch {version}"
 
 
 def checkpoints(r: Results) -> list[Table]:
@@ -170,159 +160,96 @@ def checkpoints(r: Results) -> list[Table]:
     problems, then and at the end; beside it the best of all by hard-greedy."""
     head = "tokens, seed, best at, best (%), last (%), hard-greedy there (%), the best hard-greedy"
     rows = [head.split(", ")]
-    runs = [
-        (x, *run) for x in TRAININGS for run in seeds(r.out, f"train/{x}", "/metrics.jsonl").items()
-    ]
-    for name, seed, path in runs:
-        lines = figures.read_metrics(path)
-        own, hard = (figures.series(lines, x) for x in ("validation", "validation_hard"))
-        if own:
-            summary = read_json(path.with_name("summary.json"))
-            best = max(own, key=own.get)  # the first of equals
-            if summary.get("best_step") == 0:  # the untrained model has no line of its own
-                best, own = 0, {0: summary["validation"], **own}
-            last = [*own.values()][-1]
-            shown = [own[best], last, hard.get(best), max(hard.values(), default=None)]
-            cells = ["" if share is None else f"{100 * share:.1f}" for share in shown]
-            rows.append([name, str(seed), str(best), *cells])
+    for name in NAMES:
+        for seed, path in seeds(r.out, f"train/{name}", "/summary.json").items():
+            summary, lines = read_json(path), figures.read_metrics(path.with_name("metrics.jsonl"))
+            own, hard = (figures.series(lines, x) for x in ("validation", "validation_hard"))
+            if own:
+                best = summary["best_step"]  # the untrained model's, 0, has no line of its own
+                shown = [summary["validation"], [*own.values()][-1], hard.get(best)]
+                shown.append(max(hard.values(), default=None))
+                cells = ["" if share is None else f"{100 * share:.1f}" for share in shown]
+                rows.append([name, str(seed), str(best), *cells])
     return [("", rows)]
 
 
 def compare(r: Results, measures) -> list[Table]:
     """For each (data, part, field) a table of the base and every training, with the differences to
-    hard training and to the base."""
+    hard training, to the base, and to hard inference of the same runs."""
     tables = []
     for data, *what in measures:
         unit = UNITS.get(what[1], PERCENT)[0]
         columns = {unit: what, "- hard": [*what, "hard"], "- base": [*what, "base"]}
+        kind, _, how = what[0].partition("-")
+        if kind not in ("hard", "choices"):
+            columns["- hard inference"] = [*what, f"hard-{how}"]
         title = ", ".join((data, *what)).replace("choices, ", "")
         tables.append((title, r.table(data, columns)))
     return tables
 
 
-def trajectories(r: Results, kind: str) -> dict[int, list[dict]]:
-    """{seed: path}: greedy, sample (pass@1 on tiny-test) and entropy (nats), all of hard inference,
-    of the base and a run's checkpoints, in the order of updates."""
-    base, paths = read_json(r.out / "test/base.json").get("runs", []), {}
-    for seed, path in seeds(r.out, f"checkpoints/{kind}", ".json").items() if base else ():
-        runs = [run for run in base + read_json(path)["runs"] if run["data"] == "tiny-test"]
-        greedy, drawn = (
-            [run["settings"][f"hard-{x}"] for run in runs] for x in ("greedy", "sample")
-        )
-        names = ("greedy", "sample", "entropy")
-        points = [(a["pass@1"], b["pass@1"], b["entropy"]) for a, b in zip(greedy, drawn)]
-        paths[seed] = [dict(zip(names, point)) for point in points]
-    return paths
-
-
-def at_accuracy(points: list[dict], how: str, accuracy: float) -> float | None:
-    """Entropy where a run's path first crosses an accuracy, linear in between; None if never."""
-    for p, q in pairwise(points):
-        if p[how] <= accuracy <= q[how] and q[how] > p[how]:
-            share = (accuracy - p[how]) / (q[how] - p[how])
-            return p["entropy"] + (q["entropy"] - p["entropy"]) * share
-    return None
-
-
-def matched(r: Results) -> list[Table]:
-    """Entropy of the runs of other kinds where they are most accurate (on these problems), if more
-    so than the base, beside that of the hard run of the same seed where it was as accurate."""
-    head = "tokens, runs, accuracy (%), entropy (nats), hard runs', difference"
-    tables, hard = [], trajectories(r, "hard")
-    for how in ("greedy", "sample"):
-        rows = [head.split(", ")]
-        for kind in [*TRAININGS][1:]:
-            runs = {seed: run for seed, run in trajectories(r, kind).items() if seed in hard}
-            found = []  # (accuracy, entropy, the hard run's entropy)
-            for seed, (base, *points) in runs.items():
-                best = max(points, key=lambda point: point[how])
-                entropy = at_accuracy(hard[seed], how, best[how])
-                if entropy is not None and best[how] > base[how]:
-                    found.append((best[how], best["entropy"], entropy))
-            if found:
-                accuracy, own, other = map(list, zip(*found))
-                gaps = [a - b for a, b in zip(own, other)]
-                shown = [show_mean(accuracy), show_mean(own, 1, 3), show_mean(other, 1, 3)]
-                shown.append(show_difference(gaps, 0.0, 1, 3))
-                rows.append([kind, f"{len(found)} of {len(runs)}", *shown])
-        tables.append((f"at equal hard-{how} pass@1", rows))
-    return tables
-
-
-def inference(r: Results) -> list[Table]:
-    """Which inference is best, for each kind of training: pass@k, and differences of the same
-    runs."""
-    tables = []
-    measures = (("greedy", "pass@1"), ("sample", "pass@1"), ("sample", "pass@32"))
-    for (how, field), data in product(measures, PROBLEMS):
-        others = {kind: (f"{kind}-{how}", field) for kind in PAPER} | {
-            "own": (f"later-{how}", field)
-        }
-        hard = others["hard"][0]
-        values = {f"{kind} inference": column for kind, column in others.items()}
-        gaps = {f"{kind} - hard": (*others[kind], hard) for kind in (*PAPER[1:], "own")}
-        title = f"{data}, {how}, {field}"
-        tables += [(f"{title}, %", r.table(data, values))]
-        tables += [(f"{title}, difference", r.table(data, gaps))]
-    return tables
-
-
 def softness(r: Results) -> list[Table]:
-    """How many tokens positions carry: of the best checkpoints on test problems, and in the batches
-    of the gradient before training (update 0) and at its end (60, first seed)."""
+    """How many tokens positions carry, of the best checkpoints on test problems."""
     names = {"mean": "support", "above 1.5 (%)": "share_soft", "largest weight": "largest_weight"}
-    of_best = r.table("tiny-test", {head: ("own-sample", names[head]) for head in names})
-    head = "training, mean at 0, above 1.5 (%) at 0, median at 60, 99 % are below at 60"
-    of_batches = [head.split(", ")]
-    for name in TRAININGS:
-        first, last = (r.gradient(f"{name}-{step}").get("softness") for step in (0, 60))
-        if first and last:
-            base = [f"{first['support']:.2f}", f"{100 * first['share_soft']:.1f}"]
-            ends = [f"{last['quantiles']['support'][at]:.4f}" for at in (50, 99)]
-            of_batches.append([name, *base, *ends])
-    return [("best checkpoints, tiny-test", of_best), ("batches of the gradient", of_batches)]
+    columns = {head: ("own-sample", field) for head, field in names.items()}
+    return [("tiny-test", r.table("tiny-test", columns))]
+
+
+def plain(name: str) -> str:
+    """What the paper's name of a set or model and that of a file, a folder or the hub have in
+    common: gsm8k of GSM8K and data/gsm8k_test.jsonl, math of MATH/train."""
+    more = "train|test|validation|challenge|hendrycks|preview|dataset|jsonl?$|parquet$|[^a-z0-9]"
+    words = (re.sub(more, "", part.lower()) for part in reversed(Path(name).parts))
+    return next(filter(None, words), "")
 
 
 def published(r: Results) -> list[Table]:
-    """The paper's numbers about the same thing."""
-    (_, *head), *lines = (line.split("\t") for line in PUBLISHED.read_text("utf-8").splitlines())
-    tables = []
-    for measure in dict.fromkeys(line[0] for line in lines) if r.tested else ():
-        rows = [head]
+    """Of each measure ours, and the paper's numbers of the same model and sets; beside the
+    miniature those of problems like what was trained on, and of multiple choice."""
+    (_, _, _, _, *head), *lines = (x.split("\t") for x in PUBLISHED.read_text("utf-8").splitlines())
+    config = next((read_json(path) for path in r.out.glob("train/*/config.json")), {})
+    own = [plain(config.get(name, "")) for name in ("model", "data")]
+    sets, found = [*map(plain, r.sets)], {}
+    for measure, model, trained, tested, *numbers in lines if r.tested else ():
+        alike = tested in (trained, f"{trained}-500") or measure == "NLL"
+        same = own == [plain(f"{model}-Instruct"), plain(trained)] and plain(tested) in sets
+        if alike if r.miniature else same:
+            rows = found.setdefault(measure, [["where", *head]])
+            rows.append([f"{model} ({trained}), {tested}", *numbers])
+    for measure, rows in found.items():
         part, field = measure.split() if " " in measure else ("choices", "nll")
-        for data in SKILLS[:3] if part == "choices" else PROBLEMS:
-            of_kinds = [r.show(kind, data, part, field) for kind in ("base", *PAPER)]
-            rows.append([f"here, {data}", *of_kinds])
-        rows += [line for name, *line in lines if name == measure]
-        tables.append((measure, rows))
-    return tables
+        ours = [[x, *(r.show(kind, x, part, field) for kind in ("base", *PAPER))] for x in r.sets]
+        rows[1:1] = [[f"here, {x}", *cells] for x, *cells in ours if any(cells)]
+    return [*found.items()]
 
 
-HARD_SAMPLE = product(PROBLEMS, ["hard-sample"], [f"pass@{k}" for k in (1, 4, 16, 32)])
-OWN_SAMPLE = product(PROBLEMS, ["own-sample"], ("pass@1", "pass@32"))
-GREEDY = product(PROBLEMS, ("hard-greedy", "soft-greedy", "own-greedy"), ["pass@1"])
+SAMPLE = [*product(PROBLEMS, ["hard-sample"], [f"pass@{k}" for k in (1, 4, 16, 32)])]
+SAMPLE += product(PROBLEMS, ["own-sample"], ("pass@1", "pass@32"))
+GREEDY = product(PROBLEMS, ("hard-greedy", "soft-greedy", "fuzzy-greedy", "own-greedy"), ["pass@1"])
 CHOICES = [(data, "choices", field) for field in ("nll", "accuracy") for data in SKILLS]
 ENTROPY = product(PROBLEMS, ["hard-sample"], ["entropy"])
+OTHERS = product(PROBLEMS, ("soft-sample", "fuzzy-sample"), ("pass@1", "pass@32"))
 SECTIONS = {
     "Best checkpoints, which are what is tested": checkpoints,
     "Finding 1: greedy pass@1": partial(compare, measures=[*GREEDY]),
-    "Finding 2: pass@k under hard-sample inference": partial(
-        compare, measures=[*HARD_SAMPLE, *OWN_SAMPLE]
-    ),
+    "Finding 2: pass@k under hard-sample inference": partial(compare, measures=SAMPLE),
     "Finding 3: likelihood of the right answer, out of domain": partial(compare, measures=CHOICES),
     "Finding 4: entropy": partial(compare, measures=[*ENTROPY]),
-    "Finding 4 at matched accuracy": matched,
-    "Finding 5: the best inference": inference,
+    "Finding 5: the best inference, beside those above": partial(compare, measures=[*OTHERS]),
     "Are they soft? Effective number of tokens at a position of the CoT, own sampling": softness,
     "The paper's numbers": published,
 }
+OF_OTHERS = {title: SECTIONS[title] for title in SECTIONS if title[:4] in ("Best", "The ")}
 
 
 def write(out: Path) -> str:
     """OUT/study.md from what is there; returns the tables and where they are.  Raises InputError,
     OSError."""
     r = Results(out)
-    found = {title: text_of(make(r)) for title, make in SECTIONS.items()}
+    sections = SECTIONS if r.miniature else OF_OTHERS
+    found = {} if r.miniature else {"Training and inference": tables(r.runs)}
+    sections = SECTIONS if r.miniature else OF_OTHERS
+    found |= {title: text_of(make(r)) for title, make in sections.items()}
     text = "\n\n".join(f"## {title}\n\n{tables}" for title, tables in found.items() if tables)
     if not text:
         raise InputError(f"{out}: expected results of minisoft.lab.study, found none")
@@ -330,12 +257,10 @@ def write(out: Path) -> str:
     return f"{text}\n\nwritten: {out / 'study.md'}"
 
 
-STUDY = Option("out", Path, "folder of minisoft.lab.study --out", metavar="STUDY", positional=True)
-
-
 def main(argv=None) -> None:
+    study = Option("out", Path, "OUT of minisoft.lab.study", metavar="STUDY", positional=True)
     with command.one_line("findings"):
-        print(write(command.read("findings", __doc__, [STUDY], argv).out))
+        print(write(command.read("findings", __doc__, [study], argv).out))
 
 
 if __name__ == "__main__":

@@ -11,9 +11,6 @@ rest (the body):
     snr        |mean gradient|^2, without bias, / variance of one batch's gradient; the mean of
                1 / snr batches is as much signal as noise
     *_error    standard error, by the jackknife over batches
-
-`softness`: what the CoT positions of the first batch are fed (`soft.measure`): means, the share
-above 1.5, and quantiles at 0, 1, ... 100 %.
 """
 
 import argparse
@@ -25,12 +22,11 @@ import torch
 from tqdm import tqdm
 
 from minisoft import data, reinforce
-from minisoft.evaluation import SOFT, SOFTNESS
 from minisoft.io import checkpoint, datasets
 from minisoft.kinds import OPTIONS, SIGMA, TAU_OF, TOKENS
 from minisoft.kinds.options import COUNT, DEVICE, Number, Option
 from minisoft.lab import command, variants
-from minisoft.rollout import COT, Rollout
+from minisoft.rollout import COT
 from minisoft.run import policy
 from minisoft.run.metrics import markdown
 from minisoft.run.policy import Policy
@@ -70,9 +66,9 @@ class Measurement:
         requests = [self.policy.request(x, (*key, i), range(samples)) for i, x in chosen]
         return chosen, self.policy.rollout(requests)
 
-    def batch(self, number: int, verifier) -> tuple[dict, dict, list[Rollout]]:
+    def batch(self, number: int, verifier) -> tuple[dict, dict]:
         """The numbered batch: gradients {(term, part): vector}; facts, among them the share of the
-        problems whose rewards differ; its Rollouts."""
+        problems whose rewards differ."""
         args, gradients = self.args, {}
         key = ("gradient", args.seed, number)
         chosen, rollouts = self.rollouts(key, number, args.prompts, args.group)
@@ -90,7 +86,7 @@ class Measurement:
             "advantage_square": advantages.square().mean().item(),
             "cot_length": fmean(lengths),
         }
-        return gradients, facts, rollouts
+        return gradients, facts
 
 
 def take_gradient(model) -> dict[str, torch.Tensor]:
@@ -142,32 +138,19 @@ def signals(gradients: list[dict]) -> dict:
     return {t: {part: signal(grams[t, part]) for part in parts} for t in (*TERMS, "both")}
 
 
-def softness(rollouts: list[Rollout]) -> dict:
-    """How many tokens the inputs of the CoT positions of some rollouts carry."""
-    at = torch.cat([x.measures[x.role == COT][:, 1:] for x in rollouts]).double()  # (positions, 2)
-    levels = torch.linspace(0, 1, 101, dtype=torch.float64)
-    names = SOFTNESS[:2]
-    quantiles = {name: of.quantile(levels).tolist() for name, of in zip(names, at.T)}
-    means = dict(zip(names, at.mean(0).tolist()))
-    share = (at[:, 0] > SOFT).double().mean().item()
-    return {**means, "share_soft": share, "quantiles": quantiles}
-
-
 def measure(args: argparse.Namespace) -> dict:
     """All that the command writes."""
     of, start = Measurement(args), time.perf_counter()
-    gradients, facts, soft = [], [], {}
+    gradients, facts = [], []
     with Verifier(workers=WORKERS) as verifier:
         for number in tqdm(range(args.batches), desc="batches", disable=None):
-            gradient, fact, rollouts = of.batch(number, verifier)
+            gradient, fact = of.batch(number, verifier)
             gradients.append(gradient)
             facts.append(fact)
-            soft = soft or softness(rollouts)  # of the first
     return {
         **of.about(),
         **{name: fmean(one[name] for one in facts) for name in facts[0]},
         "signal": signals(gradients),
-        "softness": soft,
         "seconds": time.perf_counter() - start,
     }
 

@@ -1,58 +1,75 @@
-"""The paper in miniature: the embedded model trained with hard, soft, fuzzy and others' tokens, the
-best checkpoints by greedy validation of the run's own kind; the five findings looked for.
+"""The paper's study of a model: trained with hard, soft, fuzzy and others' tokens, the best
+checkpoints by greedy validation of the run's own kind; they and the base are tested in the paper's
+settings and their own, on problems and multiple choice.
 
-    python -m minisoft.lab.study --out runs/study --list       # the commands
-    python -m minisoft.lab.study --out runs/study              # under three hours on two cores
+    python -m minisoft.lab.study --out runs/study           # in miniature: the embedded model
+    python -m minisoft.lab.study --out runs/study --list    # the commands, the hours of each part
+    python -m minisoft.lab.study --model FOLDER --data TRAIN --test SET ... --kinds hard soft
+        --seeds 3 --steps 1000 --out DIR -- --cot 128       # after --: more flags of train.py
+    python -m minisoft.lab.study --plan paper               # the paper's own, as commands
 
-A cell is one call of a program in a process of its own with one thread; --jobs of them run at once.
-Cells that are done are not done again, and one that was interrupted goes on where it stopped, so
-the same command continues the study.  Parts:
+A cell is one call of a program in a process of its own with one thread; --jobs of them run at once,
+on GPUs one, with all of them.  What is done is not done again, and what was interrupted goes on, so
+the same command continues the study.  Paths are looked for where train.py is.  Writes OUT/study.md
+(tables; beside them the paper's, of the same model and data), cells.jsonl (command, commit, seconds
+of every cell) and logs/; `python -m minisoft.lab.findings OUT` writes the tables again.  Parts of
+the miniature, which takes under three hours on two cores:
 
-    findings   hard, soft and fuzzy tokens (`minisoft.lab.trainings`): the runs of all seeds, all
-               their evaluations, checkpoints on the way
+    findings   hard, soft, fuzzy tokens (`minisoft.lab.trainings`): runs of all seeds, evaluations
     kinds      the same for the later kinds
-    signal     where the gradient comes from and how soft the tokens are, first seed of each kind
-
-Writes OUT/study.md (tables), cells.jsonl (command, commit, seconds of every cell) and logs/;
-`python -m minisoft.lab.findings OUT` writes the tables again.
+    signal     where the gradient comes from, first seed of each kind
 """
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from argparse import Namespace
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
+from minisoft.data import Problem
 from minisoft.errors import InputError, expect
-from minisoft.io import WEIGHTS, checkpoint, state
-from minisoft.kinds import KINDS, PAPER
+from minisoft.io import WEIGHTS, datasets, state
+from minisoft.io.atomic import read_json
+from minisoft.kinds import COT, KINDS, PAPER, TEMPLATE, TRAINING
 from minisoft.kinds.options import COUNT, Option
-from minisoft.lab import command, findings
-from minisoft.lab.trainings import LATER, PROBLEMS, SKILLS, TRAININGS
+from minisoft.lab import command, findings, trainings
+from minisoft.run.settings import EVAL_COT
 from minisoft.run.world import as_program
 
 ROOT = Path(__file__).resolve().parents[2]
-PARTS = {"findings": PAPER, "kinds": LATER, "signal": ()}  # part: trainings, of all seeds
-CHECKPOINTS = (15, 30, 45, 60)
-UPDATES = "--steps 60 --save-every 15 --keep 60 --warmup 20 --show-every 0".split()  # of train.py
-WHOLE = "--limit 200 --samples 32 --settings".split()  # of eval.py
-BRIEF = "--data tiny-test --limit 200 --settings hard-greedy,hard-sample --samples 8".split()
+PART = re.compile(r"-s?\d+$")  # without it, of a cell's name: train/soft of train/soft-s0
+PARTS = {"findings": PAPER, "kinds": trainings.LATER, "signal": ()}  # part: trainings, of all seeds
 FLAGS = [
     Option("out", Path, "folder of the study"),
-    Option("parts", str, "all, or some of them", ",".join(PARTS)),
-    Option("seeds", COUNT, "runs of each kind, seeds 0, 1, ... (default five or three)"),
-    Option("jobs", COUNT, "cells at once, one thread each", 2),
-    Option("list", bool, "print the commands, run nothing", False),
+    Option("model", str, "folder or hub id (default the miniature's)"),
+    TRAINING["data"],
+    Option("test", str, "problems and multiple choice, as eval.py --data", nargs="+"),
+    Option("kinds", str, "of token (default the paper's three)", None, KINDS, nargs="+"),
+    TRAINING["steps"],
+    replace(TRAINING["lr"], help="default of the paper: Llama-8B 3e-6, Qwen 8e-6, another"),
+    TEMPLATE,
+    replace(COT, name="eval_cot", help="CoT budget in tests and validations", default=EVAL_COT),
+    Option("limit", COUNT, "only the first problems of each set that tests (default all)"),
+    Option("samples", COUNT, "samples a problem in tests (default 32)"),
+    Option("batch", COUNT, "rows at once in tests (default 64)"),
+    Option("parts", str, f"some of the miniature's (default {','.join(PARTS)})"),
+    Option("seeds", COUNT, "runs of each kind, seeds 0, 1, ... (default three; some five)"),
+    Option("jobs", COUNT, "cells at once, one thread each (default 2, on GPUs 1)"),
+    Option("list", bool, "print the commands and the hours, run nothing", False),
+    Option("plan", str, "print the commands of the paper's own studies", None, ["paper"]),
 ]
 
 
@@ -69,85 +86,63 @@ class Cell:
 
 
 class Study:
-    """The cells of a study, in stages; with `dry` nothing is written."""
+    """The cells of a study, in stages.  args: its flags; more: of train.py."""
 
-    def __init__(self, out: Path, seeds: int | None, dry: bool = False):
-        self.out, self.number, self.dry = out, seeds, dry
+    def __init__(self, args: Namespace, more: list[str]):
+        self.out, self.args, self.more = (args.out or Path()).resolve(), args, more
+        self.trainings, self.base = trainings.TRAININGS, args.model or str(WEIGHTS / "tiny")
+        if args.model:
+            self.trainings = trainings.own(args.kinds, args.model)
 
-    def stages(self, parts: list[str]) -> Iterator[list[Cell]]:
+    def words(self, *names: str) -> list[str]:
+        """Those of the flags with these names that were given."""
+        given = {row.flag: getattr(self.args, row.name) for row in FLAGS if row.name in names}
+        return [str(x) for pair in given.items() if pair[1] is not None for x in pair]
+
+    def stages(self) -> Iterator[list[Cell]]:
         """Training; tests and gradients.  The cells of a stage may run side by side, and need what
         the stage before has left."""
-        main = [run for part in parts for run in self.each(PARTS[part])]  # (training, seed)
-        first = [(name, 0) for name in TRAININGS if "signal" in parts]
+        groups = [self.args.kinds] if self.args.kinds else [PARTS[x] for x in self.args.parts]
+        main = [run for names in groups for run in self.each(names)]  # (training, seed)
+        first = [(name, 0) for name in self.trainings if "signal" in self.args.parts]
         yield [self.train(*run) for run in dict.fromkeys(main + first)]
-        cells = [self.test("test/base", f"base={WEIGHTS / 'tiny'}", KINDS)] if main else []
-        cells += [self.test_best(*run) for run in main]
-        cells += [self.on_the_way(*run) for run in main]
-        for name, _ in first:
-            for step in (0, 30, 60) if name in PAPER else (0, 60):
-                cells.append(self.gradient(name, step))
+        tokens = [*PAPER, *(x.tokens for x in self.trainings.values())]
+        cells = [self.test("test/base", f"base={self.base}", tokens)] if main else []
+        for name, seed in main:  # the best checkpoint in the paper's settings and its own
+            best, own = self.out / f"train/{name}-s{seed}/best", self.trainings[name].tokens
+            cells.append(self.test(f"test/{name}-s{seed}", f"{name}={best}", (*PAPER, own)))
+        cells += [self.gradient(name, step) for name, _ in first for step in (0, 60)]
         yield cells
 
     def each(self, names) -> list[tuple[str, int]]:
         """(training, seed) of runs, the first seeds first."""
-        seeds = {name: self.number or TRAININGS[name].seeds for name in names}
+        seeds = {name: self.args.seeds or self.trainings[name].seeds for name in names}
         most = max(seeds.values(), default=0)
         return [(name, seed) for seed in range(most) for name in names if seed < seeds[name]]
 
     def train(self, kind: str, seed: int) -> Cell:
-        name, of = f"train/{kind}-s{seed}", TRAININGS[kind]
-        run = self.out / name
-        flags = (*of.flags, "--lr", of.lr, "--seed", str(seed), *UPDATES, "--out", str(run))
-        return Cell(name, ("train.py", *flags), run / "summary.json")
-
-    def evaluate(self, name: str, models: list[str], flags) -> Cell:
-        result = self.out / f"{name}.json"
-        words = ("eval.py", "--model", *models, *flags, "--batch", "512", "--out", str(result))
-        return Cell(name, words, result)
+        name, of = f"train/{kind}-s{seed}", self.trainings[kind]
+        run, lr = self.out / name, str(self.args.lr or of.lr)
+        flags = (*of.flags, *(["--lr", lr] if lr else []), "--seed", str(seed))
+        flags += (*self.words("model", "data", "steps", "template", "eval_cot"), *self.more)
+        return Cell(name, ("train.py", *flags, "--out", str(run)), run / "summary.json")
 
     def test(self, name: str, model: str, kinds) -> Cell:
-        """In these kinds of inference, and on multiple choice."""
-        settings = ",".join(f"{kind}-{how}" for kind in kinds for how in ("greedy", "sample"))
-        flags = ("--data", *PROBLEMS, *SKILLS, *WHOLE, settings)
-        return self.evaluate(name, [model], flags)
-
-    def test_best(self, name: str, seed: int) -> Cell:
-        """The best checkpoint of a run in the paper's settings and its own."""
-        model = f"{name}={self.out / f'train/{name}-s{seed}/best'}"
-        kinds = (*PAPER, TRAININGS[name].tokens)
-        return self.test(f"test/{name}-s{seed}", model, dict.fromkeys(kinds))
-
-    def on_the_way(self, name: str, seed: int) -> Cell:
-        """Checkpoints of a run in hard inference."""
-        models = [f"{step}={self.at_step(name, seed, step)}" for step in CHECKPOINTS]
-        return self.evaluate(f"checkpoints/{name}-s{seed}", models, BRIEF)
+        """A model in these kinds of inference, and on multiple choice."""
+        names = [f"{kind}-{how}" for kind in dict.fromkeys(kinds) for how in ("greedy", "sample")]
+        flags = ("--data", *self.args.test, *self.words("limit", "samples"))
+        flags += ("--settings", ",".join(names), *self.words("template", "batch"))
+        cot = ["--cot", str(self.args.eval_cot)] if self.args.eval_cot else []
+        result = self.out / f"{name}.json"
+        words = ("eval.py", "--model", model, *flags, *cot, "--out", str(result))
+        return Cell(name, words, result)
 
     def gradient(self, kind: str, step: int) -> Cell:
-        """Of the first run of a training after `step` updates."""
-        name, model = f"gradient/{kind}-{step}", str(self.at_step(kind, 0, step))
-        result = self.out / f"{name}.json"
-        words = ("-m", "minisoft.lab.gradient", "--model", model, *TRAININGS[kind].flags)
+        """Of the first run of a training before it, or after its 60 updates."""
+        name, last = f"gradient/{kind}-{step}", self.out / f"train/{kind}-s0/last"
+        result, model = self.out / f"{name}.json", str(last) if step else self.base
+        words = ("-m", "minisoft.lab.gradient", "--model", model, *self.trainings[kind].flags)
         return Cell(name, (*words, "--out", str(result)), result)
-
-    def at_step(self, kind: str, seed: int, step: int) -> Path:
-        """The model of a main run after `step` updates, as a folder; made from the run's saved
-        state."""
-        if step == 0:
-            return WEIGHTS / "tiny"
-        run = self.out / f"train/{kind}-s{seed}"
-        folder = self.out / f"checkpoints/{kind}-s{seed}-{step}"
-        place = run / f"state/step-{step:06d}"
-        fresh = _written(folder / "model.safetensors") > _written(place / "facts.json")
-        if not (self.dry or fresh):
-            saved = state.State(place)
-            model = checkpoint.load_model(run / "last", torch.device("cpu"), torch.float32)
-            with torch.no_grad():
-                for name, p in model.named_parameters():
-                    p.copy_(saved.read(f"weight/{name}", 0, p.numel()).view_as(p))
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            about = checkpoint.read_about(run / "last")
-            checkpoint.save_model(folder, model, checkpoint.read_files(run / "last"), about)
-        return folder
 
 
 class Runner:
@@ -214,7 +209,8 @@ class Runner:
                 file.write(json.dumps(line) + "\n")
             if not line["done"]:
                 what = f"expected {cell.result}, found exit status {status}"
-                self.failures.append(f"{cell.name}: {what}; see {log}")
+                last = ["", *log.read_text(errors="replace").splitlines()][-1]
+                self.failures.append(f"{cell.name}: {what}; see {log}: {last}")
         except OSError as error:  # such as a full disk
             self.failures.append(str(error))
 
@@ -246,29 +242,98 @@ def _written(path: Path) -> float:
     return path.stat().st_mtime if path.is_file() else -1.0
 
 
+def read_flags(argv=None) -> Study:
+    """The study that the flags ask for, some of which the miniature has.  Raises InputError."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    end = given.index("--") if "--" in given else len(given)
+    own, more = given[:end], given[end + 1 :]
+    args = command.read("study", __doc__, FLAGS, own)
+    if not args.model:
+        usual, updates = trainings.MINIATURE.split(" -- ")
+        args = command.read("study", __doc__, FLAGS, usual.split() + own)
+        more = updates.split() + more
+    args.kinds = args.kinds or (PAPER if args.model else None)
+    args.parts = (args.parts or ("" if args.kinds else ",".join(PARTS))).split(",")
+    known = {*args.parts} <= ({""} if args.kinds else {*PARTS})
+    expect(known, "--parts", f"some of {', '.join(PARTS)}, no --model, --kinds", args.parts)
+    expect(args.out or args.plan, "--out", "a folder for the study", args.out)
+    expect(args.test, "--test", "sets of problems or of multiple choice", args.test)
+    on_gpus = torch.cuda.is_available()
+    args.jobs = args.jobs or (1 if on_gpus else 2)
+    expect(not on_gpus or args.jobs == 1, "--jobs", "1, which has all GPUs", args.jobs)
+    return Study(args, more)
+
+
+def plan(cell: Cell) -> tuple[float, float]:
+    """(seconds of a training, of a token of one of its chains) by the arithmetic of `train.py
+    --plan`.  Raises InputError for what train.py refuses."""
+    words = [sys.executable, *cell.command, "--plan", "1"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        raise InputError(done.stderr.strip())
+    lines = [line.split("|") for line in done.stdout.splitlines() if re.match(r"\| \d", line)]
+    ranks = {int(n): [*map(float, numbers)] for _, n, *numbers, _ in lines}
+    rollout, *_, hours, _ = ranks[max(n for n in ranks if n <= max(1, torch.cuda.device_count()))]
+    rows, tokens = re.search(r"step: (\d+) rows .* rows of (\d+) tokens", done.stdout).groups()
+    return 3600 * hours, rollout / int(rows) / int(tokens)
+
+
+def tokens(study: Study, cell: Cell) -> int:
+    """Those of the chains of a test, if all spend their budget."""
+    usual = read_json(Path(study.base) / "minisoft.json").get("defaults", {}).get("cot", EVAL_COT)
+    rows = [row for name in study.args.test for row in datasets.load(name)[: study.args.limit]]
+    chains = sum(isinstance(row, Problem) for row in rows) * (1 + (study.args.samples or 32))
+    kinds = sum(word.count("-sample") for word in cell.command)
+    return chains * kinds * (study.args.eval_cot or usual)
+
+
+def hours(study: Study, cells: list[Cell]) -> list[str]:
+    """A line for each part: its cells, and the hours of those left, as the done ones took; else
+    estimated, of chains that all spend their budget, without validation and multiple choice."""
+    took, done, parts, text = Counter(), Counter(), {}, []
+    for line in findings.read_cells(study.out):
+        took[PART.sub("", line["cell"])] += line["seconds"]
+        done[PART.sub("", line["cell"])] += line.get("done", True)
+    for cell in cells:
+        parts.setdefault(PART.sub("", cell.name), []).append(cell)
+    training, token = plan(cells[0]) if parts.keys() - +done else (0.0, 0.0)
+    for part, of in parts.items():
+        each, how = took[part] / max(1, done[part]), "measured"
+        if not done[part]:
+            tests = token * tokens(study, of[0]) if part.startswith("test") else 0.0
+            each, how = training if part.startswith("train") else tests, "estimate"
+        left = sum(not cell.result.is_file() for cell in of)
+        shown = f"{left * each / 3600:.2g} h ({how})" if each else "hours unknown"
+        text.append(f"# {part}: {len(of)} cells, {left} left, {shown}")
+    return text
+
+
 def main(argv=None) -> None:
     with command.one_line("study"):
-        args = command.read("study", __doc__, FLAGS, argv)
-        args.parts = args.parts.split(",")
-        known = set(args.parts) <= set(PARTS)
-        expect(known, "--parts", f"some of {', '.join(PARTS)}", ",".join(args.parts))
-        expect(args.out, "--out", "a folder for the study", args.out)
-        out = args.out.resolve()
-    shows = f"python -m minisoft.lab.findings {shlex.quote(str(out))} shows what is there"
+        study = read_flags(argv)
+        for flags in trainings.PAPERS if study.args.plan else ():
+            print(f"# python -m minisoft.lab.study {flags}")
+            print(*chain(*read_flags(flags.split()).stages()), sep="\n")
+        if study.args.plan:
+            return
+        cells = [*chain(*study.stages())]
+        left = [cell for cell in cells if not cell.result.is_file()]
+        print(f"# {len(cells)} cells, {len(left)} left", file=sys.stderr)
+        if study.args.list:
+            print(*hours(study, cells), sep="\n", file=sys.stderr)
+            return print(*cells, sep="\n")
+        for name in study.args.test if left else ():
+            datasets.load(name)  # what cannot be tested is said before hours of training
+    shows = f"python -m minisoft.lab.findings {shlex.quote(str(study.out))} shows what is there"
     with command.one_line("study", f"; the same command goes on; {shows}"):
-        planned = [*chain(*Study(out, args.seeds, dry=True).stages(args.parts))]
-        left = sum(not cell.result.is_file() for cell in planned)
-        print(f"# {len(planned)} cells, {left} left", file=sys.stderr)
-        if args.list:
-            return print(*planned, sep="\n")
-        out.mkdir(parents=True, exist_ok=True)
-        runner = Runner(out, args.jobs)
-        with state.lock(out / "lock"):  # to the end
+        study.out.mkdir(parents=True, exist_ok=True)
+        runner = Runner(study.out, study.args.jobs)
+        with state.lock(study.out / "lock"):  # to the end
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, runner.stop)
-            for cells in Study(out, args.seeds).stages(args.parts):
-                runner.run(cells)
-            print(findings.write(out))
+            for stage in study.stages():
+                runner.run(stage)
+            print(findings.write(study.out))
 
 
 if __name__ == "__main__":

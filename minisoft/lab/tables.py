@@ -112,14 +112,9 @@ def write(paths: list[Path], out: Path | None) -> None:
         print(f"wrote {folder / name}")
 
 
-PATHS = "run folder of train.py, or .json file of eval.py --out"
-FOLDER = (
-    "where tables.md and the pictures go (default: where the first .json file is, else the first "
-    "run folder)"
-)
 FLAGS = [
-    Option("paths", Path, PATHS, nargs="+", metavar="PATH", positional=True),
-    Option("out", Path, FOLDER, metavar="FOLDER"),
+    Option("paths", Path, "RUN, or .json of eval.py", nargs="+", metavar="PATH", positional=True),
+    Option("out", Path, "for tables and pictures (default that of the first)", metavar="FOLDER"),
 ]
 
 

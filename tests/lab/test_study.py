@@ -10,18 +10,18 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from itertools import product
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
+from runs import ROOT, tiny_at
 
 from minisoft.errors import InputError
+from minisoft.io import WEIGHTS
 from minisoft.lab import findings
-from minisoft.lab.findings import at_accuracy, difference, show_difference, show_mean, student
-from minisoft.lab.study import PARTS, Cell, Runner, Study, main
-from minisoft.lab.trainings import TRAININGS
+from minisoft.lab.findings import difference, show_difference, student
+from minisoft.lab.study import PARTS, Cell, Runner, Study, hours, main, read_flags
+from minisoft.lab.trainings import PAPERS, TRAININGS
+from minisoft.run.tables import show_mean
 
 
 def test_student_intervals_of_published_quantiles():
@@ -44,23 +44,19 @@ def test_numbers_for_people():
     assert show_difference([1.0, 1.0], 0.5) == "+50.0 (no spread)"
 
 
-def test_entropy_at_an_accuracy_is_read_where_a_run_first_reaches_it():
-    points = ((0.4, 0.2), (0.6, 0.1), (0.5, 0.05), (0.9, 0.04))
-    path = [{"greedy": a, "entropy": e} for a, e in points]
-    assert at_accuracy(path, "greedy", 0.5) == pytest.approx(0.15)
-    assert at_accuracy(path, "greedy", 0.7) == pytest.approx(0.05 + (0.04 - 0.05) * 0.5)
-    assert at_accuracy(path, "greedy", 0.3) is None and at_accuracy(path, "greedy", 0.95) is None
-
-
 def write(path: Path, *values) -> None:
     """Values as JSON, a line each."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(value) + "\n" for value in values))
 
 
+def small(out: Path, *flags: str) -> Study:
+    return read_flags(["--out", str(out), "--seeds", "1", *flags])
+
+
 def test_a_test_older_than_its_model_is_done_again(tmp_path):
     model, runner = tmp_path / "train/x/best/model.safetensors", Runner(tmp_path, 1)
-    testing = Study(tmp_path, 1).evaluate("test/x", [f"soft={model.parent}"], ())
+    testing = small(tmp_path).test("test/x", f"soft={model.parent}", ["hard"])
     write(model, {}), write(testing.result, {})
     os.utime(model, (1, 1))
     assert runner.is_done(testing)
@@ -70,7 +66,7 @@ def test_a_test_older_than_its_model_is_done_again(tmp_path):
 
 def test_the_result_of_another_command_is_not_taken_for_done(tmp_path):
     """Wherever the study and the repository were when it was done."""
-    one = Study(tmp_path, 1).train("soft", 0)
+    one = small(tmp_path).train("soft", 0)
     write(one.result, {})
     words = str(one).replace(str(tmp_path), "/elsewhere")
     write(tmp_path / "cells.jsonl", {"cell": one.name, "command": words})
@@ -129,7 +125,7 @@ def test_a_training_cell_that_was_interrupted_is_resumed(tmp_path, monkeypatch):
 
     monkeypatch.setattr(subprocess, "Popen", start)
     write(tmp_path / "train/soft-s0/config.json", {})
-    Runner(tmp_path, 1).run([Study(tmp_path, 1).train("soft", 0)])
+    Runner(tmp_path, 1).run([small(tmp_path).train("soft", 0)])
     assert called[0][1:4] == ["train.py", "--tokens", "soft"] and called[0][-1] == "--resume"
 
 
@@ -152,7 +148,7 @@ time.sleep(60)"""
 from minisoft.lab import study
 out = pathlib.Path(r"{tmp_path}")
 cells = [study.Cell(name, ("-c", {work!r}), out / name) for name in ("x", "never")]
-study.Study.stages = lambda self, parts: iter([cells])
+study.Study.stages = lambda self: iter([cells])
 study.main(["--out", r"{tmp_path}/study", "--jobs", "1"])"""
     how = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     study = subprocess.Popen([sys.executable, "-c", code], **how)
@@ -166,49 +162,79 @@ study.main(["--out", r"{tmp_path}/study", "--jobs", "1"])"""
     assert line["cell"] == "x" and not line["done"] and line["seconds"] >= 1
 
 
-def test_a_models_folder_from_a_saved_state(tmp_path):
-    """That of the last update is the last model; an earlier one is another; a newer state makes it
-    again."""
-    import train
-
-    study, out = Study(tmp_path, 1), tmp_path / "train/hard-s0"
-    flags = "--tokens hard --prompts 2 --group 8 --cot 60 --validation 0 --test 0 --show-every 0"
-    more = "--lr 1e-3 --warmup 1 --steps 2 --save-every 1 --device cpu --out"
-    train.main([*flags.split(), *more.split(), str(out)])
-    first, last = study.at_step("hard", 0, 1), study.at_step("hard", 0, 2)
-    file, *others = (x / "model.safetensors" for x in (first, last, out / "last"))
-    early, late, end = (load_file(x)["model.norm.weight"] for x in (file, *others))
-    assert torch.equal(late, end) and not torch.equal(early, late)
-    old = file.stat().st_mtime_ns
-    assert study.at_step("hard", 0, 1) == first and file.stat().st_mtime_ns == old
-    os.utime(out / "state/step-000001/facts.json", (time.time() + 60,) * 2)
-    assert study.at_step("hard", 0, 1) == first and file.stat().st_mtime_ns > old
-
-
-def test_the_commands_are_those_of_the_programs(tmp_path):
-    """Every flag of every stage is one that its program knows, and names are unique."""
+def read(words: tuple[str, ...]) -> None:
+    """The flags of a command, by the program that it calls."""
     import eval as evaluation
     import train
     from minisoft.lab import gradient
 
-    study, found = Study(tmp_path, 2), {}
-    study.at_step = lambda kind, seed, step: tmp_path / f"{kind}-{seed}-{step}"
-    (tmp_path / "gradient").mkdir()
+    program, *flags = words
     parse = {"train.py": train.read_flags, "eval.py": evaluation.read_flags}
-    for one in [cell for cells in study.stages([*PARTS]) for cell in cells]:
-        program, *flags = one.command
-        parse[program](flags) if program in parse else gradient.read_flags(flags[1:])
-        assert one.name not in found
-        found[one.name] = one
-    counts = {"train": 14, "test": 1 + 14, "checkpoints": 14, "gradient": 3 * 3 + 4 * 2}
+    parse[program](flags) if program in parse else gradient.read_flags(flags[1:])
+
+
+def cells_of(study: Study) -> dict[str, Cell]:
+    """By their names, each of which is one cell's, and of whose flags all are known."""
+    cells = [cell for stage in study.stages() for cell in stage]
+    for one in cells:
+        read(one.command)
+    found = {one.name: one for one in cells}
+    assert len(found) == len(cells)
+    return found
+
+
+def test_the_commands_are_those_of_the_programs(tmp_path):
+    (tmp_path / "gradient").mkdir()
+    found = cells_of(small(tmp_path, "--seeds", "2", "--parts", ",".join(PARTS)))
+    counts = {"train": 14, "test": 1 + 14, "gradient": 7 * 2}
     assert Counter(name.partition("/")[0] for name in found) == counts
-    trainings = Counter(name for name, _ in Study(tmp_path, None).each(TRAININGS))
+    trainings = Counter(name for name, _ in read_flags(["--out", "x"]).each(TRAININGS))
     assert list(trainings.values()) == [5, 5, 3, 3, 5, 5, 3]
 
 
 def test_signal_alone_trains_the_first_of_each_kind(tmp_path):
-    first = next(Study(tmp_path, None).stages(["signal"]))
+    first = next(read_flags(["--out", str(tmp_path), "--parts", "signal"]).stages())
     assert [cell.name for cell in first] == [f"train/{kind}-s0" for kind in TRAININGS]
+
+
+def test_the_papers_own_studies_as_commands(capsys):
+    """Three models, three kinds, three seeds, the learning rates and budgets of the paper."""
+    main(["--plan", "paper"])
+    printed = capsys.readouterr().out
+    assert [line[2:] for line in printed.splitlines() if line[0] == "#"] == [
+        f"python -m minisoft.lab.study {flags}" for flags in PAPERS
+    ]
+    runs, settings = Counter(), set()
+    for flags in PAPERS:
+        found = cells_of(read_flags(flags.split()))
+        assert all(str(one) in printed for one in found.values())
+        runs.update(name.partition("/")[0] for name in found)
+        for name, one in found.items():
+            given = dict(zip(one.command, one.command[1:]))
+            if name.startswith("train"):
+                assert given["--steps"] == "4000" and given["--eval-cot"] == "512"
+                settings.add(tuple(given[x] for x in ("--model", "--data", "--lr", "--cot")))
+    assert runs == {"train": 5 * 3 * 3, "test": 5 * (1 + 3 * 3)}
+    llama, qwen = "meta-llama/Llama-3.2-3B-Instruct", "Qwen/Qwen2.5-3B-Instruct"
+    assert {(llama, "gsm8k", "6e-6", "128"), (qwen, "MATH/train", "8e-6", "512")} < settings
+    assert ("meta-llama/Llama-3.1-8B-Instruct", "gsm8k", "3e-6", "128") in settings
+
+
+FAMILIES = [
+    ({"model_type": "llama", "hidden_size": 3072}, "6e-6"),
+    ({"model_type": "llama", "hidden_size": 4096}, "3e-6"),
+    ({"model_type": "qwen2", "hidden_size": 896}, "8e-6"),
+]
+
+
+@pytest.mark.parametrize("config, rate", FAMILIES)
+def test_the_learning_rate_is_that_of_the_family_if_no_other_is_given(tmp_path, config, rate):
+    write(tmp_path / "config.json", config)
+    own = ["--model", str(tmp_path), "--test", "tiny-test"]
+    assert f"--lr {rate} " in str(small(tmp_path, *own).train("soft", 0))
+    assert "--lr 0.5 " in str(small(tmp_path, *own, "--lr", "0.5").train("soft", 0))
+    write(tmp_path / "minisoft.json", {"defaults": {"lr": 1.0}})
+    assert "--lr" not in small(tmp_path, *own).train("soft", 0).command
 
 
 def test_tables_while_a_run_is_being_written(tmp_path):
@@ -216,12 +242,13 @@ def test_tables_while_a_run_is_being_written(tmp_path):
         run = tmp_path / f"train/soft-s{seed}"
         run.mkdir(parents=True)
         (run / "metrics.jsonl").write_text(text)
+    chosen = {"best_step": 0, "validation": 0.3}
+    write(tmp_path / "train/soft-s1/summary.json", chosen)  # only this one has ended
     (tmp_path / "train/soft-s0.old").mkdir()  # moved away
     (tmp_path / "train/soft-s0.old/metrics.jsonl").write_text("{}\n")
     paths = findings.seeds(tmp_path, "train/soft", "/metrics.jsonl")
     assert list(paths) == [0, 1, 2]
-    assert findings.trajectories(findings.Results(tmp_path), "soft") == {}
-    findings.write(tmp_path)
+    assert "| soft   | 1    | 0       | 30.0     | 30.0     |" in findings.write(tmp_path)
 
 
 def numbers(value: float, samples: int, entropy: float = 0.15) -> dict:
@@ -246,18 +273,14 @@ def result(label: str, model: str, value: float) -> dict:
     return {"runs": made}
 
 
-def hard_run(value: float, number: int) -> dict:
-    """A checkpoint of the number-th kind, in hard inference."""
-    measured = numbers(value, 8, 0.2 - 0.1 * value + 0.01 * number)
-    return {"data": "tiny-test", "settings": {"hard-greedy": measured, "hard-sample": measured}}
-
-
 SOFT = "Are they soft? Effective number of tokens at a position of the CoT, own sampling"
 KINDS = {"hard": 0.8, "soft": 0.7, "fuzzy": 0.4}
 
 
 def run_of(run: Path, kind: str, seed: int, after: float, rows: list[dict]) -> None:
-    write(run / "summary.json", {"after": {"hard-greedy": {"pass@1": after}}})
+    best = max(rows, key=lambda row: row["validation"])
+    chosen = {"best_step": best["step"], "validation": best["validation"]}
+    write(run / "summary.json", {"after": {"hard-greedy": {"pass@1": after}}, **chosen})
     write(run / "config.json", {"tokens": kind, "seed": seed, "lr": 2e-4})
     write(run / "metrics.jsonl", *rows)
 
@@ -271,12 +294,10 @@ def folder(tmp_path) -> Path:
     for seed in range(3):
         of_top = result("top-5", f"top{seed}", 0.75 + 0.01 * seed)
         write(tmp_path / f"test/top-5-s{seed}.json", of_top)
-    for number, (kind, reached) in enumerate(KINDS.items()):
+    for kind, reached in KINDS.items():
         for seed in range(3):
             value, end = reached + 0.01 * seed, f"{kind}-s{seed}.json"
             write(tmp_path / "test" / end, result(kind, f"{kind}{seed}", value))
-            on_the_way = [hard_run(v, number) for v in (0.3, value, 0.35)]
-            write(tmp_path / "checkpoints" / end, {"runs": on_the_way})
             rows = [
                 {"step": 10 * i, "accuracy": value, "seconds": i, "validation": v}
                 for i, v in enumerate((0.3, value, value, 0.1), 1)
@@ -306,31 +327,20 @@ ROWS = {
 """,
     "The paper's numbers": """
 | hard-greedy pass@1 | here, tiny-test | 41.0 | 82.0 ± 1.0 | 72.0 ± 1.0 | 42.0 ± 1.0 |
-| hard-greedy pass@1 | Llama-3.2-3B, GSM8K | 71.4 | 75.9 ± 1.3 | 77.2 ± 0.9 | 76.7 ± 1.8 |
+| hard-greedy pass@1 | Llama-3.2-3B (GSM8K), GSM8K | 71.4 | 75.9 ± 1.3 | 77.2 ± 0.9 | 76.7 ± 1.8 |
 | NLL | here, tiny-sorting | 0.6000 | 0.1900 ± 0.0100 | 0.2900 ± 0.0100 |
 """,
-    "Finding 4 at matched": """
-| at equal hard-greedy pass@1 | soft | 3 of 3 | 72.0 ± 1.0 | 0.139 ± 0.001 | 0.129 ± 0.001 | +0.010
-| at equal hard-sample pass@1 | fuzzy | 2 of 3 | 42.5 ± 0.7 | 0.178
-""",
     "Finding 5": """
-| tiny-test, greedy, pass@1, % | soft | 3 | 72.0 ± 1.0 | 74.0 ± 1.0 | 71.0 ± 1.0 | |
-| tiny-test, greedy, pass@1, difference | soft | 3 | +2.0 (no spread) | -1.0 (no spread) | |
-| tiny-long, greedy, pass@1, % | base | 1 | 41.0 | 43.0 | 40.0 |
+| tiny-test, soft-sample, pass@1 | soft | 3 | 74.0 ± 1.0 | -10.0 [-12.3, -7.7] | +31.0 [
+| tiny-test, fuzzy-sample, pass@1 | hard | 3 | 81.0 ± 1.0 | | +41.0 [+38.5, +43.5] | -1.0 (no
+| tiny-long, fuzzy-sample, pass@1 | base | 1 | 40.0 |
 """,
 }
 LATER_ROWS = {
     "Best checkpoints": "| multiplex | 0 | 40 | 90.0 | 90.0 | 80.0 | 80.0 |",
     "Finding 1": "| tiny-test, own-greedy, pass@1 | multiplex | 2 | 91.0 ± 0.7 | +9.0 [",
-    "Finding 5": """
-| tiny-test, greedy, pass@1, % | multiplex | 2 | 81.0 ± 0.7 | 83.0 ± 0.7 | 80.0 ± 0.7 | 91.0 ± 0.7 |
-| tiny-test, greedy, pass@1, difference | multiplex | 2 | +2.0 (no spread) | -1.0 (no spread) | +
-""",
-    "Are they soft?": """
-| batches of the gradient | hard | 1.00 | 0.0 | 1.0000 | 1.0000 |
-| batches of the gradient | multiplex | 1.30 | 10.0 | 1.0000 | 2.9000 |
-| best checkpoints, tiny-test | multiplex | 2 | 1.20 ± 0.00 | 5.0 ± 0.0 | 0.950 ± 0.000 |
-""",
+    "Finding 2": "| tiny-test, own-sample, pass@1 | multiplex | 2 | 91.0 ± 0.7 |",
+    "Are they soft?": "| tiny-test | multiplex | 2 | 1.20 ± 0.00 | 5.0 ± 0.0 | 0.950 ± 0.000 |",
 }
 
 
@@ -349,12 +359,6 @@ def later(folder) -> Path:
             row = {"step": 40, "accuracy": 0.9, "seconds": 1, "validation": value}
             row["validation_hard"] = 0.8
             run_of(folder / f"train/{kind}-s{seed}", kind, seed, value, [row])
-    for kind, step in product(("hard", "multiplex"), (0, 60)):
-        top, share = (3.0, 0.1) if kind == "multiplex" else (1.0, 0.0)
-        support = [1.0] * 91 + [1.0 + 0.95 * (top - 1)] * 9 + [top]
-        quantiles = {"support": support, "largest_weight": [1 / x for x in reversed(support)]}
-        carried = {"support": 1 + 3 * share, "share_soft": share, "quantiles": quantiles}
-        write(folder / f"gradient/{kind}-{step}.json", {"softness": carried})
     return folder
 
 
@@ -399,14 +403,22 @@ def test_tables_of_a_study(folder, capsys):
 
 
 def test_part_of_a_study_is_told_as_far_as_it_goes(folder):
-    for part in ("test", "checkpoints"):
-        shutil.rmtree(folder / part)
+    shutil.rmtree(folder / "test")
     findings.write(folder)
     text = (folder / "study.md").read_text()
     assert "## Best checkpoints" in text and "## Finding" not in text
 
 
-BAD = {"--out x --parts everything": "--parts", "--out x --seeds 0": "--seeds", "": "--out"}
+BAD = {
+    "--out x --parts everything": "--parts",
+    "--out x --parts kinds --kinds hard": "--parts",
+    "--out x --seeds 0": "--seeds",
+    "": "--out",
+    "--out x --model weights/tiny": "--test",
+    "--out x --model weights/tiny --test tiny-test --kinds warm": "--kinds",
+    "--out x --model weights/tiny --test nowhere.jsonl": "nowhere.jsonl",
+    "--plan mine": "--plan",
+}
 
 
 @pytest.mark.parametrize("flags, name", BAD.items())
@@ -421,8 +433,105 @@ def test_commands_without_running_them(tmp_path, capsys):
     told = capsys.readouterr()
     first, *others = told.out.splitlines()
     assert first.startswith("OMP_NUM_THREADS=1 python train.py --tokens hard --lr 1e-4")
-    assert len(others) == 104 and told.err == "# 105 cells, 105 left\n"
+    assert len(others) == 72 and told.err.startswith(
+        "# 73 cells, 73 left\n# train/hard: 5 cells, 5 left,"
+    )
     assert not (tmp_path / "s").exists()
+
+
+def test_hours_are_those_measured_else_an_estimate(tmp_path):
+    """Of cells like them; what an interruption took counts, and what has failed does not."""
+    study = small(tmp_path, "--kinds", "hard", "soft")
+    cells = [cell for stage in study.stages() for cell in stage]
+    lines = [("train/hard-s7", 3600, False), ("train/hard-s7", 1800, True), ("train/x", 9, False)]
+    names = ("cell", "seconds", "done")
+    write(tmp_path / "cells.jsonl", *(dict(zip(names, line)) for line in lines))
+    write(study.train("soft", 0).result, {})
+    told = {line.split(":")[0]: line for line in hours(study, cells)}
+    assert told["# train/hard"].endswith(": 1 cells, 1 left, 1.5 h (measured)")
+    assert told["# train/soft"].endswith(": 1 cells, 0 left, 0 h (estimate)")
+    assert set(told) == {
+        f"# {x}" for x in ("train/hard", "train/soft", "test/base", "test/hard", "test/soft")
+    }
+    estimates = [float(told[f"# test/{x}"].split()[-3]) for x in ("base", "hard")]
+    assert 0.3 > estimates[0] > estimates[1] > 0.03  # in all kinds, in the paper's
+
+
+OWN = "--kinds hard multiplex --seeds 1 --steps 2 --samples 2 --eval-cot 30 --jobs 2"
+TRAIN = "--prompts 2 --group 4 --cot 30 --validation 4 --test 2 --validate-every 1 --show-every 0"
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory) -> tuple[Path, list[str]]:
+    """(a study of the embedded model under the name of the paper's, on six problems and four
+    questions that are called as the paper's are, stopped once; its flags)"""
+    at, out = tmp_path_factory.mktemp("own"), tmp_path_factory.mktemp("own") / "study"
+    model = tiny_at(at / "Llama-3.2-3B-Instruct")
+    sets = {"gsm8k_train": "train", "gsm8k_test": "test", "mmlu": "facts"}
+    for name, source in sets.items():
+        lines = (WEIGHTS / f"tiny/{source}.jsonl").read_text().splitlines(keepends=True)
+        (at / f"{name}.jsonl").write_text("".join(lines[: 40 if "train" in name else 5]))
+    data, *tests = (str(at / f"{name}.jsonl") for name in sets)
+    flags = ["--model", str(model), "--data", data, "--test", *tests, *OWN.split()]
+    flags += ["--out", str(out), "--", *TRAIN.split()]
+    command = [sys.executable, "-m", "minisoft.lab.study", *flags]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, cwd=ROOT)
+    while not (out / "train/hard-s0/config.json").exists() and first.poll() is None:
+        time.sleep(0.05)
+    first.terminate()
+    assert first.wait(60) == 1
+    return out, flags
+
+
+def test_a_study_of_any_model_goes_on_after_an_interruption(own, capsys):
+    out, flags = own
+    assert not (out / "train/hard-s0/summary.json").exists()
+    main(flags)
+    names = {"train/hard-s0", "train/multiplex-s0", "test/base", "test/hard-s0"}
+    done = [line["cell"] for line in findings.read_cells(out) if line["done"]]
+    assert sorted(done) == sorted({*names, "test/multiplex-s0"})
+    assert "--resume" not in done and capsys.readouterr().out.strip().endswith("study.md")
+    main(flags)  # nothing is done twice
+    assert len([line for line in findings.read_cells(out) if line["done"]]) == len(done)
+
+
+def test_a_study_of_the_papers_model_and_data_stands_beside_the_papers_numbers(own):
+    out, flags = own
+    main(flags)
+    text = (out / "study.md").read_text()
+    rows = [squeeze(row) for row in text.splitlines()]
+    assert "## Training and inference" in text and "## Finding" not in text
+    paper = "Llama-3.2-3B (GSM8K)"
+    assert f"| {paper}, GSM8K | 71.4 | 75.9 ± 1.3 | 77.2 ± 0.9 | 76.7 ± 1.8 |" in rows
+    assert f"| {paper}, MMLU | 1.61 | 1.65 ± 0.01 | 1.59 ± 0.01 | 1.60 ± 0.02 |" in rows
+    ours = [row for row in rows if row.startswith("| here, ")]
+    assert any("gsm8k_test" in row for row in ours) and any("mmlu" in row for row in ours)
+    assert "MATH" not in text and "HellaSwag" not in text and "Qwen" not in text
+    assert any(row.startswith("| multiplex | gsm8k_test | multiplex-sample | ") for row in rows)
+
+
+def test_a_flag_that_train_does_not_know_is_said_in_one_line(tmp_path):
+    words = ["--model", "weights/tiny", "--test", "tiny-test", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match="unrecognized arguments: --bogus 2") as end:
+        main([*words, "--", "--bogus", "2"])
+    assert "\n" not in end.value.code
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("data/gsm8k_train.jsonl", "gsm8k"),
+        ("MATH/train", "math"),
+        ("math-500", "math500"),
+        ("EleutherAI/hendrycks_math", "math"),
+        ("meta-llama/Llama-3.1-8B-Instruct", "llama318binstruct"),
+        ("Qwen/Qwen2.5-3B-Instruct", "qwen253binstruct"),
+        ("arc-challenge", "arc"),
+        ("", ""),
+    ],
+)
+def test_names_of_the_papers_models_and_sets(name, expected):
+    assert findings.plain(name) == expected
 
 
 def test_findings_is_a_command_and_says_where_nothing_is(tmp_path, monkeypatch, capfd):

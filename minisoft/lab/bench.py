@@ -29,9 +29,9 @@ from minisoft.kinds.options import COUNT, DEVICE, Option
 from minisoft.lab import command
 from minisoft.model import Config, Transformer
 from minisoft.rollout import Request, Rollout
-from minisoft.run.metrics import clock, markdown
+from minisoft.run.metrics import clock, markdown, peak_memory_gib
 from minisoft.run.optimizer import Optimizer, Schedule
-from minisoft.run.plan import choose_micro_batch, memory_bytes, peak_memory_gib
+from minisoft.run.plan import choose_micro_batch, memory_bytes
 from minisoft.run.policy import Policy
 from minisoft.run.settings import DTYPE, TRAIN_COT, Flags, resolve
 from minisoft.run.world import World, as_program, bar, find_device, keep_memory

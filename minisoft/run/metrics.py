@@ -1,6 +1,7 @@
 """What a run measures: a line a step in metrics.jsonl, readable samples, seconds."""
 
 import json
+import resource
 import sys
 import time
 from collections.abc import Generator
@@ -51,6 +52,14 @@ def _step(line: str) -> int | None:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Peak memory so far, GiB: of the GPU's allocator on CUDA, else of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def sample_text(generation: dict) -> str:

@@ -4,8 +4,6 @@ needs what stays and the largest of the three.  Tests hold both to measured ones
 
 import math
 import os
-import resource
-import sys
 from argparse import Namespace
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -63,14 +61,6 @@ class Load:
     @property
     def positions(self) -> int:
         return self.cot + self.after
-
-
-def peak_memory_gib(device: torch.device) -> float:
-    """Peak memory so far, GiB: of the GPU's allocator on CUDA, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
 def memory_bytes(device: torch.device) -> float:

@@ -17,7 +17,7 @@ from minisoft.evaluation import MEASURES, verified
 from minisoft.reinforce import Mismatch
 from minisoft.reward import BOXED, RIGHT
 from minisoft.rollout import Rollout
-from minisoft.run import metrics, plan, validation
+from minisoft.run import metrics, validation
 from minisoft.run.files import Files
 from minisoft.run.optimizer import Optimizer
 from minisoft.run.policy import Policy
@@ -222,7 +222,7 @@ class Run:
             "replay_mismatch_max": mismatch.largest,
             "seconds": seconds,
             **self.seconds_of,
-            "memory_gib": plan.peak_memory_gib(self.world.device),
+            "memory_gib": metrics.peak_memory_gib(self.world.device),
         }
 
     def log(self, row: dict, scores: Scores) -> None:

@@ -54,6 +54,8 @@ def corpus():
 def pytest_addoption(parser):
     text = "where tests/test_on_device.py runs, in full (default: a part of it, on the CPU)"
     parser.addoption("--device", choices=("cpu", "cuda"), help=text)
+    text = "folder or hub id of a model for tests/test_real_model.py (default: skipped)"
+    parser.addoption("--model", help=text)
 
 
 @pytest.fixture(scope="session")

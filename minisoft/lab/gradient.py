@@ -19,7 +19,6 @@ from dataclasses import replace
 from statistics import fmean
 
 import torch
-from tqdm import tqdm
 
 from minisoft import data, reinforce
 from minisoft.io import checkpoint, datasets
@@ -31,7 +30,7 @@ from minisoft.run import policy
 from minisoft.run.metrics import markdown
 from minisoft.run.policy import Policy
 from minisoft.run.settings import TRAIN_COT, Flags
-from minisoft.run.world import as_program, find_device, keep_memory
+from minisoft.run.world import as_program, bar, find_device
 from minisoft.verifier.process import WORKERS, Verifier
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -143,7 +142,7 @@ def measure(args: argparse.Namespace) -> dict:
     of, start = Measurement(args), time.perf_counter()
     gradients, facts = [], []
     with Verifier(workers=WORKERS) as verifier:
-        for number in tqdm(range(args.batches), desc="batches", disable=None):
+        for number in bar(range(args.batches), unit="batch"):
             gradient, fact = of.batch(number, verifier)
             gradients.append(gradient)
             facts.append(fact)
@@ -183,11 +182,7 @@ def read_flags(argv=None) -> argparse.Namespace:
 
 
 def main(argv=None) -> None:
-    with command.one_line("gradient"):
-        args = read_flags(argv)
-        keep_memory()
-        found = measure(args)
-        command.show(found, table(found), args.out)
+    command.measure("gradient", __doc__, FLAGS, argv, measure, table)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from minisoft.run import policy
 from minisoft.run.metrics import markdown
 from minisoft.run.policy import Policy
 from minisoft.run.settings import EVAL_COT, Flags
-from minisoft.run.world import as_program, bar, keep_memory
+from minisoft.run.world import as_program, bar
 from minisoft.verifier.process import WORKERS, Verifier
 
 BATCH = 512  # rows at once
@@ -77,18 +77,19 @@ def thoughts(of: Policy, sampled: bool, problems: list[Problem]) -> list[tuple]:
     return found
 
 
-def measure(args: argparse.Namespace, verifier) -> dict:
+def measure(args: argparse.Namespace) -> dict:
     """{"sampled", "models": {model: {data: numbers}}}."""
     found = {}
-    for folder in args.model:
-        of = load(folder, args.cot)
-        for tokens in args.tokens or [of.settings.sidecar.get("tokens", "hard")]:
-            of = of.of_kind(tokens)
-            row = found[f"{folder}, {tokens}"] = {"tokens": tokens, "data": {}}
-            for source in args.data:
-                problems = datasets.load_problems(source)[: args.limit]
-                made = thoughts(of, args.sampled, problems)
-                row["data"][source] = use(of, made, problems, verifier)
+    with Verifier(workers=WORKERS) as verifier:
+        for folder in args.model:
+            of = load(folder, args.cot)
+            for tokens in args.tokens or [of.settings.sidecar.get("tokens", "hard")]:
+                of = of.of_kind(tokens)
+                row = found[f"{folder}, {tokens}"] = {"tokens": tokens, "data": {}}
+                for source in args.data:
+                    problems = datasets.load_problems(source)[: args.limit]
+                    made = thoughts(of, args.sampled, problems)
+                    row["data"][source] = use(of, made, problems, verifier)
     return {"sampled": args.sampled, "models": found}
 
 
@@ -152,12 +153,7 @@ FLAGS = [
 
 
 def main(argv=None) -> None:
-    with command.one_line("thought"):
-        args = command.read("thought", __doc__, FLAGS, argv)
-        keep_memory()
-        with Verifier(workers=WORKERS) as verifier:
-            found = measure(args, verifier)
-        command.show(found, table(found), args.out)
+    command.measure("thought", __doc__, FLAGS, argv, measure, table)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from minisoft.lab import command, gradient
 from minisoft.lab.trainings import TRAININGS
 from minisoft.rollout import COT
 from minisoft.run.metrics import markdown
-from minisoft.run.world import as_program, keep_memory
+from minisoft.run.world import as_program
 from minisoft.soft import Hard, Mixture
 
 SAMPLES = 4  # chains of a problem
@@ -181,11 +181,7 @@ FLAGS = [*command.MODEL, Option("chains", COUNT, CHAINS, 32), command.OUT]
 
 
 def main(argv=None) -> None:
-    with command.one_line("why"):
-        args = command.read("why", __doc__, FLAGS, argv)
-        keep_memory()
-        found = study(args)
-        command.show(found, table(found), args.out)
+    command.measure("why", __doc__, FLAGS, argv, study, table)
 
 
 if __name__ == "__main__":

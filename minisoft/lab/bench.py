@@ -18,7 +18,7 @@ from statistics import median
 
 import torch
 
-from minisoft import data, engine, soft
+from minisoft import engine, soft
 from minisoft.data import ANSWER_TOKENS, Format
 from minisoft.engine.linear import product
 from minisoft.engine.replay import recompute_layers
@@ -42,12 +42,8 @@ SHAPES = {  # V, d, intermediate, layers, heads, key/value heads, head_dim, tied
     "llama-3.1-8b": (128256, 4096, 14336, 32, 32, 8, 128, False),
     "smollm2-135m": (49152, 576, 1536, 30, 9, 3, 64, True),
 }
-QUESTION = (
-    "A train has 14 cars with 36 seats in each of them. On Monday 378 seats are taken. How many "
-    "seats are free?"
-)
 SIZES = {"cpu": (2**26, 2048), "cuda": (2**28, 8192)}  # of `limits`: numbers read, matrix side
-PROMPT = 118  # tokens of the random prompts of --shape
+PROMPT, PREFILL = 118, 9  # tokens, at random
 
 
 @dataclass
@@ -93,19 +89,16 @@ class FullLength(Format):
 
 
 def prepare(args: argparse.Namespace, device: torch.device) -> Work:
-    """The model of --model or --shape, and the prompts, all of one length, of the largest size;
-    rows of a backward pass as train.py chooses them."""
-    dtype, most, folder = checkpoint.DTYPES[args.dtype], max(args.prompts), {}
+    """The model of --model or --shape, and the prompts of the largest size; rows of a backward pass
+    as train.py chooses them."""
+    dtype, folder = checkpoint.DTYPES[args.dtype], {}
     if args.shape:
         model = random_model(SHAPES[args.shape], device, dtype)
-        lengths = [9, *[PROMPT] * most]
-        prefill, *prompts = (torch.randint(model.config.vocab_size, (n,)).tolist() for n in lengths)
     else:
         path = checkpoint.find(args.model)
-        model, tokenizer = checkpoint.load(path, device, dtype)
-        folder, prefill = checkpoint.read_about(path), Format(tokenizer).prefill[1]
-        template = resolve(folder, Flags(), TRAIN_COT).template
-        prompts = [tokenizer.encode(data.prompt(QUESTION, template))] * most
+        model, folder = checkpoint.load_model(path, device, dtype), checkpoint.read_about(path)
+    lengths = [PREFILL, *[PROMPT] * max(args.prompts)]
+    prefill, *prompts = (torch.randint(model.config.vocab_size, (n,)).tolist() for n in lengths)
     settings = resolve(folder, Flags(cot=args.cot), TRAIN_COT).for_model(model)
     kind = settings.kind(args.tokens[0])
     policy = Policy(engine.accelerate(model), FullLength(prefill), settings, kind)
@@ -254,16 +247,14 @@ def contenders(args: argparse.Namespace, work: Work) -> dict:
     transformers."""
     schedule = Schedule(1e-9, 10, 0)  # so small a step leaves rollouts alike
     optimizer = Optimizer(work.policy.model, schedule, World(str(work.policy.model.E.device)))
-    found = {}
-    short = replace(work, policy=work.policy.of_kind(args.tokens[0], cot=8))
+    short, found = replace(work, policy=work.policy.of_kind(args.tokens[0], cot=8)), {}
     for name in args.tokens:
         update(short, optimizer, name, args.part, 0)  # warm-up
         found[name] = partial(update, work, optimizer, name, args.part)
-    if args.against:
-        rival = Rival(work, args)
-        for name in args.tokens:
-            rival.loop(work.policy.of_kind(name).kind, 2, 2)  # warm-up
-            found[f"transformers {name} loop"] = partial(rival.time, name)
+    rival = Rival(work, args) if args.against else None
+    for name in args.tokens if rival else ():
+        rival.loop(work.policy.of_kind(name).kind, 2, 2)  # warm-up
+        found[f"transformers {name} loop"] = partial(rival.time, name)
     return found
 
 
@@ -282,13 +273,11 @@ def rounds(contenders: dict, repeats: int, device: torch.device) -> dict:
 
 def speeds(work: Work, name: str, can: dict, took: dict[str, float]) -> dict[str, float]:
     """Tokens/s and, of a kind of token, the share of what could be, from the median seconds."""
-    tokens, found = work.rows * work.steps, {}
-    least = floor(work, name, can) if name in KINDS else {}
-    for part in ("rollout", "replay"):
-        if part in took:
-            found[f"{part}_tokens_per_s"] = tokens / took[part]
-            if least:
-                found[f"{part}_share"] = least[part] / took[part]
+    least, found = floor(work, name, can) if name in KINDS else {}, {}
+    for part in [x for x in ("rollout", "replay") if x in took]:
+        found[f"{part}_tokens_per_s"] = work.rows * work.steps / took[part]
+        if least:
+            found[f"{part}_share"] = least[part] / took[part]
     return {**found, "ms_per_step": 1e3 * took["rollout"] / work.steps}
 
 
@@ -298,8 +287,7 @@ def measure(args: argparse.Namespace) -> dict:
     expect(alike, "--against", "a model folder (--model)", "--shape")
     device, records = find_device(args.device, 0), []
     args.dtype = args.dtype or DTYPE[device.type]
-    can = limits(device, checkpoint.DTYPES[args.dtype])
-    work = prepare(args, device)
+    can, work = limits(device, checkpoint.DTYPES[args.dtype]), prepare(args, device)
     for prompts in args.prompts:
         sized = replace(work, prompts=work.prompts[:prompts])
         for name, took in rounds(contenders(args, sized), args.repeats, device).items():

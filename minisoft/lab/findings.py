@@ -19,6 +19,7 @@ from statistics import fmean, variance
 
 import torch
 
+from minisoft import evaluation
 from minisoft.errors import InputError
 from minisoft.io.atomic import read_json, write_text
 from minisoft.kinds import KINDS, PAPER
@@ -42,7 +43,7 @@ UNITS = {  # of fields that are no share
     "entropy": ("nats", 1, 3),
     "nll": ("nats a token", 1, 4),
     "support": ("tokens", 1, 2),
-    "largest_weight": ("", 1, 3),
+    "largest_weight": ("weight", 1, 3),
 }
 
 
@@ -120,17 +121,6 @@ class Results:
         gaps = [a - b for a, b in zip(values, other)] if len(values) == len(other) else []
         return show_difference(gaps, 0.0, *how)
 
-    def table(self, data: str, columns: dict[str, tuple]) -> list[list[str]]:
-        """A row for the base and for each training of which there is something; columns: {head:
-        part and field of `show`, and minus}."""
-        rows = [["training", "runs", *columns]]
-        for kind in ("base", *self.tested):
-            cells = [self.show(kind, data, *column) for column in columns.values()]
-            runs = max(len(self.cell(kind, data, part)) for part, *_ in columns.values())
-            if any(cells):
-                rows.append([kind, str(runs), *cells])
-        return rows
-
 
 def read_cells(out: Path) -> list[dict]:
     """The lines of OUT/cells.jsonl, one for each time that a cell was done or failed."""
@@ -173,21 +163,18 @@ def compare(r: Results, measures) -> str:
     """For each (data, part, field) a table of the base and every training, with the differences to
     hard training, to the base, and to hard inference of the same runs."""
     tables = {}
-    for data, *what in measures:
-        unit = UNITS.get(what[1], PERCENT)[0]
-        columns = {unit: what, "- hard": [*what, "hard"], "- base": [*what, "base"]}
-        kind, _, how = what[0].partition("-")
-        if kind not in ("hard", "choices"):
-            columns["- hard inference"] = [*what, f"hard-{how}"]
-        tables[", ".join((data, *what)).replace("choices, ", "")] = r.table(data, columns)
+    for data, part, field in measures:
+        kind, _, how = part.partition("-")
+        others = {"- hard": "hard", "- base": "base", "- hard inference": f"hard-{how}"}
+        if kind in ("hard", "choices"):
+            del others["- hard inference"]
+        rows = [["training", "runs", UNITS.get(field, PERCENT)[0], *others]]
+        for name in ("base", *r.tested):
+            cells = [r.show(name, data, part, field, minus) for minus in ("", *others.values())]
+            if any(cells):
+                rows.append([name, str(len(r.cell(name, data, part))), *cells])
+        tables[", ".join((data, part, field)).replace("choices, ", "")] = rows
     return text_of(tables)
-
-
-def softness(r: Results) -> str:
-    """How many tokens positions carry, of the best checkpoints on test problems."""
-    names = {"mean": "support", "above 1.5 (%)": "share_soft", "largest weight": "largest_weight"}
-    columns = {head: ("own-sample", field) for head, field in names.items()}
-    return text_of({"tiny-test": r.table("tiny-test", columns)})
 
 
 def plain(name: str) -> str:
@@ -224,6 +211,7 @@ GREEDY = product(PROBLEMS, ("hard-greedy", "soft-greedy", "fuzzy-greedy", "own-g
 CHOICES = [(data, "choices", field) for field in ("nll", "accuracy") for data in SKILLS]
 ENTROPY = product(PROBLEMS, ["hard-sample"], ["entropy"])
 OTHERS = product(PROBLEMS, ("soft-sample", "fuzzy-sample"), ("pass@1", "pass@32"))
+SOFTNESS = product(["tiny-test"], ["own-sample"], evaluation.SOFTNESS)
 SECTIONS = {
     "Best checkpoints, which are what is tested": checkpoints,
     "Finding 1: greedy pass@1": partial(compare, measures=[*GREEDY]),
@@ -231,7 +219,7 @@ SECTIONS = {
     "Finding 3: likelihood of the right answer, out of domain": partial(compare, measures=CHOICES),
     "Finding 4: entropy": partial(compare, measures=[*ENTROPY]),
     "Finding 5: the best inference, beside those above": partial(compare, measures=[*OTHERS]),
-    "Are they soft? Effective number of tokens at a position of the CoT, own sampling": softness,
+    "Are they soft? Tokens at a position of the CoT": partial(compare, measures=[*SOFTNESS]),
     "The paper's numbers": published,
 }
 OF_OTHERS = [title for title in SECTIONS if title.startswith(("Best", "The "))]

@@ -40,6 +40,7 @@ from minisoft.io.atomic import read_json
 from minisoft.kinds import COT, KINDS, PAPER, TEMPLATE, TRAINING
 from minisoft.kinds.options import COUNT, Option
 from minisoft.lab import command, findings, trainings
+from minisoft.run.card import commit
 from minisoft.run.settings import EVAL_COT
 from minisoft.run.world import as_program
 
@@ -198,7 +199,7 @@ class Runner:
             self.working.append(process)
             if self.stopped:  # meanwhile
                 process.terminate()
-            line = {"cell": cell.name, "command": str(cell), "commit": _commit()}
+            line = {"cell": cell.name, "command": str(cell), "commit": commit()}
             status = process.wait()
             self.working.remove(process)
             line["done"] = status == 0 and cell.result.is_file()
@@ -216,15 +217,6 @@ class Runner:
 def _words(line: str) -> list[str]:
     """Those of a command, wherever study and repository lie."""
     return [Path(word).name for word in shlex.split(line)]
-
-
-def _commit() -> str:
-    """The commit of this checkout, with + where code differs from it; "" outside git."""
-    words = ["git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--dirty=+"]
-    try:
-        return subprocess.run(words, capture_output=True, text=True).stdout.strip()
-    except FileNotFoundError:
-        return ""
 
 
 def read_flags(argv=None) -> Study:

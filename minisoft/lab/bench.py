@@ -19,7 +19,7 @@ from statistics import median
 import torch
 
 from minisoft import engine, soft
-from minisoft.data import ANSWER_TOKENS, Format
+from minisoft.data import ANSWER_TOKENS
 from minisoft.engine.linear import product
 from minisoft.engine.replay import recompute_layers
 from minisoft.errors import expect
@@ -31,7 +31,7 @@ from minisoft.model import Config, Transformer
 from minisoft.rollout import Request, Rollout
 from minisoft.run.metrics import clock, markdown, peak_memory_gib
 from minisoft.run.optimizer import Optimizer, Schedule
-from minisoft.run.plan import choose_micro_batch, memory_bytes
+from minisoft.run.plan import choose_micro_batch, memory_bytes, parameters
 from minisoft.run.policy import Policy
 from minisoft.run.settings import DTYPE, TRAIN_COT, Flags, resolve
 from minisoft.run.world import World, as_program, bar, find_device
@@ -75,8 +75,8 @@ class Work:
         policy.backward(rollouts, advantages, 1 / self.rows, micro_batch=self.micro_batch)
 
 
-class FullLength(Format):
-    """Nothing ends before its budget is spent."""
+class FullLength:
+    """A `data.Format` in which nothing ends before its budget is spent."""
 
     def __init__(self, prefill: list[int]):
         self.prefill = [prefill, prefill]
@@ -156,18 +156,16 @@ def floor(work: Work, name: str, can: dict[str, float]) -> dict[str, float]:
     row's own ones; a replay multiplies by every weight once forward and twice backward.
     Attention's own operations are left out.
     """
-    policy, positions = work.policy.of_kind(name), work.rows * work.steps
-    c, model, cot = policy.model.config, policy.model, policy.settings.cot
-    table = model.E.numel()
-    tables = 1 if c.tie_word_embeddings else 2
-    body = sum(p.numel() for p in model.parameters()) - table * tables
+    policy, model = work.policy.of_kind(name), work.policy.model
+    c, cot, table = model.config, policy.settings.cot, model.E.numel()
+    body = parameters(model) - table * (1 if c.tie_word_embeddings else 2)
     mixed = cot / work.steps if policy.kind.mixes else 0  # share that needs p E too
     cached = sum(map(len, work.prompts)) + work.rows * work.steps / 2
     weights = body + table * (1 + mixed)
     numbers = weights + cached * 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim
     read = model.E.element_size() * numbers / can["bandwidth"]
     scored = (cot + ANSWER_TOKENS) / work.steps  # share whose logits a replay needs
-    replay = 3 * positions * 2 * (body + table * (scored + mixed))
+    replay = 3 * work.rows * work.steps * 2 * (body + table * (scored + mixed))
     step = max(read, work.rows * 2 * weights / can["throughput"])
     return {"rollout": work.steps * step, "replay": replay / can["throughput"]}
 

@@ -49,9 +49,8 @@ def read_run(folder: Path) -> tuple[dict, list[dict]]:
         str(config["tokens"]) + str(config["seed"])
     with expecting("lines with at least step and accuracy", path):
         rows = read_metrics(path)
-        for row in rows or [{}]:
-            first = row["step"] == 0  # has validations only
-            abs(row["validation"] if first else row["accuracy"])  # an error if it is no number
+        for row in rows or [{}]:  # an error if it is no number; step 0 has validations only
+            abs(row["accuracy"] if row["step"] else row["validation"])
     return config, rows
 
 
@@ -76,13 +75,6 @@ def read_runs(folders) -> dict[str, list[list[dict]]]:
             raise InputError(f"{folder}: seed: {what}")
         runs.setdefault(label, []).append(rows)
     return runs
-
-
-def pictures(results: list[dict], runs: dict[str, list[list[dict]]]) -> dict:
-    """{file name: Figure} of results of eval.py, and of runs as `read_runs` has them."""
-    drawn = {"pass_at_k.png": pass_at_k(results), "entropy.png": entropy(results)}
-    drawn["training.png"] = training(runs) if runs else None
-    return {name: figure for name, figure in drawn.items() if figure}
 
 
 def training(runs: dict[str, list[list[dict]]]):

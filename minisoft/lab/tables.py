@@ -91,13 +91,15 @@ def write(paths: list[Path], out: Path | None) -> None:
     runs, histories = read_results(files), figures.read_runs([x for x in paths if x.is_dir()])
     text, drawn = tables(runs), {}
     try:
-        drawn = figures.pictures(runs, histories)
+        drawn = {"pass_at_k.png": figures.pass_at_k(runs), "entropy.png": figures.entropy(runs)}
+        drawn["training.png"] = figures.training(histories) if histories else None
     except ImportError as error:
         if not text:
             raise
         print(f"minisoft.lab.tables: {error}", file=sys.stderr)
     folder = out or (files[0].parent if files else paths[0])
     folder.mkdir(parents=True, exist_ok=True)
+    drawn = {name: figure for name, figure in drawn.items() if figure}
     for name in [*(["tables.md"] if text else []), *drawn]:
         check_written(folder / name)
     if text:

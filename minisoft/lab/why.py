@@ -159,7 +159,8 @@ def table(found: dict) -> str:
         rows.append([name, *(f"{x:.3g}" for x in shown)])
     return (
         f"{found['model']}: {found['positions']} positions of hard chains, "
-        f"{found['hesitates']:.1%} with p_max < 0.9; displacement: there.\n\n{markdown(rows)}"
+        f"{100 * found['hesitates']:.1f} % with p_max < 0.9; displacement: there."
+        f"\n\n{markdown(rows)}"
     )
 
 

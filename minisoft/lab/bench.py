@@ -1,7 +1,7 @@
 """How fast are rollouts, replays and updates on this machine, and how near to what it could do?
 
     python -m minisoft.lab.bench --prompts 2 16                  # the embedded model
-    python -m minisoft.lab.bench --model FOLDER --against transformers --json FILE [--part rollout]
+    python -m minisoft.lab.bench --model FOLDER --against transformers --out FILE [--part rollout]
     python -m minisoft.lab.bench --shape llama-3.2-3b --device cuda
 
 A round is one update of each kind of token, and with transformers the same rollouts, in turn; what
@@ -18,12 +18,12 @@ from statistics import median
 
 import torch
 
-from minisoft import data, engine, soft
-from minisoft.data import ANSWER_TOKENS, Format
+from minisoft import engine, soft
+from minisoft.data import ANSWER_TOKENS
 from minisoft.engine.linear import product
 from minisoft.engine.replay import recompute_layers
 from minisoft.errors import expect
-from minisoft.io import atomic, checkpoint
+from minisoft.io import checkpoint
 from minisoft.kinds import KINDS
 from minisoft.kinds.options import COUNT, DEVICE, Option
 from minisoft.lab import command
@@ -31,10 +31,10 @@ from minisoft.model import Config, Transformer
 from minisoft.rollout import Request, Rollout
 from minisoft.run.metrics import clock, markdown, peak_memory_gib
 from minisoft.run.optimizer import Optimizer, Schedule
-from minisoft.run.plan import choose_micro_batch, memory_bytes
+from minisoft.run.plan import choose_micro_batch, memory_bytes, parameters
 from minisoft.run.policy import Policy
 from minisoft.run.settings import DTYPE, TRAIN_COT, Flags, resolve
-from minisoft.run.world import World, as_program, bar, find_device, keep_memory
+from minisoft.run.world import World, as_program, bar, find_device
 
 SHAPES = {  # V, d, intermediate, layers, heads, key/value heads, head_dim, tied: of the models
     "llama-3.2-1b": (128256, 2048, 8192, 16, 32, 8, 64, True),
@@ -42,14 +42,8 @@ SHAPES = {  # V, d, intermediate, layers, heads, key/value heads, head_dim, tied
     "llama-3.1-8b": (128256, 4096, 14336, 32, 32, 8, 128, False),
     "smollm2-135m": (49152, 576, 1536, 30, 9, 3, 64, True),
 }
-QUESTIONS = (
-    "A train has 14 cars with 36 seats in each of them. On Monday 378 seats are taken. How many "
-    "seats are free?",
-    "Ana has 3 boxes of 24 pencils and gives 7 pencils to each of her 8 friends. How many pencils "
-    "has she left?",
-)
 SIZES = {"cpu": (2**26, 2048), "cuda": (2**28, 8192)}  # of `limits`: numbers read, matrix side
-PROMPT = 118  # tokens of the random prompts of --shape
+PROMPT, PREFILL = 118, 9  # tokens, at random
 
 
 @dataclass
@@ -81,8 +75,8 @@ class Work:
         policy.backward(rollouts, advantages, 1 / self.rows, micro_batch=self.micro_batch)
 
 
-class FullLength(Format):
-    """Nothing ends before its budget is spent."""
+class FullLength:
+    """A `data.Format` in which nothing ends before its budget is spent."""
 
     def __init__(self, prefill: list[int]):
         self.prefill = [prefill, prefill]
@@ -97,18 +91,14 @@ class FullLength(Format):
 def prepare(args: argparse.Namespace, device: torch.device) -> Work:
     """The model of --model or --shape, and the prompts of the largest size; rows of a backward pass
     as train.py chooses them."""
-    dtype, most, folder = checkpoint.DTYPES[args.dtype], max(args.prompts), {}
+    dtype, folder = checkpoint.DTYPES[args.dtype], {}
     if args.shape:
         model = random_model(SHAPES[args.shape], device, dtype)
-        lengths = [9, *[PROMPT] * most]
-        prefill, *prompts = (torch.randint(model.config.vocab_size, (n,)).tolist() for n in lengths)
     else:
         path = checkpoint.find(args.model)
-        model, tokenizer = checkpoint.load(path, device, dtype)
-        folder, prefill = checkpoint.read_about(path), Format(tokenizer).prefill[1]
-        template = resolve(folder, Flags(), TRAIN_COT).template
-        asked = [data.prompt(QUESTIONS[i % 2], template) for i in range(most)]
-        prompts = [tokenizer.encode(text) for text in asked]
+        model, folder = checkpoint.load_model(path, device, dtype), checkpoint.read_about(path)
+    lengths = [PREFILL, *[PROMPT] * max(args.prompts)]
+    prefill, *prompts = (torch.randint(model.config.vocab_size, (n,)).tolist() for n in lengths)
     settings = resolve(folder, Flags(cot=args.cot), TRAIN_COT).for_model(model)
     kind = settings.kind(args.tokens[0])
     policy = Policy(engine.accelerate(model), FullLength(prefill), settings, kind)
@@ -166,18 +156,16 @@ def floor(work: Work, name: str, can: dict[str, float]) -> dict[str, float]:
     row's own ones; a replay multiplies by every weight once forward and twice backward.
     Attention's own operations are left out.
     """
-    policy, positions = work.policy.of_kind(name), work.rows * work.steps
-    c, model, cot = policy.model.config, policy.model, policy.settings.cot
-    table = model.E.numel()
-    tables = 1 if c.tie_word_embeddings else 2
-    body = sum(p.numel() for p in model.parameters()) - table * tables
+    policy, model = work.policy.of_kind(name), work.policy.model
+    c, cot, table = model.config, policy.settings.cot, model.E.numel()
+    body = parameters(model) - table * (1 if c.tie_word_embeddings else 2)
     mixed = cot / work.steps if policy.kind.mixes else 0  # share that needs p E too
     cached = sum(map(len, work.prompts)) + work.rows * work.steps / 2
     weights = body + table * (1 + mixed)
     numbers = weights + cached * 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim
     read = model.E.element_size() * numbers / can["bandwidth"]
     scored = (cot + ANSWER_TOKENS) / work.steps  # share whose logits a replay needs
-    replay = 3 * positions * 2 * (body + table * (scored + mixed))
+    replay = 3 * work.rows * work.steps * 2 * (body + table * (scored + mixed))
     step = max(read, work.rows * 2 * weights / can["throughput"])
     return {"rollout": work.steps * step, "replay": replay / can["throughput"]}
 
@@ -207,49 +195,38 @@ class Rival:
     def __init__(self, work, args):
         from transformers import AutoModelForCausalLM
 
-        self.work, self.device = work, work.policy.model.E.device
+        self.work, device = work, work.policy.model.E.device
         how = {"dtype": checkpoint.DTYPES[args.dtype], "attn_implementation": "sdpa"}
         model = AutoModelForCausalLM.from_pretrained(checkpoint.find(args.model), **how)
-        self.model = model.to(self.device).eval()
+        self.model = model.to(device).eval()
         self.embed = self.model.get_input_embeddings()
         self.noise = soft.GAMMA * soft.rms(self.embed.weight)
         names = inspect.signature(model.forward).parameters
         self.cache = "cache" if "cache" in names else "past_key_values"  # as the version calls it
-        longest = max(map(len, work.prompts))  # shorter ones are padded on the left
-        ids = [[0] * (longest - len(prompt)) + prompt for prompt in work.prompts]
-        mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in work.prompts]
-        self.ids = torch.tensor(ids, device=self.device)  # (B, longest)
-        self.mask = torch.tensor(mask, device=self.device)
-        forced = torch.tensor([work.policy.form.prefill[1]], device=self.device)
+        self.prompts = torch.tensor(work.prompts, device=device)  # (B, T)
+        forced = torch.tensor([work.policy.form.prefill[1]], device=device)
         self.forced = forced.expand(work.rows, -1)  # the prefilled tokens of each row
 
     def time(self, name: str, seed: int) -> dict[str, float]:
         torch.manual_seed(seed)
-        took = {}
+        policy, took = self.work.policy.of_kind(name), {}
         with clock(took, "rollout"):
-            self.loop(
-                self.work.policy.of_kind(name).kind, self.work.policy.settings.cot, ANSWER_TOKENS
-            )
+            self.loop(policy.kind, policy.settings.cot, ANSWER_TOKENS)
         return took
 
-    def many(self, x: torch.Tensor) -> torch.Tensor:
-        """Of each problem (B, ...) -> of each row (N, ...)."""
-        return x.repeat_interleave(self.work.group, 0)
-
-    def forward(self, x: torch.Tensor, mask: torch.Tensor, at: torch.Tensor, past):
-        """Embeddings (., T, d) at positions (., T), after what the cache holds -> logits (., V)."""
-        how = {"attention_mask": mask, "position_ids": at, self.cache: past, "use_cache": True}
-        return self.model(inputs_embeds=x, logits_to_keep=1, **how).logits[:, -1].float()
+    def forward(self, x: torch.Tensor, past):
+        """Embeddings (., T, d) after what the cache holds -> logits (., V)."""
+        how = {self.cache: past, "use_cache": True, "logits_to_keep": 1}
+        return self.model(inputs_embeds=x, **how).logits[:, -1].float()
 
     @torch.no_grad()
     def loop(self, kind, cot: int, answer: int) -> None:
         """CoT, the prefilled tokens at once, answer."""
         from transformers import DynamicCache
 
-        past, at = DynamicCache(), (self.mask.cumsum(-1) - 1).clamp(min=0)
-        logits = self.many(self.forward(self.embed(self.ids), self.mask, at, past))
-        past.batch_repeat_interleave(self.work.group)
-        mask, position = self.many(self.mask), self.many(self.mask.sum(-1, keepdim=True))
+        past, group = DynamicCache(), self.work.group
+        logits = self.forward(self.embed(self.prompts), past).repeat_interleave(group, 0)
+        past.batch_repeat_interleave(group)
         for t in range(cot + answer):
             p = (logits / kind.tau).softmax(-1)
             soft.measure(logits, p)
@@ -260,9 +237,7 @@ class Rival:
                 x = self.embed(torch.multinomial(p, 1))
             if t == cot - 1:  # the prefilled tokens follow the CoT in the same pass
                 x = torch.cat((x, self.embed(self.forced)), 1)
-            mask = torch.cat((mask, mask.new_ones(x.shape[:2])), 1)
-            at = position + torch.arange(x.shape[1], device=self.device)
-            logits, position = self.forward(x, mask, at, past), position + x.shape[1]
+            logits = self.forward(x, past)
 
 
 def contenders(args: argparse.Namespace, work: Work) -> dict:
@@ -270,16 +245,14 @@ def contenders(args: argparse.Namespace, work: Work) -> dict:
     transformers."""
     schedule = Schedule(1e-9, 10, 0)  # so small a step leaves rollouts alike
     optimizer = Optimizer(work.policy.model, schedule, World(str(work.policy.model.E.device)))
-    found = {}
-    short = replace(work, policy=work.policy.of_kind(args.tokens[0], cot=8))
+    short, found = replace(work, policy=work.policy.of_kind(args.tokens[0], cot=8)), {}
     for name in args.tokens:
         update(short, optimizer, name, args.part, 0)  # warm-up
         found[name] = partial(update, work, optimizer, name, args.part)
-    if args.against:
-        rival = Rival(work, args)
-        for name in args.tokens:
-            rival.loop(work.policy.of_kind(name).kind, 2, 2)  # warm-up
-            found[f"transformers {name} loop"] = partial(rival.time, name)
+    rival = Rival(work, args) if args.against else None
+    for name in args.tokens if rival else ():
+        rival.loop(work.policy.of_kind(name).kind, 2, 2)  # warm-up
+        found[f"transformers {name} loop"] = partial(rival.time, name)
     return found
 
 
@@ -298,25 +271,21 @@ def rounds(contenders: dict, repeats: int, device: torch.device) -> dict:
 
 def speeds(work: Work, name: str, can: dict, took: dict[str, float]) -> dict[str, float]:
     """Tokens/s and, of a kind of token, the share of what could be, from the median seconds."""
-    tokens, found = work.rows * work.steps, {}
-    least = floor(work, name, can) if name in KINDS else {}
-    for part in ("rollout", "replay"):
-        if part in took:
-            found[f"{part}_tokens_per_s"] = tokens / took[part]
-            if least:
-                found[f"{part}_share"] = least[part] / took[part]
-    found["ms_per_step"] = 1e3 * took["rollout"] / work.steps
-    if least:
-        found["floor_ms"] = 1e3 * least["rollout"] / work.steps
-    return found
+    least, found = floor(work, name, can) if name in KINDS else {}, {}
+    for part in [x for x in ("rollout", "replay") if x in took]:
+        found[f"{part}_tokens_per_s"] = work.rows * work.steps / took[part]
+        if least:
+            found[f"{part}_share"] = least[part] / took[part]
+    return {**found, "ms_per_step": 1e3 * took["rollout"] / work.steps}
 
 
 def measure(args: argparse.Namespace) -> dict:
-    """Everything that --json writes; a record of each size and contender."""
+    """Everything that --out writes; a record of each size and contender.  Raises InputError."""
+    alike = not (args.against and args.shape)
+    expect(alike, "--against", "a model folder (--model)", "--shape")
     device, records = find_device(args.device, 0), []
     args.dtype = args.dtype or DTYPE[device.type]
-    can = limits(device, checkpoint.DTYPES[args.dtype])
-    work = prepare(args, device)
+    can, work = limits(device, checkpoint.DTYPES[args.dtype]), prepare(args, device)
     for prompts in args.prompts:
         sized = replace(work, prompts=work.prompts[:prompts])
         for name, took in rounds(contenders(args, sized), args.repeats, device).items():
@@ -334,7 +303,7 @@ def measure(args: argparse.Namespace) -> dict:
     }
 
 
-def describe(found: dict) -> str:
+def table(found: dict) -> str:
     """A row for each record."""
     columns = dict.fromkeys(x for record in found["records"] for x in record if x != "all")
     rows = [[x.replace("_", " ") for x in columns]]
@@ -361,28 +330,14 @@ FLAGS = [
     Option("part", str, "or only rollouts", "update", ("update", "rollout")),
     Option("repeats", COUNT, "rounds", 3),
     Option("against", str, "the same work with it too", choices=("transformers",)),
-    replace(command.OUT, name="json", help="file for all results, times of every round included"),
+    command.OUT,
     DEVICE,
     Option("dtype", str, "default bfloat16 on a GPU, float32 on CPUs", choices=checkpoint.DTYPES),
 ]
 
 
-def read_flags(argv=None) -> argparse.Namespace:
-    """Raises InputError."""
-    args = command.read("bench", __doc__, FLAGS, argv)
-    model = not (args.against and args.shape)
-    expect(model, "--against", "a model folder (--model)", "--shape")
-    return args
-
-
 def main(argv=None) -> None:
-    with command.one_line("bench"):
-        args = read_flags(argv)
-        keep_memory()
-        found = measure(args)
-        print(describe(found))
-        if args.json:
-            atomic.write_json(Path(args.json), found)
+    command.measure("bench", __doc__, FLAGS, argv, measure, table)
 
 
 if __name__ == "__main__":

@@ -5,24 +5,11 @@ from argparse import Namespace
 from contextlib import contextmanager
 from pathlib import Path
 
-from minisoft.errors import InputError
+from minisoft.errors import InputError, expect
 from minisoft.io import WEIGHTS, atomic
 from minisoft.kinds import COT, TEMPLATE
 from minisoft.kinds.options import Option, parse
-
-
-class NewFile:
-    """A type of option: the name of a file to write."""
-
-    def __call__(self, text: str) -> str:
-        return text
-
-    def __contains__(self, text: str) -> bool:
-        return Path(text).parent.is_dir()
-
-    def __str__(self) -> str:
-        return "a file in a folder that exists"
-
+from minisoft.run.world import keep_memory
 
 MODEL = [  # a default marked * is the model's own
     Option("model", str, "folder or hub id", str(WEIGHTS / "tiny")),
@@ -30,14 +17,20 @@ MODEL = [  # a default marked * is the model's own
     TEMPLATE,
     COT,
 ]
-OUT = Option("out", NewFile(), "file.json for the numbers, beside it .md (default: only printed)")
+OUT = Option("out", Path, "file.json for the numbers, beside it .md (default: only printed)")
 
 
 def read(module: str, text: str, rows: list[Option], argv) -> Namespace:
     """The flags of `python -m minisoft.lab.MODULE`; text: its docstring.  Raises InputError."""
-    return parse({"flags": rows}, argv, prog=f"python -m minisoft.lab.{module}", description=text)[
-        0
-    ]
+    named = {"prog": f"python -m minisoft.lab.{module}", "description": text}
+    return parse({"flags": rows}, argv, **named)[0]
+
+
+def split(argv) -> tuple[list[str], list[str]]:
+    """The words of a command line (None: of this process) before -- and after it."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    end = words.index("--") if "--" in words else len(words)
+    return words[:end], words[end + 1 :]
 
 
 @contextmanager
@@ -51,9 +44,16 @@ def one_line(module: str, after: str = ""):
         sys.exit(f"minisoft.lab.{module}: interrupted{after}")
 
 
-def show(found: dict, text: str, out: str | None) -> None:
-    """Print a result as a table; write it as OUT.json, and the table as OUT.md."""
-    print(text)
-    if out:
-        atomic.write_json(Path(out), found)
-        atomic.write_text(Path(out).with_suffix(".md"), text + "\n")
+def measure(module: str, text: str, rows: list[Option], argv, work, table) -> None:
+    """The tool MODULE: prints table(work(flags)), and writes the numbers as OUT.json, the table as
+    OUT.md."""
+    with one_line(module):
+        args = read(module, text, rows, argv)
+        there = not args.out or args.out.parent.is_dir()
+        expect(there, "--out", "a file in a folder that exists", str(args.out))
+        keep_memory()
+        found = work(args)
+        print(table(found))
+        if args.out:
+            atomic.write_json(args.out, found)
+            atomic.write_text(args.out.with_suffix(".md"), table(found) + "\n")

@@ -7,7 +7,6 @@ runs, of which runs of one label are the seeds; a line that is a kind of token h
 import json
 from collections.abc import Callable
 from itertools import product, takewhile
-from operator import itemgetter
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -50,9 +49,8 @@ def read_run(folder: Path) -> tuple[dict, list[dict]]:
         str(config["tokens"]) + str(config["seed"])
     with expecting("lines with at least step and accuracy", path):
         rows = read_metrics(path)
-        for row in rows or [{}]:
-            first = row["step"] == 0  # has validations only
-            abs(row["validation"] if first else row["accuracy"])  # an error if it is no number
+        for row in rows or [{}]:  # an error if it is no number; step 0 has validations only
+            abs(row["accuracy"] if row["step"] else row["validation"])
     return config, rows
 
 
@@ -68,23 +66,15 @@ def read_runs(folders) -> dict[str, list[list[dict]]]:
             shown[name] = short_names(values)
     runs, seeds = {}, {}
     for folder, (config, rows) in content.items():
-        label = config["tokens"]
-        for name, short in shown.items():
-            if config.get(name) is not None:
-                label += f", {name} {short[str(config[name])]}"
+        given = [name for name in shown if config.get(name) is not None]
+        differ = (f"{name} {shown[name][str(config[name])]}" for name in given)
+        label = ", ".join((config["tokens"], *differ))
         other = seeds.setdefault((label, config["seed"]), folder)
         if other != folder:
             what = f"expected another than in {other}, found all settings the same"
             raise InputError(f"{folder}: seed: {what}")
         runs.setdefault(label, []).append(rows)
     return runs
-
-
-def pictures(results: list[dict], runs: dict[str, list[list[dict]]]) -> dict:
-    """{file name: Figure} of results of eval.py, and of runs as `read_runs` has them."""
-    drawn = {"pass_at_k.png": pass_at_k(results), "entropy.png": entropy(results)}
-    drawn["training.png"] = training(runs) if runs else None
-    return {name: figure for name, figure in drawn.items() if figure}
 
 
 def training(runs: dict[str, list[list[dict]]]):
@@ -104,8 +94,7 @@ def training(runs: dict[str, list[list[dict]]]):
             raw = [of_seed for of_seed in raw if of_seed]
             mean = {step: fmean(values) for step, values in _together(raw).items()}
             axis.plot(list(mean), list(mean.values()), color=".87", linewidth=0.6, zorder=1)
-            smooth = _together([running_mean(of_seed, width) for of_seed in raw])
-            notes |= _line(axis, smooth, index, label)
+            notes |= _line(axis, [running_mean(of_seed, width) for of_seed in raw], index, label)
         scale = "log" if name == "grad_norm" else "linear"
         axis.set(xlabel="update", ylabel=ylabel, yscale=scale)
     return _finish(figure, notes)
@@ -166,9 +155,8 @@ def series(rows: list[dict], name: str, scale: float = 1) -> dict[int, float]:
     return {row["step"]: scale * row[name] for row in rows if row.get(name) is not None}
 
 
-def _together(seeds) -> dict[int, list[float]]:
+def _together(seeds: list[dict]) -> dict[int, list[float]]:
     """{x: y} of each seed -> {x: [y of each seed]} at the x that all of them have."""
-    seeds = list(seeds)
     common = sorted(set.intersection(*map(set, seeds))) if seeds else []
     return {x: [seed[x] for seed in seeds] for x in common}
 
@@ -194,32 +182,32 @@ def _grid(runs: list[dict], hows: tuple[bool, ...], points: Callable, names: tup
     for (row, kind), (column, data) in product(enumerate(kinds), enumerate(titles)):
         axis, (setting, lines) = axes[row, column], panels.get((kind, data), ("", []))
         for index, seeds in enumerate(lines):
-            ends = seeds[0].get("ci95", {}) if seeds and points is _percent_by_k else {}
-            bands = {int(x.removeprefix("pass@")): [100 * e for e in ends[x]] for x in ends}
-            notes |= _line(axis, _together(map(points, seeds)), index, labels[index], bands)
+            pairs = seeds[0].get("ci95", {}) if seeds else {}
+            interval = [points({x: pair[end] for x, pair in pairs.items()}) for end in (0, 1)]
+            notes |= _line(axis, [*map(points, seeds)], index, labels[index], interval)
         axis.set(title=f"{titles[data]}, {setting}", ylabel=names[1], visible=bool(lines))
     figure.supxlabel(names[0], fontsize="medium")
     return figure, notes
 
 
-def _line(axis, points: dict[int, list], index: int, label: str, intervals=None) -> set[str]:
-    """Draw the mean of {x: values of the seeds}, with a band; index: of the colour, where the label
-    is no kind of token.  Returns {what the band is}."""
+def _line(axis, seeds: list[dict], index: int, label: str, interval=()) -> set[str]:
+    """Draw the mean of {x: y} of the seeds, with a band, of one seed its `interval`, two {x: y};
+    index: of the colour, where the label is no kind of token.  Returns {what the band is}."""
+    points = _together(seeds)
     if not points:
         return set()
     color = COLORS.get(label) or [*COLORS.values()][index % len(COLORS)]
-    x = list(points)
-    axis.plot(x, [*map(fmean, points.values())], label=label, color=color, linewidth=1.6, zorder=3)
-    if len(points[x[0]]) > 1:
-        band = [(fmean(ys) - stdev(ys), fmean(ys) + stdev(ys)) for ys in points.values()]
+    mean, note = [*map(fmean, points.values())], "band of one run: 95 % interval"
+    axis.plot([*points], mean, label=label, color=color, linewidth=1.6, zorder=3)
+    if len(seeds) > 1:
+        spread = [*map(stdev, points.values())]
+        ends = [[y + sign * s for y, s in zip(mean, spread)] for sign in (-1, 1)]
         note = "band over seeds: ± 1 standard deviation"
-    elif intervals and set(x) <= set(intervals):
-        band = [intervals[k] for k in x]
-        note = "band of one run: 95 % interval"
+    elif interval and {*points} <= {*interval[0]}:
+        ends = [[end[x] for x in points] for end in interval]
     else:
         return set()
-    low, high = zip(*band, strict=True)
-    axis.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0, zorder=2)
+    axis.fill_between([*points], *ends, color=color, alpha=0.18, linewidth=0, zorder=2)
     return {note}
 
 
@@ -250,12 +238,11 @@ def _label_ends(axis) -> None:
     one below, and all down where they would leave the panel."""
     inside = axis.transData + axis.transAxes.inverted()
     lines = axis.get_legend_handles_labels()[0]
-    ends = [(inside.transform(line.get_xydata()[-1])[1], line) for line in lines]
-    ends.sort(key=itemgetter(0))
-    places = []
-    for end, _ in ends:
-        places.append(max(end, places[-1] + LABEL) if places else end)
-    down = max(0, max(places, default=0) - 1)
-    for place, (_, line) in zip(places, ends):
+    ends = {line: inside.transform(line.get_xydata()[-1])[1] for line in lines}
+    place, places = -LABEL, {}
+    for line in sorted(ends, key=ends.get):
+        place = places[line] = max(ends[line], place + LABEL)
+    for line, at in places.items():
         style = {"color": line.get_color(), "va": "center", "fontsize": "small"}
-        axis.annotate(line.get_label(), (1.02, place - down), xycoords="axes fraction", **style)
+        where = (1.02, at - max(0, place - 1))
+        axis.annotate(line.get_label(), where, xycoords="axes fraction", **style)

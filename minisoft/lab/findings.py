@@ -4,12 +4,9 @@ over seeds.
     python -m minisoft.lab.findings runs/study
     python -m minisoft.lab.tables runs/study/test/*.json --out runs/study       # pictures
 
-± is the standard deviation over seeds.  A difference of two kinds is that of their means over seeds
-with Welch's interval; a difference to the base, which has no seeds, has Student's interval of one
-sample.
-Intervals are over seeds only: all models meet the same problems, and what another 200 of these
-would change is not in them (eval.py's intervals have it).
-Every function of SECTIONS gives (title, rows), the head alone where nothing was measured.
+± is the standard deviation over seeds.  A difference of two kinds is that of their means with
+Welch's interval; one to the base, which has no seeds, has Student's of one sample.  What another
+200 problems would change is not in them (eval.py's intervals have it).
 """
 
 import json
@@ -22,6 +19,7 @@ from statistics import fmean, variance
 
 import torch
 
+from minisoft import evaluation
 from minisoft.errors import InputError
 from minisoft.io.atomic import read_json, write_text
 from minisoft.kinds import KINDS, PAPER
@@ -45,9 +43,8 @@ UNITS = {  # of fields that are no share
     "entropy": ("nats", 1, 3),
     "nll": ("nats a token", 1, 4),
     "support": ("tokens", 1, 2),
-    "largest_weight": ("", 1, 3),
+    "largest_weight": ("weight", 1, 3),
 }
-Table = tuple[str, list[list[str]]]  # a title, "" for none, and rows, the first one the head
 
 
 def student(freedom: int) -> float:
@@ -77,10 +74,10 @@ def show_difference(a: list[float], b: list[float] | float, scale=100, digits: i
     return f"{scale * mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 
-def text_of(tables: list[Table]) -> str:
-    """As Markdown, without those that have a head only."""
-    titles = {"": ""} | {title: f"**{title}**\n\n" for title, _ in tables if title}
-    return "\n\n".join(titles[title] + markdown(rows) for title, rows in tables if rows[1:])
+def text_of(tables: dict[str, list[list[str]]]) -> str:
+    """{title: rows, the first one the head} as Markdown, without those that have a head only."""
+    shown = {title: markdown(rows) for title, rows in tables.items() if rows[1:]}
+    return "\n\n".join(f"**{title}**\n\n{table}" for title, table in shown.items())
 
 
 def seeds(out: Path, run: str, suffix: str) -> dict[int, Path]:
@@ -124,17 +121,6 @@ class Results:
         gaps = [a - b for a, b in zip(values, other)] if len(values) == len(other) else []
         return show_difference(gaps, 0.0, *how)
 
-    def table(self, data: str, columns: dict[str, tuple]) -> list[list[str]]:
-        """A row for the base and for each training of which there is something; columns: {head:
-        part and field of `show`, and minus}."""
-        rows = [["training", "runs", *columns]]
-        for kind in ("base", *self.tested):
-            cells = [self.show(kind, data, *column) for column in columns.values()]
-            runs = max(len(self.cell(kind, data, part)) for part, *_ in columns.values())
-            if any(cells):
-                rows.append([kind, str(runs), *cells])
-        return rows
-
 
 def read_cells(out: Path) -> list[dict]:
     """The lines of OUT/cells.jsonl, one for each time that a cell was done or failed."""
@@ -148,14 +134,14 @@ def facts(out: Path) -> str:
     lines, (cpu, *_) = read_cells(out), processor(torch.device("cpu")).split(", ")
     minutes = sum(line["seconds"] for line in lines) / 60
     commits = ", ".join(dict.fromkeys(line["commit"] for line in lines))
-    ran = (
-        f"{len({line['cell'] for line in lines})} cells of one thread, {minutes:.0f} minutes in all"
+    cells = f"{len({line['cell'] for line in lines})} cells of one thread"
+    return (
+        f"{cells}, {minutes:.0f} minutes in all, commits {commits};\n"
+        f"{os.cpu_count()} x {cpu}, torch {torch.__version__.split('+')[0]}"
     )
-    version = torch.__version__.split("+")[0]
-    return f"{ran}, commits {commits};\n{os.cpu_count()} x {cpu}, torch {version}"
 
 
-def checkpoints(r: Results) -> list[Table]:
+def checkpoints(r: Results) -> str:
     """Which checkpoint of each run is its best by its own kind, and how good it was on validation
     problems, then and at the end; beside it the best of all by hard-greedy."""
     head = "tokens, seed, best at, best (%), last (%), hard-greedy there (%), the best hard-greedy"
@@ -170,29 +156,25 @@ def checkpoints(r: Results) -> list[Table]:
                 shown.append(max(hard.values(), default=None))
                 cells = ["" if share is None else f"{100 * share:.1f}" for share in shown]
                 rows.append([name, str(seed), str(best), *cells])
-    return [("", rows)]
+    return markdown(rows) if rows[1:] else ""
 
 
-def compare(r: Results, measures) -> list[Table]:
+def compare(r: Results, measures) -> str:
     """For each (data, part, field) a table of the base and every training, with the differences to
     hard training, to the base, and to hard inference of the same runs."""
-    tables = []
-    for data, *what in measures:
-        unit = UNITS.get(what[1], PERCENT)[0]
-        columns = {unit: what, "- hard": [*what, "hard"], "- base": [*what, "base"]}
-        kind, _, how = what[0].partition("-")
-        if kind not in ("hard", "choices"):
-            columns["- hard inference"] = [*what, f"hard-{how}"]
-        title = ", ".join((data, *what)).replace("choices, ", "")
-        tables.append((title, r.table(data, columns)))
-    return tables
-
-
-def softness(r: Results) -> list[Table]:
-    """How many tokens positions carry, of the best checkpoints on test problems."""
-    names = {"mean": "support", "above 1.5 (%)": "share_soft", "largest weight": "largest_weight"}
-    columns = {head: ("own-sample", field) for head, field in names.items()}
-    return [("tiny-test", r.table("tiny-test", columns))]
+    tables = {}
+    for data, part, field in measures:
+        kind, _, how = part.partition("-")
+        others = {"- hard": "hard", "- base": "base", "- hard inference": f"hard-{how}"}
+        if kind in ("hard", "choices"):
+            del others["- hard inference"]
+        rows = [["training", "runs", UNITS.get(field, PERCENT)[0], *others]]
+        for name in ("base", *r.tested):
+            cells = [r.show(name, data, part, field, minus) for minus in ("", *others.values())]
+            if any(cells):
+                rows.append([name, str(len(r.cell(name, data, part))), *cells])
+        tables[", ".join((data, part, field)).replace("choices, ", "")] = rows
+    return text_of(tables)
 
 
 def plain(name: str) -> str:
@@ -203,7 +185,7 @@ def plain(name: str) -> str:
     return next(filter(None, words), "")
 
 
-def published(r: Results) -> list[Table]:
+def published(r: Results) -> str:
     """Of each measure ours, and the paper's numbers of the same model and sets; beside the
     miniature those of problems like what was trained on, and of multiple choice."""
     (_, _, _, _, *head), *lines = (x.split("\t") for x in PUBLISHED.read_text("utf-8").splitlines())
@@ -220,7 +202,7 @@ def published(r: Results) -> list[Table]:
         part, field = measure.split() if " " in measure else ("choices", "nll")
         ours = [[x, *(r.show(kind, x, part, field) for kind in ("base", *PAPER))] for x in r.sets]
         rows[1:1] = [[f"here, {x}", *cells] for x, *cells in ours if any(cells)]
-    return [*found.items()]
+    return text_of(found)
 
 
 SAMPLE = [*product(PROBLEMS, ["hard-sample"], [f"pass@{k}" for k in (1, 4, 16, 32)])]
@@ -229,6 +211,7 @@ GREEDY = product(PROBLEMS, ("hard-greedy", "soft-greedy", "fuzzy-greedy", "own-g
 CHOICES = [(data, "choices", field) for field in ("nll", "accuracy") for data in SKILLS]
 ENTROPY = product(PROBLEMS, ["hard-sample"], ["entropy"])
 OTHERS = product(PROBLEMS, ("soft-sample", "fuzzy-sample"), ("pass@1", "pass@32"))
+SOFTNESS = product(["tiny-test"], ["own-sample"], evaluation.SOFTNESS)
 SECTIONS = {
     "Best checkpoints, which are what is tested": checkpoints,
     "Finding 1: greedy pass@1": partial(compare, measures=[*GREEDY]),
@@ -236,20 +219,18 @@ SECTIONS = {
     "Finding 3: likelihood of the right answer, out of domain": partial(compare, measures=CHOICES),
     "Finding 4: entropy": partial(compare, measures=[*ENTROPY]),
     "Finding 5: the best inference, beside those above": partial(compare, measures=[*OTHERS]),
-    "Are they soft? Effective number of tokens at a position of the CoT, own sampling": softness,
+    "Are they soft? Tokens at a position of the CoT": partial(compare, measures=[*SOFTNESS]),
     "The paper's numbers": published,
 }
-OF_OTHERS = {title: SECTIONS[title] for title in SECTIONS if title[:4] in ("Best", "The ")}
+OF_OTHERS = [title for title in SECTIONS if title.startswith(("Best", "The "))]
 
 
 def write(out: Path) -> str:
     """OUT/study.md from what is there; returns the tables and where they are.  Raises InputError,
     OSError."""
     r = Results(out)
-    sections = SECTIONS if r.miniature else OF_OTHERS
     found = {} if r.miniature else {"Training and inference": tables(r.runs)}
-    sections = SECTIONS if r.miniature else OF_OTHERS
-    found |= {title: text_of(make(r)) for title, make in sections.items()}
+    found |= {title: SECTIONS[title](r) for title in (SECTIONS if r.miniature else OF_OTHERS)}
     text = "\n\n".join(f"## {title}\n\n{tables}" for title, tables in found.items() if tables)
     if not text:
         raise InputError(f"{out}: expected results of minisoft.lab.study, found none")

@@ -14,12 +14,10 @@ rest (the body):
 """
 
 import argparse
-import time
 from dataclasses import replace
 from statistics import fmean
 
 import torch
-from tqdm import tqdm
 
 from minisoft import data, reinforce
 from minisoft.io import checkpoint, datasets
@@ -31,7 +29,7 @@ from minisoft.run import policy
 from minisoft.run.metrics import markdown
 from minisoft.run.policy import Policy
 from minisoft.run.settings import TRAIN_COT, Flags
-from minisoft.run.world import as_program, find_device, keep_memory
+from minisoft.run.world import as_program, bar, find_device
 from minisoft.verifier.process import WORKERS, Verifier
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -45,8 +43,7 @@ class Measurement:
     def __init__(self, args: argparse.Namespace):
         self.args = args
         folder = checkpoint.find(args.model)
-        flags = Flags.of(args)
-        settings = policy.settings(folder, [args.tokens], flags, TRAIN_COT)
+        settings = policy.settings(folder, [args.tokens], Flags.of(args), TRAIN_COT)
         self.policy = Policy.load(folder, args.tokens, settings, find_device(args.device, 0))
         source = args.data or settings.sidecar.get("defaults", {}).get("data") or "tiny"
         self.problems = datasets.load_problems(source)
@@ -80,23 +77,21 @@ class Measurement:
             for part, vector in take_gradient(self.policy.model).items():
                 gradients[term, part] = vector
         lengths = [(rollout.role == COT).sum(1).float().mean().item() for rollout in rollouts]
-        facts = {
+        return gradients, {
             "reward": rewards.mean().item(),
             "informative": (rewards != rewards[:, :1]).any(1).double().mean().item(),
             "advantage_square": advantages.square().mean().item(),
             "cot_length": fmean(lengths),
         }
-        return gradients, facts
 
 
 def take_gradient(model) -> dict[str, torch.Tensor]:
     """{"E": (n,), "body": (m,)} float32 on the CPU, and the gradients are gone."""
-    vectors = {"E": [], "body": []}
+    vectors = {part: [] for part in PARTS}
     for name, p in model.named_parameters():
         gradient = torch.zeros_like(p) if p.grad is None else p.grad
-        part = "E" if name == EMBEDDING else "body"
-        vectors[part].append(gradient.flatten().float().cpu())
-        p.grad = None
+        vectors["E" if name == EMBEDDING else "body"].append(gradient.flatten().float().cpu())
+    model.zero_grad()
     return {part: torch.cat(of_part) for part, of_part in vectors.items()}
 
 
@@ -125,34 +120,28 @@ def _of_batches(gram: torch.Tensor) -> torch.Tensor:
 
 def signals(gradients: list[dict]) -> dict:
     """{term: {part: signal}} for the terms answer, cot, both and the parts E, body, all."""
-    grams = {}
+    grams = {term: dict.fromkeys(PARTS, 0.0) for term in (*TERMS, "both")}
     for part in PARTS:
         pieces = [zip(*(g[term, part].split(2**18) for g in gradients)) for term in TERMS]
         for some in zip(*pieces, strict=True):  # in float64 a piece at once
             cot, answer = (torch.stack(x).double() for x in some)  # (N, 2^18)
             for term, x in (("cot", cot), ("answer", answer), ("both", cot + answer)):
-                grams[term, part] = grams.get((term, part), 0.0) + x @ x.T  # (N, N)
-    for term in (*TERMS, "both"):
-        grams[term, "all"] = grams[term, "E"] + grams[term, "body"]
-    parts = (*PARTS, "all")
-    return {t: {part: signal(grams[t, part]) for part in parts} for t in (*TERMS, "both")}
+                grams[term][part] = grams[term][part] + x @ x.T  # (N, N)
+    for of in grams.values():
+        of["all"] = of["E"] + of["body"]
+    return {term: {part: signal(gram) for part, gram in of.items()} for term, of in grams.items()}
 
 
 def measure(args: argparse.Namespace) -> dict:
     """All that the command writes."""
-    of, start = Measurement(args), time.perf_counter()
-    gradients, facts = [], []
+    of, gradients, facts = Measurement(args), [], []
     with Verifier(workers=WORKERS) as verifier:
-        for number in tqdm(range(args.batches), desc="batches", disable=None):
+        for number in bar(range(args.batches), unit="batch"):
             gradient, fact = of.batch(number, verifier)
             gradients.append(gradient)
             facts.append(fact)
-    return {
-        **of.about(),
-        **{name: fmean(one[name] for one in facts) for name in facts[0]},
-        "signal": signals(gradients),
-        "seconds": time.perf_counter() - start,
-    }
+    means = {name: fmean(one[name] for one in facts) for name in facts[0]}
+    return {**of.about(), **means, "signal": signals(gradients)}
 
 
 def table(found: dict) -> str:
@@ -161,7 +150,7 @@ def table(found: dict) -> str:
         for part, s in parts.items():
             shown = [f"{s[x]:.4f} ± {s[x + '_error']:.4f}" for x in ("cosine", "snr")]
             rows.append([term, part, f"{s['norm']:.3g}", *shown])
-    return f"{markdown(rows)}\n{found['seconds']:.0f} s"
+    return markdown(rows)
 
 
 FLAGS = [
@@ -183,11 +172,7 @@ def read_flags(argv=None) -> argparse.Namespace:
 
 
 def main(argv=None) -> None:
-    with command.one_line("gradient"):
-        args = read_flags(argv)
-        keep_memory()
-        found = measure(args)
-        command.show(found, table(found), args.out)
+    command.measure("gradient", __doc__, FLAGS, argv, measure, table)
 
 
 if __name__ == "__main__":

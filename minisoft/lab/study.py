@@ -9,15 +9,9 @@ settings and their own, on problems and multiple choice.
     python -m minisoft.lab.study --plan paper               # the paper's own, as commands
 
 A cell is one call of a program in a process of its own with one thread; --jobs of them run at once,
-on GPUs one, with all of them.  What is done is not done again, and what was interrupted goes on, so
-the same command continues the study.  Paths are looked for where train.py is.  Writes OUT/study.md
-(tables; beside them the paper's, of the same model and data), cells.jsonl (command, commit, seconds
-of every cell) and logs/; `python -m minisoft.lab.findings OUT` writes the tables again.  Parts of
-the miniature, which takes under three hours on two cores:
-
-    findings   hard, soft, fuzzy tokens (`minisoft.lab.trainings`): runs of all seeds, evaluations
-    kinds      the same for the later kinds
-    signal     where the gradient comes from, first seed of each kind
+on GPUs one, with all of them.  The same command goes on, and does nothing twice.  Writes
+OUT/study.md, cells.jsonl and logs/.  Parts of the miniature: findings (hard, soft, fuzzy), kinds
+(the later ones), signal (gradients, first seed of each kind).
 """
 
 import json
@@ -46,6 +40,7 @@ from minisoft.io.atomic import read_json
 from minisoft.kinds import COT, KINDS, PAPER, TEMPLATE, TRAINING
 from minisoft.kinds.options import COUNT, Option
 from minisoft.lab import command, findings, trainings
+from minisoft.run.card import commit
 from minisoft.run.settings import EVAL_COT
 from minisoft.run.world import as_program
 
@@ -178,29 +173,33 @@ class Runner:
         Raises InputError where it is that of another command."""
         if not cell.result.is_file():
             return False
-        for line in reversed(findings.read_cells(self.out)):
-            if line["cell"] == cell.name and line.get("done", True):
-                if _words(line["command"]) != _words(str(cell)):
-                    what = f"expected the result of {cell}, found that of {line['command']}"
-                    raise InputError(f"{cell.result}: {what}; move it away")
-                break
+        lines = [line for line in findings.read_cells(self.out) if line["cell"] == cell.name]
+        last = [line["command"] for line in lines if line.get("done", True)][-1:]
+        if last and _words(last[0]) != _words(str(cell)):
+            what = f"expected the result of {cell}, found that of {last[0]}"
+            raise InputError(f"{cell.result}: {what}; move it away")
         paths = [Path(word.partition("=")[2] or word) for word in cell.command]
         models = [path / "model.safetensors" for path in paths if self.out in path.parents]
-        return all(_written(model) <= _written(cell.result) for model in models)
+        written = [path.stat().st_mtime for path in models if path.is_file()]
+        return max(written, default=-1) <= cell.result.stat().st_mtime
 
     def do(self, cell: Cell) -> None:
         """One cell, in a process of its own, unless something has gone wrong before."""
         if self.stopped or self.failures:
             return
         log, start = self.out / f"logs/{cell.name}.log", time.time()
+        begun = cell.command[0] == "train.py" and (cell.result.parent / "config.json").is_file()
+        words = [sys.executable, *cell.command, *(["--resume"] if begun else [])]
+        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         try:
             cell.result.parent.mkdir(parents=True, exist_ok=True)
             log.parent.mkdir(parents=True, exist_ok=True)
-            process = self.start(cell, log)
+            with log.open("a") as to:
+                process = subprocess.Popen(words, stdout=to, stderr=to, cwd=ROOT, env=env)
             self.working.append(process)
             if self.stopped:  # meanwhile
                 process.terminate()
-            line = {"cell": cell.name, "command": str(cell), "commit": _commit()}
+            line = {"cell": cell.name, "command": str(cell), "commit": commit()}
             status = process.wait()
             self.working.remove(process)
             line["done"] = status == 0 and cell.result.is_file()
@@ -214,39 +213,15 @@ class Runner:
         except OSError as error:  # such as a full disk
             self.failures.append(str(error))
 
-    def start(self, cell: Cell, log: Path) -> subprocess.Popen:
-        trains = cell.command[0] == "train.py"
-        begun = trains and (cell.result.parent / "config.json").is_file()
-        words = [sys.executable, *cell.command, *(["--resume"] if begun else [])]
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        with log.open("a") as to:
-            return subprocess.Popen(words, stdout=to, stderr=to, cwd=ROOT, env=env)
-
 
 def _words(line: str) -> list[str]:
     """Those of a command, wherever study and repository lie."""
     return [Path(word).name for word in shlex.split(line)]
 
 
-def _commit() -> str:
-    """The commit of this checkout, with + where code differs from it; "" outside git."""
-    words = ["git", "-C", str(ROOT), "describe", "--always", "--exclude=*", "--dirty=+"]
-    try:
-        return subprocess.run(words, capture_output=True, text=True).stdout.strip()
-    except FileNotFoundError:
-        return ""
-
-
-def _written(path: Path) -> float:
-    """When a file was written, -1 if there is none."""
-    return path.stat().st_mtime if path.is_file() else -1.0
-
-
 def read_flags(argv=None) -> Study:
     """The study that the flags ask for, some of which the miniature has.  Raises InputError."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    end = given.index("--") if "--" in given else len(given)
-    own, more = given[:end], given[end + 1 :]
+    own, more = command.split(argv)
     args = command.read("study", __doc__, FLAGS, own)
     if not args.model:
         usual, updates = trainings.MINIATURE.split(" -- ")

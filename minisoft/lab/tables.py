@@ -10,7 +10,7 @@ cell only if the user gave the label to them as NAME.
 import sys
 from pathlib import Path
 
-from minisoft.errors import expect
+from minisoft.errors import expect, expecting
 from minisoft.io.atomic import read_json, write_text
 from minisoft.kinds.options import Option
 from minisoft.lab import command, figures
@@ -67,41 +67,39 @@ def _check(run, where: str) -> None:
         expect(known, f"{where}: settings", f"some of {', '.join(settings())}", part)
         expect(isinstance(numbers, dict), f"{where}: {part}", "an object", numbers)
         for name in ["accuracy" if part == "choices" else "pass@1", *numbers]:
-            value, what = numbers.get(name), "numbers as eval.py writes them"
-            expect(_is_written(name, value), f"{where}: {part}: {name}", what, value)
+            with expecting("numbers as eval.py writes them", f"{where}: {part}: {name}"):
+                _add_up(name, numbers[name])
         lengths = {name: len(numbers[name]) for name in numbers if name.endswith("_by_position")}
         alike = len(lengths) != 1 and len(set(lengths.values())) < 2
         expect(alike, f"{where}: {part}: {', '.join(lengths)}", "two of one length", lengths)
 
 
-def _is_written(name: str, value) -> bool:
-    """Is it what eval.py writes under this name: a number, several by position, pairs?"""
-    numbers = value if name.endswith("_by_position") else [value]
+def _add_up(name: str, value) -> float:
+    """What eval.py writes under this name: a number, several by position, or pairs; an error if it
+    is something else."""
     if name == "ci95":
-        pairs = value.values() if isinstance(value, dict) else [None]
-        if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-            return False
-        numbers = [end for pair in pairs for end in pair]
-    return isinstance(numbers, list) and all(type(x) in (int, float) for x in numbers)
+        return sum(low + high for low, high in value.values())
+    return sum(value if name.endswith("_by_position") else [value])
 
 
 def write(paths: list[Path], out: Path | None) -> None:
     """Print the tables, write tables and pictures into `out`, after all input was read.  Raises
     InputError, OSError."""
-    folders = [path for path in paths if path.is_dir()]
     files = [path for path in paths if not path.is_dir()]
     for path in files:
         expect(path.suffix == ".json", str(path), "a run folder or a .json file", "neither")
-    runs, histories = read_results(files), figures.read_runs(folders)
+    runs, histories = read_results(files), figures.read_runs([x for x in paths if x.is_dir()])
     text, drawn = tables(runs), {}
     try:
-        drawn = figures.pictures(runs, histories)
+        drawn = {"pass_at_k.png": figures.pass_at_k(runs), "entropy.png": figures.entropy(runs)}
+        drawn["training.png"] = figures.training(histories) if histories else None
     except ImportError as error:
         if not text:
             raise
         print(f"minisoft.lab.tables: {error}", file=sys.stderr)
-    folder = out or (files[0].parent if files else folders[0])
+    folder = out or (files[0].parent if files else paths[0])
     folder.mkdir(parents=True, exist_ok=True)
+    drawn = {name: figure for name, figure in drawn.items() if figure}
     for name in [*(["tables.md"] if text else []), *drawn]:
         check_written(folder / name)
     if text:

@@ -28,7 +28,8 @@ from minisoft.run import policy
 from minisoft.run.metrics import markdown
 from minisoft.run.policy import Policy
 from minisoft.run.settings import EVAL_COT, Flags
-from minisoft.run.world import as_program, bar, keep_memory
+from minisoft.run.tables import number
+from minisoft.run.world import as_program, bar
 from minisoft.verifier.process import WORKERS, Verifier
 
 BATCH = 512  # rows at once
@@ -66,8 +67,7 @@ def answer(of: Policy, request: Request, thought: torch.Tensor, stopped: bool) -
 def thoughts(of: Policy, sampled: bool, problems: list[Problem]) -> list[tuple]:
     """The CoT for each problem, greedy or drawn: (its prompt's Request, inputs (C, d), the shadow
     tokens' embeddings (C, d), did it stop?, the greedy answer that follows)."""
-    keys = [("thought", i) for i in range(len(problems))]
-    requests = [of.request(x, key, range(1)) for x, key in zip(problems, keys)]
+    requests = [of.request(x, ("thought", i), range(1)) for i, x in enumerate(problems)]
     found = []
     for request, one in zip(requests, of.rollout(requests, not sampled, True, rows=BATCH)):
         inputs = of.kind.embed(of.model, one.taken(COT))
@@ -77,18 +77,19 @@ def thoughts(of: Policy, sampled: bool, problems: list[Problem]) -> list[tuple]:
     return found
 
 
-def measure(args: argparse.Namespace, verifier) -> dict:
+def measure(args: argparse.Namespace) -> dict:
     """{"sampled", "models": {model: {data: numbers}}}."""
     found = {}
-    for folder in args.model:
-        of = load(folder, args.cot)
-        for tokens in args.tokens or [of.settings.sidecar.get("tokens", "hard")]:
-            of = of.of_kind(tokens)
-            row = found[f"{folder}, {tokens}"] = {"tokens": tokens, "data": {}}
-            for source in args.data:
-                problems = datasets.load_problems(source)[: args.limit]
-                made = thoughts(of, args.sampled, problems)
-                row["data"][source] = use(of, made, problems, verifier)
+    with Verifier(workers=WORKERS) as verifier:
+        for folder in args.model:
+            of = load(folder, args.cot)
+            for tokens in args.tokens or [of.settings.sidecar.get("tokens", "hard")]:
+                of = of.of_kind(tokens)
+                row = found[f"{folder}, {tokens}"] = {"tokens": tokens, "data": {}}
+                for source in args.data:
+                    problems = datasets.load_problems(source)[: args.limit]
+                    made = thoughts(of, args.sampled, problems)
+                    row["data"][source] = use(of, made, problems, verifier)
     return {"sampled": args.sampled, "models": found}
 
 
@@ -98,9 +99,8 @@ def use(of: Policy, made: list[tuple], problems: list[Problem], verifier) -> dic
     right, same = [], []
     for i, problem in enumerate(bar(problems, disable=None)):
         (request, inputs, shadow, stopped, text), j = made[i], another(problems, i)
-        _, inputs_of_other, _, other_stopped, _ = made[j]
-        replaced = [(inputs, stopped), (inputs[:0], False), (shadow, stopped)]
-        replaced.append((inputs_of_other, other_stopped))
+        _, other, _, other_stopped, _ = made[j]
+        replaced = (inputs, stopped), (inputs[:0], False), (shadow, stopped), (other, other_stopped)
         texts = [answer(of, request, *thought) for thought in replaced]
         pairs = [*((x, problem.answer) for x in texts), (texts[-1], problems[j].answer)]
         right.append([float(reward == RIGHT) for reward in verifier.score_all(pairs)])
@@ -124,18 +124,13 @@ def table(found: dict) -> str:
     head = ", ".join(f"{name}: {text}" for name, text in THOUGHTS.items())
     how = "sampled" if found["sampled"] else "greedy"
     texts = [
-        f"Accuracy of the greedy answer in % after a {how} CoT;\n"
-        "± the larger half of the 95 % interval over problems.\n"
+        f"Accuracy of the greedy answer in % [95 % interval over problems] after a {how} CoT.\n"
         f"{head};\ntheirs: after that one, the share of answers that are the other problem's."
     ]
     for source in next(iter(found["models"].values()))["data"]:
         rows = [[source, *FIELDS]]
-        for name, of_model in found["models"].items():
-            of, cells = of_model["data"][source], [name]
-            for field in FIELDS:
-                half = max(abs(end - of[field]) for end in of["ci95"][field])
-                cells.append(f"{100 * of[field]:.1f} ± {100 * half:.1f}")
-            rows.append(cells)
+        for name, of in found["models"].items():
+            rows.append([name, *(number([of["data"][source]], field) for field in FIELDS)])
         texts.append(markdown(rows))
     return "\n\n".join(texts)
 
@@ -152,12 +147,7 @@ FLAGS = [
 
 
 def main(argv=None) -> None:
-    with command.one_line("thought"):
-        args = command.read("thought", __doc__, FLAGS, argv)
-        keep_memory()
-        with Verifier(workers=WORKERS) as verifier:
-            found = measure(args, verifier)
-        command.show(found, table(found), args.out)
+    command.measure("thought", __doc__, FLAGS, argv, measure, table)
 
 
 if __name__ == "__main__":

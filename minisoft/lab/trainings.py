@@ -36,8 +36,6 @@ TRAININGS = {
     "gumbel": Training(("--tokens", "gumbel"), "1e-4", 3),
 }
 LATER = tuple(name for name in TRAININGS if name not in PAPER)  # but for top-5 not the paper's
-
-
 MINIATURE = (  # flags of minisoft.lab.study, as are PAPERS
     f"--test {' '.join((*PROBLEMS, *SKILLS))} --steps 60 --limit 200 --samples 32 --batch 512 "
     "-- --save-every 15 --keep 60 --warmup 20 --show-every 0"

@@ -8,7 +8,6 @@ config.json and minisoft.json say which switches were on, and a run goes on with
 To be called where train.py is.
 """
 
-import sys
 from dataclasses import dataclass
 
 from minisoft.errors import expect
@@ -69,12 +68,10 @@ def _without(optimizer, parameter: str, differentiate):
     return within
 
 
-def split(words: list[str]) -> tuple[Variant, list[str]]:
-    """The command line -> (the switches before --, train.py's flags after it).  Raises
-    InputError."""
-    own = words.index("--") if "--" in words else len(words)
-    variant = Variant(**vars(command.read("variants", __doc__, FLAGS, words[:own])))
-    flags = words[own + 1 :]
+def read(argv) -> tuple[Variant, list[str]]:
+    """The switches before --, train.py's flags after it.  Raises InputError."""
+    own, flags = command.split(argv)
+    variant = Variant(**vars(command.read("variants", __doc__, FLAGS, own)))
     both = variant.terms == "both" or "--plain" not in flags
     expect(both, f"--terms {variant.terms}", "no --plain, which has both terms", "--plain")
     return variant, flags
@@ -84,7 +81,7 @@ def main(argv=None) -> None:
     import train  # the program beside the package
 
     with command.one_line("variants"):
-        variant, flags = split(list(sys.argv[1:] if argv is None else argv))
+        variant, flags = read(argv)
     train.main(flags, variant)
 
 

@@ -34,7 +34,7 @@ from minisoft.lab import command, gradient
 from minisoft.lab.trainings import TRAININGS
 from minisoft.rollout import COT
 from minisoft.run.metrics import markdown
-from minisoft.run.world import as_program, keep_memory
+from minisoft.run.world import as_program
 from minisoft.soft import Hard, Mixture
 
 SAMPLES = 4  # chains of a problem
@@ -43,13 +43,9 @@ DRAWN = 64  # draws a position
 AT_ONCE = 2**24  # numbers
 
 
-def token_variance(p: torch.Tensor) -> torch.Tensor:
-    """p (P, V) -> trace (P,) of C = diag(p) - p p^T, the covariance of a token's one-hot vector."""
-    return 1 - p.square().sum(-1)
-
-
 def mean_slope(E: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-    """|C E|^2 (P,): row i of C E is p_i (E_i - p E), the derivative of p E by the logit i.
+    """|C E|^2 (P,), C = diag(p) - p p^T: row i of C E is p_i (E_i - p E), the derivative of p E by
+    the logit i.
 
     Where one token b has nearly all of p, E_b - p E is what the others move it by; the square
     written out would round that away.
@@ -77,10 +73,8 @@ def score_variance(kind, E: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     E, logits = E.double(), logits.double()
     p = (logits / kind.tau).softmax(-1)
     match kind:
-        case Hard():
-            return token_variance(p) / kind.tau**2
-        case Multiplex() | Covariance():
-            return kind.width * token_variance(p) / kind.tau**2
+        case Hard() | Multiplex() | Covariance():
+            return getattr(kind, "width", 1) * (1 - p.square().sum(-1)) / kind.tau**2  # K tr C
         case TopLogitNoise():
             return torch.full_like(p[:, 0], kind.top_k / kind.sigma**2)
         case GumbelSoftmax():
@@ -121,9 +115,11 @@ def load(name: str, args: argparse.Namespace) -> gradient.Measurement:
     return gradient.Measurement(case)
 
 
-def sure(logits: torch.Tensor) -> torch.Tensor:
-    """p_max (P,) of logits (P, V)."""
-    return logits.softmax(-1).amax(-1)
+def average(values: torch.Tensor, logits: torch.Tensor) -> dict[str, float]:
+    """Means (P,) over positions: all, where the model hesitates, elsewhere."""
+    hesitates = logits.softmax(-1).amax(-1) < HESITATES
+    places = {"all": values, "hesitates": values[hesitates], "elsewhere": values[~hesitates]}
+    return {place: some.mean().item() for place, some in places.items() if len(some)}
 
 
 @torch.no_grad()
@@ -144,20 +140,13 @@ def formulas(of: gradient.Measurement, logits: torch.Tensor) -> dict:
     }
 
 
-def average(values: torch.Tensor, logits: torch.Tensor) -> dict[str, float]:
-    """Means over positions: all, where the model hesitates, elsewhere."""
-    hesitates = sure(logits) < HESITATES
-    places = {"all": values, "hesitates": values[hesitates], "elsewhere": values[~hesitates]}
-    return {place: some.mean().item() for place, some in places.items() if len(some)}
-
-
 def study(args: argparse.Namespace) -> dict:
     """All that the command writes."""
     logits = chains(load("hard", args), args.chains)
     return {
         "model": Path(args.model).name,
         "positions": len(logits),
-        "hesitates": (sure(logits) < HESITATES).double().mean().item(),
+        "hesitates": (logits.softmax(-1).amax(-1) < HESITATES).double().mean().item(),
         "cases": {name: formulas(load(name, args), logits) for name in TRAININGS},
     }
 
@@ -165,8 +154,7 @@ def study(args: argparse.Namespace) -> dict:
 def table(found: dict) -> str:
     rows = [["score variance", "a position", "p_max < 0.9", "elsewhere", "displacement"]]
     for name, row in found["cases"].items():
-        places = ("all", "hesitates", "elsewhere")
-        shown = [row["score_variance"].get(x, 0.0) for x in places]
+        shown = [row["score_variance"].get(x, 0.0) for x in ("all", "hesitates", "elsewhere")]
         shown.append(row["displacement"].get("hesitates", 0.0))
         rows.append([name, *(f"{x:.3g}" for x in shown)])
     return (
@@ -181,11 +169,7 @@ FLAGS = [*command.MODEL, Option("chains", COUNT, CHAINS, 32), command.OUT]
 
 
 def main(argv=None) -> None:
-    with command.one_line("why"):
-        args = command.read("why", __doc__, FLAGS, argv)
-        keep_memory()
-        found = study(args)
-        command.show(found, table(found), args.out)
+    command.measure("why", __doc__, FLAGS, argv, study, table)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,8 @@ def text(args: Namespace, before: dict, sidecar: dict, table: str = "") -> str:
     )
     hidden = ("prompt", "defaults", "base", "data", "step")
     settings = [f"{name} {value}" for name, value in sidecar.items() if name not in hidden]
-    values = sidecar | {"base": base or sidecar["base"], "table": table, "commit": _commit()}
+    at = f" at commit {now}" if (now := commit()) else ""
+    values = sidecar | {"base": base or sidecar["base"], "table": table, "commit": at}
     values |= {"head": head.to_yaml(), "flags": _flags(args), "settings": ", ".join(settings)}
     values |= {"cot": args.eval_cot + ANSWER_TOKENS, "prompt": json.dumps(sidecar["prompt"])}
     return TEXT.format(**values)
@@ -87,10 +88,10 @@ def _flags(args: Namespace) -> str:
     return textwrap.indent(" \\\n    ".join(lines), "    ").replace("\xa0", " ")
 
 
-def _commit() -> str:
-    """ " at commit ..." of the repository, "" where this is none."""
+def commit() -> str:
+    """Of the repository, "-dirty" behind it where code differs from it, "" where this is none."""
     command = "git describe --always --dirty --exclude=* --abbrev=40".split()
     with suppress(OSError, subprocess.SubprocessError):
         if (ROOT / ".git").exists():
-            return f" at commit {subprocess.check_output(command, cwd=ROOT, text=True).strip()}"
+            return subprocess.check_output(command, cwd=ROOT, text=True).strip()
     return ""

@@ -65,10 +65,9 @@ class Evaluator:
                 self.journal.add(keys[i], record)
                 progress.update()
         records = list(self._collect(keys))
-        summary = self.world.from_main(
-            lambda: evaluation.summarize_choices(records) | harness_results(records)
-        )
-        return summary, [r | harness_line(r, questions[r["problem"]]) for r in records]
+        lines = [r | harness_line(r, questions[r["problem"]]) for r in records]
+        summarize = evaluation.summarize_choices
+        return self.world.from_main(lambda: summarize(lines) | harness_results(lines)), lines
 
     def _todo(self, keys: list) -> list:
         """This rank's part of what the journal does not know."""
@@ -118,11 +117,11 @@ def check_prompts(folder, config, tokenizer, texts: list[tuple[str, int]], world
         )
 
 
-def harness_results(records: list[dict]) -> dict[str, float]:
-    """Records of `evaluation.score_choice` -> acc, acc_norm (fractions), standard errors."""
+def harness_results(lines: list[dict]) -> dict[str, float]:
+    """Lines of questions -> acc, acc_norm (fractions), standard errors."""
     numbers = {}
-    for name, picked in (("acc", "picked"), ("acc_norm", "picked_norm")):
-        right = [float(record[picked] == record["answer"]) for record in records]
+    for name in ("acc", "acc_norm"):
+        right = [line[name] for line in lines]
         numbers[name] = fmean(right)
         if len(right) > 1:
             numbers[f"{name}_stderr"] = stdev(right) / len(right) ** 0.5

@@ -9,7 +9,7 @@ import torch
 from minisoft import kinds
 from minisoft.engine import decode
 from minisoft.io import WEIGHTS
-from minisoft.lab import bench
+from minisoft.lab import bench, command
 from minisoft.rollout import COT
 
 pytestmark = pytest.mark.filterwarnings("error::FutureWarning")  # of transformers
@@ -24,7 +24,7 @@ def small_machine(monkeypatch):
 
 
 def flags(text=""):
-    return bench.read_flags(["--device", "cpu", *text.split()])
+    return command.read("bench", "", bench.FLAGS, ["--device", "cpu", *text.split()])
 
 
 def prepare(text=""):
@@ -35,7 +35,7 @@ def prepare(text=""):
 
 def test_an_update_is_timed_against_transformers(tmp_path, capsys):
     size = "--device cpu --cot 4 --group 4 --repeats 2 --prompts 2 1"
-    bench.main([*size.split(), "--against", "transformers", "--json", str(tmp_path / "b.json")])
+    bench.main([*size.split(), "--against", "transformers", "--out", str(tmp_path / "b.json")])
     found, shown = json.loads((tmp_path / "b.json").read_text()), capsys.readouterr().out
     assert [row["rows"] for row in found["records"]] == ["2 x 4"] * 4 + ["1 x 4"] * 4
     table = {row["tokens"]: row for row in found["records"][:4]}
@@ -111,7 +111,7 @@ def test_the_name_of_the_cpu(tmp_path):
 BAD = ["--group 0", "--against transformers --shape smollm2-135m", "--prompts 2 0"]
 
 
-@pytest.mark.parametrize("flags", [*BAD, "--json nowhere/b.json"])
+@pytest.mark.parametrize("flags", [*BAD, "--out nowhere/b.json"])
 def test_bad_flags_and_input_are_one_line(flags):
     with pytest.raises(SystemExit, match=f"error: {flags.split()[0]}: expected") as stop:
         bench.main(flags.split())

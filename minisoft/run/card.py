@@ -52,14 +52,23 @@ def read_head(folder: Path) -> dict:
     return {}
 
 
+def is_ours(head: dict) -> bool:
+    """Has a card with this head come from here?"""
+    return "minisoft" in (head.get("tags") or ())
+
+
+def may_write(folder: Path) -> bool:
+    """Is there no card yet, or one of ours?"""
+    return not (folder / NAME).exists() or is_ours(read_head(folder))
+
+
 def text(args: Namespace, before: dict, sidecar: dict, table: str = "") -> str:
     """A model's card; before: the head of its base's; sidecar: minisoft.json; table: accuracy."""
     from huggingface_hub import ModelCardData
 
-    ours = "minisoft" in (before.get("tags") or ())
     base = args.model  # a hub id, or a folder
     if Path(base).is_dir():
-        base = before.get("base_model") if ours else None
+        base = before.get("base_model") if is_ours(before) else None
     head = ModelCardData(
         base_model=base,
         library_name="transformers",

@@ -98,7 +98,7 @@ CEILINGS = {  # lines of a storey; raising one is a change that somebody sees
     "run": 2_661,
     "train": 235,
     "eval": 216,
-    "lab": 2_154,
+    "lab": 2_155,
 }
 LONGEST = 45  # lines of a function
 

@@ -91,9 +91,3 @@ class Policy:
         """Eqs. 14-15: adds to the gradient of the model; options: those of `engine.backward`."""
         backward = reinforce.backward if self.plain else engine.backward
         return backward(self.model, self.kind, rollouts, advantages, scale, **options)
-
-
-def rewards(generations: list[list[dict]]) -> torch.Tensor:
-    """(B, G) float64 of the generations of B problems."""
-    values = [[generation["reward"] for generation in of] for of in generations]
-    return torch.tensor(values, dtype=torch.float64)

@@ -123,8 +123,7 @@ class Files:
         """RUN/state, which is what --resume goes on from; progress: the fields of `Progress`."""
         self.world.from_main(lambda: atomic.sync(self.metrics.path))
         folder, pieces = self.args.out / "state", optimizer.pieces
-        kept = {**progress, "sigma": settings.sigma}
-        state.save(folder, kept, optimizer.state(), pieces, self.world, self.args.keep)
+        state.save(folder, progress, optimizer.state(), pieces, self.world, self.args.keep)
         self.args.saved = progress["step"]
         self.write_config(settings)
 

@@ -53,6 +53,7 @@ class Progress:
     """Where a run stands; RUN/state keeps it (facts.json)."""
 
     sources: dict[str, str]  # `Files.hashes` of what it began with
+    sigma: float  # of the weights that it began with
     step: int = 0  # updates that are done
     best: float = -1.0  # pass@1 on the validation problems
     best_step: int | None = None  # the updates after which it was reached

@@ -233,14 +233,15 @@ class Run:
         if show_every and step % show_every == 0:
             sample = metrics.sample_text(scores.generations[0])
             self.world.say(f"step {step}, a rollout:\n{sample}")
-        self.bar.update()
         self.bar.set_postfix(
+            refresh=False,
             reward=f"{row['reward']:.1f}",
             acc=f"{row['accuracy']:.2f}",
             cot=f"{row['cot_length']:.0f}",
             grad=f"{row['grad_norm']:.3g}",
             s=f"{row['seconds']:.2f}",
         )
+        self.bar.update()
 
     def save(self) -> None:
         """RUN/last and RUN/state; after checking that all ranks agree."""

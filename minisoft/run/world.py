@@ -16,6 +16,7 @@ from tqdm import tqdm
 from minisoft.errors import InputError, expect, expecting
 
 LINE_EVERY = 10  # seconds between two lines of a bar that no terminal shows
+GRACE = 10  # seconds that a rank has to say that its exchange failed too
 
 
 def keep_memory() -> None:
@@ -76,26 +77,18 @@ def as_program(main) -> None:
 
 
 class Lines(tqdm):
-    """A progress bar for a log: a line every LINE_EVERY seconds, and its last one."""
+    """A progress bar for a log: its first line, one every LINE_EVERY seconds, its last one."""
 
-    def __init__(self, *of, **options):
-        self.shown = time.monotonic()
-        super().__init__(*of, file=io.StringIO(), **options)  # which gets tqdm's carriage returns
-
-    def display(self, *_, last: bool = False, **__) -> None:
-        if last or (self.n != self.total and time.monotonic() - self.shown >= LINE_EVERY):
-            self.shown = time.monotonic()
-            print(self, file=sys.stderr)
-
-    def close(self) -> None:
-        if not self.disable:
-            self.display(last=True)
-        super().close()
+    def display(self, *_, **__) -> None:
+        print(self, file=sys.stderr)
 
 
 def bar(*of, **options) -> tqdm:
     """A progress bar, with tqdm's arguments."""
-    return (tqdm if sys.stderr.isatty() else Lines)(*of, **options)
+    if sys.stderr.isatty():
+        return tqdm(*of, **options)
+    # tqdm's carriage returns go nowhere
+    return Lines(*of, **options, file=io.StringIO(), mininterval=LINE_EVERY, miniters=1)
 
 
 def share(rank: int, size: int, prompts: int, group: int) -> list[tuple[int, range]]:
@@ -152,9 +145,9 @@ class RankError(RuntimeError):
 class World(AbstractContextManager):
     """rank, size and device of this process; a context manager.  device: "cpu", "cuda" (rank r of a
     node takes GPU r) or None for cuda where there is one.  patience: minutes that ranks wait for
-    each other, before RankError.  grace: see `_exchange`."""
+    each other, before RankError."""
 
-    def __init__(self, device: str | None = None, patience: float = 30, grace: float = 10):
+    def __init__(self, device: str | None = None, patience: float = 30):
         keep_memory()
         self.size = from_launcher("WORLD_SIZE", 1, least=1)
         alone = 0 if self.size == 1 else None  # else the launcher says it
@@ -163,7 +156,6 @@ class World(AbstractContextManager):
         expect(self.rank <= last, "environment: RANK", f"a number from 0 to {last}", self.rank)
         self.of_node = from_launcher("LOCAL_RANK", alone)
         self.main = self.rank == 0  # the rank that speaks and writes
-        self.grace = grace
         self.device = find_device(device, self.of_node)
         if self.size > 1:
             # what lies on the CPU goes by gloo, which notices at once that a rank has gone
@@ -179,7 +171,7 @@ class World(AbstractContextManager):
 
     @contextmanager
     def _exchange(self):
-        """An exchange with the other ranks that fails names those that have not reported `grace`
+        """An exchange with the other ranks that fails names those that have not reported GRACE
         seconds later that theirs failed too: they have ended, hang, or are still busy."""
         try:
             yield
@@ -188,10 +180,10 @@ class World(AbstractContextManager):
             with suppress(RuntimeError):
                 store = dist.distributed_c10d._get_default_store()
                 store.set(f"failed/{self.rank}", "")
-                time.sleep(self.grace)
+                time.sleep(GRACE)
                 silent = [r for r in range(self.size) if not store.check([f"failed/{r}"])]
             if self.main:
-                time.sleep(self.grace)  # others still ask
+                time.sleep(GRACE)  # others still ask
             named = " and ".join(f"rank {r}" for r in silent) or "some"
             raise RankError(
                 f"rank {self.rank}: expected an answer of every rank, found none of {named} "

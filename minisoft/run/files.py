@@ -11,11 +11,10 @@ from minisoft.errors import InputError
 from minisoft.io import atomic, checkpoint, state
 from minisoft.kinds import OPTIONS
 from minisoft.run import card
-from minisoft.run.metrics import MetricsFile
+from minisoft.run.metrics import MetricsFile, tracker
 from minisoft.run.optimizer import Optimizer
 from minisoft.run.policy import Policy
 from minisoft.run.settings import Settings, anywhere
-from minisoft.run.track import tracker
 from minisoft.run.world import World
 
 WRITES = ("best", "last", "state", "config.json", "metrics.jsonl", "summary.json")  # and lock

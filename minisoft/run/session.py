@@ -25,6 +25,7 @@ from minisoft.run.problems import Problems
 from minisoft.run.world import World, bar, is_out_of_memory
 
 NUMBERS = ("reward", "cot_tokens", "answer_tokens", "truncated", *MEASURES)  # of a sample
+SHOWN = ("reward", "accuracy", "cot_length", "grad_norm", "seconds")  # beside the progress bar
 
 
 @dataclass(frozen=True)
@@ -233,14 +234,7 @@ class Run:
         if show_every and step % show_every == 0:
             sample = metrics.sample_text(scores.generations[0])
             self.world.say(f"step {step}, a rollout:\n{sample}")
-        self.bar.set_postfix(
-            refresh=False,
-            reward=f"{row['reward']:.1f}",
-            acc=f"{row['accuracy']:.2f}",
-            cot=f"{row['cot_length']:.0f}",
-            grad=f"{row['grad_norm']:.3g}",
-            s=f"{row['seconds']:.2f}",
-        )
+        self.bar.set_postfix({name: row[name] for name in SHOWN}, refresh=False)
         self.bar.update()
 
     def save(self) -> None:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from minisoft.errors import InputError, expect, expecting
+from minisoft.kinds.options import COUNT, NATURAL, Number, Option
 
 LINE_EVERY = 10  # seconds between two lines of a bar that no terminal shows
 GRACE = 10  # seconds that a rank has to say that its exchange failed too
@@ -104,12 +105,9 @@ def share(rank: int, size: int, prompts: int, group: int) -> list[tuple[int, ran
     ]
 
 
-def from_launcher(name: str, default: int | None, least: int = 0) -> int:
-    """A whole number that torchrun sets.  Raises InputError for anything else."""
-    value = os.environ.get(name, default)
-    whole = re.fullmatch(r"[0-9]{1,9}", str(value)) and int(value) >= least
-    expect(whole, f"environment: {name}", f"a whole number of at least {least}", value)
-    return int(value)
+def from_launcher(name: str, default: int | None, numbers: Number = NATURAL) -> int:
+    """What torchrun sets.  Raises InputError for what is not one of these numbers."""
+    return Option(name, numbers, "").read(os.environ.get(name, default), f"environment: {name}")
 
 
 def read_device(name: str | None) -> torch.device:
@@ -149,11 +147,9 @@ class World(AbstractContextManager):
 
     def __init__(self, device: str | None = None, patience: float = 30):
         keep_memory()
-        self.size = from_launcher("WORLD_SIZE", 1, least=1)
+        self.size = from_launcher("WORLD_SIZE", 1, COUNT)
         alone = 0 if self.size == 1 else None  # else the launcher says it
-        self.rank = from_launcher("RANK", alone)
-        last = self.size - 1
-        expect(self.rank <= last, "environment: RANK", f"a number from 0 to {last}", self.rank)
+        self.rank = from_launcher("RANK", alone, Number(int, 0, self.size - 1))
         self.of_node = from_launcher("LOCAL_RANK", alone)
         self.main = self.rank == 0  # the rank that speaks and writes
         self.device = find_device(device, self.of_node)

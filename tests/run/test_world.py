@@ -64,12 +64,12 @@ def test_devices_need_not_be_there_to_be_read(monkeypatch):
 
 
 TWO = dict(WORLD_SIZE="2", RANK="0", LOCAL_RANK="0", MASTER_ADDR="localhost", MASTER_PORT="29512")
-ODD = [({"WORLD_SIZE": x}, f"WORLD_SIZE: expected .* 1, found '{x}'") for x in ("abc", "0", "")]
-ODD += [({"RANK": "2"}, "RANK: expected a number from 0 to 1, found 2")]  # would wait for ever
-ODD += [({"RANK": "1", "WORLD_SIZE": "1"}, "RANK: expected a number from 0 to 0, found 1")]
+ODD = [({"WORLD_SIZE": x}, f"WORLD_SIZE: expected .* 1, found '?{x}'?") for x in ("abc", "0", "")]
+ODD += [({"RANK": "2"}, "RANK: expected .* at most 1, found 2")]  # would wait for ever
+ODD += [({"RANK": "1", "WORLD_SIZE": "1"}, "RANK: expected .* at most 0, found 1")]
 for name, value in (("RANK", "-1"), ("RANK", None), ("LOCAL_RANK", "x"), ("LOCAL_RANK", None)):
-    text = f"{name}: expected a whole number of at least 0, found {value!r}"
-    ODD.append(({name: value}, text))
+    found = "-1" if value == "-1" else repr(value)
+    ODD.append(({name: value}, f"{name}: expected a whole number of at least 0.*, found {found}"))
 for name in ("MASTER_ADDR", "MASTER_PORT"):
     ODD.append(({name: None}, f"expected 2 ranks to meet, found: .*{name} expected"))
 ODD += [({"MASTER_PORT": "x"}, "expected 2 ranks to meet, found: invalid literal")]

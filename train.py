@@ -24,7 +24,7 @@ from minisoft.io import WEIGHTS, checkpoint
 from minisoft.kinds import COT, OPTIONS, TAU_OF, TEMPLATE, TOKENS, TRAINING
 from minisoft.kinds.options import COUNT, DEVICE, NATURAL, SIZE, Number, Option, parse
 from minisoft.reinforce import ADVANTAGES
-from minisoft.run import plan, policy, ranks, settings, track
+from minisoft.run import metrics, plan, policy, ranks, settings
 from minisoft.run.setup import Run, set_up
 from minisoft.run.validation import finish, keep_best
 from minisoft.run.world import RankError, World, as_program, read_device
@@ -109,7 +109,7 @@ FLAGS = {
             "send the numbers of metrics.jsonl to a tracker too (extras of these names; "
             "tensorboard: RUN/tensorboard)",
             "none",
-            choices=track.TRACKERS,
+            choices=metrics.TRACKERS,
         ),
         Option("plain", bool, "by the definitions alone: same within rounding, slowly", False),
     ],

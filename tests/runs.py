@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -101,11 +100,10 @@ def as_rank(rank, size, port, grace, argv, script="train"):
     """`train.py argv`, or `eval.py argv`, as one of several ranks."""
     place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
-    from minisoft.run.world import as_program
+    from minisoft.run import world
 
-    program = importlib.import_module(script)
-    program.World = partial(program.World, grace=grace)
-    as_program(lambda: program.main(argv))
+    program, world.GRACE = importlib.import_module(script), grace
+    world.as_program(lambda: program.main(argv))
 
 
 def start_ranks(folder, size, *argv, grace=10, script="train"):

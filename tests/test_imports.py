@@ -91,14 +91,14 @@ def test_what_is_not_needed_is_not_loaded():
 CEILINGS = {  # lines of a storey; raising one is a change that somebody sees
     "errors": 30,
     "ground": 1_310,
-    "kinds": 565,  # with the table of options, from which all flags are made
+    "kinds": 564,  # with the table of options, from which all flags are made
     "engine": 1_255,
     "io": 1_705,
-    "verifier": 756,
-    "run": 2_661,
+    "verifier": 753,
+    "run": 2_630,
     "train": 235,
     "eval": 216,
-    "lab": 2_004,
+    "lab": 2_005,
 }
 LONGEST = 45  # lines of a function
 

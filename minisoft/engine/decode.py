@@ -166,7 +166,7 @@ class Scheduler:
         for n, (i, prompt) in enumerate(zip(requests, prompts, strict=True)):
             P, both = len(prompt), (recorded.keys, recorded.values)
             self.cache.prompts[i] = Prompt(*(tuple(x[n : n + 1, :, :P] for x in of) for of in both))
-            self.encoded[i] = hidden[n, P - 1]
+            self.encoded[i] = hidden[n, P - 1].clone()  # or it would hold all of `hidden`
 
     def advance(self) -> list[tuple[int, Rollout]]:
         """`ahead` steps and a look at what came of them; then waiting rows take the free slots, or

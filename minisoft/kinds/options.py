@@ -72,11 +72,11 @@ class Option:
         else:
             expect(value in self.type, where, str(self.type), value)
 
-    def read(self, text: str, where: str = ""):
+    def read(self, text: str | None, where: str = ""):
         """The value that a text stands for.  Raises InputError."""
         try:
             value = self.type(text)
-        except ValueError:
+        except (TypeError, ValueError):
             value = text
         self.check(value, where or self.flag)
         return value

@@ -69,7 +69,8 @@ class Measurement:
         args, gradients = self.args, {}
         key = ("gradient", args.seed, number)
         chosen, rollouts = self.rollouts(key, number, args.prompts, args.group)
-        rewards = policy.rewards(self.policy.score(rollouts, chosen, verifier))  # (B, G)
+        scored = self.policy.score(rollouts, chosen, verifier)
+        rewards = torch.tensor([[g["reward"] for g in of] for of in scored], dtype=torch.float64)
         advantages = reinforce.leave_one_out(rewards)
         for term in reversed(TERMS):
             some = {"micro_batch": MICRO_BATCH, "terms": variants.TERMS[term]}

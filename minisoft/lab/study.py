@@ -103,9 +103,10 @@ class Study:
         yield [self.train(*run) for run in dict.fromkeys(main + first)]
         tokens = [*PAPER, *(x.tokens for x in self.trainings.values())]
         cells = [self.test("test/base", f"base={self.base}", tokens)] if main else []
-        for name, seed in main:  # the best checkpoint in the paper's settings and its own
-            best, own = self.out / f"train/{name}-s{seed}/best", self.trainings[name].tokens
-            cells.append(self.test(f"test/{name}-s{seed}", f"{name}={best}", (*PAPER, own)))
+        for name, seed in main:  # the best checkpoint (--validation 0: the last), in its own too
+            run, own = self.out / f"train/{name}-s{seed}", self.trainings[name].tokens
+            kept = "last" if (run / "last").exists() and not (run / "best").exists() else "best"
+            cells.append(self.test(f"test/{name}-s{seed}", f"{name}={run / kept}", (*PAPER, own)))
         cells += [self.gradient(name, step) for name, _ in first for step in (0, 60)]
         yield cells
 

@@ -1,8 +1,8 @@
 """The model card: README.md of RUN/best and RUN/last, ready for the hub."""
 
 import json
+import shlex
 import subprocess
-import textwrap
 from argparse import Namespace
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +21,7 @@ TEXT = """---
 {step} updates of REINFORCE on {data}, with chains of thought made of {tokens} tokens ([Soft Tokens,
 Hard Truths](https://arxiv.org/abs/2509.19170)), by minisoft{commit}:
 
-{flags}
+    {flags}
 
 `minisoft.json` has the prompt and how tokens are made: {settings}.
 
@@ -52,14 +52,23 @@ def read_head(folder: Path) -> dict:
     return {}
 
 
+def is_ours(head: dict) -> bool:
+    """Has a card with this head come from here?"""
+    return "minisoft" in (head.get("tags") or ())
+
+
+def may_write(folder: Path) -> bool:
+    """Is there no card yet, or one of ours?"""
+    return not (folder / NAME).exists() or is_ours(read_head(folder))
+
+
 def text(args: Namespace, before: dict, sidecar: dict, table: str = "") -> str:
     """A model's card; before: the head of its base's; sidecar: minisoft.json; table: accuracy."""
     from huggingface_hub import ModelCardData
 
-    ours = "minisoft" in (before.get("tags") or ())
     base = args.model  # a hub id, or a folder
     if Path(base).is_dir():
-        base = before.get("base_model") if ours else None
+        base = before.get("base_model") if is_ours(before) else None
     head = ModelCardData(
         base_model=base,
         library_name="transformers",
@@ -78,14 +87,13 @@ def text(args: Namespace, before: dict, sidecar: dict, table: str = "") -> str:
 
 def _flags(args: Namespace) -> str:
     """The command with all that decided the run; of files their names alone."""
-    words = ["python train.py"]
+    words = ["python", "train.py"]
     for name, value in vars(args).items():
         if name not in LEFT_OUT and value is not None and value is not False:
             values = value if isinstance(value, list) else [value]
             shown = [] if value is True else [Path(str(each)).name for each in values]
-            words.append("\xa0".join([f"--{name.replace('_', '-')}", *shown]))  # on one line
-    lines = textwrap.wrap(" ".join(words), 92, break_on_hyphens=False)
-    return textwrap.indent(" \\\n    ".join(lines), "    ").replace("\xa0", " ")
+            words += [f"--{name.replace('_', '-')}", *shown]
+    return shlex.join(words)
 
 
 def commit() -> str:

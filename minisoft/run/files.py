@@ -11,11 +11,10 @@ from minisoft.errors import InputError
 from minisoft.io import atomic, checkpoint, state
 from minisoft.kinds import OPTIONS
 from minisoft.run import card
-from minisoft.run.metrics import MetricsFile
+from minisoft.run.metrics import MetricsFile, tracker
 from minisoft.run.optimizer import Optimizer
 from minisoft.run.policy import Policy
 from minisoft.run.settings import Settings, anywhere
-from minisoft.run.track import tracker
 from minisoft.run.world import World
 
 WRITES = ("best", "last", "state", "config.json", "metrics.jsonl", "summary.json")  # and lock
@@ -34,6 +33,7 @@ class Files:
         self.exported = world.all_or_none(lambda: checkpoint.read_files(self.model))  # as they are
         self.head = world.all_or_none(lambda: card.read_head(self.model))
         self.lock = self.metrics = None  # of the main rank
+        self.users: set[Path] = set()  # cards that are not ours, and were said
 
     def hashes(self, problems: list[Problem], template: str) -> dict[str, str]:
         """SHA-256 of all that decides what is learnt from, but for the weights."""
@@ -94,22 +94,35 @@ class Files:
             **policy.settings.sidecar_of(self.args.tokens),
             **self.args.variant,
         }
-        folder, model = self.args.out / name, policy.model
-        files = {**self.exported, card.NAME: card.text(self.args, self.head, sidecar).encode()}
-        self.world.from_main(lambda: checkpoint.save_model(folder, model, files, sidecar))
+
+        def save() -> None:
+            folder = self.args.out / name
+            files = self.exported | self.card(folder, sidecar)
+            checkpoint.save_model(folder, policy.model, files, sidecar)
+
+        self.world.from_main(save)
+
+    def card(self, folder: Path, sidecar: dict, table: str = "") -> dict[str, bytes]:
+        """{name: content} of a model's card; {} where a user's file has that name."""
+        path = folder / card.NAME
+        if card.may_write(folder):
+            return {card.NAME: card.text(self.args, self.head, sidecar, table).encode()}
+        if path not in self.users:
+            self.users.add(path)
+            self.world.say(f"{path}: not written by train.py: it stays, there is no model card")
+        return {}
 
     def finish(self, folder: Path, summary: dict, table: str) -> None:
         """RUN/summary.json, and the table before/after in a model's card; by the main rank."""
-        text = card.text(self.args, self.head, checkpoint.read_about(folder), table)
         atomic.write_json(self.args.out / "summary.json", summary)
-        atomic.write_text(folder / card.NAME, text)
+        for name, text in self.card(folder, checkpoint.read_about(folder), table).items():
+            atomic.write_text(folder / name, text.decode())
 
     def save_state(self, progress: dict, settings: Settings, optimizer: Optimizer) -> None:
         """RUN/state, which is what --resume goes on from; progress: the fields of `Progress`."""
         self.world.from_main(lambda: atomic.sync(self.metrics.path))
         folder, pieces = self.args.out / "state", optimizer.pieces
-        kept = {**progress, "sigma": settings.sigma}
-        state.save(folder, kept, optimizer.state(), pieces, self.world, self.args.keep)
+        state.save(folder, progress, optimizer.state(), pieces, self.world, self.args.keep)
         self.args.saved = progress["step"]
         self.write_config(settings)
 

@@ -17,6 +17,7 @@ from minisoft.engine.cache import FusedCache, RowCache
 from minisoft.engine.replay import LOGITS_AT_ONCE, ON_GPU
 from minisoft.io import checkpoint, datasets
 from minisoft.io.tokenizer import Tokenizer
+from minisoft.kinds.options import COUNT
 from minisoft.model import Transformer
 from minisoft.run.metrics import markdown
 from minisoft.run.settings import Settings
@@ -68,7 +69,7 @@ def memory_bytes(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     ram = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min(ram, container_limit("memory.max")) / from_launcher("LOCAL_WORLD_SIZE", 1, least=1)
+    return min(ram, container_limit("memory.max")) / from_launcher("LOCAL_WORLD_SIZE", 1, COUNT)
 
 
 def container_limit(name: str) -> float:

@@ -47,11 +47,6 @@ class Policy:
         settings = settings.for_model(model)
         return cls(model, Format(tokenizer), settings, settings.kind(tokens), plain)
 
-    def with_weights(self, folder: Path) -> "Policy":
-        """The same with the weights of another folder."""
-        model = checkpoint.load_model(folder, self.model.E.device, self.model.E.dtype)
-        return replace(self, model=model if self.plain else engine.accelerate(model))
-
     def of_kind(self, tokens: str, **changes) -> "Policy":
         """The same model with another kind of token, or other settings."""
         settings = replace(self.settings, **changes)
@@ -91,9 +86,3 @@ class Policy:
         """Eqs. 14-15: adds to the gradient of the model; options: those of `engine.backward`."""
         backward = reinforce.backward if self.plain else engine.backward
         return backward(self.model, self.kind, rollouts, advantages, scale, **options)
-
-
-def rewards(generations: list[list[dict]]) -> torch.Tensor:
-    """(B, G) float64 of the generations of B problems."""
-    values = [[generation["reward"] for generation in of] for of in generations]
-    return torch.tensor(values, dtype=torch.float64)

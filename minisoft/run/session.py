@@ -25,6 +25,7 @@ from minisoft.run.problems import Problems
 from minisoft.run.world import World, bar, is_out_of_memory
 
 NUMBERS = ("reward", "cot_tokens", "answer_tokens", "truncated", *MEASURES)  # of a sample
+SHOWN = ("reward", "accuracy", "cot_length", "grad_norm", "seconds")  # beside the progress bar
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Progress:
     """Where a run stands; RUN/state keeps it (facts.json)."""
 
     sources: dict[str, str]  # `Files.hashes` of what it began with
+    sigma: float  # of the weights that it began with
     step: int = 0  # updates that are done
     best: float = -1.0  # pass@1 on the validation problems
     best_step: int | None = None  # the updates after which it was reached
@@ -232,14 +234,8 @@ class Run:
         if show_every and step % show_every == 0:
             sample = metrics.sample_text(scores.generations[0])
             self.world.say(f"step {step}, a rollout:\n{sample}")
+        self.bar.set_postfix({name: row[name] for name in SHOWN}, refresh=False)
         self.bar.update()
-        self.bar.set_postfix(
-            reward=f"{row['reward']:.1f}",
-            acc=f"{row['accuracy']:.2f}",
-            cot=f"{row['cot_length']:.0f}",
-            grad=f"{row['grad_norm']:.3g}",
-            s=f"{row['seconds']:.2f}",
-        )
 
     def save(self) -> None:
         """RUN/last and RUN/state; after checking that all ranks agree."""

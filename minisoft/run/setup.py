@@ -31,15 +31,14 @@ def set_up(args: Namespace, world: World, verifier) -> Run:
     read = world.in_turn(lambda: datasets.load_problems(args.data))
     problems = world.all_or_none(lambda: Problems(args, world, read))
     policy = world.all_or_none(lambda: load(args, world, files, problems))
-    progress = Progress(files.hashes(read, policy.settings.template))
+    sources = files.hashes(read, policy.settings.template)
+    progress = Progress(sources, policy.settings.sigma)
     saved = state.newest(args.out / "state", world, args.saved) if args.resume else None
     if saved:
         with expecting("the progress that this version saves", args.out / "state"):
-            known = {x.name: saved.facts[x.name] for x in fields(Progress)}
-            sigma = saved.facts["sigma"]
-        check_sources(args, files, known["sources"], progress.sources)
-        progress = Progress(**known)
-        policy = policy.of_kind(args.tokens, sigma=sigma)
+            progress = Progress(**{x.name: saved.facts[x.name] for x in fields(Progress)})
+        check_sources(args, files, progress.sources, sources)
+        policy = policy.of_kind(args.tokens, sigma=progress.sigma)
     schedule = Schedule(**{x.name: getattr(args, x.name) for x in fields(Schedule)})
     optimizer = Optimizer(policy.model, schedule, world, plan.in_pieces(args.shard, policy.model))
     if saved:
@@ -115,7 +114,8 @@ def introduce(args: Namespace, world: World, problems: Problems, policy: Policy)
         f"{args.model}: {plan.parameters(model):,} parameters, {model.E.dtype}, "
         f"rms(E) {rms(model.E):.4f}, sigma {policy.settings.sigma:.4f}\n"
         f"{len(problems.training)} training, {len(problems.validation)} validation, "
-        f"{len(problems.test)} test problems of {args.data}\n"
+        f"{len(problems.test)} test problems of {args.data} "
+        f"({problems.copies} duplicates, each in one part with the first of its kind)\n"
         f"{args.tokens} tokens, B {args.prompts} x G {args.group}, {args.steps} updates, "
         f"lr {args.lr} -> {args.out}"
     )

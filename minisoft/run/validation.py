@@ -52,8 +52,8 @@ def finish(run) -> None:
     progress, out = run.progress, run.args.out
     best = out / ("last" if progress.best_step is None else "best")
     if progress.best_step is not None:
-        run.policy.model.slots = None  # the memory of its rollouts
-        run.policy = run.world.all_or_none(lambda: run.policy.with_weights(best))
+        weights = run.world.all_or_none(lambda: checkpoint.load_model(best).state_dict())
+        run.policy.model.load_state_dict(weights)
     before, after = progress.before, evaluate(run, run.problems.test)
     summary = {
         "before": before,

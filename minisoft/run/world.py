@@ -14,16 +14,19 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from minisoft.errors import InputError, expect, expecting
+from minisoft.kinds.options import COUNT, NATURAL, Number, Option
 
 LINE_EVERY = 10  # seconds between two lines of a bar that no terminal shows
+GRACE = 10  # seconds that a rank has to say that its exchange failed too
 
 
 def keep_memory() -> None:
     """From now on what is freed stays with the process.  glibc would hand large blocks back and get
-    them again page by page, a sixth of a replay on CPUs; without glibc nothing happens."""
+    them again page by page, a sixth of a replay on CPUs; those of 256 MiB and more it may, as there
+    the holes between them count.  Without glibc nothing happens."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: False)
     # M_MMAP_THRESHOLD, before glibc 2.35 at most 32 MiB; M_TRIM_THRESHOLD
-    if mallopt(-3, 2**30) or mallopt(-3, 2**25):
+    if mallopt(-3, 2**28) or mallopt(-3, 2**25):
         mallopt(-1, 2**30)
 
 
@@ -76,26 +79,18 @@ def as_program(main) -> None:
 
 
 class Lines(tqdm):
-    """A progress bar for a log: a line every LINE_EVERY seconds, and its last one."""
+    """A progress bar for a log: its first line, one every LINE_EVERY seconds, its last one."""
 
-    def __init__(self, *of, **options):
-        self.shown = time.monotonic()
-        super().__init__(*of, file=io.StringIO(), **options)  # which gets tqdm's carriage returns
-
-    def display(self, *_, last: bool = False, **__) -> None:
-        if last or (self.n != self.total and time.monotonic() - self.shown >= LINE_EVERY):
-            self.shown = time.monotonic()
-            print(self, file=sys.stderr)
-
-    def close(self) -> None:
-        if not self.disable:
-            self.display(last=True)
-        super().close()
+    def display(self, *_, **__) -> None:
+        print(self, file=sys.stderr)
 
 
 def bar(*of, **options) -> tqdm:
     """A progress bar, with tqdm's arguments."""
-    return (tqdm if sys.stderr.isatty() else Lines)(*of, **options)
+    if sys.stderr.isatty():
+        return tqdm(*of, **options)
+    # tqdm's carriage returns go nowhere
+    return Lines(*of, **options, file=io.StringIO(), mininterval=LINE_EVERY, miniters=1)
 
 
 def share(rank: int, size: int, prompts: int, group: int) -> list[tuple[int, range]]:
@@ -111,12 +106,9 @@ def share(rank: int, size: int, prompts: int, group: int) -> list[tuple[int, ran
     ]
 
 
-def from_launcher(name: str, default: int | None, least: int = 0) -> int:
-    """A whole number that torchrun sets.  Raises InputError for anything else."""
-    value = os.environ.get(name, default)
-    whole = re.fullmatch(r"[0-9]{1,9}", str(value)) and int(value) >= least
-    expect(whole, f"environment: {name}", f"a whole number of at least {least}", value)
-    return int(value)
+def from_launcher(name: str, default: int | None, numbers: Number = NATURAL) -> int:
+    """What torchrun sets.  Raises InputError for what is not one of these numbers."""
+    return Option(name, numbers, "").read(os.environ.get(name, default), f"environment: {name}")
 
 
 def read_device(name: str | None) -> torch.device:
@@ -152,18 +144,15 @@ class RankError(RuntimeError):
 class World(AbstractContextManager):
     """rank, size and device of this process; a context manager.  device: "cpu", "cuda" (rank r of a
     node takes GPU r) or None for cuda where there is one.  patience: minutes that ranks wait for
-    each other, before RankError.  grace: see `_exchange`."""
+    each other, before RankError."""
 
-    def __init__(self, device: str | None = None, patience: float = 30, grace: float = 10):
+    def __init__(self, device: str | None = None, patience: float = 30):
         keep_memory()
-        self.size = from_launcher("WORLD_SIZE", 1, least=1)
+        self.size = from_launcher("WORLD_SIZE", 1, COUNT)
         alone = 0 if self.size == 1 else None  # else the launcher says it
-        self.rank = from_launcher("RANK", alone)
-        last = self.size - 1
-        expect(self.rank <= last, "environment: RANK", f"a number from 0 to {last}", self.rank)
+        self.rank = from_launcher("RANK", alone, Number(int, 0, self.size - 1))
         self.of_node = from_launcher("LOCAL_RANK", alone)
         self.main = self.rank == 0  # the rank that speaks and writes
-        self.grace = grace
         self.device = find_device(device, self.of_node)
         if self.size > 1:
             # what lies on the CPU goes by gloo, which notices at once that a rank has gone
@@ -179,7 +168,7 @@ class World(AbstractContextManager):
 
     @contextmanager
     def _exchange(self):
-        """An exchange with the other ranks that fails names those that have not reported `grace`
+        """An exchange with the other ranks that fails names those that have not reported GRACE
         seconds later that theirs failed too: they have ended, hang, or are still busy."""
         try:
             yield
@@ -188,10 +177,10 @@ class World(AbstractContextManager):
             with suppress(RuntimeError):
                 store = dist.distributed_c10d._get_default_store()
                 store.set(f"failed/{self.rank}", "")
-                time.sleep(self.grace)
+                time.sleep(GRACE)
                 silent = [r for r in range(self.size) if not store.check([f"failed/{r}"])]
             if self.main:
-                time.sleep(self.grace)  # others still ask
+                time.sleep(GRACE)  # others still ask
             named = " and ".join(f"rank {r}" for r in silent) or "some"
             raise RankError(
                 f"rank {self.rank}: expected an answer of every rank, found none of {named} "

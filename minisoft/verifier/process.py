@@ -14,7 +14,6 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
-from queue import SimpleQueue
 from subprocess import DEVNULL, PIPE
 
 from minisoft.data import boxed
@@ -60,16 +59,14 @@ class Verifier(AbstractContextManager):
 
     def score_all(self, pairs: list[tuple[str, str]]) -> list[int]:
         """`score` of each (answer_text, gold).  Equal pairs are judged once, and counted each."""
-        idle = SimpleQueue()
-        for judge in self.judges:
-            idle.put(judge)
+        idle = [*self.judges]  # as many as threads, so that each finds one
 
         def verdict(pair: tuple[str, str]) -> tuple[int, str]:
-            judge = idle.get()
+            judge = idle.pop()
             try:
                 return judge.judge(*pair)
             finally:
-                idle.put(judge)
+                idle.append(judge)
 
         unique = list(dict.fromkeys(pairs))
         with ThreadPoolExecutor(len(self.judges)) as pool:

@@ -10,6 +10,7 @@ from held import peak_bytes
 from minisoft import engine
 from minisoft.engine import decode, replay
 from minisoft.engine.cache import FusedCache
+from minisoft.engine.linear import packed
 from minisoft.kinds import make_kind
 from minisoft.lab import bench
 from minisoft.rollout import RECORDED, Decoding, Request
@@ -99,6 +100,18 @@ def test_records_come_when_their_last_row_is_done_and_without_actions_if_not_wan
     for _, record in numbered:
         assert record.actions is None
         assert record.samples == range(2) and len(record.ids) == 2
+
+
+@torch.no_grad()
+def test_of_a_prompt_that_has_been_run_only_its_last_encoding_is_kept(tiny):
+    requests = tiny.requests(range(4), range(1))
+    sampling = decode.Sampling(
+        tiny.kind("hard"), tiny.form, Decoding(24), True, torch.device("cpu")
+    )
+    with packed(tiny.fast):
+        kept = decode.Scheduler(tiny.fast, sampling, requests, None, 1).encoded
+    width = tiny.fast.config.hidden_size
+    assert [x.untyped_storage().nbytes() for x in kept.values()] == [4 * width] * 4
 
 
 @pytest.mark.parametrize("name", ["hard", "soft"])

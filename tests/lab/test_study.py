@@ -64,6 +64,14 @@ def test_a_test_older_than_its_model_is_done_again(tmp_path):
     assert not runner.is_done(testing)
 
 
+def test_a_run_without_a_best_model_is_tested_by_its_last(tmp_path):
+    """--validation 0; before it has ended nothing is there."""
+    for there, tested in (("", "best"), ("last", "last"), ("best", "best")):
+        (tmp_path / "train/soft-s0" / there).mkdir(parents=True, exist_ok=True)
+        _, tests = small(tmp_path, "--parts", "findings").stages()
+        assert any(f"soft={tmp_path}/train/soft-s0/{tested}" in x.command for x in tests)
+
+
 def test_the_result_of_another_command_is_not_taken_for_done(tmp_path):
     """Wherever the study and the repository were when it was done."""
     one = small(tmp_path).train("soft", 0)

@@ -1,6 +1,7 @@
 """The model card of what a run leaves."""
 
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -75,3 +76,15 @@ def test_a_card_without_a_head_is_none(text, tmp_path):
     assert card.read_head(tmp_path) == {}
     (tmp_path / "README.md").write_text(text)
     assert card.read_head(tmp_path) == {}
+
+
+def test_a_card_of_the_users_stays(done, tmp_path, capsys):
+    """Where the best model is saved again, and at the end; ours is written anew."""
+    out = shutil.copytree(done, tmp_path / "run")
+    shutil.rmtree(out / "best")
+    (out / "best").mkdir()
+    (out / "best/README.md").write_text(HEAD)
+    train.main(["--out", str(out), "--resume", "--steps", "3"])
+    assert (out / "best/README.md").read_text() == HEAD and (out / "best/config.json").exists()
+    assert capsys.readouterr().out.count(f"{out / 'best/README.md'}: not written by") == 1
+    assert "\n3 updates of" in (out / "last/README.md").read_text()

@@ -153,10 +153,12 @@ def test_a_chat_prompt_is_not_a_file_that_has_moved(tmp_path):
 def test_golds_that_the_verifier_cannot_read_are_listed(tmp_path, capsys):
     rows = (ROOT / "weights/tiny/train.jsonl").read_text().splitlines()[:40]
     rows[7] = json.dumps({"question": "Which angle?", "answer": "\\angle A B C"})
+    rows.append(rows[7])
     (tmp_path / "data.jsonl").write_text("\n".join(rows))
     run(tmp_path / "run", *ONE, "--data", str(tmp_path / "data.jsonl"))
-    expected = "1 of 40 gold answers are neither numbers nor formulas nor words"
-    assert expected in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "2 of 41 gold answers are neither numbers nor formulas nor words" in said
+    assert "41 training, 0 validation, 0 test problems" in said and "(1 duplicates, " in said
 
 
 def test_a_disk_that_takes_no_more_bytes_while_saving(again, tmp_path):

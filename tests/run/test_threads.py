@@ -100,7 +100,7 @@ def test_large_models_and_ids_of_the_hub_have_threads(own_choice, tmp_path):
 
 
 HEAD = """import os, sys, time, torch
-from minisoft.run import ranks
+from minisoft.run import ranks, world
 from minisoft.run.ranks import several
 from minisoft.run.world import RankError, World
 """
@@ -130,7 +130,8 @@ with several(3), World("cpu") as world:
 
 def test_what_another_rank_says_at_its_end_is_told():
     code = """
-with several(2), World("cpu", grace=1) as world:
+world.GRACE = 1
+with several(2), World("cpu") as world:
     world.gather_objects([0])  # both have met
     if world.rank == 1:
         sys.exit("rank 1 cannot go on")

@@ -8,7 +8,7 @@ import pytest
 from runs import config, metrics, run_ranks
 
 import train
-from minisoft.run.track import tracker
+from minisoft.run.metrics import tracker
 
 SMALL = "--prompts 2 --group 2 --cot 8 --eval-cot 8 --validation 2 --test 0 --validate-every 2"
 SMALL = f"{SMALL} --warmup 1 --save-every 1 --device cpu".split()

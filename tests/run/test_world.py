@@ -64,12 +64,12 @@ def test_devices_need_not_be_there_to_be_read(monkeypatch):
 
 
 TWO = dict(WORLD_SIZE="2", RANK="0", LOCAL_RANK="0", MASTER_ADDR="localhost", MASTER_PORT="29512")
-ODD = [({"WORLD_SIZE": x}, f"WORLD_SIZE: expected .* 1, found '{x}'") for x in ("abc", "0", "")]
-ODD += [({"RANK": "2"}, "RANK: expected a number from 0 to 1, found 2")]  # would wait for ever
-ODD += [({"RANK": "1", "WORLD_SIZE": "1"}, "RANK: expected a number from 0 to 0, found 1")]
+ODD = [({"WORLD_SIZE": x}, f"WORLD_SIZE: expected .* 1, found '?{x}'?") for x in ("abc", "0", "")]
+ODD += [({"RANK": "2"}, "RANK: expected .* at most 1, found 2")]  # would wait for ever
+ODD += [({"RANK": "1", "WORLD_SIZE": "1"}, "RANK: expected .* at most 0, found 1")]
 for name, value in (("RANK", "-1"), ("RANK", None), ("LOCAL_RANK", "x"), ("LOCAL_RANK", None)):
-    text = f"{name}: expected a whole number of at least 0, found {value!r}"
-    ODD.append(({name: value}, text))
+    found = "-1" if value == "-1" else repr(value)
+    ODD.append(({name: value}, f"{name}: expected a whole number of at least 0.*, found {found}"))
 for name in ("MASTER_ADDR", "MASTER_PORT"):
     ODD.append(({name: None}, f"expected 2 ranks to meet, found: .*{name} expected"))
 ODD += [({"MASTER_PORT": "x"}, "expected 2 ranks to meet, found: invalid literal")]
@@ -110,7 +110,8 @@ as_program(main)
 
 
 def test_a_bar_that_no_terminal_shows_is_lines_and_the_last_one_is_there():
-    """One at most in so many seconds; what is said meanwhile is not touched."""
+    """Between the first and the last one at most in so many seconds; what is said meanwhile is not
+    touched."""
     code = """
 import time
 from minisoft.run import world
@@ -121,8 +122,8 @@ def main():
         for number in range(4):
             time.sleep(0.2)
             World("cpu").say(f"said {number}")
+            progress.set_postfix(reward=number, refresh=False)
             progress.update()
-            progress.set_postfix(reward=number)
     for _ in world.bar(range(9), disable=True):
         pass
 as_program(main)
@@ -132,7 +133,7 @@ as_program(main)
     said, bars = done.stdout.decode(), done.stderr.decode()
     assert done.returncode == 0 and not {"\r", "\x1b"} & {*said, *bars}, bars
     assert said.splitlines() == [f"said {number}" for number in range(4)]
-    assert 2 <= len(bars.splitlines()) <= 4 and all("rows: " in x for x in bars.splitlines())
+    assert 3 <= len(bars.splitlines()) <= 4 and all("rows: " in x for x in bars.splitlines())
     assert "4/4" in bars.splitlines()[-1] and "reward=3" in bars.splitlines()[-1]
 
 

@@ -93,7 +93,7 @@ CEILINGS = {  # lines of a storey; raising one is a change that somebody sees
     "ground": 1_310,
     "kinds": 565,  # with the table of options, from which all flags are made
     "engine": 1_255,
-    "io": 1_709,
+    "io": 1_708,
     "verifier": 759,
     "run": 2_661,
     "train": 235,

@@ -165,8 +165,7 @@ def _answer(row: dict, where: str) -> str | None:
             texts = [_answer_text(answer, f"{where}: {name}") for answer in value]
             text = ", ".join(text.strip().strip("$") for text in texts)
         else:
-            none = value is None or value != value  # pandas writes NaN
-            text = "" if none else _answer_text(value, f"{where}: {name}")
+            text = "" if value is None else _answer_text(value, f"{where}: {name}")
         if text := text.rsplit("####", 1)[-1].strip():  # GSM8K: the gold follows ####
             return _boxes(text) or re.sub(r"(?<=\d) \((?!base|mod)[a-z ]+\)$", "", text)  # ASDiv
     solution = row.get("solution")  # MATH as first published

@@ -31,7 +31,8 @@ def read_prompt(source: str | Path, folder: Path | None = None) -> str:
 
 def _render(folder: Path) -> str:
     """A model's own chat template with the paper's prompt as the user's message, and what begins
-    the assistant's, without thinking: as transformers renders it, in a sandbox."""
+    the assistant's, without thinking: as transformers renders it, in a sandbox.  The BOS that the
+    tokenizer puts before every text is put before this one too, once, if the template has none."""
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -39,6 +40,8 @@ def _render(folder: Path) -> str:
         raise TemplateError(message)
 
     where, source = _chat_template(folder)
+    # What the assistant says: training masks want it marked (SmolLM3), a prompt is the same.
+    source = re.sub(r"(\{%[-+]?\s*(?:end)?)generation(?=\s*[-+]?%\})", r"\1with", source)
     names = read_added(folder, SPECIAL[class_of(folder)], None, ()).names
     sandbox = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]

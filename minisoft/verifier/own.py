@@ -9,9 +9,9 @@ import os
 import sys
 import traceback
 from math import isfinite
-from numbers import Real
 from pathlib import Path
 from types import ModuleType
+from typing import SupportsFloat
 
 from minisoft.data import boxed
 from minisoft.errors import InputError, expecting
@@ -97,7 +97,7 @@ def load():
     def value_or_error(*call) -> float | str:
         try:
             value = reward(*call)
-            if isinstance(value, Real) and isfinite(value):
+            if isinstance(value, SupportsFloat) and isfinite(value):
                 return float(value)
         except (Exception, SystemExit) as error:
             value = error

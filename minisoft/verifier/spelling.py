@@ -51,6 +51,8 @@ _RULES = [  # what is respelled, its pattern, what takes its place; in this orde
     ("$x$", r"\\?\$", " "),
     ("5%", r" ?\\?%| ?(\\text\{)?\bp(?:er ?)?c(?:en)?t(?:age)?(?(1)\}|\b)", " percent "),
     ("30°", r"\^(?:\{\\circ ?\}|\\circ)", " degrees "),
+    ("30°C", r"(?<=degrees) (\\text\{ ?)?C(elsius)?(?(1) ?\})(?![A-Za-z])", " celsius"),
+    ("30°F", r"(?<=degrees) (\\text\{ ?)?F(ahrenheit)?(?(1) ?\})(?![A-Za-z])", " fahrenheit"),
     ("angle", r"(\\(?:sin|cos|tan|cot|sec|csc)[^,]*?)([\d.]+) degrees", r"\1\\frac{\2\\pi}{180}"),
     ("no answer", r"(?i)^(?:\\text\{)?(?:no (?:real )?solutions?|empty set)\}?$|\\\{ ?\\\}", "∅"),
     ("ℝ - {2}", r"(\\mathbb ?\{?R\}?) ?- ?(?=\\\{)", r"\1\\setminus"),

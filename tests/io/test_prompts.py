@@ -18,6 +18,7 @@ QUESTIONS = ["What is 3 + 4?", "  Two\nlines,\n\n'quotes' & <b>\\frac{1}{2}</b>:
 CHATS = Path(__file__).parent / "chat_templates"
 CHATS = {path.stem: path.read_text("utf-8") for path in sorted(CHATS.glob("*.jinja"))}
 FOLDERS = ["llama3 llama3", "llama3 r1", "qwen qwen25", "qwen qwen3", "qwen smollm2"]
+FOLDERS += ["qwen smollm3"]
 
 
 @pytest.fixture

@@ -58,6 +58,17 @@ def test_it_can_ask_the_verifier_and_read_files_beside_the_program(own, tmp_path
     assert found([("x+1}", "1+x"), ("3}", "4")]) == [105, 15]
 
 
+SCALARS = """import numpy as np, torch
+from decimal import Decimal
+def reward(answer, gold):
+    return (np.True_, np.float32(0.5), torch.tensor(2), Decimal("1.5"))[int(answer)]
+"""
+
+
+def test_scalars_of_numpy_torch_and_decimal_are_numbers(own):
+    assert own(SCALARS).score_all([(f"{i}}}", "7") for i in range(4)]) == [1, 0.5, 2, 1.5]
+
+
 NO_NUMBERS = """nan :2: / finite / found nan
 inf :2: / finite / found -inf
 text :2: / found '1'

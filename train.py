@@ -45,9 +45,8 @@ def train(run: Run) -> None:
         with run.clock("reward"):
             scores = run.score(parts, rollouts)  # eq. 11
         with run.clock("backward"):
-            advantages = ADVANTAGES[run.args.advantage](
-                scores.rewards
-            )  # (B, G), eqs. 12-13 or GRPO
+            advantage = ADVANTAGES[run.args.advantage]  # eqs. 12-13, or GRPO's
+            advantages = advantage(scores.rewards)  # (B, G)
             of_rows = [advantages[x.slot, list(x.samples)] for x in parts]
             mismatch = run.differentiate(rollouts, of_rows, 1 / (B * G))  # eqs. 9-10, 14-15
         with run.clock("optimizer"):

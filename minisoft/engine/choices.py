@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from minisoft.data import Choice
 from minisoft.engine.cache import RowCache
-from minisoft.engine.replay import LOGITS_AT_ONCE
+from minisoft.engine.replay import at_once
 from minisoft.evaluation import describe_choice, encode_choice
 from minisoft.model import Causal, Transformer
 from minisoft.soft import Categorical
@@ -122,9 +122,8 @@ def log_probs(model: Transformer, questions: list[Question]) -> tuple[list[float
         for option in zip(question.places, question.targets, strict=True):
             scored += [(q * T + place, target) for place, target in zip(*option, strict=True)]
     scored = torch.tensor(scored + [(0, 0)] * (-len(scored) % block), device=device)
-    chunk = max(LOGITS_AT_ONCE // model.config.vocab_size // block, 1) * block
     scores, likeliest = [], []
-    for places, targets in (some.T for some in scored.split(chunk)):
+    for places, targets in (some.T for some in scored.split(at_once(model, block))):
         logits = model.logits(hidden[places])  # exist for a chunk at a time
         scores += Categorical(logits).log_prob(targets).tolist()
         likeliest += (logits.argmax(-1) == targets).tolist()

@@ -216,7 +216,7 @@ def test_neither_the_batch_nor_small_chunks_of_logits_change_a_bit(name, request
         assert score(model, tokenizer, QUESTIONS[:12], 7) == expected[:12]
     finally:
         torch.set_num_threads(1)
-    monkeypatch.setattr(choices, "LOGITS_AT_ONCE", 1)
+    monkeypatch.setattr("minisoft.engine.replay.LOGITS_AT_ONCE", 1)
     assert score(model, tokenizer, batch=7) == expected
 
 

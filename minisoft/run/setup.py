@@ -110,12 +110,12 @@ def choose_micro_batch(args: Namespace, world: World, policy: Policy, pieces: in
 
 def introduce(args: Namespace, world: World, problems: Problems, policy: Policy) -> None:
     model = policy.model
+    copies = f" ({problems.copies} duplicates, kept together)" if problems.copies else ""
     world.say(
         f"{args.model}: {plan.parameters(model):,} parameters, {model.E.dtype}, "
         f"rms(E) {rms(model.E):.4f}, sigma {policy.settings.sigma:.4f}\n"
         f"{len(problems.training)} training, {len(problems.validation)} validation, "
-        f"{len(problems.test)} test problems of {args.data} "
-        f"({problems.copies} duplicates, each in one part with the first of its kind)\n"
+        f"{len(problems.test)} test problems of {args.data}{copies}\n"
         f"{args.tokens} tokens, B {args.prompts} x G {args.group}, {args.steps} updates, "
         f"lr {args.lr} -> {args.out}"
     )

@@ -2,6 +2,7 @@
 thought, in float32: `pytest --model FOLDER tests/test_real_model.py`."""
 
 import gc
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -33,10 +34,8 @@ def folder(request):
 def texts(folder):
     """Prompts: the paper's and, where the model has one, in its chat template."""
     templates = [data.PAPER_PROMPT]
-    try:
+    with suppress(InputError):
         templates.append(read_prompt(CHAT, folder))
-    except InputError:
-        pass
     problems = data.load_problems("tiny-test")[:4]
     return [data.prompt(p.question, template) for template in templates for p in problems]
 

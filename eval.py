@@ -29,12 +29,12 @@ from minisoft import evaluation
 from minisoft.data import Choice
 from minisoft.errors import InputError, expect
 from minisoft.evaluation import SETTINGS
-from minisoft.io import WEIGHTS, atomic, checkpoint, datasets
+from minisoft.io import WEIGHTS, atomic, datasets
 from minisoft.kinds import COT, KINDS, OPTIONS, SIGMA, TAU_OF, TEMPLATE
 from minisoft.kinds.options import COUNT, DEVICE, NATURAL, Number, Option, parse, read_pair
 from minisoft.run import ranks, show
 from minisoft.run.evaluate import Evaluator
-from minisoft.run.settings import DTYPE, EVAL_COT, REWARD
+from minisoft.run.settings import DTYPE, DTYPE_ON, EVAL_COT, REWARD
 from minisoft.run.subjects import Subject, as_rows, open_journal, output
 from minisoft.run.tables import tables
 from minisoft.run.world import RankError, World, as_program
@@ -76,9 +76,7 @@ FLAGS = {
     "machine": [
         Option("batch", COUNT, "rows (questions) at once", 64),
         DEVICE,
-        Option(
-            "dtype", str, "default bfloat16 on GPUs, float32 on CPUs", choices=checkpoint.DTYPES
-        ),
+        DTYPE,
         Option("plain", bool, "by the definitions, slowly, no engine", False),
     ],
     "output": [
@@ -197,7 +195,7 @@ def main(argv=None) -> None:
             args.out.parent.mkdir(parents=True, exist_ok=True)
         count = ranks.fitting(args) if argv is None and args.show is None else 1
         with ranks.several(count), World(args.device, 24 * 60) as world:  # minutes
-            args.dtype = args.dtype or DTYPE[world.device.type]
+            args.dtype = args.dtype or DTYPE_ON[world.device.type]
             target = output(args, world) if args.out else nullcontext()
             with target, verifier_of(args.reward) as verifier:
                 (evaluate if args.show is None else show.show)(args, world, verifier)

@@ -68,13 +68,7 @@ FLAGS = {
         TEMPLATE,
         Option("validation", NATURAL, "held out to choose RUN/best (default 10 %, at most 200)"),
         Option("test", NATURAL, "held out for the table before/after (default 10 %, at most 200)"),
-        Option(
-            "dtype",
-            str,
-            "of the transformer (default bfloat16 on GPUs, float32 on CPUs); bfloat16 has float32 "
-            "master weights and logits, and a larger replay mismatch",
-            choices=checkpoint.DTYPES,
-        ),
+        settings.DTYPE,
     ],
     "chain of thought (section 3)": [
         replace(TOKENS, kept=False),

@@ -33,7 +33,7 @@ from minisoft.run.metrics import clock, markdown, peak_memory_gib
 from minisoft.run.optimizer import Optimizer, Schedule
 from minisoft.run.plan import choose_micro_batch, memory_bytes, parameters
 from minisoft.run.policy import Policy
-from minisoft.run.settings import DTYPE, TRAIN_COT, Flags, resolve
+from minisoft.run.settings import DTYPE, DTYPE_ON, TRAIN_COT, Flags, resolve
 from minisoft.run.world import World, as_program, bar, find_device
 
 SHAPES = {  # V, d, intermediate, layers, heads, key/value heads, head_dim, tied: of the models
@@ -284,7 +284,7 @@ def measure(args: argparse.Namespace) -> dict:
     alike = not (args.against and args.shape)
     expect(alike, "--against", "a model folder (--model)", "--shape")
     device, records = find_device(args.device, 0), []
-    args.dtype = args.dtype or DTYPE[device.type]
+    args.dtype = args.dtype or DTYPE_ON[device.type]
     can, work = limits(device, checkpoint.DTYPES[args.dtype]), prepare(args, device)
     for prompts in args.prompts:
         sized = replace(work, prompts=work.prompts[:prompts])
@@ -332,7 +332,7 @@ FLAGS = [
     Option("against", str, "the same work with it too", choices=("transformers",)),
     command.OUT,
     DEVICE,
-    Option("dtype", str, "default bfloat16 on a GPU, float32 on CPUs", choices=checkpoint.DTYPES),
+    DTYPE,
 ]
 
 

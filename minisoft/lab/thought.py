@@ -22,12 +22,13 @@ from minisoft.kinds import COT as COT_OF
 from minisoft.kinds import KINDS
 from minisoft.kinds.options import Number, Option
 from minisoft.lab import command
+from minisoft.model import Prompt, Recording
 from minisoft.reward import RIGHT
 from minisoft.rollout import ANSWER, COT, Request
 from minisoft.run import policy
 from minisoft.run.metrics import markdown
 from minisoft.run.policy import Policy
-from minisoft.run.settings import EVAL_COT, Flags
+from minisoft.run.settings import DTYPE, DTYPE_ON, EVAL_COT, Flags
 from minisoft.run.tables import number
 from minisoft.run.world import as_program, bar
 from minisoft.verifier.process import WORKERS, Verifier
@@ -42,25 +43,27 @@ THOUGHTS = {
 FIELDS = (*THOUGHTS, "theirs")
 
 
-def load(folder: str, cot: int | None) -> Policy:
+def load(folder: str, cot: int | None, dtype: str | None = None) -> Policy:
     """With the kind of token that the model was trained with."""
     path = checkpoint.find(folder)
     tokens = checkpoint.read_about(path).get("tokens", "hard")
-    return Policy.load(path, tokens, policy.settings(path, [tokens], Flags(cot=cot), EVAL_COT))
+    settings = policy.settings(path, [tokens], Flags(cot=cot), EVAL_COT)
+    dtype = checkpoint.DTYPES[dtype or DTYPE_ON["cpu"]]
+    return Policy.load(path, tokens, settings, dtype=dtype)
 
 
 @torch.no_grad()
 def answer(of: Policy, request: Request, thought: torch.Tensor, stopped: bool) -> str:
-    """The greedy answer after a prompt, a thought (C, d) and the prefill, by the definition: the
-    text so far is run again at every position.  stopped: did the thought end with the stop
-    phrase?"""
-    form, model, ids = of.form, of.model, []
+    """The greedy answer after a prompt, a thought (C, d) and the prefill; what follows the thought
+    is run again at every position.  stopped: did the thought end with the stop phrase?"""
+    form, model, ids, before = of.form, of.model, [], Recording()
     forced = form.prefill[0 if stopped else 1]
+    prompt = model.embed(torch.tensor(request.prompt))
+    model(torch.cat((prompt, thought.to(prompt.dtype)))[None], before)
+    behind = Prompt(tuple(before.keys), tuple(before.values))
     while not ids or not form.answer_ends(ids):
-        before, after = (model.embed(torch.tensor(x)) for x in (request.prompt, [*forced, *ids]))
-        x = torch.cat((before, thought.to(before.dtype), after))
-        hidden = model(x[None])[:, -1]
-        ids.append(model.logits(hidden)[0].argmax().item())
+        x = model.embed(torch.tensor([[*forced, *ids]]))
+        ids.append(model.logits(model(x, behind)[:, -1])[0].argmax().item())
     return form.answer_text(ids)
 
 
@@ -82,7 +85,7 @@ def measure(args: argparse.Namespace) -> dict:
     found = {}
     with Verifier(workers=WORKERS) as verifier:
         for folder in args.model:
-            of = load(folder, args.cot)
+            of = load(folder, args.cot, args.dtype)
             for tokens in args.tokens or [of.settings.sidecar.get("tokens", "hard")]:
                 of = of.of_kind(tokens)
                 row = found[f"{folder}, {tokens}"] = {"tokens": tokens, "data": {}}
@@ -140,6 +143,7 @@ FLAGS = [
     Option("data", str, "problems", ["tiny-test", "tiny-long"], nargs="+"),
     Option("limit", Number(int, 2), "only the first N problems of each, at least 2", 200),
     replace(COT_OF, default=EVAL_COT),
+    DTYPE,
     Option("tokens", str, "kinds of token (default the model's)", choices=KINDS, nargs="+"),
     Option("sampled", bool, "draw the CoTs as in training", False),
     command.OUT,

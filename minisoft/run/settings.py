@@ -11,6 +11,7 @@ from pathlib import Path
 
 from minisoft.data import PAPER_PROMPT
 from minisoft.errors import InputError, expect
+from minisoft.io import checkpoint
 from minisoft.io.datasets import EMBEDDED, HUB
 from minisoft.io.prompts import CHAT, read_prompt
 from minisoft.io.state import read_config
@@ -30,7 +31,14 @@ from minisoft.reinforce import ADVANTAGES
 from minisoft.soft import GAMMA, Hard, Mixture, noise_scale
 
 TRAIN_COT, EVAL_COT = COT.default, 512  # CoT budgets in tokens (section 4)
-DTYPE = {"cpu": "float32", "cuda": "bfloat16"}  # of the transformer, where --dtype is not given
+DTYPE_ON = {"cpu": "float32", "cuda": "bfloat16"}  # where --dtype is not given
+DTYPE = Option(
+    "dtype",
+    str,
+    "of the transformer (default bfloat16 on GPUs, float32 on CPUs); bfloat16 has float32 master "
+    "weights and logits, and a larger replay mismatch",
+    choices=checkpoint.DTYPES,
+)
 PATHS = ("model", "data", "template", "reward")  # flags that may be
 REWARD = Option(
     "reward",
@@ -161,7 +169,7 @@ def fill(args: Namespace, sidecar: dict, device: str) -> None:
     """train.py's flags that were not given: minisoft.json's, else the paper's and device's."""
     defaults = sidecar.get("defaults", {})
     paper = {name: row.default for name, row in TRAINING.items()}
-    paper |= {"cot": TRAIN_COT, "eval_cot": EVAL_COT, "dtype": DTYPE[device]}
+    paper |= {"cot": TRAIN_COT, "eval_cot": EVAL_COT, "dtype": DTYPE_ON[device]}
     for name, usual in paper.items():
         if getattr(args, name) is None:
             value = defaults.get("cot" if name == "eval_cot" else name, usual)

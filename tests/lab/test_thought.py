@@ -69,6 +69,7 @@ def test_an_answer_after_no_thought_is_that_of_a_spent_budget():
     forced = torch.tensor([*request.prompt, *of.form.prefill[1]])
     logits = of.model.logits(of.model(of.model.embed(forced)[None]))[0, -1]
     assert text.startswith(of.form.answer_text([logits.argmax().item()]))
+    assert thought.load(TINY, 60, "bfloat16").model.E.dtype == torch.bfloat16
 
 
 def test_another_problem_has_another_answer():

@@ -24,7 +24,6 @@ from minisoft.run.world import World
 from minisoft.soft import GAMMA
 
 USUAL = {"gamma": GAMMA, "noise": "embedding", "top_k": None}  # of minisoft.json
-USUAL |= {"terms": "both", "frozen": "nothing"}
 BEGINS = {  # what eval.py and minisoft.lab.tables write
     ".json": rb'\{\s*("runs": \[\s*\{\s*)?"model": .*\s*"label": .*\s*"named": ',
     ".jsonl": rb'\{"run": \d+, "setting": ',

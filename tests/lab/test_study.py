@@ -19,7 +19,7 @@ from minisoft.errors import InputError
 from minisoft.io import WEIGHTS
 from minisoft.lab import findings
 from minisoft.lab.findings import difference, show_difference, student
-from minisoft.lab.study import PARTS, Cell, Runner, Study, hours, main, read_flags
+from minisoft.lab.study import Cell, Runner, Study, hours, main, read_flags
 from minisoft.lab.trainings import PAPERS, PROBLEMS, SKILLS, TRAININGS
 from minisoft.run.tables import show_mean
 
@@ -68,7 +68,7 @@ def test_a_run_without_a_best_model_is_tested_by_its_last(tmp_path):
     """--validation 0; before it has ended nothing is there."""
     for there, tested in (("", "best"), ("last", "last"), ("best", "best")):
         (tmp_path / "train/soft-s0" / there).mkdir(parents=True, exist_ok=True)
-        _, tests = small(tmp_path, "--parts", "findings").stages()
+        _, tests = small(tmp_path).stages()
         assert any(f"soft={tmp_path}/train/soft-s0/{tested}" in x.command for x in tests)
 
 
@@ -193,16 +193,11 @@ def cells_of(study: Study) -> dict[str, Cell]:
 
 def test_the_commands_are_those_of_the_programs(tmp_path):
     (tmp_path / "gradient").mkdir()
-    found = cells_of(small(tmp_path, "--seeds", "2", "--parts", ",".join(PARTS)))
+    found = cells_of(small(tmp_path, "--seeds", "2"))
     counts = {"train": 14, "test": 1 + 14, "gradient": 7 * 2}
     assert Counter(name.partition("/")[0] for name in found) == counts
     trainings = Counter(name for name, _ in read_flags(["--out", "x"]).each(TRAININGS))
     assert list(trainings.values()) == [5, 5, 3, 3, 5, 5, 3]
-
-
-def test_signal_alone_trains_the_first_of_each_kind(tmp_path):
-    first = next(read_flags(["--out", str(tmp_path), "--parts", "signal"]).stages())
-    assert [cell.name for cell in first] == [f"train/{kind}-s0" for kind in TRAININGS]
 
 
 def test_the_papers_own_studies_as_commands(capsys):
@@ -422,8 +417,6 @@ def test_part_of_a_study_is_told_as_far_as_it_goes(folder):
 
 
 BAD = {
-    "--out x --parts everything": "--parts",
-    "--out x --parts kinds --kinds hard": "--parts",
     "--out x --seeds 0": "--seeds",
     "": "--out",
     "--out x --model weights/tiny": "--test",
@@ -462,9 +455,8 @@ def test_hours_are_those_measured_else_an_estimate(tmp_path):
     told = {line.split(":")[0]: line for line in hours(study, cells)}
     assert told["# train/hard"].endswith(": 1 cells, 1 left, 1.5 h (measured)")
     assert told["# train/soft"].endswith(": 1 cells, 0 left, 0 h (estimate)")
-    assert set(told) == {
-        f"# {x}" for x in ("train/hard", "train/soft", "test/base", "test/hard", "test/soft")
-    }
+    both = {f"# {x}/{kind}" for x in ("train", "test", "gradient") for kind in ("hard", "soft")}
+    assert {*told} == {*both, "# test/base"}
     estimates = [float(told[f"# test/{x}"].split()[-3]) for x in ("base", "hard")]
     assert 0.3 > estimates[0] > estimates[1] > 0.03  # in all kinds, in the paper's
 

@@ -102,12 +102,12 @@ def training(runs: dict[str, list[list[dict]]]):
 def pass_at_k(runs: list[dict]):
     """Figure 3: pass@k (%) over k for each data set and kind of inference; None without two samples
     of any problem."""
-    figure, notes = _grid(runs, (False,), _percent_by_k, ("k (samples)", "pass@k (%)"))
+    figure = _grid(runs, (False,), _percent_by_k, ("k (samples)", "pass@k (%)"))
     for axis in figure.axes if figure else []:
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:.0f}")
         axis.set_ylim(bottom=max(0, axis.get_ylim()[0]))
-    return figure and _finish(figure, notes)
+    return figure
 
 
 def entropy(runs: list[dict]):
@@ -118,10 +118,10 @@ def entropy(runs: list[dict]):
         f"CoT position (tokens), up to where fewer\nthan {100 * LEAST_SHARE:.0f} % or {LEAST_ROWS} "
         "of the generations are left"
     )
-    figure, notes = _grid(runs, (False, True), entropy_profile, (xlabel, "mean entropy (nats)"))
+    figure = _grid(runs, (False, True), entropy_profile, (xlabel, "mean entropy (nats)"))
     for axis in figure.axes if figure else []:
         axis.set_ylim(bottom=0)
-    return figure and _finish(figure, notes)
+    return figure
 
 
 def _percent_by_k(numbers: dict) -> dict[int, float]:
@@ -162,7 +162,7 @@ def _together(seeds: list[dict]) -> dict[int, list[float]]:
 
 def _grid(runs: list[dict], hows: tuple[bool, ...], points: Callable, names: tuple[str, str]):
     """A column for each data set, a row for each kind of inference, a line for each label: the mean
-    over seeds of points(numbers) = {x: y}: the Figure, None where nothing was measured, and notes.
+    over seeds of points(numbers) = {x: y}: the Figure, None where nothing was measured.
 
     hows: greedy?  A second one is drawn where the first was not measured.  names: of x and y.
     """
@@ -174,7 +174,7 @@ def _grid(runs: list[dict], hows: tuple[bool, ...], points: Callable, names: tup
         if any(lines):
             panels.setdefault((kind, data), (setting, lines))
     if not panels:
-        return None, set()
+        return None
     kinds = list(dict.fromkeys(kind for kind, _ in panels))
     titles = short_names(data for _, data in panels)
     figure, axes = _panels(len(kinds), len(titles), sharey="col")
@@ -186,7 +186,7 @@ def _grid(runs: list[dict], hows: tuple[bool, ...], points: Callable, names: tup
             notes |= _line(axis, [*map(points, seeds)], index, labels[index], interval)
         axis.set(title=f"{titles[data]}, {setting}", ylabel=names[1], visible=bool(lines))
     figure.supxlabel(names[0], fontsize="medium")
-    return figure, notes
+    return _finish(figure, notes)
 
 
 def _line(axis, seeds: list[dict], index: int, label: str, interval=()) -> set[str]:

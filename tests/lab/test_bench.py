@@ -71,7 +71,7 @@ def test_floor_counts_weights_prompts_and_own_positions():
     work = prepare("--cot 5 --group 3")
     c, can = work.policy.model.config, {"bandwidth": 1.0, "throughput": 1e30}
     read = bench.floor(work, "hard", can)["rollout"] / work.steps
-    numbers = sum(p.numel() for p in work.policy.model.parameters())
+    numbers = sum(p.numel() for p in work.policy.model.parameters() if p.dim() == 2)
     cached = sum(map(len, work.prompts)) + 6 * work.steps / 2
     numbers += cached * 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim
     assert read == pytest.approx(4 * numbers)

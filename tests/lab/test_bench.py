@@ -1,14 +1,11 @@
 """The benchmark: what it writes, and what it counts."""
 
 import json
-import shutil
 
 import pytest
 import torch
 
-from minisoft import kinds
 from minisoft.engine import decode
-from minisoft.io import WEIGHTS
 from minisoft.lab import bench, command
 from minisoft.rollout import COT
 
@@ -78,16 +75,6 @@ def test_floor_counts_weights_prompts_and_own_positions():
     assert bench.floor(work, "soft", can)["rollout"] / work.steps > read  # p E needs all logits
     can = {"bandwidth": 1e30, "throughput": 1.0}
     assert bench.floor(work, "soft", can)["replay"] > bench.floor(work, "hard", can)["replay"] > 0
-
-
-def test_a_kind_of_token_that_is_not_the_papers(tmp_path, monkeypatch):
-    monkeypatch.setitem(kinds.KINDS, "firm", kinds.KINDS["soft"])
-    monkeypatch.setitem(kinds.TAU, "firm", 0.1)
-    for path in (WEIGHTS / "tiny").iterdir():
-        if path.is_file() and path.name != "minisoft.json":
-            shutil.copy(path, tmp_path)
-    size = "--tokens firm --cot 2 --group 2 --repeats 1 --device cpu --against transformers"
-    bench.main(["--model", str(tmp_path), *size.split()])
 
 
 def test_random_weights_of_a_shape(monkeypatch):

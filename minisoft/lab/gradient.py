@@ -21,7 +21,7 @@ import torch
 
 from minisoft import data, reinforce
 from minisoft.io import checkpoint, datasets
-from minisoft.kinds import OPTIONS, SIGMA, TAU_OF, TOKENS
+from minisoft.kinds import OPTIONS, TAU_OF, TOKENS
 from minisoft.kinds.options import COUNT, DEVICE, Number, Option
 from minisoft.lab import command
 from minisoft.rollout import ANSWER, COT
@@ -50,11 +50,8 @@ class Measurement:
 
     def about(self) -> dict:
         """What is measured, as the results have it."""
-        about = {name: x for name, x in vars(self.args).items() if name not in ("device", "out")}
-        for row in (TAU_OF, SIGMA, *OPTIONS):
-            usual = getattr(self.policy.settings, row.name, None)
-            about[row.name] = getattr(self.policy.kind, row.name, usual)
-        return about
+        flags = {name: x for name, x in vars(self.args).items() if name not in ("device", "out")}
+        return flags | self.policy.settings.sidecar_of(self.args.tokens)
 
     def rollouts(self, key: tuple, number: int, problems: int, samples: int) -> tuple:
         """(the numbered problems of a batch, their Rollouts); key: of the draws."""

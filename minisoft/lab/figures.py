@@ -77,13 +77,14 @@ def read_runs(folders) -> dict[str, list[list[dict]]]:
 
 
 def training(runs: dict[str, list[list[dict]]]):
-    """Figure 2 and more over updates: running means of what each update measured, the mean itself
-    light behind them, and validations.
+    """Figure 2 and more over updates: running means (over a twentieth of the updates, at least 5)
+    of what each update measured, the mean itself light behind them, and validations.
 
     runs: {label: metrics of each seed}; a line is the mean of the seeds at the updates that all of
     them have.
     """
-    window = smoothing_window(max(len(rows) for seeds in runs.values() for rows in seeds))
+    updates = max(len(rows) for seeds in runs.values() for rows in seeds)
+    window = max(5, updates // 20) | 1  # odd
     notes = {f"running mean over {window} updates, but for validations"}
     figure, axes = _panels(2, 4)
     for axis, (name, ylabel) in zip(axes.flat, PANELS.items(), strict=True):
@@ -136,11 +137,6 @@ def entropy_profile(numbers: dict) -> dict[int, float]:
     least = max(LEAST_ROWS, LEAST_SHARE * rows[0]) if rows else 0
     enough = len(list(takewhile(lambda n: n >= least, rows)))
     return dict(enumerate(numbers.get("entropy_by_position", [])[:enough], 1))
-
-
-def smoothing_window(updates: int) -> int:
-    """How many updates (odd) a training curve is smoothed over: a twentieth, at least 5."""
-    return max(5, updates // 20) | 1
 
 
 def running_mean(points: dict[int, float], window: int) -> dict[int, float]:

@@ -102,7 +102,7 @@ class Files:
     def card(self, folder: Path, sidecar: dict, table: str = "") -> dict[str, bytes]:
         """{name: content} of a model's card; {} where a user's file has that name."""
         path = folder / card.NAME
-        if card.may_write(folder):
+        if not path.exists() or card.is_ours(card.read_head(folder)):
             return {card.NAME: card.text(self.args, self.head, sidecar, table).encode()}
         if path not in self.users:
             self.users.add(path)

@@ -97,8 +97,7 @@ def default_tau(name: str, top_k: int | None = None) -> float:
 def make_kind(name: str, sigma=None, tau=None, noise="embedding", top_k=None, **own):
     """The kind called `name`.  sigma is for those that have one; noise and top_k say where soft and
     fuzzy tokens get their noise (appendix F.2); own: its `options`; None is the default.  Raises
-    InputError for what is out of range, missing, or not an option of that kind, and for noise in
-    another place of other kinds with sigma."""
+    InputError for what is out of range, missing, or not an option of that kind."""
     given = {"tau": tau, "sigma": sigma, "noise": noise, "top_k": top_k, **own}
     TOKENS.check(name, "tokens")
     for row in (TAU_OF, SIGMA, *OPTIONS):
@@ -110,8 +109,6 @@ def make_kind(name: str, sigma=None, tau=None, noise="embedding", top_k=None, **
     kind = KINDS[name]
     if kind is Mixture:
         kind = TopLogitNoise if top_k else NOISES[noise]
-    elif noisy(name):
-        expect(noise == "embedding", "noise", f"embedding for {name} tokens", noise)
     given["tau"] = tau or default_tau(name, top_k)
     taken = {x.name: given.get(x.name) for x in fields(kind)}
     expect(sigma or "sigma" not in taken, "sigma", f"a number, for {name} tokens", sigma)

@@ -28,7 +28,7 @@ from minisoft.kinds import (
 )
 from minisoft.kinds.options import Option
 from minisoft.reinforce import ADVANTAGES
-from minisoft.soft import GAMMA, Hard, noise_scale
+from minisoft.soft import GAMMA, Hard, Mixture, noise_scale
 
 TRAIN_COT, EVAL_COT = COT.default, 512  # CoT budgets in tokens (section 4)
 DTYPE_ON = {"cpu": "float32", "cuda": "bfloat16"}  # where --dtype is not given
@@ -106,7 +106,9 @@ class Settings:
         return replace(self, sigma=self.gamma * noise_scale(model, self.noise))
 
     def kind(self, name: str):
-        """The kind of token called `name`.  Raises InputError, see `make_kind`."""
+        """The kind of token called `name`.  Raises InputError for noise in a place of another."""
+        if self.noise != "embedding" and noisy(name) and KINDS[name] is not Mixture:
+            raise InputError(f"--noise: expected embedding for {name} tokens, found {self.noise}")
         own = self.options(name)
         return make_kind(name, self.sigma, self.tau[name], self.noise, self.top_k, **own)
 

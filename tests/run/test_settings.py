@@ -195,5 +195,5 @@ def test_a_new_kind_with_sigma_has_its_flags_and_noise_on_the_embedding_only(mon
     monkeypatch.setitem(kinds.TAU, "spread", 0.8)
     Flags(gamma=0.2, sigma=0.1).check(["spread"])
     assert resolve({}, Flags(sigma=0.1), 128).kind("spread") == Spread(0.8, 0.1)
-    with pytest.raises(InputError, match="noise: expected embedding for spread tokens"):
+    with pytest.raises(InputError, match="--noise: expected embedding for spread tokens"):
         resolve({}, Flags(noise="logits", sigma=0.1), 128).kind("spread")

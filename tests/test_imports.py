@@ -87,10 +87,10 @@ CEILINGS = {  # lines of a storey; raising one is a change that somebody sees
     "engine": 1_254,
     "io": 1_708,
     "verifier": 756,
-    "run": 2_630,
-    "train": 235,
-    "eval": 216,
-    "lab": 2_005,
+    "run": 2_627,
+    "train": 175,
+    "eval": 211,
+    "lab": 1_873,
 }
 LONGEST = 45  # lines of a function
 

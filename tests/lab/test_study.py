@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -276,114 +277,57 @@ def result(label: str, model: str, value: float) -> dict:
     return {"runs": made}
 
 
-SOFT = "Are they soft? Tokens at a position of the CoT"
-KINDS = {"hard": 0.8, "soft": 0.7, "fuzzy": 0.4}
-
-
-def run_of(run: Path, kind: str, seed: int, after: float, rows: list[dict]) -> None:
-    best = max(rows, key=lambda row: row["validation"])
-    chosen = {"best_step": best["step"], "validation": best["validation"]}
-    write(run / "summary.json", {"after": {"hard-greedy": {"pass@1": after}}, **chosen})
-    write(run / "config.json", {"tokens": kind, "seed": seed, "lr": 2e-4})
-    write(run / "metrics.jsonl", *rows)
+KINDS = {"hard": 0.8, "soft": 0.7, "fuzzy": 0.4, "top-5": 0.75, "multiplex": 0.79}
 
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """A whole study that nobody ran: hard reaches 80 %, soft 70 %, fuzzy 40 %, the base 40 %."""
+    """A whole study that nobody ran: hard inference reaches the shares of KINDS after update 20,
+    of the base 40 %; multiplex 10 points more in its own."""
     write(tmp_path / "test/base.json", result("base", "tiny", 0.4))
     cell = {"cell": "x", "command": "python x", "commit": "abc", "seconds": 120.0}
     write(tmp_path / "cells.jsonl", cell)
-    for seed in range(3):
-        of_top = result("top-5", f"top{seed}", 0.75 + 0.01 * seed)
-        write(tmp_path / f"test/top-5-s{seed}.json", of_top)
-    for kind, reached in KINDS.items():
-        for seed in range(3):
-            value, end = reached + 0.01 * seed, f"{kind}-s{seed}.json"
-            write(tmp_path / "test" / end, result(kind, f"{kind}{seed}", value))
-            rows = [
-                {"step": 10 * i, "accuracy": value, "seconds": i, "validation": v}
-                for i, v in enumerate((0.3, value, value, 0.1), 1)
-            ]
-            rows = [row | {"validation_hard": row["validation"]} for row in rows]
-            run_of(tmp_path / f"train/{kind}-s{seed}", kind, seed, value, rows)
+    for kind, seed in product(KINDS, range(3)):
+        value, run = KINDS[kind] + 0.01 * seed, tmp_path / f"train/{kind}-s{seed}"
+        made = result(kind, f"{kind}{seed}", value)
+        soft = {"support": 1.2, "largest_weight": 0.95, "share_soft": 0.05}
+        for of_data, how in product(made["runs"][:2], ("greedy", "sample")):
+            own = numbers(value + 0.1, 1 if how == "greedy" else 32) | soft
+            of_data["settings"] |= {f"multiplex-{how}": own} if kind == "multiplex" else {}
+        write(tmp_path / f"test/{kind}-s{seed}.json", made)
+        rows = [
+            {"step": 10 * i, "validation": v, "validation_hard": v}
+            for i, v in enumerate((0.3, value, value, 0.1), 1)
+        ]
+        write(run / "summary.json", {"best_step": 20, "validation": value})
+        write(run / "metrics.jsonl", *rows)
     return tmp_path
 
 
-ROWS = {
-    "Best checkpoints": "| soft | 1 | 20 | 71.0 | 10.0 | 71.0 | 71.0 |",
-    "Finding 1": """
+ROWS = """
+| soft | 1 | 20 | 71.0 | 10.0 | 71.0 | 71.0 |
 | tiny-test, hard-greedy, pass@1 | base | 1 | 41.0 | | |
 | tiny-test, hard-greedy, pass@1 | hard | 3 | 82.0 ± 1.0 | | +41.0 [+38.5, +43.5] |
 | tiny-test, hard-greedy, pass@1 | soft | 3 | 72.0 ± 1.0 | -10.0 [-12.3, -7.7] | +31.0 [
 | tiny-test, own-greedy, pass@1 | soft | 3 | 74.0 ± 1.0 | -8.0 [-10.3, -5.7] | +33.0 [
 | tiny-long, soft-greedy, pass@1 | fuzzy | 3 | 44.0 ± 1.0 | -40.0 [-42.3, -37.7] |
 | tiny-test, hard-greedy, pass@1 | top-5 | 3 | 77.0 ± 1.0 | -5.0 [-7.3, -2.7] |
-""",
-    "Finding 2": "| tiny-long, hard-sample, pass@16 | soft | 3 | 87.0 ± 1.0 |",
-    "Finding 3": """
+| tiny-test, own-greedy, pass@1 | multiplex | 3 | 91.0 ± 1.0 | +9.0 [
+| tiny-long, hard-sample, pass@16 | soft | 3 | 87.0 ± 1.0 |
 | tiny-sorting, nll | base | 1 | 0.6000 | | |
 | tiny-sorting, nll | soft | 3 | 0.2900 ± 0.0100 | +0.1000 [+0.0773, +0.1227] |
-""",
-    "Finding 4: entropy": """
 | tiny-test, hard-sample, entropy | hard | 3 | 0.150 ± 0.000 | | +0.000 (no spread) |
-""",
-    "The paper's numbers": """
-| hard-greedy pass@1 | here, tiny-test | 41.0 | 82.0 ± 1.0 | 72.0 ± 1.0 | 42.0 ± 1.0 |
-| hard-greedy pass@1 | Llama-3.2-3B (GSM8K), GSM8K | 71.4 | 75.9 ± 1.3 | 77.2 ± 0.9 | 76.7 ± 1.8 |
-| NLL | here, tiny-sorting | 0.6000 | 0.1900 ± 0.0100 | 0.2900 ± 0.0100 |
-""",
-    "Finding 5": """
 | tiny-test, soft-sample, pass@1 | soft | 3 | 74.0 ± 1.0 | -10.0 [-12.3, -7.7] | +31.0 [
 | tiny-test, fuzzy-sample, pass@1 | hard | 3 | 81.0 ± 1.0 | | +41.0 [+38.5, +43.5] | -1.0 (no
 | tiny-long, fuzzy-sample, pass@1 | base | 1 | 40.0 |
-""",
-}
-LATER_ROWS = {
-    "Best checkpoints": "| multiplex | 0 | 40 | 90.0 | 90.0 | 80.0 | 80.0 |",
-    "Finding 1": "| tiny-test, own-greedy, pass@1 | multiplex | 2 | 91.0 ± 0.7 | +9.0 [",
-    "Finding 5": "| tiny-test, own-sample, pass@1 | multiplex | 2 | 91.0 ± 0.7 |",
-    "Are they soft?": """
-| tiny-test, own-sample, support | multiplex | 2 | 1.20 ± 0.00 |
-| tiny-test, own-sample, share_soft | multiplex | 2 | 5.0 ± 0.0 |
-| tiny-test, own-sample, largest_weight | multiplex | 2 | 0.950 ± 0.000 |
-""",
-}
-
-
-@pytest.fixture
-def later(folder) -> Path:
-    """The same with multiplex tokens, which reach 80 % in hard inference and 90 % in their own."""
-    for seed in range(2):
-        made = result("multiplex", f"multiplex{seed}", 0.795 + 0.01 * seed)
-        soft = {"support": 1.2, "largest_weight": 0.95, "share_soft": 0.05}
-        for run in made["runs"][:2]:
-            for how, samples in (("greedy", 1), ("sample", 32)):
-                own = numbers(0.895 + 0.01 * seed, samples) | soft
-                run["settings"][f"multiplex-{how}"] = own
-        write(folder / f"test/multiplex-s{seed}.json", made)
-        for kind, value in (("multiplex", 0.9), ("top-5", 0.95)):
-            row = {"step": 40, "accuracy": 0.9, "seconds": 1, "validation": value}
-            row["validation_hard"] = 0.8
-            run_of(folder / f"train/{kind}-s{seed}", kind, seed, value, [row])
-    return folder
-
-
-def check(folder: Path, expected: dict[str, str]) -> None:
-    """Has every section these rows?"""
-    found = findings.sections(findings.Results(folder))
-    for name, rows in expected.items():
-        (text,) = [text for title, text in found.items() if title.startswith(name)]
-        for row in rows.strip().splitlines():
-            assert any(line.startswith(squeeze(row)) for line in flat(text)), (row, text)
-
-
-def test_rows_of_the_tables(folder):
-    check(folder, ROWS)
-
-
-def test_rows_of_the_later_kinds(later):
-    check(later, LATER_ROWS)
+| tiny-test, own-sample, pass@1 | multiplex | 3 | 91.0 ± 1.0 |
+| tiny-test, own-sample, support | multiplex | 3 | 1.20 ± 0.00 |
+| tiny-test, own-sample, share_soft | multiplex | 3 | 5.0 ± 0.0 |
+| tiny-test, own-sample, largest_weight | multiplex | 3 | 0.950 ± 0.000 |
+| hard-greedy pass@1 | here, tiny-test | 41.0 | 82.0 ± 1.0 | 72.0 ± 1.0 | 42.0 ± 1.0 |
+| hard-greedy pass@1 | Llama-3.2-3B (GSM8K), GSM8K | 71.4 | 75.9 ± 1.3 | 77.2 ± 0.9 | 76.7 ± 1.8 |
+| NLL | here, tiny-sorting | 0.6000 | 0.1900 ± 0.0100 | 0.2900 ± 0.0100 |
+"""
 
 
 def squeeze(line: str) -> str:
@@ -394,8 +338,8 @@ def flat(text: str) -> list[str]:
     """The lines of tables; of one with a title each begins with that."""
     title, lines = "", []
     for line in map(squeeze, text.splitlines()):
-        if line.startswith("**"):
-            title = f"| {line.strip('*')} "
+        if line.startswith(("**", "##")):
+            title = f"| {line.strip('*')} " if line.startswith("**") else ""
         lines.append(title + line)
     return lines
 
@@ -403,8 +347,10 @@ def flat(text: str) -> list[str]:
 def test_tables_of_a_study(folder, capsys):
     findings.main([str(folder)])
     text = (folder / "study.md").read_text()
-    titles = findings.sections(findings.Results(folder))
-    assert [title for title in titles if f"## {title}" not in text] == [SOFT]
+    lines, titles = flat(text), findings.sections(findings.Results(folder))
+    assert all(f"## {title}" in text for title in titles)
+    for row in ROWS.strip().splitlines():
+        assert any(line.startswith(squeeze(row)) for line in lines), row
     assert "1 cells of one thread, 2 minutes in all" in text and "commits abc" in text
     assert capsys.readouterr().out.strip().endswith("study.md")
 

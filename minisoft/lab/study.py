@@ -9,8 +9,8 @@ settings and their own, on problems and multiple choice.
 
 A cell is one call of a program in a process of its own with one thread; --jobs of them run at once,
 on GPUs one, with all of them.  The same command goes on, and does nothing twice.  Writes
-OUT/study.md, cells.jsonl and logs/.  The miniature has all --kinds, and the gradients of the first
-run of each.
+OUT/study.md, cells.jsonl and logs/.  The miniature's --kinds are all of them by default, and it has
+the gradients of the first run of each.
 """
 
 import json
@@ -37,13 +37,12 @@ from minisoft.errors import InputError, expect
 from minisoft.io import WEIGHTS, datasets, state
 from minisoft.io.atomic import read_json
 from minisoft.kinds import COT, PAPER, TEMPLATE, TRAINING
-from minisoft.kinds.options import COUNT, Option
+from minisoft.kinds.options import COUNT, ROOT, Option
 from minisoft.lab import command, findings, trainings
 from minisoft.run.card import commit
 from minisoft.run.settings import EVAL_COT
 from minisoft.run.world import as_program
 
-ROOT = Path(__file__).resolve().parents[2]
 PART = re.compile(r"-s?\d+$")  # without it, of a cell's name: train/soft of train/soft-s0
 FLAGS = [
     Option("out", Path, "folder of the study"),

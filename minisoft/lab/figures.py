@@ -21,6 +21,7 @@ INCIDENTAL = set(  # in config.json of seeds of one run
     "tokens seed out resume sigma device world micro_batch eval_batch validate_every save_every "
     "keep show_every shares_every shard patience saved".split()
 )
+LABEL = 0.075  # height of a label at the end of a line, in panels
 LEAST_ROWS, LEAST_SHARE = 5, 0.05  # fewer generations have no meaningful mean entropy
 PANELS = {  # of `training`: fields of metrics.jsonl and their axes
     "accuracy": "right training samples (%)",
@@ -217,12 +218,27 @@ def _panels(rows: int, columns: int, **share):
 
 
 def _finish(figure, notes: set[str]):
-    """One legend above all panels: the labels of their lines, below the notes."""
-    lines = {}
+    """The notes above all panels; the labels of lines at their ends."""
     for axis in figure.axes:
         axis.title.set_size("medium")
-        lines |= {line.get_label(): line for line in axis.get_legend_handles_labels()[0]}
-    look = {"frameon": False, "loc": "outside upper center"}
-    look |= {"title": "; ".join(sorted(notes)), "ncols": int(figure.get_figwidth() / 2.5)}
-    figure.legend(handles=[*lines.values()], **look)
+        axis.get_ylim()  # settles the limits, without which nobody knows where a line ends
+        _label_ends(axis)
+    if notes:
+        look = {"frameon": False, "title": "; ".join(sorted(notes)), "loc": "outside upper center"}
+        figure.legend([], [], **look)
     return figure
+
+
+def _label_ends(axis) -> None:
+    """The label of each line right of its end, in its colour, moved up where it would cover the
+    one below, and all down where they would leave the panel."""
+    inside = axis.transData + axis.transAxes.inverted()
+    lines = axis.get_legend_handles_labels()[0]
+    ends = {line: inside.transform(line.get_xydata()[-1])[1] for line in lines}
+    place, places = -LABEL, {}
+    for line in sorted(ends, key=ends.get):
+        place = places[line] = max(ends[line], place + LABEL)
+    for line, at in places.items():
+        style = {"color": line.get_color(), "va": "center", "fontsize": "small"}
+        where = (1.02, at - max(0, place - 1))
+        axis.annotate(line.get_label(), where, xycoords="axes fraction", **style)

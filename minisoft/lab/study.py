@@ -6,6 +6,7 @@ settings and their own, on problems and multiple choice.
     python -m minisoft.lab.study --out runs/study --list    # the commands, the hours of each part
     python -m minisoft.lab.study --model FOLDER --data TRAIN --test SET ... --kinds hard soft
         --seeds 3 --steps 1000 --out DIR -- --cot 128       # after --: more flags of train.py
+    python -m minisoft.lab.study --plan paper               # the paper's own, as commands
 
 A cell is one call of a program in a process of its own with one thread; --jobs of them run at once,
 on GPUs one, with all of them.  The same command goes on, and does nothing twice.  Writes
@@ -60,6 +61,7 @@ FLAGS = [
     Option("seeds", COUNT, "runs of each kind, seeds 0, 1, ... (default three; some five)"),
     Option("jobs", COUNT, "cells at once, one thread each (default 2, on GPUs 1)"),
     Option("list", bool, "print the commands and the hours, run nothing", False),
+    Option("plan", str, "print the commands of the paper's own studies", None, ["paper"]),
 ]
 
 
@@ -79,7 +81,7 @@ class Study:
     """The cells of a study, in stages.  args: its flags; more: of train.py."""
 
     def __init__(self, args: Namespace, more: list[str]):
-        self.out, self.args, self.more = args.out.resolve(), args, more
+        self.out, self.args, self.more = (args.out or Path()).resolve(), args, more
         self.trainings, self.base = trainings.TRAININGS, args.model or str(WEIGHTS / "tiny")
         if args.model:
             self.trainings = trainings.own(args.kinds, args.model)
@@ -224,7 +226,7 @@ def read_flags(argv=None) -> Study:
         args = command.read("study", __doc__, FLAGS, usual.split() + own)
         more = updates.split() + more
     args.kinds = args.kinds or (PAPER if args.model else None)
-    expect(args.out, "--out", "a folder for the study", args.out)
+    expect(args.out or args.plan, "--out", "a folder for the study", args.out)
     expect(args.test, "--test", "sets of problems or of multiple choice", args.test)
     on_gpus = torch.cuda.is_available()
     args.jobs = args.jobs or (1 if on_gpus else 2)
@@ -279,12 +281,17 @@ def hours(study: Study, cells: list[Cell]) -> list[str]:
 def main(argv=None) -> None:
     with command.one_line("study"):
         study = read_flags(argv)
+        for flags in trainings.PAPERS if study.args.plan else ():
+            print(f"# python -m minisoft.lab.study {flags}")
+            print(*chain(*read_flags(flags.split()).stages()), sep="\n")
+        if study.args.plan:
+            return
         cells = [*chain(*study.stages())]
         left = [cell for cell in cells if not cell.result.is_file()]
         print(f"# {len(cells)} cells, {len(left)} left", file=sys.stderr)
-        if study.args.list:  # hours need the model's folder
-            print(*cells, sep="\n", flush=True)
-            return print(*hours(study, cells), sep="\n", file=sys.stderr)
+        if study.args.list:
+            print(*hours(study, cells), sep="\n", file=sys.stderr)
+            return print(*cells, sep="\n")
         for name in study.args.test if left else ():
             datasets.load(name)  # what cannot be tested is said before hours of training
     shows = f"python -m minisoft.lab.findings {shlex.quote(str(study.out))} shows what is there"

@@ -1,5 +1,5 @@
-"""What studies train, and the miniature's flags, as data; a new kind of token is a line in
-TRAININGS."""
+"""What studies train and what they test with, as data: the miniature's and the paper's; a new kind
+of token is a line in TRAININGS."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +34,22 @@ TRAININGS = {
     "covariance": Training(("--tokens", "covariance"), "2e-4", 5),
     "gumbel": Training(("--tokens", "gumbel"), "1e-4", 3),
 }
-MINIATURE = (  # flags of minisoft.lab.study
+MINIATURE = (  # flags of minisoft.lab.study, as are PAPERS
     f"--test {' '.join((*PROBLEMS, *SKILLS))} --steps 60 --limit 200 --samples 32 --batch 512 "
     "-- --save-every 15 --keep 60 --warmup 20 --show-every 0"
 )
+TESTS = "gsm8k-test math-500 olympiadbench hellaswag mmlu arc-challenge"
+PAPERS = [  # the paper's own; MATH/train: the folder of that set's release
+    f"--model {model} --data {data} --test {TESTS} --seeds 3 --steps 4000 --eval-cot 512 "
+    f"--out runs/{model.split('/')[1]}-{data.split('/')[0]} -- --cot {cot}"
+    for model, data, cot in (
+        ("meta-llama/Llama-3.2-3B-Instruct", "gsm8k", 128),
+        ("meta-llama/Llama-3.2-3B-Instruct", "MATH/train", 512),
+        ("meta-llama/Llama-3.2-3B-Instruct", "deepscaler", 512),
+        ("meta-llama/Llama-3.1-8B-Instruct", "gsm8k", 128),
+        ("Qwen/Qwen2.5-3B-Instruct", "MATH/train", 512),
+    )
+]
 
 
 def own(kinds: list[str], model: str) -> dict[str, Training]:

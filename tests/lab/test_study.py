@@ -21,7 +21,7 @@ from minisoft.io import WEIGHTS
 from minisoft.lab import findings
 from minisoft.lab.findings import difference, show_difference, student
 from minisoft.lab.study import Cell, Runner, Study, hours, main, read_flags
-from minisoft.lab.trainings import PROBLEMS, SKILLS, TRAININGS
+from minisoft.lab.trainings import PAPERS, PROBLEMS, SKILLS, TRAININGS
 from minisoft.run.tables import show_mean
 
 
@@ -201,21 +201,34 @@ def test_the_commands_are_those_of_the_programs(tmp_path):
     assert list(trainings.values()) == [5, 5, 3, 3, 5, 5, 3]
 
 
+def test_the_papers_own_studies_as_commands(capsys):
+    """Three models, three kinds, three seeds, the learning rates and budgets of the paper."""
+    main(["--plan", "paper"])
+    printed = capsys.readouterr().out
+    assert [line[2:] for line in printed.splitlines() if line[0] == "#"] == [
+        f"python -m minisoft.lab.study {flags}" for flags in PAPERS
+    ]
+    runs, settings = Counter(), set()
+    for flags in PAPERS:
+        found = cells_of(read_flags(flags.split()))
+        assert all(str(one) in printed for one in found.values())
+        runs.update(name.partition("/")[0] for name in found)
+        for name, one in found.items():
+            given = dict(zip(one.command, one.command[1:]))
+            if name.startswith("train"):
+                assert given["--steps"] == "4000" and given["--eval-cot"] == "512"
+                settings.add(tuple(given[x] for x in ("--model", "--data", "--lr", "--cot")))
+    assert runs == {"train": 5 * 3 * 3, "test": 5 * (1 + 3 * 3)}
+    llama, qwen = "meta-llama/Llama-3.2-3B-Instruct", "Qwen/Qwen2.5-3B-Instruct"
+    assert {(llama, "gsm8k", "6e-6", "128"), (qwen, "MATH/train", "8e-6", "512")} < settings
+    assert ("meta-llama/Llama-3.1-8B-Instruct", "gsm8k", "3e-6", "128") in settings
+
+
 FAMILIES = [
     ({"model_type": "llama", "hidden_size": 3072}, "6e-6"),
     ({"model_type": "llama", "hidden_size": 4096}, "3e-6"),
     ({"model_type": "qwen2", "hidden_size": 896}, "8e-6"),
 ]
-
-
-HUB = {"meta-llama/Llama-3.2-3B-Instruct": "6e-6", "Qwen/Qwen2.5-3B-Instruct": "8e-6"}
-HUB["meta-llama/Llama-3.1-8B-Instruct"] = "3e-6"
-
-
-def test_the_learning_rate_of_the_papers_models_is_the_papers(tmp_path):
-    for model, rate in HUB.items():
-        cells = cells_of(small(tmp_path, "--model", model, "--test", "gsm8k-test"))
-        assert len(cells) == 3 + 1 + 3 and f"--lr {rate} " in str(cells["train/fuzzy-s0"])
 
 
 @pytest.mark.parametrize("config, rate", FAMILIES)
@@ -355,6 +368,7 @@ BAD = {
     "--out x --model weights/tiny": "--test",
     "--out x --model weights/tiny --test tiny-test --kinds warm": "--kinds",
     "--out x --model weights/tiny --test nowhere.jsonl": "nowhere.jsonl",
+    "--plan mine": "--plan",
 }
 
 

@@ -90,7 +90,7 @@ CEILINGS = {  # lines of a storey; raising one is a change that somebody sees
     "run": 2_627,
     "train": 173,
     "eval": 211,
-    "lab": 1_873,
+    "lab": 1_904,
 }
 LONGEST = 45  # lines of a function
 

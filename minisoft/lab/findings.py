@@ -175,12 +175,28 @@ def compare(r: Results, parts, fields) -> str:
     return text_of(tables)
 
 
+def plain(name: str) -> str:
+    """What the paper's name of a set or model and that of a file, a folder or the hub have in
+    common: gsm8k of GSM8K and data/gsm8k_test.jsonl, math of MATH/train."""
+    more = "train|test|validation|challenge|hendrycks|preview|dataset|jsonl?$|parquet$|[^a-z0-9]"
+    words = (re.sub(more, "", part.lower()) for part in reversed(Path(name).parts))
+    return next(filter(None, words), "")
+
+
 def published(r: Results) -> str:
-    """Of each measure ours, and the paper's numbers of all its models and sets."""
-    (_, _, _, _, *head), *lines = (x.split("\t") for x in PUBLISHED.read_text("utf-8").splitlines())
+    """Of each measure ours, and the paper's numbers of the same model, data and sets; where it has
+    none of these, all of its numbers."""
+    head, *lines = (x.split("\t") for x in PUBLISHED.read_text("utf-8").splitlines())
+    config = next((read_json(path) for path in r.out.glob("train/*/config.json")), {})
+    own, sets = [plain(config.get(name, "")) for name in ("model", "data")], [*map(plain, r.sets)]
+    same = [
+        line
+        for line in lines
+        if own == [plain(f"{line[1]}-Instruct"), plain(line[2])] and plain(line[3]) in sets
+    ]
     found = {}
-    for measure, model, trained, tested, *numbers in lines if r.tested else ():
-        rows = found.setdefault(measure, [["where", *head]])
+    for measure, model, trained, tested, *numbers in (same or lines) if r.tested else ():
+        rows = found.setdefault(measure, [["where", *head[4:]]])
         rows.append([f"{model} ({trained}), {tested}", *numbers])
     for measure, rows in found.items():
         part, field = measure.split() if " " in measure else ("choices", "nll")

@@ -14,7 +14,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from runs import ROOT
+from runs import ROOT, tiny_at
 
 from minisoft.errors import InputError
 from minisoft.io import WEIGHTS
@@ -407,17 +407,19 @@ def test_hours_are_those_measured_else_an_estimate(tmp_path):
     assert 0.3 > estimates[0] > estimates[1] > 0.03  # in all kinds, in the paper's
 
 
-OWN = "--kinds hard multiplex --seeds 1 --steps 2 --samples 2 --eval-cot 30 --jobs 2 --limit 5"
-OWN = f"{OWN} --test tiny-test tiny-facts"
+OWN = "--kinds hard multiplex --seeds 1 --steps 2 --samples 2 --eval-cot 30 --jobs 2"
 TRAIN = "--prompts 2 --group 4 --cot 30 --validation 4 --test 2 --validate-every 1 --show-every 0"
 
 
 def test_a_study_of_any_model_goes_on_after_an_interruption(tmp_path, capsys):
-    """And its page has the paper's numbers beside its own."""
-    out, data = tmp_path / "study", tmp_path / "data.jsonl"
-    lines = (WEIGHTS / "tiny/train.jsonl").read_text().splitlines(keepends=True)
-    data.write_text("".join(lines[:40]))
-    flags = ["--model", str(WEIGHTS / "tiny"), "--data", str(data), *OWN.split()]
+    """And its page has the paper's numbers of the same model, data and sets, by their names."""
+    out, model = tmp_path / "study", tiny_at(tmp_path / "Llama-3.2-3B-Instruct")
+    sets = {"gsm8k_train": "train", "gsm8k_test": "test", "mmlu": "facts"}
+    for name, source in sets.items():
+        lines = (WEIGHTS / f"tiny/{source}.jsonl").read_text().splitlines(keepends=True)
+        (tmp_path / f"{name}.jsonl").write_text("".join(lines[: 40 if "train" in name else 5]))
+    data, *tests = (str(tmp_path / f"{name}.jsonl") for name in sets)
+    flags = ["--model", str(model), "--data", data, "--test", *tests, *OWN.split()]
     flags += ["--out", str(out), "--", *TRAIN.split()]
     command = [sys.executable, "-m", "minisoft.lab.study", *flags]
     first = subprocess.Popen(command, stderr=subprocess.PIPE, cwd=ROOT)
@@ -438,12 +440,10 @@ def test_a_study_of_any_model_goes_on_after_an_interruption(tmp_path, capsys):
     paper = "Llama-3.2-3B (GSM8K)"
     assert f"| {paper}, GSM8K | 71.4 | 75.9 ± 1.3 | 77.2 ± 0.9 | 76.7 ± 1.8 |" in rows
     assert f"| {paper}, MMLU | 1.61 | 1.65 ± 0.01 | 1.59 ± 0.01 | 1.60 ± 0.02 |" in rows
-    for start in (
-        "here, tiny-test",
-        "here, tiny-facts",
-        "multiplex | tiny-test | multiplex-sample",
-    ):
-        assert any(row.startswith(f"| {start} | ") for row in rows), start
+    assert "MATH" not in text and "HellaSwag" not in text and "Qwen" not in text
+    ours = [row for row in rows if row.startswith("| here, ")]
+    assert any("gsm8k_test" in row for row in ours) and any("mmlu" in row for row in ours)
+    assert any(row.startswith("| multiplex | gsm8k_test | multiplex-sample | ") for row in rows)
 
 
 def test_a_flag_that_train_does_not_know_is_said_in_one_line(tmp_path):
@@ -451,6 +451,23 @@ def test_a_flag_that_train_does_not_know_is_said_in_one_line(tmp_path):
     with pytest.raises(SystemExit, match="unrecognized arguments: --bogus 2") as end:
         main([*words, "--", "--bogus", "2"])
     assert "\n" not in end.value.code
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("data/gsm8k_train.jsonl", "gsm8k"),
+        ("MATH/train", "math"),
+        ("math-500", "math500"),
+        ("EleutherAI/hendrycks_math", "math"),
+        ("meta-llama/Llama-3.1-8B-Instruct", "llama318binstruct"),
+        ("Qwen/Qwen2.5-3B-Instruct", "qwen253binstruct"),
+        ("arc-challenge", "arc"),
+        ("", ""),
+    ],
+)
+def test_names_of_the_papers_models_and_sets(name, expected):
+    assert findings.plain(name) == expected
 
 
 def test_findings_is_a_command_and_says_where_nothing_is(tmp_path, monkeypatch, capfd):

@@ -35,7 +35,7 @@ from minisoft.kinds.options import COUNT, DEVICE, NATURAL, Number, Option, parse
 from minisoft.run import ranks, show
 from minisoft.run.evaluate import Evaluator
 from minisoft.run.settings import DTYPE, DTYPE_ON, EVAL_COT, REWARD
-from minisoft.run.subjects import Subject, as_rows, open_journal, output
+from minisoft.run.subjects import Subject, find_all, open_journal, output
 from minisoft.run.tables import tables
 from minisoft.run.world import RankError, World, as_program
 from minisoft.verifier.own import verifier_of
@@ -156,11 +156,11 @@ def write_lines(file, run: int, setting: str, generations: list[dict]) -> None:
 
 def evaluate(args: argparse.Namespace, world: World, verifier) -> None:
     """The numbers, every generation and the tables, printed and, with --out, written."""
-    subjects = world.in_turn(lambda: as_rows([*map(Subject.find, args.model)], args))
+    subjects = world.in_turn(lambda: find_all(args))
     names = args.data or subjects[0].default_data()
     sources = world.in_turn(lambda: {name: datasets.load(name)[: args.limit] for name in names})
     for subject in subjects:
-        subject.check(args, [row for rows in sources.values() for row in rows], world)
+        subject.check([row for rows in sources.values() for row in rows], world)
     journal = open_journal(args, subjects, sources, verifier, world)
     common = {"verifier": verifier, "world": world, "journal": journal, "batch": args.batch}
     writes = args.out and world.main

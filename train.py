@@ -152,26 +152,17 @@ def print_plan(args: argparse.Namespace) -> None:
     print(plan.text(args, source, policy.settings(source, [args.tokens], flags, args.cot)))
 
 
-def run_as_rank(args: argparse.Namespace, variant) -> None:
-    """The part of a run that is this rank's."""
-    with World(args.device, args.patience) as world, verifier_of(args.reward) as verifier:
-        with set_up(args, world, verifier) as run:
-            if variant:
-                variant.adapt(run)
-            train(run)
-
-
-def main(argv=None, variant=None) -> None:
-    """variant: None, or what `minisoft.lab.variants` changes: `facts`, and `adapt(run)`."""
+def main(argv=None) -> None:
     try:
         args, given = read_flags(argv)
-        args.variant = variant.facts if variant else {}
         if args.plan is not None:
             return print_plan(args)
         if args.resume:
             args = settings.resumed(args, given - RESUMED, given & RESUMED)
         with ranks.several(ranks.fitting(args) if argv is None else 1):  # as a program
-            run_as_rank(args, variant)
+            with World(args.device, args.patience) as world, verifier_of(args.reward) as verifier:
+                with set_up(args, world, verifier) as run:
+                    train(run)
     except (InputError, FloatingPointError, OSError, RankError) as error:
         sys.exit(f"train.py: error: {error}")
     except KeyboardInterrupt:

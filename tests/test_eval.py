@@ -394,45 +394,32 @@ def test_an_interrupted_call_with_its_result_in_the_models_folder_goes_on(tmp_pa
 
 TRAINED = {"base": "tiny", "data": "tiny", "tokens": "soft", "sigma": 0.06, "gamma": 0.5}
 TRAINED |= {"tau": 0.4, "noise": "logits", "top_k": 5, "prompt": "Q QUESTION A"}
-BUDGET = {**TRAINED, "noise": "embedding", "top_k": None, "defaults": {"cot": 80}}
-PAPERS = {"noise": "embedding", "top_k": None, "gamma": 0.33, "soft": 0.5}
-TOP_5 = {"noise": "logits", "top_k": 5, "soft": 1.0, "fuzzy": 1.0}
-OWN = {**TOP_5, "gamma": 0.5, "soft": 0.4, "hard": 1.0}
+OWN = {"noise": "logits", "top_k": 5, "gamma": 0.5, "soft": 0.4, "fuzzy": 1.0, "hard": 1.0}
 OWN |= {"prompt": "Q QUESTION A", "label": "tiny tiny soft, gamma 0.5, noise logits, top_k 5"}
+PAPERS = {"noise": "embedding", "top_k": None, "gamma": 0.33, "soft": 0.5, "fuzzy": 0.0001}
+FLAGS_OF_ALL = "--gamma 0.1 --tau soft=0.7 fuzzy=0.01 --cot 9"
 
 
-# with the scale, where it is not that of the weights
-DECIDED = [({}, "", {**PAPERS, "fuzzy": 0.0001, "label": "tiny", "cot": 512})]
-DECIDED += [({}, "--noise logits --top-k 5", TOP_5), (TRAINED, "--noise embedding", PAPERS)]
-DECIDED += [(BUDGET, "", {"gamma": 0.5, "cot": 80, "scale": 0.12})]
-DECIDED += [({"tokens": "soft", "sigma": 0.06}, "", {"sigma": 0.06, "soft": 0.5})]
-OF_TRAINED = {"": {**OWN, "scale": 0.12}, "--sigma 0.2": {"gamma": None, "sigma": 0.2}}
-OF_TRAINED["--noise logits"] = {**PAPERS, "noise": "logits"}
-OF_TRAINED["--gamma 0.1 --tau soft=0.7"] = {"gamma": 0.1, "soft": 0.7, "fuzzy": 1.0}
-OF_TRAINED["--tau soft=0.7 fuzzy=0.01"] = {"soft": 0.7, "fuzzy": 0.01, "scale": 0.12}
-DECIDED += [(TRAINED, flags, expected) for flags, expected in OF_TRAINED.items()]
+# with the scale, where it is not that of the weights; each rule: run/test_settings.py
+DECIDED = [({}, "", {**PAPERS, "label": "tiny", "cot": 512})]
+DECIDED += [({"defaults": {"cot": 80}}, "", {**PAPERS, "cot": 80})]
+DECIDED += [(TRAINED, "", {**OWN, "scale": 0.12}), (TRAINED, "--noise embedding", PAPERS)]
+DECIDED += [(TRAINED, FLAGS_OF_ALL, {"gamma": 0.1, "soft": 0.7, "fuzzy": 0.01, "cot": 9})]
+DECIDED += [(TRAINED, "--sigma 0.2", {"gamma": None, "sigma": 0.2})]
 
 
 @pytest.mark.parametrize("about, flags, expected", DECIDED)
 def test_what_decides_inference(tmp_path, about, flags, expected):
     folder = tiny_at(tmp_path / "tiny", about)
-    args, subject = evaluation_script.read_flags(flags.split()), Subject.find(str(folder))
+    subject = Subject.find(str(folder), evaluation_script.read_flags(flags.split()))
     model = checkpoint.load_model(folder)
-    facts = subject.settings(args).for_model(model).facts()
+    facts = subject.settings.for_model(model).facts()
     expected = dict(expected)
     scale = expected.pop("scale", 0) or noise_scale(model, facts["noise"])
     assert facts["sigma"] == pytest.approx(expected.get("sigma", (facts["gamma"] or 0) * scale))
     facts = {**facts, **facts["tau"], "label": subject.label}
     for name, value in expected.items():
         assert facts[name] == (pytest.approx(value) if isinstance(value, float) else value), name
-
-
-@pytest.mark.parametrize("field, value", [("sigma", "0.1"), ("noise", "foo"), ("defaults", None)])
-def test_an_odd_minisoft_json_is_one_line(tmp_path, field, value):
-    """More such fields: io/test_checkpoint.py."""
-    folder = tiny_at(tmp_path / "tiny", {field: value})
-    with pytest.raises(SystemExit, match=f"minisoft.json: {field}: expected"):
-        run(tmp_path / "r.json", "--model", str(folder))
 
 
 def test_seeds_of_a_row_must_be_alike(tmp_path):

@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 
 import train
 from minisoft.io import atomic, checkpoint
-from minisoft.lab import figures
 from minisoft.run.optimizer import Schedule
 from minisoft.run.session import Run
 
@@ -289,9 +288,3 @@ def test_a_plan_needs_no_weights(tmp_path, capsys):
     assert "761,344 parameters, float32, 2 ranks of cpu" in text
     assert "8 rows of 1 problems, prompts of 256 and rows of 148 tokens" in text
     assert "|" in text
-
-
-def test_curves_are_drawn(finished, tmp_path):
-    pytest.importorskip("matplotlib")
-    figures.training(figures.read_runs([finished[0]])).savefig(tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").stat().st_size > 10_000

@@ -31,7 +31,7 @@ from minisoft.model import Config, Transformer
 from minisoft.rollout import Request, Rollout
 from minisoft.run.metrics import clock, markdown, peak_memory_gib
 from minisoft.run.optimizer import Optimizer, Schedule
-from minisoft.run.plan import choose_micro_batch, memory_bytes, parameters
+from minisoft.run.plan import choose_micro_batch, key_bytes, matrices, memory_bytes
 from minisoft.run.policy import Policy
 from minisoft.run.settings import DTYPE, DTYPE_ON, TRAIN_COT, Flags, resolve
 from minisoft.run.world import World, as_program, bar, find_device
@@ -157,16 +157,14 @@ def floor(work: Work, name: str, can: dict[str, float]) -> dict[str, float]:
     Attention's own operations are left out.
     """
     policy, model = work.policy.of_kind(name), work.policy.model
-    c, cot, table = model.config, policy.settings.cot, model.E.numel()
-    body = parameters(model) - table * (1 if c.tie_word_embeddings else 2)
+    cot, layers, table = policy.settings.cot, matrices(model), model.E.numel()
     mixed = cot / work.steps if policy.kind.mixes else 0  # share that needs p E too
-    cached = sum(map(len, work.prompts)) + work.rows * work.steps / 2
-    weights = body + table * (1 + mixed)
-    numbers = weights + cached * 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim
-    read = model.E.element_size() * numbers / can["bandwidth"]
+    weights = layers + table * (1 + mixed)
+    cached = sum(map(len, work.prompts)) + work.rows * work.steps / 2  # positions
+    read = weights * model.E.element_size() + cached * key_bytes(model, model.E.device.type)
     scored = (cot + ANSWER_TOKENS) / work.steps  # share whose logits a replay needs
-    replay = 3 * work.rows * work.steps * 2 * (body + table * (scored + mixed))
-    step = max(read, work.rows * 2 * weights / can["throughput"])
+    replay = 3 * work.rows * work.steps * 2 * (layers + table * (scored + mixed))
+    step = max(read / can["bandwidth"], work.rows * 2 * weights / can["throughput"])
     return {"rollout": work.steps * step, "replay": replay / can["throughput"]}
 
 

@@ -78,13 +78,14 @@ def read_runs(folders) -> dict[str, list[list[dict]]]:
 
 
 def training(runs: dict[str, list[list[dict]]]):
-    """Figure 2 and more over updates: running means of what each update measured, the mean itself
-    light behind them, and validations.
+    """Figure 2 and more over updates: running means (over a twentieth of the updates, at least 5)
+    of what each update measured, the mean itself light behind them, and validations.
 
     runs: {label: metrics of each seed}; a line is the mean of the seeds at the updates that all of
     them have.
     """
-    window = smoothing_window(max(len(rows) for seeds in runs.values() for rows in seeds))
+    updates = max(len(rows) for seeds in runs.values() for rows in seeds)
+    window = max(5, updates // 20) | 1  # odd
     notes = {f"running mean over {window} updates, but for validations"}
     figure, axes = _panels(2, 4)
     for axis, (name, ylabel) in zip(axes.flat, PANELS.items(), strict=True):
@@ -103,12 +104,12 @@ def training(runs: dict[str, list[list[dict]]]):
 def pass_at_k(runs: list[dict]):
     """Figure 3: pass@k (%) over k for each data set and kind of inference; None without two samples
     of any problem."""
-    figure, notes = _grid(runs, (False,), _percent_by_k, ("k (samples)", "pass@k (%)"))
+    figure = _grid(runs, (False,), _percent_by_k, ("k (samples)", "pass@k (%)"))
     for axis in figure.axes if figure else []:
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:.0f}")
         axis.set_ylim(bottom=max(0, axis.get_ylim()[0]))
-    return figure and _finish(figure, notes)
+    return figure
 
 
 def entropy(runs: list[dict]):
@@ -119,10 +120,10 @@ def entropy(runs: list[dict]):
         f"CoT position (tokens), up to where fewer\nthan {100 * LEAST_SHARE:.0f} % or {LEAST_ROWS} "
         "of the generations are left"
     )
-    figure, notes = _grid(runs, (False, True), entropy_profile, (xlabel, "mean entropy (nats)"))
+    figure = _grid(runs, (False, True), entropy_profile, (xlabel, "mean entropy (nats)"))
     for axis in figure.axes if figure else []:
         axis.set_ylim(bottom=0)
-    return figure and _finish(figure, notes)
+    return figure
 
 
 def _percent_by_k(numbers: dict) -> dict[int, float]:
@@ -137,11 +138,6 @@ def entropy_profile(numbers: dict) -> dict[int, float]:
     least = max(LEAST_ROWS, LEAST_SHARE * rows[0]) if rows else 0
     enough = len(list(takewhile(lambda n: n >= least, rows)))
     return dict(enumerate(numbers.get("entropy_by_position", [])[:enough], 1))
-
-
-def smoothing_window(updates: int) -> int:
-    """How many updates (odd) a training curve is smoothed over: a twentieth, at least 5."""
-    return max(5, updates // 20) | 1
 
 
 def running_mean(points: dict[int, float], window: int) -> dict[int, float]:
@@ -163,7 +159,7 @@ def _together(seeds: list[dict]) -> dict[int, list[float]]:
 
 def _grid(runs: list[dict], hows: tuple[bool, ...], points: Callable, names: tuple[str, str]):
     """A column for each data set, a row for each kind of inference, a line for each label: the mean
-    over seeds of points(numbers) = {x: y}: the Figure, None where nothing was measured, and notes.
+    over seeds of points(numbers) = {x: y}: the Figure, None where nothing was measured.
 
     hows: greedy?  A second one is drawn where the first was not measured.  names: of x and y.
     """
@@ -175,7 +171,7 @@ def _grid(runs: list[dict], hows: tuple[bool, ...], points: Callable, names: tup
         if any(lines):
             panels.setdefault((kind, data), (setting, lines))
     if not panels:
-        return None, set()
+        return None
     kinds = list(dict.fromkeys(kind for kind, _ in panels))
     titles = short_names(data for _, data in panels)
     figure, axes = _panels(len(kinds), len(titles), sharey="col")
@@ -187,7 +183,7 @@ def _grid(runs: list[dict], hows: tuple[bool, ...], points: Callable, names: tup
             notes |= _line(axis, [*map(points, seeds)], index, labels[index], interval)
         axis.set(title=f"{titles[data]}, {setting}", ylabel=names[1], visible=bool(lines))
     figure.supxlabel(names[0], fontsize="medium")
-    return figure, notes
+    return _finish(figure, notes)
 
 
 def _line(axis, seeds: list[dict], index: int, label: str, interval=()) -> set[str]:

@@ -12,7 +12,6 @@ Welch's interval; one to the base, which has no seeds, has Student's of one samp
 import json
 import os
 import re
-from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import fmean, variance
@@ -27,7 +26,7 @@ from minisoft.kinds.options import Option
 from minisoft.lab import command, figures
 from minisoft.lab.bench import processor
 from minisoft.lab.tables import read_results
-from minisoft.lab.trainings import PROBLEMS, SKILLS, TRAININGS
+from minisoft.lab.trainings import TRAININGS
 from minisoft.run.metrics import markdown
 from minisoft.run.tables import cell, distinct, number, tables
 from minisoft.run.world import as_program
@@ -96,7 +95,6 @@ class Results:
         self.tested = {kind: paths for kind, paths in of_kinds.items() if paths}
         self.runs = read_results([*out.glob("test/base.json"), *sum(self.tested.values(), [])])
         self.sets = distinct(self.runs, "data")
-        self.miniature = {*self.sets} in (set(), {*PROBLEMS, *SKILLS})
 
     def cell(self, kind: str, data: str, part: str) -> list[dict]:
         """The evaluations of all seeds of a kind, or of "base"; own-greedy and own-sample: in each
@@ -159,11 +157,11 @@ def checkpoints(r: Results) -> str:
     return markdown(rows) if rows[1:] else ""
 
 
-def compare(r: Results, measures) -> str:
-    """For each (data, part, field) a table of the base and every training, with the differences to
-    hard training, to the base, and to hard inference of the same runs."""
+def compare(r: Results, parts, fields) -> str:
+    """For each data set, part and field a table of the base and every training, with the
+    differences to hard training, to the base, and to hard inference of the same runs."""
     tables = {}
-    for data, part, field in measures:
+    for data, part, field in product(r.sets, parts, fields):
         kind, _, how = part.partition("-")
         others = {"- hard": "hard", "- base": "base", "- hard inference": f"hard-{how}"}
         if kind in ("hard", "choices"):
@@ -186,18 +184,20 @@ def plain(name: str) -> str:
 
 
 def published(r: Results) -> str:
-    """Of each measure ours, and the paper's numbers of the same model and sets; beside the
-    miniature those of problems like what was trained on, and of multiple choice."""
-    (_, _, _, _, *head), *lines = (x.split("\t") for x in PUBLISHED.read_text("utf-8").splitlines())
+    """Of each measure ours, and the paper's numbers of the same model, data and sets; where it has
+    none of these, all of its numbers."""
+    head, *lines = (x.split("\t") for x in PUBLISHED.read_text("utf-8").splitlines())
     config = next((read_json(path) for path in r.out.glob("train/*/config.json")), {})
-    own = [plain(config.get(name, "")) for name in ("model", "data")]
-    sets, found = [*map(plain, r.sets)], {}
-    for measure, model, trained, tested, *numbers in lines if r.tested else ():
-        alike = tested in (trained, f"{trained}-500") or measure == "NLL"
-        same = own == [plain(f"{model}-Instruct"), plain(trained)] and plain(tested) in sets
-        if alike if r.miniature else same:
-            rows = found.setdefault(measure, [["where", *head]])
-            rows.append([f"{model} ({trained}), {tested}", *numbers])
+    own, sets = [plain(config.get(name, "")) for name in ("model", "data")], [*map(plain, r.sets)]
+    same = [
+        line
+        for line in lines
+        if own == [plain(f"{line[1]}-Instruct"), plain(line[2])] and plain(line[3]) in sets
+    ]
+    found = {}
+    for measure, model, trained, tested, *numbers in (same or lines) if r.tested else ():
+        rows = found.setdefault(measure, [["where", *head[4:]]])
+        rows.append([f"{model} ({trained}), {tested}", *numbers])
     for measure, rows in found.items():
         part, field = measure.split() if " " in measure else ("choices", "nll")
         ours = [[x, *(r.show(kind, x, part, field) for kind in ("base", *PAPER))] for x in r.sets]
@@ -205,32 +205,31 @@ def published(r: Results) -> str:
     return text_of(found)
 
 
-SAMPLE = [*product(PROBLEMS, ["hard-sample"], [f"pass@{k}" for k in (1, 4, 16, 32)])]
-SAMPLE += product(PROBLEMS, ["own-sample"], ("pass@1", "pass@32"))
-GREEDY = product(PROBLEMS, ("hard-greedy", "soft-greedy", "fuzzy-greedy", "own-greedy"), ["pass@1"])
-CHOICES = [(data, "choices", field) for field in ("nll", "accuracy") for data in SKILLS]
-ENTROPY = product(PROBLEMS, ["hard-sample"], ["entropy"])
-OTHERS = product(PROBLEMS, ("soft-sample", "fuzzy-sample"), ("pass@1", "pass@32"))
-SOFTNESS = product(["tiny-test"], ["own-sample"], evaluation.SOFTNESS)
-SECTIONS = {
-    "Best checkpoints, which are what is tested": checkpoints,
-    "Finding 1: greedy pass@1": partial(compare, measures=[*GREEDY]),
-    "Finding 2: pass@k under hard-sample inference": partial(compare, measures=SAMPLE),
-    "Finding 3: likelihood of the right answer, out of domain": partial(compare, measures=CHOICES),
-    "Finding 4: entropy": partial(compare, measures=[*ENTROPY]),
-    "Finding 5: the best inference, beside those above": partial(compare, measures=[*OTHERS]),
-    "Are they soft? Tokens at a position of the CoT": partial(compare, measures=[*SOFTNESS]),
-    "The paper's numbers": published,
-}
-OF_OTHERS = [title for title in SECTIONS if title.startswith(("Best", "The "))]
+def sections(r: Results) -> dict[str, str]:
+    """{title: tables, "" without a number for them}"""
+    greedy, sample = ([f"{x}-{how}" for x in (*PAPER, "own")] for how in ("greedy", "sample"))
+    some_k = [f"pass@{k}" for k in (1, 4, 16, 32)]
+    likelihood = "Finding 3: likelihood of the right answer, out of domain"
+    softness = "Are they soft? Tokens at a position of the CoT"
+    return {
+        "Training and inference": tables(r.runs),
+        "Best checkpoints, which are what is tested": checkpoints(r),
+        "Finding 1: greedy pass@1": compare(r, greedy, ["pass@1"]),
+        "Finding 2: pass@k under hard-sample inference": compare(r, ["hard-sample"], some_k),
+        likelihood: compare(r, ["choices"], ["nll", "accuracy"]),
+        "Finding 4: entropy": compare(r, ["hard-sample"], ["entropy"]),
+        "Finding 5: the best inference, beside those above": compare(
+            r, sample[1:], ["pass@1", "pass@32"]
+        ),
+        softness: compare(r, ["own-sample"], evaluation.SOFTNESS),
+        "The paper's numbers": published(r),
+    }
 
 
 def write(out: Path) -> str:
     """OUT/study.md from what is there; returns the tables and where they are.  Raises InputError,
     OSError."""
-    r = Results(out)
-    found = {} if r.miniature else {"Training and inference": tables(r.runs)}
-    found |= {title: SECTIONS[title](r) for title in (SECTIONS if r.miniature else OF_OTHERS)}
+    found = sections(Results(out))
     text = "\n\n".join(f"## {title}\n\n{tables}" for title, tables in found.items() if tables)
     if not text:
         raise InputError(f"{out}: expected results of minisoft.lab.study, found none")

@@ -21,10 +21,10 @@ import torch
 
 from minisoft import data, reinforce
 from minisoft.io import checkpoint, datasets
-from minisoft.kinds import OPTIONS, SIGMA, TAU_OF, TOKENS
+from minisoft.kinds import OPTIONS, TAU_OF, TOKENS
 from minisoft.kinds.options import COUNT, DEVICE, Number, Option
-from minisoft.lab import command, variants
-from minisoft.rollout import COT
+from minisoft.lab import command
+from minisoft.rollout import ANSWER, COT
 from minisoft.run import policy
 from minisoft.run.metrics import markdown
 from minisoft.run.policy import Policy
@@ -33,7 +33,7 @@ from minisoft.run.world import as_program, bar, find_device
 from minisoft.verifier.process import WORKERS, Verifier
 
 EMBEDDING = "model.embed_tokens.weight"
-TERMS, PARTS = ("cot", "answer"), ("E", "body")
+TERMS, PARTS = {"cot": COT, "answer": ANSWER}, ("E", "body")
 MICRO_BATCH = 16  # rows
 
 
@@ -50,11 +50,8 @@ class Measurement:
 
     def about(self) -> dict:
         """What is measured, as the results have it."""
-        about = {name: x for name, x in vars(self.args).items() if name not in ("device", "out")}
-        for row in (TAU_OF, SIGMA, *OPTIONS):
-            usual = getattr(self.policy.settings, row.name, None)
-            about[row.name] = getattr(self.policy.kind, row.name, usual)
-        return about
+        flags = {name: x for name, x in vars(self.args).items() if name not in ("device", "out")}
+        return flags | self.policy.settings.sidecar_of(self.args.tokens)
 
     def rollouts(self, key: tuple, number: int, problems: int, samples: int) -> tuple:
         """(the numbered problems of a batch, their Rollouts); key: of the draws."""
@@ -73,7 +70,7 @@ class Measurement:
         rewards = torch.tensor([[g["reward"] for g in of] for of in scored], dtype=torch.float64)
         advantages = reinforce.leave_one_out(rewards)
         for term in reversed(TERMS):
-            some = {"micro_batch": MICRO_BATCH, "terms": variants.TERMS[term]}
+            some = {"micro_batch": MICRO_BATCH, "terms": (TERMS[term],)}
             self.policy.backward(rollouts, list(advantages), 1 / rewards.numel(), **some)
             for part, vector in take_gradient(self.policy.model).items():
                 gradients[term, part] = vector

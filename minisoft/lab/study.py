@@ -10,8 +10,8 @@ settings and their own, on problems and multiple choice.
 
 A cell is one call of a program in a process of its own with one thread; --jobs of them run at once,
 on GPUs one, with all of them.  The same command goes on, and does nothing twice.  Writes
-OUT/study.md, cells.jsonl and logs/.  Parts of the miniature: findings (hard, soft, fuzzy), kinds
-(the later ones), signal (gradients, first seed of each kind).
+OUT/study.md, cells.jsonl and logs/.  The miniature's --kinds are all of them by default, and it has
+the gradients of the first run of each.
 """
 
 import json
@@ -37,22 +37,20 @@ from minisoft.data import Problem
 from minisoft.errors import InputError, expect
 from minisoft.io import WEIGHTS, datasets, state
 from minisoft.io.atomic import read_json
-from minisoft.kinds import COT, KINDS, PAPER, TEMPLATE, TRAINING
-from minisoft.kinds.options import COUNT, Option
+from minisoft.kinds import COT, PAPER, TEMPLATE, TRAINING
+from minisoft.kinds.options import COUNT, ROOT, Option
 from minisoft.lab import command, findings, trainings
 from minisoft.run.card import commit
 from minisoft.run.settings import EVAL_COT
 from minisoft.run.world import as_program
 
-ROOT = Path(__file__).resolve().parents[2]
 PART = re.compile(r"-s?\d+$")  # without it, of a cell's name: train/soft of train/soft-s0
-PARTS = {"findings": PAPER, "kinds": trainings.LATER, "signal": ()}  # part: trainings, of all seeds
 FLAGS = [
     Option("out", Path, "folder of the study"),
     Option("model", str, "folder or hub id (default the miniature's)"),
     TRAINING["data"],
     Option("test", str, "problems and multiple choice, as eval.py --data", nargs="+"),
-    Option("kinds", str, "of token (default the paper's three)", None, KINDS, nargs="+"),
+    Option("kinds", str, "of token (default the paper's three)", None, findings.NAMES, nargs="+"),
     TRAINING["steps"],
     replace(TRAINING["lr"], help="default of the paper: Llama-8B 3e-6, Qwen 8e-6, another"),
     TEMPLATE,
@@ -60,7 +58,6 @@ FLAGS = [
     Option("limit", COUNT, "only the first problems of each set that tests (default all)"),
     Option("samples", COUNT, "samples a problem in tests (default 32)"),
     Option("batch", COUNT, "rows at once in tests (default 64)"),
-    Option("parts", str, f"some of the miniature's (default {','.join(PARTS)})"),
     Option("seeds", COUNT, "runs of each kind, seeds 0, 1, ... (default three; some five)"),
     Option("jobs", COUNT, "cells at once, one thread each (default 2, on GPUs 1)"),
     Option("list", bool, "print the commands and the hours, run nothing", False),
@@ -97,17 +94,17 @@ class Study:
     def stages(self) -> Iterator[list[Cell]]:
         """Training; tests and gradients.  The cells of a stage may run side by side, and need what
         the stage before has left."""
-        groups = [self.args.kinds] if self.args.kinds else [PARTS[x] for x in self.args.parts]
-        main = [run for names in groups for run in self.each(names)]  # (training, seed)
-        first = [(name, 0) for name in self.trainings if "signal" in self.args.parts]
-        yield [self.train(*run) for run in dict.fromkeys(main + first)]
+        names = self.args.kinds or self.trainings
+        runs = self.each(names)
+        yield [self.train(*run) for run in runs]
         tokens = [*PAPER, *(x.tokens for x in self.trainings.values())]
-        cells = [self.test("test/base", f"base={self.base}", tokens)] if main else []
-        for name, seed in main:  # the best checkpoint (--validation 0: the last), in its own too
+        cells = [self.test("test/base", f"base={self.base}", tokens)]
+        for name, seed in runs:  # the best checkpoint (--validation 0: the last), in its own too
             run, own = self.out / f"train/{name}-s{seed}", self.trainings[name].tokens
             kept = "last" if (run / "last").exists() and not (run / "best").exists() else "best"
             cells.append(self.test(f"test/{name}-s{seed}", f"{name}={run / kept}", (*PAPER, own)))
-        cells += [self.gradient(name, step) for name, _ in first for step in (0, 60)]
+        if not self.args.model:
+            cells += [self.gradient(name, step) for name in names for step in (0, 60)]
         yield cells
 
     def each(self, names) -> list[tuple[str, int]]:
@@ -229,9 +226,6 @@ def read_flags(argv=None) -> Study:
         args = command.read("study", __doc__, FLAGS, usual.split() + own)
         more = updates.split() + more
     args.kinds = args.kinds or (PAPER if args.model else None)
-    args.parts = (args.parts or ("" if args.kinds else ",".join(PARTS))).split(",")
-    known = {*args.parts} <= ({""} if args.kinds else {*PARTS})
-    expect(known, "--parts", f"some of {', '.join(PARTS)}, no --model, --kinds", args.parts)
     expect(args.out or args.plan, "--out", "a folder for the study", args.out)
     expect(args.test, "--test", "sets of problems or of multiple choice", args.test)
     on_gpus = torch.cuda.is_available()

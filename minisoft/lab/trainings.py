@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minisoft.io.atomic import read_json
-from minisoft.kinds import PAPER
 
 PROBLEMS = ("tiny-test", "tiny-long")
 SKILLS = ("tiny-facts", "tiny-sorting", "tiny-drills", "tiny-references")
@@ -35,7 +34,6 @@ TRAININGS = {
     "covariance": Training(("--tokens", "covariance"), "2e-4", 5),
     "gumbel": Training(("--tokens", "gumbel"), "1e-4", 3),
 }
-LATER = tuple(name for name in TRAININGS if name not in PAPER)  # but for top-5 not the paper's
 MINIATURE = (  # flags of minisoft.lab.study, as are PAPERS
     f"--test {' '.join((*PROBLEMS, *SKILLS))} --steps 60 --limit 200 --samples 32 --batch 512 "
     "-- --save-every 15 --keep 60 --warmup 20 --show-every 0"
@@ -61,4 +59,6 @@ def own(kinds: list[str], model: str) -> dict[str, Training]:
     is_qwen = "qwen" in config.get("model_type", model).lower()
     lr = "8e-6" if is_qwen else "3e-6" if large else "6e-6"
     has_one = "lr" in read_json(Path(model) / "minisoft.json").get("defaults", {})
-    return {kind: Training(("--tokens", kind), "" if has_one else lr, 3) for kind in kinds}
+    flags = {kind: ("--tokens", kind) for kind in kinds}
+    flags |= {kind: TRAININGS[kind].flags for kind in kinds if kind in TRAININGS}
+    return {kind: Training(of, "" if has_one else lr, 3) for kind, of in flags.items()}

@@ -57,11 +57,6 @@ def is_ours(head: dict) -> bool:
     return "minisoft" in (head.get("tags") or ())
 
 
-def may_write(folder: Path) -> bool:
-    """Is there no card yet, or one of ours?"""
-    return not (folder / NAME).exists() or is_ours(read_head(folder))
-
-
 def text(args: Namespace, before: dict, sidecar: dict, table: str = "") -> str:
     """A model's card; before: the head of its base's; sidecar: minisoft.json; table: accuracy."""
     from huggingface_hub import ModelCardData

@@ -18,13 +18,11 @@ from minisoft.run.settings import Settings, anywhere
 from minisoft.run.world import World
 
 WRITES = ("best", "last", "state", "config.json", "metrics.jsonl", "summary.json")  # and lock
-VARIANT = ("logits", "terms", "frozen")  # fields of the variant that a model came from
 
 
 class Files:
     """What a run reads beside its model's weights, and RUN, the folder args.out, where the main
-    rank writes; what that raises is raised on all ranks.  args.variant, what
-    `minisoft.lab.variants` changes, is written into config.json and minisoft.json."""
+    rank writes; what that raises is raised on all ranks."""
 
     def __init__(self, args: Namespace, world: World, reward_sha256: str | None):
         self.args, self.world, self.reward_sha256 = args, world, reward_sha256
@@ -84,7 +82,7 @@ class Files:
                 f"step {step}: weights: expected finite numbers, found NaN or infinity in "
                 f"{bad[0]}; nothing was saved{self.resumable()}"
             )
-        replaced = {*VARIANT, *(row.name for row in OPTIONS)}
+        replaced = {row.name for row in OPTIONS}
         sidecar = {
             **{name: value for name, value in self.sidecar.items() if name not in replaced},
             "prompt": policy.settings.template,
@@ -92,7 +90,6 @@ class Files:
             "data": Path(self.args.data).stem,
             "step": step,
             **policy.settings.sidecar_of(self.args.tokens),
-            **self.args.variant,
         }
 
         def save() -> None:
@@ -105,7 +102,7 @@ class Files:
     def card(self, folder: Path, sidecar: dict, table: str = "") -> dict[str, bytes]:
         """{name: content} of a model's card; {} where a user's file has that name."""
         path = folder / card.NAME
-        if card.may_write(folder):
+        if not path.exists() or card.is_ours(card.read_head(folder)):
             return {card.NAME: card.text(self.args, self.head, sidecar, table).encode()}
         if path not in self.users:
             self.users.add(path)

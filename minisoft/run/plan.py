@@ -145,9 +145,9 @@ def matrices(model: Transformer) -> int:
     return sum(p.numel() for p in model.parameters() if p.dim() == 2) - tables
 
 
-def key_bytes(model: Transformer, load: Load) -> int:
+def key_bytes(model: Transformer, device: str) -> int:
     """Of the keys and values of a position: float32 on CPUs."""
-    c, size = model.config, 4 if load.device == "cpu" else model.E.element_size()
+    c, size = model.config, 4 if device == "cpu" else model.E.element_size()
     return 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * size
 
 
@@ -159,7 +159,7 @@ def cache_bytes(model: Transformer, load: Load) -> int:
     else:
         length = -(-(load.positions + load.prompt) // FusedCache.WIDER) * FusedCache.WIDER
         positions = N * length + load.problems * load.prompt
-    return key_bytes(model, load) * positions
+    return key_bytes(model, load.device) * positions
 
 
 def memory(model: Transformer, load: Load) -> dict[str, dict[str, float]]:
@@ -214,7 +214,7 @@ def seconds(model: Transformer, load: Load, ranks: int) -> dict[str, float]:
     scored = (load.cot + ANSWER_TOKENS) / load.positions  # whose logits a replay needs
     used = matrices(model) + model.E.numel() * (1 + mixed)
     weights = max(size * used / read, 2 * load.rows * used / multiply)
-    keys = load.rows * (load.prompt + load.positions / 2) * key_bytes(model, load)
+    keys = load.rows * (load.prompt + load.positions / 2) * key_bytes(model, load.device)
     replayed = matrices(model) + model.E.numel() * (scored + mixed)
     products = 2 * load.rows * load.positions * replayed * (4 if load.recompute else 3)
     passes = max(load.problems, -(-load.rows // load.micro_batch))

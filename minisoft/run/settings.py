@@ -187,7 +187,7 @@ def resumed(args: Namespace, fixed: set, free: set) -> Namespace:
     moved = {*PATHS} if config.get("saved") else set()  # its state has hashes
     moved -= {"template"} if args.template == CHAT else set()
     changed = []
-    for name in sorted({"variant", *fixed} - moved):
+    for name in sorted(fixed - moved):
         before, now = config.get(name), getattr(args, name)
         if str(before) not in (str(now), anywhere(name, now)):
             changed.append(f"{name} (was {before}, now {now})")

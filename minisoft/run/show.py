@@ -17,7 +17,7 @@ from minisoft.reward import RIGHT
 from minisoft.rollout import COT, Rollout
 from minisoft.run.metrics import markdown
 from minisoft.run.policy import Policy
-from minisoft.run.subjects import MARK, Subject, as_rows
+from minisoft.run.subjects import MARK, find_all
 from minisoft.run.world import World
 from minisoft.soft import Hard, rms
 
@@ -56,12 +56,12 @@ def show(args: Namespace, world: World, verifier) -> None:
     OSError."""
     if len(args.data or []) > 1 or world.size > 1:
         raise InputError("--show: expected one data set and one process, found more")
-    subjects, chains = as_rows([Subject.find(text) for text in args.model], args), []
+    subjects, chains = find_all(args), []
     problems = datasets.load_problems((args.data or subjects[0].default_data())[0])
     number, last = args.show, len(problems) - 1
     expect(0 <= number <= last, "--show", f"a problem from 0 to {last}", number)
     for subject in subjects:
-        subject.check(args, [problems[number]], world)
+        subject.check([problems[number]], world)
     for subject in subjects:
         policy = subject.load(args, world.device)
         for setting in args.settings:

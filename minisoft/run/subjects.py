@@ -24,7 +24,6 @@ from minisoft.run.world import World
 from minisoft.soft import GAMMA
 
 USUAL = {"gamma": GAMMA, "noise": "embedding", "top_k": None}  # of minisoft.json
-USUAL |= {"terms": "both", "frozen": "nothing"}
 BEGINS = {  # what eval.py and minisoft.lab.tables write
     ".json": rb'\{\s*("runs": \[\s*\{\s*)?"model": .*\s*"label": .*\s*"named": ',
     ".jsonl": rb'\{"run": \d+, "setting": ',
@@ -37,40 +36,37 @@ DECIDE = ("samples", "seed", "dtype", "limit")  # beside models, their settings 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model under test: what the user gave, its folder, minisoft.json, its row's label, and
-    whether that is a NAME of the user's."""
+    """A model under test: what the user gave, its folder, how its tokens are made (its weights
+    unread), its row's label, and whether that is a NAME of the user's."""
 
     given: str
     folder: Path
-    sidecar: dict
+    settings: Settings
     label: str
-    named: bool = False
+    named: bool
 
     @classmethod
-    def find(cls, text: str) -> "Subject":
+    def find(cls, text: str, args: Namespace) -> "Subject":
         """[NAME=]MODEL; without a name: what it was trained from, on and with."""
         name, equals, path = text.partition("=")
         given = path if equals and not Path(text).exists() else text
         folder = checkpoint.find(given)
-        sidecar = checkpoint.read_about(folder)
-        named = given != text
-        return cls(given, folder, sidecar, name if named else label(folder, sidecar), named)
-
-    def settings(self, args: Namespace) -> Settings:
-        """How tokens are made, its weights unread."""
         kinds = [setting.kind for setting in args.settings]
-        return policy.settings(self.folder, kinds, Flags.of(args), EVAL_COT)
+        settings = policy.settings(folder, kinds, Flags.of(args), EVAL_COT)
+        named = given != text
+        row = name if named else label(folder, settings.sidecar)
+        return cls(given, folder, settings, row, named)
 
-    def check(self, args: Namespace, rows: list, world: World) -> None:
+    def check(self, rows: list, world: World) -> None:
         """See `check_prompts`; the weights are not read."""
         config, tokenizer = checkpoint.outline(self.folder).config, Tokenizer(self.folder)
-        texts = lengthened(rows, self.settings(args), Format(tokenizer))
+        texts = lengthened(rows, self.settings, Format(tokenizer))
         check_prompts(self.folder, config, tokenizer, texts, world)
 
     def load(self, args: Namespace, device: torch.device) -> Policy:
         """The model on a device, with the first kind of token of args.settings."""
         tokens, dtype = args.settings[0].kind, checkpoint.DTYPES[args.dtype]
-        return Policy.load(self.folder, tokens, self.settings(args), device, dtype, args.plain)
+        return Policy.load(self.folder, tokens, self.settings, device, dtype, args.plain)
 
     def identity(self) -> list:
         """Changes when a file of the model does; others may come, such as an evaluation's."""
@@ -79,7 +75,7 @@ class Subject:
         return [self.given, *sorted([p.name, s.st_size, s.st_mtime_ns] for p, s in files)]
 
     def default_data(self) -> list[str]:
-        tiny = self.sidecar.get("defaults", {}).get("data") == "tiny"
+        tiny = self.settings.sidecar.get("defaults", {}).get("data") == "tiny"
         return ["tiny-test" if tiny else "gsm8k-test"]
 
 
@@ -115,9 +111,10 @@ def _rest(path: str, paths: set[str]) -> str:
     return "/".join(ends[0][last:][::-1])
 
 
-def as_rows(subjects: list[Subject], args: Namespace) -> list[Subject]:
-    """The subjects with the labels of their rows.  Raises InputError where a model would be a seed
-    of itself, or those of one row, which are its seeds, have other settings."""
+def find_all(args: Namespace) -> list[Subject]:
+    """--model, with the labels of the rows.  Raises InputError where a model would be a seed of
+    itself, or those of one row, which are its seeds, have other settings."""
+    subjects = [Subject.find(text, args) for text in args.model]
     labels = apart([(s.label, str(s.folder.resolve()), s.named) for s in subjects])
     rows: list[Subject] = []
     for subject, text in zip(subjects, labels):
@@ -127,7 +124,7 @@ def as_rows(subjects: list[Subject], args: Namespace) -> list[Subject]:
         if len(same) > 1:
             found = " and ".join(same)
             raise InputError(f"--model: expected each once, found one folder in {found}")
-        now, before = subject.settings(args).facts(), row[0].settings(args).facts()
+        now, before = subject.settings.facts(), row[0].settings.facts()
         if differ := [name for name, value in now.items() if value != before[name]]:
             raise InputError(
                 f"--model: expected models called {text!r} to differ in the seed only, found other "
@@ -172,7 +169,7 @@ def open_journal(args, subjects: list[Subject], sources: dict, verifier, world: 
     """What an earlier call with the same flags, models and data had done; {name: rows}."""
     facts = {name: getattr(args, name) for name in DECIDE}
     facts["settings"] = [str(setting) for setting in args.settings]
-    facts["tokens"] = [subject.settings(args).facts() for subject in subjects]
+    facts["tokens"] = [subject.settings.facts() for subject in subjects]
     facts["reward"] = verifier.own_sha256
     facts["model"] = [subject.identity() for subject in subjects]
     hashes = [hashlib.sha256(repr(rows).encode()).hexdigest() for rows in sources.values()]

@@ -12,7 +12,7 @@ import train
 from minisoft.errors import InputError
 from minisoft.kinds import KINDS
 from minisoft.kinds.options import COUNT, SIZE, Number, Option, parse, read_pair
-from minisoft.lab import bench, gradient, study, tables, thought, variants, why
+from minisoft.lab import bench, gradient, study, tables, thought, why
 
 ROWS = [
     Option("out", Path, "a folder"),
@@ -82,7 +82,7 @@ def test_what_may_differ_when_a_run_goes_on():
     assert {"lr", "seed", "dtype", "cot", "data", "tokens", "group", "betas"} <= fixed
 
 
-LAB = [bench, gradient, study, tables, thought, variants, why]
+LAB = [bench, gradient, study, tables, thought, why]
 
 
 @pytest.mark.parametrize("module", [train, eval, *LAB])

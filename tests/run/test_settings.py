@@ -110,36 +110,32 @@ def test_a_learning_rate_by_kind_is_the_papers_for_a_kind_that_is_not_named():
 RUN = {state.MARK: state.VERSION}
 
 
-def go_on(flags, variant):
+def go_on(flags):
     args, given = train.read_flags(flags)
-    args.variant = variant
     return resumed(args, given - train.RESUMED, given & train.RESUMED)
 
 
 def test_a_run_goes_on_with_its_flags(tmp_path):
     args = filled({}, "--template", "t.txt", "--max-grad-norm", "0.5", "--cot", "40")
     config = {name: value for name, value in vars(args).items() if name not in ("out", "resume")}
-    config["variant"] = {}
     (tmp_path / "config.json").write_text(json.dumps(RUN | config))
     flags = ["--out", str(tmp_path), "--resume", "--steps", "9"]
-    again = go_on(flags, {})
+    again = go_on(flags)
     assert (again.template, again.max_grad_norm, again.steps) == ("t.txt", 0.5, 9)
     assert again.eval_cot == 512
 
 
-OTHERS = [({"lr": 1.0}, "--lr 2", {}, "lr (was 1.0, now 2.0)")]
-OTHERS += [({"advantage": "rloo"}, "--advantage grpo", {}, "(was rloo, now grpo)")]
-OTHERS += [({state.MARK: 0}, "", {}, "found a config.json without minisoft_run 1")]
-OTHERS += [({"data": "a", "saved": None}, "--data b", {}, "data (was a, now b)")]
-OTHERS += [({"variant": {"terms": "cot"}}, "", {}, "variant (was {'terms': 'cot'}, now {})")]
-OTHERS += [({}, "", {"terms": "cot"}, "variant (was None, now {'terms': 'cot'})")]
+OTHERS = [({"lr": 1.0}, "--lr 2", "lr (was 1.0, now 2.0)")]
+OTHERS += [({"advantage": "rloo"}, "--advantage grpo", "(was rloo, now grpo)")]
+OTHERS += [({state.MARK: 0}, "", "found a config.json without minisoft_run 1")]
+OTHERS += [({"data": "a", "saved": None}, "--data b", "data (was a, now b)")]
 
 
-@pytest.mark.parametrize("config, flags, variant, message", OTHERS)
-def test_other_flags_than_the_runs_are_refused(tmp_path, config, flags, variant, message):
+@pytest.mark.parametrize("config, flags, message", OTHERS)
+def test_other_flags_than_the_runs_are_refused(tmp_path, config, flags, message):
     (tmp_path / "config.json").write_text(json.dumps(RUN | config))
     flags = ["--out", str(tmp_path), "--resume", *flags.split()]
-    refuses(flags, "--resume: ", message, by=partial(go_on, variant=variant))
+    refuses(flags, "--resume: ", message, by=go_on)
 
 
 def test_what_training_on_changes_is_said():

@@ -216,7 +216,7 @@ def test_too_little_memory_is_one_line(error):
 
 
 SPINS = 1000
-LAB = "bench findings gradient study variants".split()
+LAB = "bench findings gradient study".split()
 PROGRAMS = ["train.py", "eval.py", "-m pytest -s", *(f"-m minisoft.lab.{name}" for name in LAB)]
 WAYS = [(program, {}, f"{SPINS} None") for program in PROGRAMS]
 WAYS.append(("train.py", {"GOMP_SPINCOUNT": "7"}, "7 None"))

@@ -70,15 +70,18 @@ def decode(raw: bytes, where) -> str:
 def _files(folder: Path) -> list[Path]:
     """The data files below a folder, 2.json before 10.json, hidden ones apart.  Raises InputError
     for several splits: together, test problems would be trained on."""
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
     names = [name for name in names if name.endswith(_SUFFIXES) and not re.search(r"(^|/)\.", name)]
     if not names:
         raise InputError(f"{folder}: expected a {', '.join(_SUFFIXES)} file in it, found none")
     names.sort(key=lambda name: [int(x) if i % 2 else x for i, x in enumerate(_DIGITS.split(name))])
-    firsts = {}  # (Parquet or JSON, split) -> the first file of these
+    firsts = {}  # (Parquet or JSON, split, is it beside one of its name) -> the first of these
+    stems = set()
     for name in names:
         split = re.search(_SPLIT, name.lower())
-        firsts.setdefault((name.endswith(".parquet"), split and split[0]), name)
+        stem = re.sub(r"\.(jsonl?|parquet)(\.gz)?$", "", name)  # gunzip -k has the rows twice
+        firsts.setdefault((name.endswith(".parquet"), split and split[0], stem in stems), name)
+        stems.add(stem)
     if len(firsts) > 1:
         first, second = list(firsts.values())[:2]
         raise InputError(

@@ -15,9 +15,8 @@ from minisoft.io.rows import EMBEDDED, HUB  # noqa: F401 (the names that program
 QUESTIONS = ("question", "problem", "input", "Question", "Problem")
 BEFORE_IT = ("context", "Body", "body")  # of OlympiadBench, SVAMP: the question's first part
 # What holds nothing but the gold comes before "answer", which may be a text or a model's.
-ANSWERS = ("final_answer", "reference_answer", "expected_answer", "gold_answer", "gt_answer")
-ANSWERS += ("ground_truth", "answer_number", "answer", "target", "Answer", "result", "final_ans")
-ANSWERS += ("numerical_answer",)
+ANSWERS = ("final_answer", "expected_answer", "gold_answer", "answer_number", "ground_truth")
+ANSWERS += ("gt_answer", "answer", "target", "Answer", "result", "final_ans", "numerical_answer")
 NUMBERS = ("Numbers", "numbers", "num_list")  # what stands for the question's placeholders
 OPTIONS = ("endings", "choices", "options")
 _IMAGE = "image|img|figure|picture|diagram"
@@ -121,8 +120,7 @@ def _has_other_options(row: dict) -> bool:
 
 
 def _text(text, where: str, clean=str) -> str:
-    """What `clean` leaves of a text.  Raises InputError if that is nothing, or if half a surrogate
-    pair is in it, which no tokenizer takes."""
+    """What `clean` leaves of a text.  Raises InputError for nothing, and for half a character."""
     expect(isinstance(text, str) and clean(text).strip(), where, "a text", text)
     if half := re.search(r"[\ud800-\udfff]", text):
         raise InputError(f"{where}: expected UTF-8's characters, found half an emoji: {half[0]!r}")
@@ -241,30 +239,28 @@ def _choice(row, where: str) -> Choice:
         return Choice(context, options, _index(row, "label", range(len(options)), where))
     context = f"Question: {_text(row.get('question'), f'{where}: question')}\nAnswer:"
     choices = row.get("choices")
-    if not _filled(choices):  # MMLU-Pro
-        options = _options(row["options"], f"{where}: options")
-        return Choice(context, options, _letter_and_index(row, len(options), where))
     if isinstance(choices, dict):  # ARC
         options = _options(choices.get("text"), f"{where}: choices.text")
         labels = choices.get("label")
         good = isinstance(labels, list) and len(labels) == len(options)
         expect(good, f"{where}: choices.label", f"{len(options)} labels", labels)
         return Choice(context, options, _index(row, "answerKey", labels, where))
-    options = _options(choices, f"{where}: choices")  # MMLU
-    by_letter = isinstance(row.get("answer"), str)
-    labels = string.ascii_uppercase[: len(options)] if by_letter else range(len(options))
-    return Choice(context, options, _index(row, "answer", labels, where))
+    name = "choices" if _filled(choices) else "options"  # MMLU, MMLU-Pro
+    options = _options(row[name], f"{where}: {name}")
+    return Choice(context, options, _letter_and_index(row, len(options), where))
 
 
 def _letter_and_index(row: dict, count: int, where: str) -> int:
-    """MMLU-Pro's right option of `count`; answer and answer_index must name the same one."""
+    """The right option of `count`: answer, by index or letter, and answer_index name the same."""
     answer, index = row.get("answer"), row.get("answer_index")
     if answer is None and index is not None:
         return _index(row, "answer_index", range(count), where)
-    letter = _index(row, "answer", string.ascii_uppercase[:count], where)
-    same = index in (None, letter)
-    expect(same, f"{where}: answer_index", f"{letter}, since answer is {answer}", index)
-    return letter
+    by_index = _filled(row.get("choices")) and not isinstance(answer, str)  # in MMLU only
+    labels = range(count) if by_index else string.ascii_uppercase[:count]
+    right = _index(row, "answer", labels, where)
+    same = index in (None, right)
+    expect(same, f"{where}: answer_index", f"{right}, since answer is {answer}", index)
+    return right
 
 
 def _options(texts, where: str, clean=str) -> tuple[str, ...]:

@@ -75,13 +75,10 @@ def _files(folder: Path) -> list[Path]:
     if not names:
         raise InputError(f"{folder}: expected a {', '.join(_SUFFIXES)} file in it, found none")
     names.sort(key=lambda name: [int(x) if i % 2 else x for i, x in enumerate(_DIGITS.split(name))])
-    firsts = {}  # (Parquet or JSON, split, is it beside one of its name) -> the first of these
-    stems = set()
+    firsts = {}  # (Parquet or JSON, split) -> the first file of these
     for name in names:
         split = re.search(_SPLIT, name.lower())
-        stem = re.sub(r"\.(jsonl?|parquet)(\.gz)?$", "", name)  # gunzip -k has the rows twice
-        firsts.setdefault((name.endswith(".parquet"), split and split[0], stem in stems), name)
-        stems.add(stem)
+        firsts.setdefault((name.endswith(".parquet"), split and split[0]), name)
     if len(firsts) > 1:
         first, second = list(firsts.values())[:2]
         raise InputError(

@@ -218,12 +218,6 @@ def test_a_folder_has_data_of_one_format(tmp_path):
     refuses(tmp_path, "one format and one split, found a.jsonl and b.parquet")
 
 
-@pytest.mark.parametrize("second", ["a.json", "a.jsonl.gz", "a.parquet"])
-def test_a_folder_has_its_rows_once(second, tmp_path):
-    write(tmp_path, **{"a.jsonl": LINE, second: b""})
-    refuses(tmp_path, "one format and one split, found ", "a.jsonl", second)
-
-
 def test_a_link_to_nothing_is_not_passed_over(tmp_path):
     write(tmp_path, **{"a.jsonl": LINE})
     (tmp_path / "b.jsonl").symlink_to(tmp_path / "gone")

@@ -328,8 +328,12 @@ def test_input_is_not_written_over_or_among(tmp_path, names):
 WRITTEN = "r.json r.jsonl r.md r.json.lock r.json.part-0 r.json.part-3".split()
 
 
+OTHERS = ['{"results": {"acc": 0.5}}', '{"a": 1}\n{"b": 2}\n', "# My\n"]
+OTHERS.append("**Hard inference**: pass@k in %.\n\n| tiny |\n| --- |\n\nMy notes below the table\n")
+
+
 @pytest.mark.parametrize("name", WRITTEN)
-@pytest.mark.parametrize("content", ['{"results": {"acc": 0.5}}', '{"a": 1}\n{"b": 2}\n', "# My\n"])
+@pytest.mark.parametrize("content", OTHERS)
 def test_a_file_that_eval_did_not_write_is_refused_and_stays(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     with pytest.raises(SystemExit, match=f"{tmp_path / name}: .*expected .*found") as stop:

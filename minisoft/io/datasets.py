@@ -14,8 +14,9 @@ from minisoft.io.rows import EMBEDDED, HUB  # noqa: F401 (the names that program
 
 QUESTIONS = ("question", "problem", "input", "Question", "Problem")
 BEFORE_IT = ("context", "Body", "body")  # of OlympiadBench, SVAMP: the question's first part
-ANSWERS = ("answer", "target", "final_answer", "Answer", "result", "final_ans", "ground_truth")
-ANSWERS += ("expected_answer", "gold_answer", "answer_number", "numerical_answer", "gt_answer")
+# What holds nothing but the gold comes before "answer", which may be a text or a model's.
+ANSWERS = ("final_answer", "expected_answer", "gold_answer", "answer_number", "ground_truth")
+ANSWERS += ("gt_answer", "answer", "target", "Answer", "result", "final_ans", "numerical_answer")
 NUMBERS = ("Numbers", "numbers", "num_list")  # what stands for the question's placeholders
 OPTIONS = ("endings", "choices", "options")
 _IMAGE = "image|img|figure|picture|diagram"
@@ -118,12 +119,12 @@ def _has_other_options(row: dict) -> bool:
     return len(apart) > 1 or any(name.lower() in _TOGETHER for name in filled)
 
 
-def _encodable(text: str, where: str) -> str:
-    """The text.  Raises InputError for half a surrogate pair, which no tokenizer takes."""
-    half = re.search(r"[\ud800-\udfff]", text)
-    if half:
+def _text(text, where: str, clean=str) -> str:
+    """What `clean` leaves of a text.  Raises InputError for nothing, and for half a character."""
+    expect(isinstance(text, str) and clean(text).strip(), where, "a text", text)
+    if half := re.search(r"[\ud800-\udfff]", text):
         raise InputError(f"{where}: expected UTF-8's characters, found half an emoji: {half[0]!r}")
-    return text
+    return clean(text)
 
 
 def _problem(row, where: str) -> Problem:
@@ -135,17 +136,17 @@ def _problem(row, where: str) -> Problem:
         raise InputError(f"{where}: expected {expected}, found multiple choice ({_fields(row)})")
     _check_usable(row)
     question = next((text for text in map(row.get, QUESTIONS) if isinstance(text, str)), "").strip()
-    answer = _answer(row, where)
-    if not question or answer is None:
+    answer = _answer(row, where) if question else None
+    if answer is None:
         raise InputError(
             f"{where}: expected question, problem or input, and answer, final_answer, target or a "
             f"solution with \\boxed{{}}; found {_fields(row)}"
         )
     texts = [*map(row.get, BEFORE_IT), question]
     question = " ".join(text.strip() for text in texts if isinstance(text, str) and text.strip())
-    question = _put_in(row, _encodable(question, f"{where}: question"))
+    question = _put_in(row, _text(question, f"{where}: question"))
     _check_usable({"the question": question, "the gold": answer})
-    return Problem(question, _encodable(answer, f"{where}: answer"))
+    return Problem(question, _text(answer, f"{where}: answer"))
 
 
 def _put_in(row: dict, question: str) -> str:
@@ -168,9 +169,11 @@ def _answer(row: dict, where: str) -> str | None:
             text = "" if value is None else _answer_text(value, f"{where}: {name}")
         if text := text.rsplit("####", 1)[-1].strip():  # GSM8K: the gold follows ####
             return _boxes(text) or re.sub(r"(?<=\d) \((?!base|mod)[a-z ]+\)$", "", text)  # ASDiv
-    solution = row.get("solution")  # MATH as first published
+    solution, has_place = row.get("solution"), row.keys() & ANSWERS  # MATH as first published
+    if isinstance(solution, str) and not (has_place or re.search(r"\\f?box", solution)):
+        raise _LeftOut("whose solution has no \\boxed{}")  # NuminaMath-CoT's proofs
     gold = _boxes(solution) if isinstance(solution, str) else None
-    return "" if gold is None and row.keys() & ANSWERS else gold
+    return "" if gold is None and has_place else gold
 
 
 def _boxes(text: str) -> str | None:
@@ -234,44 +237,37 @@ def _choice(row, where: str) -> Choice:
         options = _options(row["endings"], f"{where}: endings", _clean)
         context = _hellaswag_context(row, where)
         return Choice(context, options, _index(row, "label", range(len(options)), where))
-    question, choices = row.get("question"), row.get("choices")
-    good = isinstance(question, str) and question.strip()
-    expect(good, f"{where}: question", "a text", question)
-    context = f"Question: {_encodable(question, f'{where}: question')}\nAnswer:"
-    if not _filled(choices):  # MMLU-Pro
-        options = _options(row["options"], f"{where}: options")
-        return Choice(context, options, _letter_and_index(row, len(options), where))
+    context = f"Question: {_text(row.get('question'), f'{where}: question')}\nAnswer:"
+    choices = row.get("choices")
     if isinstance(choices, dict):  # ARC
         options = _options(choices.get("text"), f"{where}: choices.text")
         labels = choices.get("label")
         good = isinstance(labels, list) and len(labels) == len(options)
         expect(good, f"{where}: choices.label", f"{len(options)} labels", labels)
         return Choice(context, options, _index(row, "answerKey", labels, where))
-    options = _options(choices, f"{where}: choices")  # MMLU
-    by_letter = isinstance(row.get("answer"), str)
-    labels = string.ascii_uppercase[: len(options)] if by_letter else range(len(options))
-    return Choice(context, options, _index(row, "answer", labels, where))
+    name = "choices" if _filled(choices) else "options"  # MMLU, MMLU-Pro
+    options = _options(row[name], f"{where}: {name}")
+    return Choice(context, options, _letter_and_index(row, len(options), where))
 
 
 def _letter_and_index(row: dict, count: int, where: str) -> int:
-    """MMLU-Pro's right option of `count`; answer and answer_index must name the same one."""
+    """The right option of `count`: answer, by index or letter, and answer_index name the same."""
     answer, index = row.get("answer"), row.get("answer_index")
     if answer is None and index is not None:
         return _index(row, "answer_index", range(count), where)
-    letter = _index(row, "answer", string.ascii_uppercase[:count], where)
-    same = index in (None, letter)
-    expect(same, f"{where}: answer_index", f"{letter}, since answer is {answer}", index)
-    return letter
+    by_index = _filled(row.get("choices")) and not isinstance(answer, str)  # in MMLU only
+    labels = range(count) if by_index else string.ascii_uppercase[:count]
+    right = _index(row, "answer", labels, where)
+    same = index in (None, right)
+    expect(same, f"{where}: answer_index", f"{right}, since answer is {answer}", index)
+    return right
 
 
 def _options(texts, where: str, clean=str) -> tuple[str, ...]:
     """At least two texts, each passed through `clean` and not empty."""
     several = isinstance(texts, list) and len(texts) > 1
     expect(several, where, "a list of at least two texts", texts)
-    for text in texts:
-        good = isinstance(text, str) and clean(text).strip()
-        expect(good, where, "texts that are not empty", text)
-    return tuple(_encodable(clean(text), where) for text in texts)
+    return tuple(_text(text, where, clean) for text in texts)
 
 
 def _index(row: dict, field: str, labels, where: str) -> int:
@@ -286,9 +282,7 @@ def _hellaswag_context(row: dict, where: str) -> str:
     parts = [row.get(name) for name in ("activity_label", "ctx_a", "ctx_b")]
     if all(isinstance(part, str) for part in parts):
         context = f"{parts[0]}: {parts[1]} {parts[2].capitalize()}"
-    good = isinstance(context, str) and _clean(context).strip()
-    expect(good, f"{where}: ctx", "a text", context)
-    return _encodable(_clean(context), f"{where}: ctx")
+    return _text(context, f"{where}: ctx", _clean)
 
 
 def _clean(text: str) -> str:

@@ -70,7 +70,7 @@ def decode(raw: bytes, where) -> str:
 def _files(folder: Path) -> list[Path]:
     """The data files below a folder, 2.json before 10.json, hidden ones apart.  Raises InputError
     for several splits: together, test problems would be trained on."""
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
     names = [name for name in names if name.endswith(_SUFFIXES) and not re.search(r"(^|/)\.", name)]
     if not names:
         raise InputError(f"{folder}: expected a {', '.join(_SUFFIXES)} file in it, found none")

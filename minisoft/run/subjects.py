@@ -24,10 +24,10 @@ from minisoft.run.world import World
 from minisoft.soft import GAMMA
 
 USUAL = {"gamma": GAMMA, "noise": "embedding", "top_k": None}  # of minisoft.json
-BEGINS = {  # what eval.py and minisoft.lab.tables write
+BEGINS = {  # what eval.py and minisoft.lab.tables write; .md: to the end, without a user's notes
     ".json": rb'\{\s*("runs": \[\s*\{\s*)?"model": .*\s*"label": .*\s*"named": ',
     ".jsonl": rb'\{"run": \d+, "setting": ',
-    ".md": rb"\*\*(\w+ inference\*\*: pass@k|Multiple choice\*\*: accuracy)",
+    ".md": rb"\*\*(\w+ inference\*\*: pass|Multiple choice\*\*: acc)(.|\n(?=[|\n]|\*\*|\Z))*\Z",
     ".png": rb"(?s)\x89PNG.*minisoft",
 }
 MARK = {"Source": "minisoft"}  # in a PNG

@@ -35,6 +35,8 @@ class Comparison:
         if is_set:
             gold, answer = spelling.as_set(gold), spelling.as_set(answer)
         gold, answer = spelling.unnamed(gold, answer), spelling.unnamed(answer, gold)
+        if re.fullmatch("[A-E]", gold) and (option := _OPTION.fullmatch(answer)):
+            answer = option[2]
         if spelling.tight(gold) == spelling.tight(answer) or self._same_parts(gold, answer):
             return True
         # one in more pieces than its gold is not simplified
@@ -75,7 +77,8 @@ class Comparison:
         if is_other and (gold_unit or not is_known(answer_unit)):
             return False
         if expected is None or value is None:
-            return not (whole or is_percent) and may_ask(gold, answer) and self.ask(gold, answer)
+            is_text = not (whole or is_percent)
+            return is_text and (gold == answer or may_ask(gold, answer) and self.ask(gold, answer))
         self.used_numbers = True
         if gold_unit == "percent" and not answer_unit:  # 0.1 is 10%
             return value in (expected, expected / 100)
@@ -96,6 +99,8 @@ _FORMULA = re.compile(
     r"|cap|setminus)(?![A-Za-z]))+",
     re.ASCII,
 )
+# (B) 12, an option with its text; not with another letter, nor with words: they may deny it.
+_OPTION = re.compile(r"(\\text\{)?\(?([A-E])[).:](?!.*(\b[A-E]\b|∨|(?<![\\A-Za-z])[A-Za-z]{3})).+")
 _SOLVED = re.compile("[A-Za-z] ?=[^A-Zabcdfghj-z=]*")
 
 

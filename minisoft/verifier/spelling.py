@@ -42,6 +42,7 @@ _RULES = [  # what is respelled, its pattern, what takes its place; in this orde
     (r"5\text{ cm.}", r"(?<!\.)\.\}$", "}"),
     ("sq. ft", r"\b(sq|cu)\. ?", r"\1 "),
     ("two", rf"(?i)(?:^|(?<=text\{{))(?:{_WORD})(?= |\}}|$)", lambda it: _FIRST[it[0].lower()]),
+    ("9:05 a.m.", r"(?i)(?<=:\d\d) ?(\\text\{ ?)?([ap])\.?m\b\.?(?(1) ?\})", r"\\text{\2meridiem}"),
     (r"11_{\text{2}}", r"_\{\\text\{(\d+)\}\}", r"_{\1}"),
     ("2 or 3", r",? ?\\text\{,? ?or,?\} ?|,? or ", "∨"),
     ("2 and 3; not (2; 3)", r",? ?\\text\{,? ?and,?\} ?|,? and |;(?![^(\[]*[)\]])", ","),

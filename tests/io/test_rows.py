@@ -218,6 +218,12 @@ def test_a_folder_has_data_of_one_format(tmp_path):
     refuses(tmp_path, "one format and one split, found a.jsonl and b.parquet")
 
 
+def test_a_link_to_nothing_is_not_passed_over(tmp_path):
+    write(tmp_path, **{"a.jsonl": LINE})
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "gone")
+    refuses(tmp_path, "b.jsonl: expected a data file")
+
+
 def test_a_name_of_the_hub_is_no_folder(tmp_path, monkeypatch):
     """A folder that has the name of a data set is meant by ./name only."""
     monkeypatch.chdir(write(tmp_path, **{"gsm8k__a.jsonl": LINE}))

@@ -10,10 +10,11 @@ import gzip
 import io
 import json
 import re
+from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 
-from minisoft.errors import InputError, expecting
+from minisoft.errors import InputError, expect, expecting
 from minisoft.io import WEIGHTS
 
 HUB = {  # short name -> (hub dataset, configuration, split)
@@ -33,6 +34,7 @@ EMBEDDED = {"tiny": "train.jsonl", **{f"tiny-{name}": f"{name}.jsonl" for name i
 _SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz", ".parquet")
 # Also in one word (trainset, GSM8KTest), but not in constraint, contest and latest.
 _SPLIT = r"(?<!s)train|(?<!con)(?<!la)test|valid|(?<![a-z])(val|dev|eval)(?![a-rt-z])|math[-_]?500"
+_SHARD = re.compile(r"(.*)-\d{5}-of-0*([1-9]\d*)\b.*")
 _DIGITS = re.compile("([0-9]+)")
 POINTER = b"version https://git-lfs"  # what lies there before git lfs pull
 _SPACE = re.compile(r"\s*")
@@ -69,7 +71,8 @@ def decode(raw: bytes, where) -> str:
 
 def _files(folder: Path) -> list[Path]:
     """The data files below a folder, 2.json before 10.json, hidden ones apart.  Raises InputError
-    for several splits: together, test problems would be trained on."""
+    for several splits, since test problems would be trained on, for a part of the shards, and for
+    rows that are there twice: a.json, a.jsonl.gz."""
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()]
     names = [name for name in names if name.endswith(_SUFFIXES) and not re.search(r"(^|/)\.", name)]
     if not names:
@@ -85,6 +88,11 @@ def _files(folder: Path) -> list[Path]:
             f"{folder}: expected data files of one format and one split, found {first} and "
             f"{second}; give a file, or the folder of one split"
         )
+    shards = Counter(shard.groups() for shard in map(_SHARD.fullmatch, names) if shard)
+    for (name, total), n in shards.items():
+        expect(n == int(total), f"{folder}: {name}", f"its {total} files, or one by name", n)
+    for stem, n in Counter(re.sub(r"\.jsonl?(\.gz)?$", "", name) for name in names).items():
+        expect(n == 1, f"{folder}: {stem}", "one file of that name", n)
     return [folder / name for name in names]
 
 

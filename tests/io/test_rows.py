@@ -218,6 +218,17 @@ def test_a_folder_has_data_of_one_format(tmp_path):
     refuses(tmp_path, "one format and one split, found a.jsonl and b.parquet")
 
 
+def test_half_a_data_set_and_one_that_is_there_twice_are_refused(tmp_path):
+    names = [f"train-0000{i}-of-00002-{'ab'[i]}.jsonl" for i in range(2)]
+    write(tmp_path, **{names[0]: LINE})
+    refuses(tmp_path, "train: expected its 2 files", "found 1")
+    assert load(tmp_path / names[0]) == [PROBLEM]
+    write(tmp_path, **{names[1]: LINE})
+    assert load(tmp_path) == [PROBLEM] * 2
+    write(tmp_path, **{"train_a.jsonl": LINE, "train_a.json.gz": gzip.compress(LINE)})
+    refuses(tmp_path, "train_a: expected one file of that name, found 2")
+
+
 def test_a_link_to_nothing_is_not_passed_over(tmp_path):
     write(tmp_path, **{"a.jsonl": LINE})
     (tmp_path / "b.jsonl").symlink_to(tmp_path / "gone")

@@ -54,7 +54,7 @@ FLAGS = {
         Option(
             "data",
             str,
-            "problems or multiple choice: .jsonl or .json files, tiny-test, or hub names: "
+            "problems or multiple choice: files, folders as train.py has, tiny-test, or hub names: "
             f"{', '.join(datasets.HUB)} (default gsm8k-test, of the embedded model tiny-test)",
             nargs="+",
         ),

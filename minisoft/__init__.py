@@ -3,7 +3,7 @@
 The files of this folder are the paper ("Soft Tokens, Hard Truths"), in reading order: data, model,
 draws, soft, rollout, reward, reinforce, evaluation.  The folders are other kinds of token in the
 same frame, and the names of all (kinds), and what is only faster (engine), read and written (io),
-decided (verifier), run (training) or measured (lab).
+decided (verifier), run on real machines (run) or measured (lab).
 """
 
 import os

@@ -1,6 +1,6 @@
 """The six inference settings, pass@k with intervals, entropy by position; multiple choice.
 
-Dimensions: P problems, m numbers of each, n rows of one problem.
+Dimensions: P problems, m numbers of each, C CoT positions, S scored tokens, V vocabulary.
 """
 
 from collections import Counter

@@ -1,7 +1,7 @@
 """The Llama / Qwen2 / Qwen3 transformer T(.) over *input embeddings* (eqs. 1-2).
 
 Dimensions: N rows, T positions, d hidden_size, H query heads, K key/value heads, D head_dim,
-V vocabulary, L layers, P positions of a prompt.
+V vocabulary, P positions of a prompt.
 Parameter names are those of Hugging Face checkpoints, so loading needs no conversion table.
 """
 
@@ -241,7 +241,7 @@ class Transformer(nn.Module):
     def forward(self, inputs_embeds: torch.Tensor, attend=None) -> torch.Tensor:
         """Input embeddings h0 (N, T, d) -> encodings hL (N, T, d), after the final norm (eqs. 1-2).
 
-        attend: None for plain causal self-attention, or a `Prompt` that all rows continue.
+        attend: None for plain causal self-attention, or another `Causal`, such as a `Prompt`.
         """
         attend = Causal() if attend is None else attend
         x = inputs_embeds.to(self.E.dtype)

@@ -54,8 +54,8 @@ class Rollout:
 
     keys (n,) int64, of the rows' draws; truncated (n,) bool: the CoT budget was spent before the
     stop phrase; ids (n, S) int64: tokens, in the CoT the shadow tokens; role (n, S) int8; actions
-    (n, C) int64 or (n, C, ...) float32: tokens, noisy inputs h0~ or other actions of the CoT (None
-    where they were not wanted); log_prob (n, S) float64 of the actions and answer tokens; measures
+    (n, C, ...), int64 tokens or float32 noisy inputs h0~ or other actions of the CoT (None where
+    they were not wanted); log_prob (n, S) float64 of the actions and answer tokens; measures
     (n, S, 3) float32 of the CoT's positions (`soft.measure`), elsewhere 0.
     """
 

@@ -6,7 +6,7 @@ All options of a question follow the same context, so a question is one row, a t
     sees         itself      | context and itself   | context and itself   |
     positions    0 ... C-1   | C, C+1, ...          | C, C+1, ...          |
 
-Dimensions: Q questions in a batch, T inputs in a row, S scored tokens in a batch, d width.
+Dimensions: Q questions in a batch, T inputs in a row, d width.
 """
 
 from collections.abc import Iterator

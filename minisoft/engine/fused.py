@@ -3,7 +3,7 @@
 A decoding step of few rows or a small model is bound by the number of its operations.  What stands
 between two products is one function here, and on a GPU one kernel (see `cuda`).
 
-Dimensions: N rows, H query and K key/value heads, D head_dim, d width, V vocabulary.
+Dimensions: N rows, H query and K key/value heads, D head_dim, d width.
 """
 
 import torch

@@ -229,7 +229,7 @@ def read_files(folder: Path) -> dict[str, bytes]:
 
 
 def save_model(folder: Path, model: Transformer, files: dict[str, bytes], sidecar: dict) -> None:
-    """Write a folder that transformers and vLLM load, whole or not at all: weights in their own
+    """Write a folder that transformers loads, whole or not at all: weights in their own
     dtype, the files that `read_files` has read, the sidecar.  Raises OSError."""
     config = json.loads(files["config.json"])
     config = {name: x for name, x in config.items() if name not in ("torch_dtype", "dtype")}

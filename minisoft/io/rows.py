@@ -110,7 +110,7 @@ def _read_file(path: Path) -> list[tuple[str, object]]:
 
 
 def _integer(digits: str) -> int | Decimal:
-    """Python reads no integers of more than 4300 digits, or as few as 640 if told so."""
+    """Python reads no integers of more than 4300 digits, or as few as 640 where that is set."""
     return int(digits) if len(digits) <= 640 else Decimal(digits)
 
 

@@ -6,7 +6,7 @@ from minisoft.errors import expect
 from minisoft.io.atomic import read_json
 from minisoft.io.codecs import read_codec
 
-# carried over when a model is saved
+# copied when a model is saved
 FILES = "tokenizer.json tokenizer.model tokenizer_config.json special_tokens_map.json".split()
 FILES += "added_tokens.json vocab.json merges.txt chat_template.jinja".split()
 

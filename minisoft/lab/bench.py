@@ -187,7 +187,7 @@ class Rival:
     model of the same folder, with fused attention, a growing cache, each prompt run once.
     (`generate`, eager attention and a static cache were slower wherever they were tried.)
 
-    Dimensions: N rows, T positions at once, V vocabulary, d width.
+    Dimensions: T positions at once, V vocabulary, d width.
     """
 
     def __init__(self, work, args):

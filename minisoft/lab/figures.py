@@ -1,6 +1,6 @@
 """Pictures like the paper's Figures 2-4 (extra `plot`: matplotlib).
 
-Each public function without `read` in its name returns a matplotlib Figure.  Lines are labels of
+`training`, `pass_at_k` and `entropy` return a matplotlib Figure.  Lines are labels of
 runs, of which runs of one label are the seeds; a line that is a kind of token has its colour.
 """
 

@@ -51,7 +51,7 @@ FLAGS = [
     TRAINING["data"],
     Option("test", str, "problems and multiple choice, as eval.py --data", nargs="+"),
     Option("kinds", str, "of token (default the paper's three)", None, findings.NAMES, nargs="+"),
-    TRAINING["steps"],
+    replace(TRAINING["steps"], help="updates of a run (in the miniature 60)"),
     replace(TRAINING["lr"], help="default of the paper: Llama-8B 3e-6, Qwen 8e-6, another"),
     TEMPLATE,
     replace(COT, name="eval_cot", help="CoT budget in tests and validations", default=EVAL_COT),

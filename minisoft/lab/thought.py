@@ -6,7 +6,7 @@ Accuracy of the greedy answer after the greedy (--sampled: a drawn) CoT of the m
 after none, after the embeddings of its shadow tokens, and after the CoT of another problem (also:
 how often the answer is then the other problem's).
 
-Dimensions: C CoT positions, d width, T positions so far.
+Dimensions: C CoT positions, d width.
 """
 
 import argparse

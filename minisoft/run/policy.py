@@ -58,7 +58,7 @@ class Policy:
         return Request(self.form.tokenizer.encode(text), key, samples)
 
     def rollout(self, requests, greedy=False, greedy_answer=False, **options) -> list[Rollout]:
-        """Sections 2 and 4: a Rollout of each Request; options: those of `engine.stream`."""
+        """Sections 3 and 4: a Rollout of each Request; options: those of `engine.stream`."""
         roll = rollout.rollout if self.plain else engine.rollout
         decoding = Decoding(self.settings.cot, greedy, greedy_answer)
         return roll(self.model, self.form, self.kind, requests, decoding, **options)

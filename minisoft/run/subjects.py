@@ -166,7 +166,7 @@ def check_written(path: Path) -> None:
 
 
 def open_journal(args, subjects: list[Subject], sources: dict, verifier, world: World) -> Journal:
-    """What an earlier call with the same flags, models and data had done; {name: rows}."""
+    """What an earlier call with the same flags, models and data had done; sources: {name: rows}."""
     facts = {name: getattr(args, name) for name in DECIDE}
     facts["settings"] = [str(setting) for setting in args.settings]
     facts["tokens"] = [subject.settings.facts() for subject in subjects]

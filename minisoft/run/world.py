@@ -53,9 +53,9 @@ def open_output(number: int, errors: str, stream) -> io.TextIOWrapper:
 
 
 def as_program(main) -> None:
-    """main() as a program.  What a terminal cannot show is printed as "?".  A rank among several
-    leaves without the destructors of C++, in which one in thirty was seen to abort ("terminate
-    called without an active exception", torch 2.13, gloo)."""
+    """main() as a program.  What a terminal cannot show is printed as "?", on stderr escaped.  A
+    rank among several leaves without the destructors of C++, in which one in thirty was seen to
+    abort ("terminate called without an active exception", torch 2.13, gloo)."""
     sys.stdout = open_output(1, "replace", sys.stdout)
     sys.stderr = open_output(2, "backslashreplace", sys.stderr)
     try:

@@ -39,7 +39,9 @@ ids = tokenizer(prompt, add_special_tokens=plain, return_tensors="pt")
 text = tokenizer.decode(model.generate(**ids, max_new_tokens={cot}, do_sample=False)[0])
 ```
 
-With {tokens} tokens, by minisoft: `python eval.py --model NAME --data gsm8k-test --settings all`.
+With {tokens} tokens, by minisoft:
+
+    python eval.py --model NAME --data gsm8k-test --settings {tokens}-greedy,{tokens}-sample
 """
 
 

@@ -39,6 +39,7 @@ def test_both_cards_load_and_say_how_the_model_was_trained(done):
         words = " ".join(loaded.text.split())
         for flag in "model base,data tiny,tokens hard,seed 0,betas 0.9 0.95".split(","):
             assert f" --{flag} " in words, flag
+        assert "eval.py --model NAME --data gsm8k-test --settings hard-greedy,hard-sample" in words
         for field in ("sigma", "tau", "gamma"):
             assert f"{field} {sidecar[field]}" in words
     text = (done / "best/README.md").read_text()

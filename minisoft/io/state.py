@@ -165,7 +165,7 @@ def newest(folder: Path, world, saved: int | None = None) -> "State | None":
 
 
 class State:
-    """A saved state: `facts`, and numbers of its tensors, by however many ranks it was saved."""
+    """A saved state: `facts`, and its tensors, by however many ranks it was saved."""
 
     def __init__(self, path: Path):
         self.facts = read_json(path / "facts.json", required=True)
@@ -173,13 +173,6 @@ class State:
         paths = [_piece(path, rank, pieces) for rank in range(pieces)]
         self.files = [safe_open(piece, framework="pt") for piece in paths]
 
-    def read(self, key: str, first: int, last: int) -> torch.Tensor:
-        """Numbers first..last - 1 of the flat tensor of that name."""
-        slices = [file.get_slice(key) for file in self.files]
-        length = slices[0].get_shape()[0]
-        parts = [torch.empty(0)]
-        for i, piece in enumerate(slices):
-            start, end = max(first - i * length, 0), min(last - i * length, length)
-            if start < length and end > 0:
-                parts.append(piece[start:end])
-        return torch.cat(parts)
+    def read(self, key: str) -> torch.Tensor:
+        """The flat tensor of that name, its pieces one after the other, zeros behind the last."""
+        return torch.cat([file.get_tensor(key) for file in self.files])

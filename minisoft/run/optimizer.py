@@ -153,15 +153,13 @@ class Optimizer:
     @torch.no_grad()
     def load(self, read, step: int) -> None:
         """Bring back what `state` gave after `step` updates, the model's weights included.
-        read(key, first, last): numbers first..last - 1 of the flat tensor of that key."""
+        read(key): the flat tensor of that key, whole; what is behind its numbers is dropped."""
         for name, p in self.parameters.items():
             master = self.masters[name]
-            first = self.number * len(master)
-            last = max(first, min(first + len(master), p.numel()))
-            padding = len(master) - (last - first)
             saved = {"step": torch.tensor(float(step), device=master.device)}
             for key in ("weight", "exp_avg", "exp_avg_sq"):
-                saved[key] = F.pad(read(f"{key}/{name}", first, last), (0, padding)).to(master)
+                whole = read(f"{key}/{name}")[: p.numel()]
+                saved[key] = self._piece(whole).to(master)
             master.copy_(saved.pop("weight"))
             self.adamw.state[master] = saved
         self._hand_out()

@@ -78,22 +78,21 @@ def save(folder: Path, facts: dict, tensors: dict, pieces: int, world, keep: int
     went on from an earlier one.  Raises OSError on all ranks, the earlier states as before."""
     target = folder / f"step-{facts['step']:06d}"
     new = target.with_name(target.name + NEW)
-    manifest = {}  # file name -> digest
 
     def begin() -> None:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         sync(folder.parent)
 
-    def write() -> dict[str, list]:
+    def write() -> list[tuple[str, list]]:
         if world.rank >= pieces:
-            return {}
+            return []
         path = _piece(new, world.rank, pieces)
         save_tensors(path, tensors)
         sync(path)
-        return {path.name: digest(path)}
+        return [(path.name, digest(path))]
 
-    def end() -> None:
+    def end(manifest: dict[str, list]) -> None:
         write_json(new / "facts.json", {**facts, "pieces": pieces})
         manifest["facts.json"] = digest(new / "facts.json")
         write_json(new / "manifest.json", manifest)
@@ -107,9 +106,8 @@ def save(folder: Path, facts: dict, tensors: dict, pieces: int, world, keep: int
 
     try:
         world.from_main(begin)
-        for digests in world.gather_objects([world.all_or_none(write)]):
-            manifest.update(digests)
-        world.from_main(end)
+        manifest = dict(world.gather_objects(world.all_or_none(write)))
+        world.from_main(partial(end, manifest))
     except OSError:
         if world.main:
             shutil.rmtree(new, ignore_errors=True)  # a full disk gets its room back

@@ -94,7 +94,7 @@ class Optimizer:
 
     def collect(self) -> float:
         """The backward passes of all ranks become the gradient; returns its Euclidean norm."""
-        names, gradients = [*self.parameters], []
+        names = [*self.parameters]
         together = sum(p.numel() for p in self.parameters.values()) <= MESSAGE
         for message in [names] if together else [[name] for name in names]:
             parts = [
@@ -103,9 +103,8 @@ class Optimizer:
             ]
             flat = torch.cat([x.flatten() for x in parts]) if together else parts[0].flatten()
             sums = self.world.sum(flat).split([x.numel() for x in parts])
-            gradients += [self._piece(x).float() for x in sums]
-        for master, gradient in zip(self.masters.values(), gradients):
-            master.grad = gradient
+            for name, x in zip(message, sums):
+                self.masters[name].grad = self._piece(x).float()
         return self.grad_norm()
 
     def grad_norm(self, *names: str) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from minisoft.errors import InputError, expecting
@@ -79,10 +80,6 @@ class Journal:
                 ".part files"
             )
         for line in lines[1:-1]:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue  # a line that a kill cut
-            if isinstance(entry, list):
-                key, value = entry
+            with suppress(ValueError, TypeError):  # a line that a kill cut
+                key, value = json.loads(line)
                 self.entries[json.dumps(key)] = value if self.world.main else None

@@ -48,11 +48,8 @@ class Question:
 
     number: int
     choice: Choice
-    ids: list[int]  # (T)
-    branch: list[int]  # (T), see Tree
-    positions: list[int]  # (T)
-    places: list[list[int]]  # of each option: inputs whose encodings predict its scored tokens
-    targets: list[list[int]]  # of each option: its scored tokens
+    inputs: list[tuple[int, int, int]]  # (T): token, branch (see Tree), position
+    scored: list[list[tuple[int, int]]]  # of each option: (input that predicts it, scored token)
 
 
 def score(
@@ -68,14 +65,14 @@ def score(
     of_length: dict[int, list[Question]] = {}
     for number, choice in questions:
         question = lay_out(tokenizer, number, choice)
-        of_length.setdefault(len(question.ids), []).append(question)
+        of_length.setdefault(len(question.inputs), []).append(question)
     for _, same_length in sorted(of_length.items(), reverse=True):
         for first in range(0, len(same_length), batch):
             some = same_length[first : first + batch]
             found = [iter(numbers) for numbers in log_probs(model, some)]
             for q in some:
                 both = [
-                    [[next(numbers) for _ in option] for option in q.targets] for numbers in found
+                    [[next(numbers) for _ in option] for option in q.scored] for numbers in found
                 ]
                 yield q.number, describe_choice(q.number, q.choice, *both)
 
@@ -90,22 +87,16 @@ def lay_out(tokenizer, number: int, choice: Choice) -> Question:
     limit = min(len(context), *(len(tokens) - 1 for tokens in options))
     differ = [t for t in range(limit) if len({tokens[t] for tokens in options}) > 1]
     shared = differ[0] if differ else limit
-    ids, branch, positions = options[0][:shared], [0] * shared, list(range(shared))
-    places, targets = [], []
+    inputs = [(token, 0, t) for t, token in enumerate(options[0][:shared])]
+    scored = []
     for n, tokens in enumerate(options, 1):
         last = len(tokens) - 1
         start = min(len(context), last)
-        inputs = [*range(shared), *range(len(ids), len(ids) + last - shared)]  # of its tokens
-        places.append(inputs[start - 1 : last])
-        targets.append(tokens[start:])
-        ids += tokens[shared:last]
-        branch += [n] * (last - shared)
-        positions += range(shared, last)
-    padding = -len(ids) % RowCache.BLOCK
-    ids += [0] * padding
-    branch += [-1] * padding
-    positions += [0] * padding
-    return Question(number, choice, ids, branch, positions, places, targets)
+        places = [*range(shared), *range(len(inputs), len(inputs) + last - shared)]  # of its tokens
+        scored.append([*zip(places[start - 1 :], tokens[start:], strict=True)])
+        inputs += [(tokens[t], n, t) for t in range(shared, last)]
+    inputs += [(0, -1, 0)] * (-len(inputs) % RowCache.BLOCK)
+    return Question(number, choice, inputs, scored)
 
 
 @torch.no_grad()
@@ -113,14 +104,14 @@ def log_probs(model: Transformer, questions: list[Question]) -> tuple[list[float
     """Questions of equal length -> the log-probability of each scored token of each option, in
     nats, and whether it is the most likely token there; both one after the other, with more behind.
     """
-    device, T, block = model.E.device, len(questions[0].ids), RowCache.BLOCK
-    rows = torch.tensor([[q.ids, q.branch, q.positions] for q in questions], device=device)
-    ids, branch, positions = rows.unbind(1)  # each (Q, T)
+    device, T, block = model.E.device, len(questions[0].inputs), RowCache.BLOCK
+    inputs = torch.tensor([question.inputs for question in questions], device=device)
+    ids, branch, positions = inputs.unbind(2)  # each (Q, T)
     hidden = model(model.embed(ids), Tree(branch, positions)).flatten(0, 1)  # (Q T, d)
     scored = []  # (row of hidden, the token that it predicts), a multiple of `block`
     for q, question in enumerate(questions):
-        for option in zip(question.places, question.targets, strict=True):
-            scored += [(q * T + place, target) for place, target in zip(*option, strict=True)]
+        for option in question.scored:
+            scored += [(q * T + place, target) for place, target in option]
     scored = torch.tensor(scored + [(0, 0)] * (-len(scored) % block), device=device)
     scores, likeliest = [], []
     for places, targets in (some.T for some in scored.split(at_once(model, block))):

@@ -1,5 +1,5 @@
-"""Products with weights on GPUs: 16-bit W_d and E as they are stored give float32 (torch 2.8 or
-later), and weights that are multiplied together lie together."""
+"""Products with weights on GPUs: 16-bit W_d and E as they are stored give float32, and weights that
+are multiplied together lie together."""
 
 from functools import partial
 
@@ -7,13 +7,6 @@ import torch
 
 from minisoft.engine.cpu_products import Product
 from minisoft.engine.cuda import OneKernel
-
-AVAILABLE = hasattr(torch.ops.aten.mm, "dtype")  # products of 16-bit numbers into float32
-
-
-def gives_float32(W: torch.Tensor) -> bool:
-    """Is this a matrix for `float32_product`?"""
-    return AVAILABLE and W.is_cuda and W.dtype != torch.float32
 
 
 def float32_product(x: torch.Tensor, W: torch.Tensor, compiled: bool) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from minisoft.engine.cpu_products import pack, product
-from minisoft.engine.gpu_products import float32_product, gives_float32, stacked
+from minisoft.engine.gpu_products import float32_product, stacked
 from minisoft.model import Transformer
 
 
@@ -36,7 +36,7 @@ class FastTransformer(Transformer):
 
     def _product(self, x: torch.Tensor, name: str, W: torch.Tensor) -> torch.Tensor:
         """x W^T in float32, on a CPU inside `packed` by a copy of W, made when first needed."""
-        if gives_float32(W):
+        if W.is_cuda and W.dtype != torch.float32:
             return float32_product(x, W, self.packed is not None)
         if self.packed is not None and not W.is_cuda:
             if name not in self.packed.copies:

@@ -32,9 +32,8 @@ def load(folder: str | Path, device="cpu", dtype=None) -> tuple[Transformer, Tok
     model = load_model(folder, device, dtype)
     tokenizer = Tokenizer(folder)
     size = model.config.vocab_size
-    if tokenizer.size > size:
-        needed = tokenizer.size - sum(size <= i < tokenizer.size for i in tokenizer.added_ids)
-        expect(needed <= size, f"{folder}: tokenizer", f"at most vocab_size={size} ids", needed)
+    needed = tokenizer.size - sum(size <= i < tokenizer.size for i in tokenizer.added_ids)
+    expect(needed <= size, f"{folder}: tokenizer", f"at most vocab_size={size} ids", needed)
     return model, tokenizer
 
 

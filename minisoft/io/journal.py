@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from minisoft.errors import InputError, expecting
@@ -24,8 +25,10 @@ class Journal:
             self._read(part)
         world.gather_objects([0])  # everyone has read before anyone writes
 
-    def __contains__(self, key) -> bool:
-        return json.dumps(key) in self.entries
+    def missing(self, keys: list) -> list:
+        """This rank's part of the keys without an entry."""
+        new = [key for key in keys if json.dumps(key) not in self.entries]
+        return new[self.world.rank :: self.world.size]
 
     def add(self, key, value) -> None:
         """Write down what is finished; a new part begins with the facts, an old one anew."""
@@ -41,14 +44,11 @@ class Journal:
             self.file.write(json.dumps([key, value]).encode() + b"\n")
             self.file.flush()
 
-    def collect(self) -> None:
-        """The main rank gets the new entries of all ranks."""
+    def take(self, keys: list) -> list:
+        """What all ranks have finished: the values of the keys, each once, on the main rank."""
         self.entries.update(self.world.gather_objects(self.new, to_all=False))
         self.new = []
-
-    def take(self, key):
-        """The value of an entry, once, on the main rank after `collect`."""
-        return self.entries.pop(json.dumps(key))
+        return [self.entries.pop(json.dumps(key)) for key in keys] if self.world.main else []
 
     def remove(self) -> None:
         """The work is done: its parts go."""
@@ -80,10 +80,6 @@ class Journal:
                 ".part files"
             )
         for line in lines[1:-1]:
-            try:
-                entry = json.loads(line)
-            except ValueError:
-                continue  # a line that a kill cut
-            if isinstance(entry, list):
-                key, value = entry
+            with suppress(ValueError, TypeError):  # a line that a kill cut
+                key, value = json.loads(line)
                 self.entries[json.dumps(key)] = value if self.world.main else None

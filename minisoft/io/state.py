@@ -78,22 +78,21 @@ def save(folder: Path, facts: dict, tensors: dict, pieces: int, world, keep: int
     went on from an earlier one.  Raises OSError on all ranks, the earlier states as before."""
     target = folder / f"step-{facts['step']:06d}"
     new = target.with_name(target.name + NEW)
-    manifest = {}  # file name -> digest
 
     def begin() -> None:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
         sync(folder.parent)
 
-    def write() -> dict[str, list]:
+    def write() -> list[tuple[str, list]]:
         if world.rank >= pieces:
-            return {}
+            return []
         path = _piece(new, world.rank, pieces)
         save_tensors(path, tensors)
         sync(path)
-        return {path.name: digest(path)}
+        return [(path.name, digest(path))]
 
-    def end() -> None:
+    def end(manifest: dict[str, list]) -> None:
         write_json(new / "facts.json", {**facts, "pieces": pieces})
         manifest["facts.json"] = digest(new / "facts.json")
         write_json(new / "manifest.json", manifest)
@@ -107,9 +106,8 @@ def save(folder: Path, facts: dict, tensors: dict, pieces: int, world, keep: int
 
     try:
         world.from_main(begin)
-        for digests in world.gather_objects([world.all_or_none(write)]):
-            manifest.update(digests)
-        world.from_main(end)
+        manifest = dict(world.gather_objects(world.all_or_none(write)))
+        world.from_main(partial(end, manifest))
     except OSError:
         if world.main:
             shutil.rmtree(new, ignore_errors=True)  # a full disk gets its room back
@@ -165,7 +163,7 @@ def newest(folder: Path, world, saved: int | None = None) -> "State | None":
 
 
 class State:
-    """A saved state: `facts`, and numbers of its tensors, by however many ranks it was saved."""
+    """A saved state: `facts`, and its tensors, by however many ranks it was saved."""
 
     def __init__(self, path: Path):
         self.facts = read_json(path / "facts.json", required=True)
@@ -173,13 +171,6 @@ class State:
         paths = [_piece(path, rank, pieces) for rank in range(pieces)]
         self.files = [safe_open(piece, framework="pt") for piece in paths]
 
-    def read(self, key: str, first: int, last: int) -> torch.Tensor:
-        """Numbers first..last - 1 of the flat tensor of that name."""
-        slices = [file.get_slice(key) for file in self.files]
-        length = slices[0].get_shape()[0]
-        parts = [torch.empty(0)]
-        for i, piece in enumerate(slices):
-            start, end = max(first - i * length, 0), min(last - i * length, length)
-            if start < length and end > 0:
-                parts.append(piece[start:end])
-        return torch.cat(parts)
+    def read(self, key: str) -> torch.Tensor:
+        """The flat tensor of that name, its pieces one after the other, zeros behind the last."""
+        return torch.cat([file.get_tensor(key) for file in self.files])

@@ -37,8 +37,9 @@ class Evaluator:
             policy.request(problem, (seed, name, i), range(group))
             for i, problem in enumerate(problems)
         ]
-        longest_first = sorted(range(len(problems)), key=lambda i: -len(requests[i].prompt))
-        todo = self._todo([[run, name, i] for i in longest_first])  # so memory peaks at once
+        keys = [[run, name, i] for i in range(len(problems))]
+        longest_first = sorted(keys, key=lambda key: -len(requests[key[2]].prompt))
+        todo = self.journal.missing(longest_first)  # so memory peaks at once
         some = [requests[i] for _, _, i in todo]
         with self._bar(len(todo) * group, name, "row") as progress:
             for n, record in policy.stream(some, setting.greedy, self.batch):
@@ -46,7 +47,7 @@ class Evaluator:
                 (generations,) = policy.score([record], [(i, problems[i])], self.verifier)
                 self.journal.add(todo[n], generations)
                 progress.update(group)
-        of_problems = self._collect([[run, name, i] for i in range(len(problems))])
+        of_problems = self.journal.take(keys)
         generations = [generation for of_problem in of_problems for generation in of_problem]
         summary = self.world.from_main(lambda: evaluation.summarize(generations, group))
         return summary, generations
@@ -54,7 +55,7 @@ class Evaluator:
     def choices(self, questions: list[Choice], run: int = 0) -> tuple[dict, list[dict]]:
         """Multiple choice: accuracy, NLL per token (nats) of the right option, harness's words."""
         keys = [[run, "choices", i] for i in range(len(questions))]
-        todo = [(i, questions[i]) for _, _, i in self._todo(keys)]
+        todo = [(i, questions[i]) for _, _, i in self.journal.missing(keys)]
         made = self.policy.model, self.policy.form.tokenizer
         if self.policy.plain:
             scored = ((i, evaluation.score_choice(*made, i, x)) for i, x in todo)
@@ -64,20 +65,10 @@ class Evaluator:
             for i, record in scored:
                 self.journal.add(keys[i], record)
                 progress.update()
-        records = list(self._collect(keys))
+        records = self.journal.take(keys)
         lines = [r | harness_line(r, questions[r["problem"]]) for r in records]
         summarize = evaluation.summarize_choices
         return self.world.from_main(lambda: summarize(lines) | harness_results(lines)), lines
-
-    def _todo(self, keys: list) -> list:
-        """This rank's part of what the journal does not know."""
-        new = [key for key in keys if key not in self.journal]
-        return new[self.world.rank :: self.world.size]
-
-    def _collect(self, keys: list) -> list:
-        """What all ranks have made, in the order of the keys, on the main rank."""
-        self.journal.collect()
-        return [self.journal.take(key) for key in keys] if self.world.main else []
 
     def _bar(self, total: int, name: str, unit: str):
         return bar(total=total, desc=name, unit=unit, leave=False, disable=not self.world.main)

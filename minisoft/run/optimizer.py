@@ -8,7 +8,6 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 
-from minisoft.errors import expecting
 from minisoft.model import Transformer
 
 MESSAGE = 2**21  # numbers: a model with fewer sends one message, each of which has its price
@@ -51,15 +50,13 @@ class Optimizer:
         self.number = world.rank if sharded else 0  # of this rank's piece
         self.masters = {n: self._piece(p.detach()).float() for n, p in self.parameters.items()}
         self.sums: dict[str, torch.Tensor] = {}  # of this rank's backward passes
-        expected = "betas from 0 to below 1 and a weight decay of at least 0"
-        with expecting(expected, "AdamW"):
-            self.adamw = torch.optim.AdamW(
-                list(self.masters.values()),
-                lr=schedule.lr,
-                betas=tuple(schedule.betas),
-                weight_decay=schedule.weight_decay,
-                fused=True,
-            )
+        self.adamw = torch.optim.AdamW(
+            list(self.masters.values()),
+            lr=schedule.lr,
+            betas=tuple(schedule.betas),
+            weight_decay=schedule.weight_decay,
+            fused=True,
+        )
 
     @contextmanager
     def summing(self):
@@ -97,7 +94,7 @@ class Optimizer:
 
     def collect(self) -> float:
         """The backward passes of all ranks become the gradient; returns its Euclidean norm."""
-        names, gradients = [*self.parameters], []
+        names = [*self.parameters]
         together = sum(p.numel() for p in self.parameters.values()) <= MESSAGE
         for message in [names] if together else [[name] for name in names]:
             parts = [
@@ -106,9 +103,8 @@ class Optimizer:
             ]
             flat = torch.cat([x.flatten() for x in parts]) if together else parts[0].flatten()
             sums = self.world.sum(flat).split([x.numel() for x in parts])
-            gradients += [self._piece(x).float() for x in sums]
-        for master, gradient in zip(self.masters.values(), gradients):
-            master.grad = gradient
+            for name, x in zip(message, sums):
+                self.masters[name].grad = self._piece(x).float()
         return self.grad_norm()
 
     def grad_norm(self, *names: str) -> float:
@@ -156,15 +152,13 @@ class Optimizer:
     @torch.no_grad()
     def load(self, read, step: int) -> None:
         """Bring back what `state` gave after `step` updates, the model's weights included.
-        read(key, first, last): numbers first..last - 1 of the flat tensor of that key."""
+        read(key): the flat tensor of that key, whole; what is behind its numbers is dropped."""
         for name, p in self.parameters.items():
             master = self.masters[name]
-            first = self.number * len(master)
-            last = max(first, min(first + len(master), p.numel()))
-            padding = len(master) - (last - first)
             saved = {"step": torch.tensor(float(step), device=master.device)}
             for key in ("weight", "exp_avg", "exp_avg_sq"):
-                saved[key] = F.pad(read(f"{key}/{name}", first, last), (0, padding)).to(master)
+                whole = read(f"{key}/{name}")[: p.numel()]
+                saved[key] = self._piece(whole).to(master)
             master.copy_(saved.pop("weight"))
             self.adamw.state[master] = saved
         self._hand_out()

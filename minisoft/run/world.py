@@ -208,14 +208,13 @@ class World(AbstractContextManager):
 
     def all_or_none(self, make):
         """make() of this rank; an OSError or InputError of any rank is raised on all."""
-        result = problem = None
+        result, errors = None, []
         try:
             result = make()
         except (OSError, InputError) as error:
-            problem = error
-        problems = [other for other in self.gather_objects([problem]) if other is not None]
-        if problems:
-            raise problem or problems[0]
+            errors.append(error)
+        if of_all := self.gather_objects(errors):
+            raise (errors or of_all)[0]
         return result
 
     def from_main(self, make):

@@ -126,14 +126,14 @@ def test_spaces_at_the_end_of_a_context_belong_to_the_options(llama, spaces):
 
 def test_a_row_shares_the_context_and_nothing_is_left_out(llama):
     for number, choice in enumerate(QUESTIONS):
-        row = choices.lay_out(llama[1], number, choice)
+        ids, branch, _ = zip(*choices.lay_out(llama[1], number, choice).inputs)
         context = llama[1].encode(choice.context.rstrip())
-        size = row.branch.count(0)
-        assert row.ids[:size] == context[:size] and size >= len(context) - 1
+        size = branch.count(0)
+        assert [*ids[:size]] == context[:size] and size >= len(context) - 1
         whole = [llama[1].encode(f"{choice.context} {option}") for option in choice.options]
-        used = len(row.ids) - row.branch.count(-1)
+        used = len(ids) - branch.count(-1)
         assert used == size + sum(len(tokens) - 1 - size for tokens in whole)
-        assert len(row.ids) == len(row.branch) == len(row.positions) == (used + 15) // 16 * 16
+        assert len(ids) == (used + 15) // 16 * 16
 
 
 # ---------------------------------------------------------------- tokens over the seam
@@ -169,8 +169,8 @@ SEAMS = [  # pieces, context, options: how options branch, and how many of their
 def test_tokens_that_reach_over_the_seam(fast, pieces, context, options, branch, scored):
     tokenizer, choice = Pieces(*pieces), Choice(context, tuple(options.split()), 0)
     row = choices.lay_out(tokenizer, 0, choice)
-    assert row.branch == [*map(int, branch), *[-1] * (16 - len(branch))]
-    assert [len(option) for option in row.targets] == scored
+    assert [at for _, at, _ in row.inputs] == [*map(int, branch), *[-1] * (16 - len(branch))]
+    assert [len(option) for option in row.scored] == scored
     check_as_defined(fast("qwen2")[1], tokenizer, [choice])
 
 
@@ -190,8 +190,7 @@ def test_an_option_that_is_the_beginning_of_another():
     tokenizer, choice = Pieces("bc x"), Choice("abc", ("x", "xy"), 0)  # a bc_x,  a bc_x y
     row = choices.lay_out(tokenizer, 0, choice)
     a, x, y = tokenizer.encode("abc xy")
-    assert row.ids[:2] == [a, x] and row.branch[:2] == [0, 2] and row.targets == [[x], [y]]
-    assert row.places == [[0], [1]]
+    assert row.inputs[:2] == [(a, 0, 0), (x, 2, 1)] and row.scored == [[(0, x)], [(1, y)]]
 
 
 @pytest.mark.parametrize("context", ["", " \n", "a"])

@@ -57,3 +57,30 @@ def test_backward_passes_are_summed_until_they_are_collected_or_discarded():
     assert optimizer.grad_norm("weight") == pytest.approx(5.0) and not optimizer.not_finite()
     model(torch.ones(1, 2)).sum().backward()  # outside, a gradient is the parameter's own
     assert model.weight.grad is not None
+
+
+class Rank:
+    """One of several, the others of which have the same."""
+
+    def __init__(self, size, rank):
+        self.size, self.rank = size, rank
+
+    def join(self, piece):
+        return piece.repeat(self.size)
+
+
+@pytest.mark.parametrize("before, now", [(1, 3), (3, 1), (2, 3), (5, 2), (4, 4)])
+def test_the_state_of_any_number_of_ranks_is_taken_up_by_any_other(before, now):
+    """Ten numbers, padded to a multiple of the pieces."""
+    saved = {f"{key}/weight": torch.randn(10) for key in ("weight", "exp_avg", "exp_avg_sq")}
+    padded = {key: torch.cat((x, torch.zeros(-10 % before))) for key, x in saved.items()}
+    states = []
+    for rank in range(now):
+        model = torch.nn.Linear(5, 2, bias=False)
+        optimizer = Optimizer(model, Schedule(lr=1e-2, steps=9, warmup=1), Rank(now, rank), True)
+        optimizer.load(padded.get, 3)
+        states.append(optimizer.state())
+        assert optimizer.adamw.state[optimizer.masters["weight"]]["step"] == 3
+    for key, x in saved.items():
+        pieces = torch.cat([of_rank[key] for of_rank in states])
+        assert torch.equal(pieces, torch.cat((x, torch.zeros(-10 % now))))

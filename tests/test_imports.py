@@ -87,7 +87,7 @@ CEILINGS = {  # lines of a storey; raising one is a change that somebody sees
     "engine": 1_238,
     "io": 1_696,
     "verifier": 762,
-    "run": 2_611,
+    "run": 2_613,
     "train": 173,
     "eval": 211,
     "lab": 1_904,

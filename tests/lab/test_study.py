@@ -98,6 +98,9 @@ def test_cells_are_done_once_and_written_down(tmp_path):
     assert runner.run(cells[:1]) == 1 and runner.run(cells) == 2 and runner.run(cells) == 0
     lines = findings.read_cells(tmp_path)
     assert sorted(line["cell"] for line in lines) == ["part/0", "part/1", "part/2"]
+    with (tmp_path / "cells.jsonl").open("a") as file:
+        file.write('{"cell": "part/')  # as a full disk leaves it
+    assert findings.read_cells(tmp_path) == lines
     first = "OMP_NUM_THREADS=1 python -c"
     assert all(line["command"].startswith(first) and line["seconds"] >= 0 for line in lines)
     assert paths[2].read_text() == "1"
@@ -368,6 +371,11 @@ BAD = {
     "--out x --model weights/tiny": "--test",
     "--out x --model weights/tiny --test tiny-test --kinds warm": "--kinds",
     "--out x --model weights/tiny --test nowhere.jsonl": "nowhere.jsonl",
+    "--out x --kinds hard soft hard": "--kinds",
+    "--out x --model weights/tiny --test tiny-test tiny-test": "--test",
+    "--out x -- --seed=3": "after --: .*--seed",  # of all runs, which then would not differ
+    "--out x --kinds hard -- --cot 9 --tokens soft": "after --: .*--tokens",
+    "--out x -- --model elsewhere": "after --: .*--model",
     "--plan mine": "--plan",
 }
 

@@ -74,12 +74,12 @@ class Option:
 
     def read(self, text: str | None, where: str = ""):
         """The value that a text stands for.  Raises InputError."""
-        expect(text != "", where or self.flag, "a value", text)  # Path("") would be the folder here
         try:
             value = self.type(text)
         except (TypeError, ValueError):
             value = text
         self.check(value, where or self.flag)
+        expect(text != "", where or self.flag, "a value", text)  # Path("") would be the folder here
         return value
 
     def add_to(self, group) -> None:

@@ -215,9 +215,9 @@ class Runner:
             self.failures.append(str(error))
 
 
-def _words(line: str) -> list[str]:
-    """Those of a command, wherever study and repository lie."""
-    return [Path(word).name for word in shlex.split(line)]
+def _words(line: str) -> list[tuple[str, ...]]:
+    """Those of a command, wherever study and repository lie; MATH/train is not GSM8K/train."""
+    return [Path(word).parts[-2:] for word in shlex.split(line)]
 
 
 def read_flags(argv=None) -> Study:

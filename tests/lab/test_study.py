@@ -75,15 +75,16 @@ def test_a_run_without_a_best_model_is_tested_by_its_last(tmp_path):
 
 def test_the_result_of_another_command_is_not_taken_for_done(tmp_path):
     """Wherever the study and the repository were when it was done."""
-    one = small(tmp_path).train("soft", 0)
+    one = small(tmp_path, "--data", "MATH/train").train("soft", 0)
     write(one.result, {})
-    words = str(one).replace(str(tmp_path), "/elsewhere")
+    words = str(one).replace(str(tmp_path), "/elsewhere").replace("MATH", "/sets/MATH")
     write(tmp_path / "cells.jsonl", {"cell": one.name, "command": words})
     assert Runner(tmp_path, 1).run([one]) == 0
-    words = words.replace("--lr 2e-4", "--lr 4e-4")
-    write(tmp_path / "cells.jsonl", {"cell": one.name, "command": words})
-    with pytest.raises(InputError, match="summary.json: expected the result of .* move it away"):
-        Runner(tmp_path, 1).run([one])
+    for now, before in (("--lr 2e-4", "--lr 4e-4"), ("MATH/train", "GSM8K/train")):
+        other = words.replace(now, before)
+        write(tmp_path / "cells.jsonl", {"cell": one.name, "command": other})
+        with pytest.raises(InputError, match="summary.json: expected the result of .* move it"):
+            Runner(tmp_path, 1).run([one])
 
 
 def cell(folder: Path, name: str, code: str) -> Cell:

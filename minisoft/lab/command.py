@@ -46,8 +46,7 @@ def one_line(module: str, after: str = ""):
 
 def check_written(out: Path, table) -> None:
     """Raises InputError unless OUT.json and .md are not there, or of an earlier call (`table`)."""
-    good = out.suffix == ".json" and out.parent.is_dir()
-    expect(good, "--out", "a file.json in a folder that exists", str(out))
+    expect(out.suffix == ".json" and out.parent.is_dir(), "--out", "a .json in a folder", str(out))
     with expecting("no such file, or one of an earlier call", out):
         is_ours = out.exists() and table(atomic.read_json(out))
     beside = out.with_suffix(".md")

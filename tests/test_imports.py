@@ -83,14 +83,14 @@ def test_what_is_not_needed_is_not_loaded():
 CEILINGS = {  # lines of a storey; raising one is a change that somebody sees
     "errors": 30,
     "ground": 1_310,
-    "kinds": 564,  # with the table of options, from which all flags are made
+    "kinds": 565,  # with the table of options, from which all flags are made
     "engine": 1_238,
     "io": 1_696,
     "verifier": 762,
-    "run": 2_613,
+    "run": 2_615,
     "train": 173,
     "eval": 211,
-    "lab": 1_904,
+    "lab": 1_926,
 }
 LONGEST = 45  # lines of a function
 

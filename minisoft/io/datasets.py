@@ -13,7 +13,7 @@ from minisoft.io import rows as sources
 from minisoft.io.rows import EMBEDDED, HUB  # noqa: F401 (the names that programs list)
 
 QUESTIONS = ("question", "problem", "input", "Question", "Problem")
-BEFORE_IT = ("context", "Body", "body")  # of OlympiadBench, SVAMP: the question's first part
+BEFORE_IT = ("context", "Body", "body", "instruction")  # the question's first part
 # What holds nothing but the gold comes before "answer", which may be a text or a model's.
 ANSWERS = ("final_answer", "expected_answer", "gold_answer", "answer_number", "ground_truth")
 ANSWERS += ("gt_answer", "answer", "target", "Answer", "result", "final_ans", "numerical_answer")

@@ -79,6 +79,7 @@ class Option:
         except (TypeError, ValueError):
             value = text
         self.check(value, where or self.flag)
+        expect(text != "", where or self.flag, "a value", text)  # Path("") would be the folder here
         return value
 
     def add_to(self, group) -> None:

@@ -5,7 +5,7 @@ from argparse import Namespace
 from contextlib import contextmanager
 from pathlib import Path
 
-from minisoft.errors import InputError, expect
+from minisoft.errors import InputError, expect, expecting
 from minisoft.io import WEIGHTS, atomic
 from minisoft.kinds import COT, TEMPLATE
 from minisoft.kinds.options import Option, parse
@@ -44,13 +44,27 @@ def one_line(module: str, after: str = ""):
         sys.exit(f"minisoft.lab.{module}: interrupted{after}")
 
 
+def check_written(out: Path, table) -> None:
+    """Raises InputError unless OUT.json and .md are not there, or of an earlier call (`table`)."""
+    expect(out.suffix == ".json" and out.parent.is_dir(), "--out", "a .json in a folder", str(out))
+    with expecting("no such file, or one of an earlier call", out):
+        is_ours = out.exists() and table(atomic.read_json(out))
+    beside = out.with_suffix(".md")
+    expect(
+        is_ours or not beside.exists(),
+        beside,
+        "no such file, or one of an earlier call",
+        beside.name,
+    )
+
+
 def measure(module: str, text: str, rows: list[Option], argv, work, table) -> None:
     """The tool MODULE: prints table(work(flags)), and writes the numbers as OUT.json, the table as
     OUT.md."""
     with one_line(module):
         args = read(module, text, rows, argv)
-        there = not args.out or args.out.parent.is_dir()
-        expect(there, "--out", "a file in a folder that exists", str(args.out))
+        if args.out:
+            check_written(args.out, table)
         keep_memory()
         found = work(args)
         print(table(found))

@@ -12,6 +12,7 @@ Welch's interval; one to the base, which has no seeds, has Student's of one samp
 import json
 import os
 import re
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from statistics import fmean, variance
@@ -122,9 +123,11 @@ class Results:
 
 def read_cells(out: Path) -> list[dict]:
     """The lines of OUT/cells.jsonl, one for each time that a cell was done or failed."""
-    path = out / "cells.jsonl"
-    lines = path.read_text("utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines]
+    path, cells = out / "cells.jsonl", []
+    for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
+        with suppress(ValueError):  # one that a full disk has cut
+            cells.append(json.loads(line))
+    return cells
 
 
 def facts(out: Path) -> str:

@@ -117,8 +117,11 @@ class Study:
         name, of = f"train/{kind}-s{seed}", self.trainings[kind]
         run, lr = self.out / name, str(self.args.lr or of.lr)
         flags = (*of.flags, *(["--lr", lr] if lr else []), "--seed", str(seed))
-        flags += (*self.words("model", "data", "steps", "template", "eval_cot"), *self.more)
-        return Cell(name, ("train.py", *flags, "--out", str(run)), run / "summary.json")
+        flags += (*self.words("model", "data", "steps", "template", "eval_cot"),)
+        names = {word.partition("=")[0] for word in self.more if word.startswith("--")}
+        twice = names & {*flags, "--model", "--out"}
+        expect(not twice, "after --", "flags that the study does not set", ", ".join(sorted(twice)))
+        return Cell(name, ("train.py", *flags, *self.more, "--out", str(run)), run / "summary.json")
 
     def test(self, name: str, model: str, kinds) -> Cell:
         """A model in these kinds of inference, and on multiple choice."""
@@ -212,9 +215,9 @@ class Runner:
             self.failures.append(str(error))
 
 
-def _words(line: str) -> list[str]:
-    """Those of a command, wherever study and repository lie."""
-    return [Path(word).name for word in shlex.split(line)]
+def _words(line: str) -> list[tuple[str, ...]]:
+    """Those of a command, wherever study and repository lie; MATH/train is not GSM8K/train."""
+    return [Path(word).parts[-2:] for word in shlex.split(line)]
 
 
 def read_flags(argv=None) -> Study:
@@ -228,6 +231,8 @@ def read_flags(argv=None) -> Study:
     args.kinds = args.kinds or (PAPER if args.model else None)
     expect(args.out or args.plan, "--out", "a folder for the study", args.out)
     expect(args.test, "--test", "sets of problems or of multiple choice", args.test)
+    for flag, names in (("--kinds", args.kinds or ()), ("--test", args.test)):
+        expect(len({*names}) == len(names), flag, "each once", names)
     on_gpus = torch.cuda.is_available()
     args.jobs = args.jobs or (1 if on_gpus else 2)
     expect(not on_gpus or args.jobs == 1, "--jobs", "1, which has all GPUs", args.jobs)

@@ -5,6 +5,7 @@ import datetime
 import io
 import os
 import re
+import signal
 import sys
 import time
 from contextlib import AbstractContextManager, contextmanager, redirect_stderr, suppress
@@ -71,6 +72,7 @@ def as_program(main) -> None:
     if isinstance(status, str):
         print(status, file=sys.stderr)
         status = 1
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # one more Ctrl-C would break off the end
     sys.stdout.flush()
     sys.stderr.flush()
     if os.environ.get("WORLD_SIZE", "1") != "1":

@@ -67,7 +67,7 @@ _RULES = [  # what is respelled, its pattern, what takes its place; in this orde
     (r"\frac12", r"\\(frac|sqrt) ?([\dA-Za-z]|\\[a-z]+)", r"\\\1{\2}"),
     (r"\frac{1}2", r"(\\frac\{(?:[^{}]|\{[^{}]*\})*\}) ?(\d(?!\d)|[A-Za-z]|\\[a-z]+)", r"\1{\2}"),
     (r"x^\frac12", r"\^(\\frac\{[^{}]*\}\{[^{}]*\})", r"^{\1}"),
-    ("0.666...", r"(?<![\d,.])(\d*)\.(\d*)\\(?:overline|bar|dot)\{?(\d+)\}?", _as_fraction),
+    ("0.666...", r"(?<![\d,.])(\d*)\.(\d*)\\(?:overline|bar|dot)\{?(\d+)\}?(?!\d)", _as_fraction),
     ("2/3", r"(?<![\d.,^_/])(\d+) ?/ ?(\d+)(?![\d.!^/])", r"\\frac{\1}{\2}"),
     (r"\\[2mm]", r"\\\\ ?\[[^\[\]]*\]", r"\\\\"),
 ]

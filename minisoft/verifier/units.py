@@ -11,7 +11,7 @@ ft foot feet, yard yd, mile mi, mg milligram, g gram, kg kilogram, pound lb, oun
 ml milliliter millilitre, L l liter litre, gallon gal, cup, s second sec, min minute, h hour hr, day
 week, month, year yr, mile/h mph, km/h kph kmh, dollar usd, cent, euro, degree deg, unit, egg, apple
 orange, book, coin, student, people person, child children, man men, woman women, page, point, way
-celsius, fahrenheit, ameridiem, pmeridiem
+celsius, fahrenheit, ameridiem, pmeridiem, ms millisecond
 """
 _NAMES = [names.split() for names in re.split("[,\n]", _UNITS)]
 _UNIT = {name: names[0] for names in _NAMES for name in names}

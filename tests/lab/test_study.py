@@ -75,15 +75,16 @@ def test_a_run_without_a_best_model_is_tested_by_its_last(tmp_path):
 
 def test_the_result_of_another_command_is_not_taken_for_done(tmp_path):
     """Wherever the study and the repository were when it was done."""
-    one = small(tmp_path).train("soft", 0)
+    one = small(tmp_path, "--data", "MATH/train").train("soft", 0)
     write(one.result, {})
-    words = str(one).replace(str(tmp_path), "/elsewhere")
+    words = str(one).replace(str(tmp_path), "/elsewhere").replace("MATH", "/sets/MATH")
     write(tmp_path / "cells.jsonl", {"cell": one.name, "command": words})
     assert Runner(tmp_path, 1).run([one]) == 0
-    words = words.replace("--lr 2e-4", "--lr 4e-4")
-    write(tmp_path / "cells.jsonl", {"cell": one.name, "command": words})
-    with pytest.raises(InputError, match="summary.json: expected the result of .* move it away"):
-        Runner(tmp_path, 1).run([one])
+    for now, before in (("--lr 2e-4", "--lr 4e-4"), ("MATH/train", "GSM8K/train")):
+        other = words.replace(now, before)
+        write(tmp_path / "cells.jsonl", {"cell": one.name, "command": other})
+        with pytest.raises(InputError, match="summary.json: expected the result of .* move it"):
+            Runner(tmp_path, 1).run([one])
 
 
 def cell(folder: Path, name: str, code: str) -> Cell:
@@ -98,6 +99,9 @@ def test_cells_are_done_once_and_written_down(tmp_path):
     assert runner.run(cells[:1]) == 1 and runner.run(cells) == 2 and runner.run(cells) == 0
     lines = findings.read_cells(tmp_path)
     assert sorted(line["cell"] for line in lines) == ["part/0", "part/1", "part/2"]
+    with (tmp_path / "cells.jsonl").open("a") as file:
+        file.write('{"cell": "part/')  # as a full disk leaves it
+    assert findings.read_cells(tmp_path) == lines
     first = "OMP_NUM_THREADS=1 python -c"
     assert all(line["command"].startswith(first) and line["seconds"] >= 0 for line in lines)
     assert paths[2].read_text() == "1"
@@ -368,6 +372,11 @@ BAD = {
     "--out x --model weights/tiny": "--test",
     "--out x --model weights/tiny --test tiny-test --kinds warm": "--kinds",
     "--out x --model weights/tiny --test nowhere.jsonl": "nowhere.jsonl",
+    "--out x --kinds hard soft hard": "--kinds",
+    "--out x --model weights/tiny --test tiny-test tiny-test": "--test",
+    "--out x -- --seed=3": "after --: .*--seed",  # of all runs, which then would not differ
+    "--out x --kinds hard -- --cot 9 --tokens soft": "after --: .*--tokens",
+    "--out x -- --model elsewhere": "after --: .*--model",
     "--plan mine": "--plan",
 }
 

@@ -5,11 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import refuses, write_json
 from small import Embedding
 
 from minisoft.draws import Draws
 from minisoft.kinds import make_kind
-from minisoft.lab import why
+from minisoft.lab import command, why
 from minisoft.lab.trainings import TRAININGS
 
 V, D, N = 7, 5, 20_000
@@ -82,3 +83,18 @@ def test_the_command(tmp_path, capsys):
     assert variance["multiplex"] == pytest.approx(3 * variance["hard"])
     assert variance["hard"] < variance["top-5"]
     assert out.with_suffix(".md").read_text().strip() in text
+
+
+def test_a_tool_writes_over_its_own_results_only(tmp_path):
+    def check(path):
+        command.check_written(path, lambda found: found["cases"])
+
+    own, other, notes = (tmp_path / f"{name}.json" for name in ("own", "other", "notes"))
+    write_json(own, {"cases": ["hard"]}), write_json(other, {"cells": ["hard"]})
+    for path in (own, notes):
+        path.with_suffix(".md").write_text("table")
+    check(own), check(tmp_path / "new.json")
+    refuses(other, other, by=check)
+    refuses(notes, notes.with_suffix(".md"), by=check)
+    for path in (tmp_path / "no/new.json", tmp_path / "own.md", tmp_path / "own"):
+        refuses(path, "--out", by=check)

@@ -93,6 +93,16 @@ def test_a_program_with_an_odd_world_size_ends_with_its_line():
     assert (done.returncode, done.stderr) == (1, "one line\n")
 
 
+def test_one_more_ctrl_c_does_not_break_off_the_end_of_a_program():
+    code = """
+import atexit, os, signal
+from minisoft.run.world import as_program
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+as_program(lambda: "interrupted")"""
+    done = python("-c", code)
+    assert (done.returncode, done.stderr) == (1, "interrupted\n")
+
+
 @pytest.mark.parametrize("encoding, shown", [("ascii", "Gr??e ?"), ("latin-1", "Größe ?")])
 def test_a_program_prints_what_its_terminal_can_show(encoding, shown):
     code = r"""

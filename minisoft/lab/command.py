@@ -17,6 +17,7 @@ MODEL = [  # a default marked * is the model's own
     TEMPLATE,
     COT,
 ]
+EARLIER = "no such file, or one of an earlier call"
 OUT = Option("out", Path, "file.json for the numbers, beside it .md (default: only printed)")
 
 
@@ -47,15 +48,10 @@ def one_line(module: str, after: str = ""):
 def check_written(out: Path, table) -> None:
     """Raises InputError unless OUT.json and .md are not there, or of an earlier call (`table`)."""
     expect(out.suffix == ".json" and out.parent.is_dir(), "--out", "a .json in a folder", str(out))
-    with expecting("no such file, or one of an earlier call", out):
+    with expecting(EARLIER, out):
         is_ours = out.exists() and table(atomic.read_json(out))
     beside = out.with_suffix(".md")
-    expect(
-        is_ours or not beside.exists(),
-        beside,
-        "no such file, or one of an earlier call",
-        beside.name,
-    )
+    expect(is_ours or not beside.exists(), beside, EARLIER, beside.name)
 
 
 def measure(module: str, text: str, rows: list[Option], argv, work, table) -> None:

@@ -20,7 +20,7 @@ from statistics import fmean, variance
 import torch
 
 from minisoft import evaluation
-from minisoft.errors import InputError
+from minisoft.errors import InputError, expect
 from minisoft.io.atomic import read_json, write_text
 from minisoft.kinds import KINDS, PAPER
 from minisoft.kinds.options import Option
@@ -229,15 +229,23 @@ def sections(r: Results) -> dict[str, str]:
     }
 
 
+def place(out: Path) -> Path:
+    """OUT/study.md.  Raises InputError where it is not of an earlier call."""
+    path = out / "study.md"
+    ours = not path.exists() or path.read_text("utf-8", errors="replace").startswith("# Study\n")
+    expect(ours, path, command.EARLIER, path.name)
+    return path
+
+
 def write(out: Path) -> str:
-    """OUT/study.md from what is there; returns the tables and where they are.  Raises InputError,
+    """`place` from what is there; returns the tables and where they are.  Raises InputError,
     OSError."""
     found = sections(Results(out))
     text = "\n\n".join(f"## {title}\n\n{tables}" for title, tables in found.items() if tables)
     if not text:
         raise InputError(f"{out}: expected results of minisoft.lab.study, found none")
-    write_text(out / "study.md", f"# Study\n\n{facts(out)}\n\n{text}\n")
-    return f"{text}\n\nwritten: {out / 'study.md'}"
+    write_text(place(out), f"# Study\n\n{facts(out)}\n\n{text}\n")
+    return f"{text}\n\nwritten: {place(out)}"
 
 
 def main(argv=None) -> None:

@@ -302,6 +302,7 @@ def main(argv=None) -> None:
     shows = f"python -m minisoft.lab.findings {shlex.quote(str(study.out))} shows what is there"
     with command.one_line("study", f"; the same command goes on; {shows}"):
         study.out.mkdir(parents=True, exist_ok=True)
+        findings.place(study.out)
         runner = Runner(study.out, study.args.jobs)
         with state.lock(study.out / "lock"):  # to the end
             for number in (signal.SIGINT, signal.SIGTERM):

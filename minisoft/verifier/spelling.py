@@ -9,12 +9,13 @@ from itertools import accumulate
 _SAME = r"""
 - − –, \sqrt √, \pi π, \infty ∞, \times ×, \cdot ·, / ÷ div, ± pm, ∪ cup, ∨ vee lor, \mathbb{R} ℝ
 ∅ emptyset varnothing, < lt, > gt, \le ≤ leq leqslant <=, \ge ≥ geq geqslant >=, \ne ≠ neq, \in ∈
-... … dots ldots cdots, ^\circ °, ^2 ², ^3 ³, \frac dfrac tfrac cfrac, \; quad qquad displaystyle
-\setminus ∖ smallsetminus backslash, \\ cr, \frac{1}{2} ½, \frac{1}{3} ⅓, \frac{2}{3} ⅔
-\frac{1}{4} ¼, \frac{3}{4} ¾, \frac{1}{5} ⅕, \frac{1}{6} ⅙, \frac{1}{8} ⅛, 0 zero, 1 one, 2 two
-3 three, 4 four, 5 five, 6 six, 7 seven, 8 eight, 9 nine, 10 ten, 11 eleven, 12 twelve, 13 thirteen
-14 fourteen, 15 fifteen, 16 sixteen, 17 seventeen, 18 eighteen, 19 nineteen, 20 twenty, 30 thirty
-40 forty, 50 fifty, 60 sixty, 70 seventy, 80 eighty, 90 ninety, \text{euros} €, \text{pounds} £
+... … dots ldots cdots, ^\circ ° degree, ^2 ², ^3 ³, \frac dfrac tfrac cfrac, \binom dbinom tbinom
+\; quad qquad displaystyle, \setminus ∖ smallsetminus backslash, \\ cr, \frac{1}{2} ½, \frac{1}{3} ⅓
+\frac{2}{3} ⅔, \frac{1}{4} ¼, \frac{3}{4} ¾, \frac{1}{5} ⅕, \frac{1}{6} ⅙, \frac{1}{8} ⅛, 0 zero
+1 one, 2 two, 3 three, 4 four, 5 five, 6 six, 7 seven, 8 eight, 9 nine, 10 ten, 11 eleven, 12 twelve
+13 thirteen, 14 fourteen, 15 fifteen, 16 sixteen, 17 seventeen, 18 eighteen, 19 nineteen, 20 twenty
+30 thirty, 40 forty, 50 fifty, 60 sixty, 70 seventy, 80 eighty, 90 ninety, \text{euros} €
+\text{pounds} £
 """
 _GROUPS = [re.sub(r"(\\[a-z]+) ", r"\1_ ", group).split() for group in re.split(", |\n", _SAME)]
 _FIRST = {name: group[0].replace("_", " ") for group in _GROUPS for name in group[1:]}

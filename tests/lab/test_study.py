@@ -359,6 +359,13 @@ def test_tables_of_a_study(folder, capsys):
     assert capsys.readouterr().out.strip().endswith("study.md")
 
 
+def test_a_study_md_of_the_users_stays(folder):
+    (folder / "study.md").write_text("# My notes\n")
+    with pytest.raises(InputError, match="study.md: expected no such file, or one of"):
+        findings.write(folder)
+    assert (folder / "study.md").read_text() == "# My notes\n"
+
+
 def test_part_of_a_study_is_told_as_far_as_it_goes(folder):
     shutil.rmtree(folder / "test")
     findings.write(folder)
